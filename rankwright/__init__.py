@@ -1,0 +1,52 @@
+"""rankwright: train, evaluate and serve rerankers from a reader's answers. Public names load on first use."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Answer": "rankwright.types",
+    "Context": "rankwright.types",
+    "Document": "rankwright.types",
+    "Example": "rankwright.types",
+    "Query": "rankwright.types",
+    "Ranking": "rankwright.types",
+    "ReadFailed": "rankwright.types",
+    "RankwrightError": "rankwright.errors",
+    "load": "rankwright.rerankers",
+    "load_examples": "rankwright.data",
+    "BM25": "rankwright.retrieval",
+    "EmbeddedReader": "rankwright.readers",
+    "LLMReader": "rankwright.readers",
+    "CachedReader": "rankwright.readers",
+    "answer_reward": "rankwright.rewards",
+    "evaluate": "rankwright.evaluation",
+    "train": "rankwright.training",
+    "RRPOConfig": "rankwright.algorithms",
+    "write_report": "rankwright.report",
+}
+
+__all__ = ["__version__", *_WHERE]
+
+if TYPE_CHECKING:
+    from rankwright.errors import RankwrightError as RankwrightError
+    from rankwright.types import Answer as Answer
+    from rankwright.types import Context as Context
+    from rankwright.types import Document as Document
+    from rankwright.types import Example as Example
+    from rankwright.types import Query as Query
+    from rankwright.types import Ranking as Ranking
+    from rankwright.types import ReadFailed as ReadFailed
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'rankwright' has no attribute '{name}'; public names are {', '.join(__all__)}")
+    return getattr(importlib.import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,66 @@
+"""One error tree. Every error also inherits the standard exception it replaces, so `except ValueError` keeps working.
+
+Messages are one sentence with subject, value found, value wanted and next action, for example:
+`Candidate list of query 'q17' is empty; retrieval returned 0 documents. Raise --depth or check the index path.`
+
+Each class carries the exit code that the command line ends with (docs/cli.md): 2 bad arguments, 3 missing prerequisite,
+4 missing resource, 5 invalid data, 6 provider or runtime failure, 7 partial success, 8 trained model worse than its reference.
+"""
+
+from __future__ import annotations
+
+
+class RankwrightError(Exception):
+    """Root of all errors raised on purpose by rankwright."""
+
+    exit_code = 6
+
+
+class ConfigurationError(RankwrightError, ValueError):
+    """An argument or setting is wrong, unknown, or does not fit another one."""
+
+    exit_code = 2
+
+
+class MissingDependencyError(RankwrightError, ImportError):
+    """An optional package is not installed. The message holds the exact pip command."""
+
+    exit_code = 3
+
+
+class ResourceNotFoundError(RankwrightError, FileNotFoundError):
+    """A file, folder, model or run that was named does not exist."""
+
+    exit_code = 4
+
+
+class DataError(RankwrightError, ValueError):
+    """A row or file of the user's data is malformed. The message names file and line."""
+
+    exit_code = 5
+
+
+class ModelError(RankwrightError, ValueError):
+    """A model folder is unusable: wrong hash, wrong head, non-finite scores, code in the repository."""
+
+    exit_code = 5
+
+
+class ReaderError(RankwrightError, RuntimeError):
+    """The reader cannot be used: unreachable, refused the key, or failed more often than allowed."""
+
+
+class BudgetExceededError(ReaderError):
+    """The account behind the reader is out of quota or a limit set by the user was reached."""
+
+
+class StorageError(RankwrightError, OSError):
+    """A file cannot be written or is damaged: full disk, read-only folder, broken database."""
+
+
+class ResumeError(ConfigurationError):
+    """A run cannot be resumed: its settings changed or no complete checkpoint is left."""
+
+
+class TrainingError(RankwrightError, RuntimeError):
+    """Training cannot go on: non-finite loss, or nothing to learn from."""

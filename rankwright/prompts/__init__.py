@@ -1,0 +1,1 @@
+"""Prompt texts with versions and the parsers of what models write back."""

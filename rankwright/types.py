@@ -1,0 +1,261 @@
+"""The vocabulary of rankwright: frozen nouns and the protocols of the plug points.
+
+Axes in names, everywhere: Q queries in a batch, S sampled rankings of a query, D candidate documents, K ranking
+positions (steps), T tokens. So `scores_QD`, `actions_QSK`, `rewards_QSK`.
+
+This module imports neither torch nor numpy: whoever needs only the nouns pays nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+
+from rankwright.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A question as the user asked it."""
+
+    query_id: str
+    """Unique inside one data set."""
+    text: str
+    """The question, unchanged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One passage of the corpus."""
+
+    doc_id: str
+    """Unique inside one corpus."""
+    text: str
+    """The passage, unchanged."""
+    title: str = ""
+    """Empty where the source has none; a document without a title is its bare text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One question with what is known about it: the unit that data loaders produce and trainers consume."""
+
+    query: Query
+    candidates: tuple[Document, ...] = ()
+    """First-stage candidates, best first; empty until a retriever has run."""
+    answers: tuple[str, ...] = ()
+    """Accepted answers, any of which counts; empty where only labels are known."""
+    relevance: Mapping[str, int] = field(default_factory=dict)
+    """doc_id -> relevance grade; empty where no labels are known."""
+
+
+class ScoredDoc(NamedTuple):
+    """One line of a run, in the field names that ir_measures reads."""
+
+    query_id: str
+    doc_id: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The documents of one query, best first."""
+
+    query_id: str
+    doc_ids: tuple[str, ...]
+    scores: tuple[float, ...]
+    """Raw scores of the reranker in the order of doc_ids, never rescaled."""
+
+    def __post_init__(self) -> None:
+        if len(self.doc_ids) != len(self.scores):
+            raise ConfigurationError(
+                f"Ranking of query '{self.query_id}' has {len(self.doc_ids)} doc_ids and {len(self.scores)} scores; "
+                "give one score for every doc_id."
+            )
+
+    def scored_docs(self) -> list[ScoredDoc]:
+        """Rows for ir_measures. Scores are replaced by descending ranks, because metric engines break ties differently."""
+        n = len(self.doc_ids)
+        return [ScoredDoc(self.query_id, doc_id, float(n - i)) for i, doc_id in enumerate(self.doc_ids)]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a reader is given: a question and the passages chosen for it, in reading order."""
+
+    query: Query
+    documents: tuple[Document, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a reader said. An empty text is a real answer: the reader found nothing."""
+
+    text: str
+    paid: bool = True
+    """False where a cache answered: no reader call was made."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFailed:
+    """The reader gave no usable answer. Never a reward of 0: losses mask it, metrics count it."""
+
+    reason: str
+    """Short class of the failure, for example `timeout`, `http 500`, `empty text`."""
+
+
+ReadResult = Answer | ReadFailed
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one reading of a rollout came to; the input of a reward."""
+
+    example: Example
+    context: Context
+    """Query and documents as the reader got them, in order."""
+    result: ReadResult
+    position: int
+    """1-based step of the ranking whose prefix was read; 0 for a reading without documents."""
+    group_id: str
+    """Equal for all rollouts of one question."""
+
+
+@dataclass(frozen=True, slots=True)
+class RewardValue:
+    """The price of one outcome."""
+
+    value: float | None
+    """None where no reward can be given (failed read, failed reward function); never 0 in its place."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Components by name, for logs."""
+
+
+@dataclass(frozen=True, slots=True)
+class RerankRequest:
+    """One query and the documents to order."""
+
+    query: Query
+    documents: tuple[Document, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LLMRequest:
+    """One call of a chat model."""
+
+    messages: tuple[tuple[str, str], ...]
+    """(role, content) pairs, in order."""
+    sampling: tuple[tuple[str, float | int | str], ...] = (("max_tokens", 64), ("temperature", 0.0))
+    """Sampling parameters, sorted by name; all of them are part of the cache key."""
+    prompt_version: str = ""
+    """Name and version of the prompt text that made the messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a chat model wrote."""
+
+    text: str
+    input_tokens: int | None = None
+    """Billed prompt tokens; None where the server does not say."""
+    output_tokens: int | None = None
+    paid: bool = True
+    """False where a cache answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionFailed:
+    """The call came to nothing after all retries."""
+
+    reason: str
+
+
+CompletionResult = Completion | CompletionFailed
+
+
+@runtime_checkable
+class Retriever(Protocol):
+    """First stage: candidates for a query from a corpus."""
+
+    def retrieve(self, queries: Sequence[Query], depth: int) -> list[tuple[Document, ...]]:
+        """For each query at most `depth` documents, best first."""
+        ...
+
+
+@runtime_checkable
+class LLM(Protocol):
+    """Text in, text out. A cache around an LLM is an LLM."""
+
+    @property
+    def name(self) -> str:
+        """Model (and endpoint) as it belongs in a cache key and in a signature."""
+        ...
+
+    def complete(self, requests: Sequence[LLMRequest]) -> list[CompletionResult]:
+        """One result per request, in order; failures are values."""
+        ...
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Answers a question from passages. A cache around a reader is a reader."""
+
+    @property
+    def name(self) -> str:
+        """Identity of the reader as it belongs in a signature."""
+        ...
+
+    def answer(self, contexts: Sequence[Context]) -> list[ReadResult]:
+        """One result per context, in order; failures are values."""
+        ...
+
+
+class Reward(Protocol):
+    """Prices outcomes. It is given all rollouts of a question together. A weighted sum of rewards is a reward."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, outcomes: Sequence[Outcome]) -> list[RewardValue]:
+        """One value per outcome, in order."""
+        ...
+
+
+@runtime_checkable
+class Reranker(Protocol):
+    """Orders documents for a query."""
+
+    @property
+    def name(self) -> str: ...
+
+    def rerank_batch(self, requests: Sequence[RerankRequest]) -> list[Ranking]:
+        """One ranking per request, in order, holding every document of the request."""
+        ...
+
+    def rerank(
+        self, query: str | Query, documents: Sequence[str | Document], top_k: int | None = None
+    ) -> Ranking:
+        """The one-request convenience over rerank_batch."""
+        ...
+
+
+class ScoringPolicy(Protocol):
+    """A Reranker that is an nn.Module: scores come only through its forward, so a trainer may wrap it."""
+
+    def __call__(self, requests: Sequence[RerankRequest]) -> Tensor:
+        """scores_QD with gradient, padded with -inf where a query has fewer documents."""
+        ...
+
+
+def as_query(query: str | Query) -> Query:
+    """A plain string becomes a Query with id "0"."""
+    return query if isinstance(query, Query) else Query("0", query)
+
+
+def as_documents(documents: Sequence[str | Document]) -> tuple[Document, ...]:
+    """Plain strings become Documents whose id is their position: "0", "1", ..."""
+    return tuple(d if isinstance(d, Document) else Document(str(i), d) for i, d in enumerate(documents))
