@@ -1,0 +1,142 @@
+"""The question sets of the data folder as one shape: question, answers, gold passages, further passages of the row."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from rankwright.types import Document
+
+ROOT = Path(os.environ.get("RANKWRIGHT_DATA", Path(__file__).parents[3] / "shared" / "data"))
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of one set."""
+
+    set_name: str
+    text: str
+    answers: tuple[str, ...]
+    gold: tuple[Document, ...]
+    others: tuple[Document, ...] = field(default=())
+    """Passages that came with the question and are not gold."""
+
+    @property
+    def key(self) -> str:
+        """Stable id in the split file: set and a hash of the question."""
+        return f"{self.set_name}:{hashlib.sha256(self.text.encode()).hexdigest()[:12]}"
+
+
+def document(title: str, text: str) -> Document:
+    """A document whose id is a hash of its content, so that equal passages are one."""
+    return Document(hashlib.sha256(f"{title}\n{text}".encode()).hexdigest()[:16], text.strip(), title.strip())
+
+
+def _nq_open() -> Iterable[Question]:
+    with gzip.open(ROOT / "nq_open" / "nq-open-oracle.jsonl.gz", "rt", encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            gold = tuple(document(c["title"], c["text"]) for c in row["ctxs"] if c["isgold"])
+            yield Question("nq_open", row["question"], tuple(row["answers"]), gold)
+
+
+def _xquad() -> Iterable[Question]:
+    data = json.loads((ROOT / "xquad_en" / "xquad.en.json").read_text(encoding="utf-8"))["data"]
+    for article in data:
+        for paragraph in article["paragraphs"]:
+            gold = (document(article["title"].replace("_", " "), paragraph["context"]),)
+            for qa in paragraph["qas"]:
+                yield Question("xquad_en", qa["question"], tuple({a["text"]: 1 for a in qa["answers"]}), gold)
+
+
+def _hotpot_row(name: str, row: dict[str, Any]) -> Question:
+    if isinstance(row["context"], dict):
+        context = list(zip(row["context"]["title"], row["context"]["sentences"], strict=True))
+        titles = set(row["supporting_facts"]["title"])
+    else:
+        context, titles = row["context"], {fact[0] for fact in row["supporting_facts"]}
+    pairs = [(title in titles, document(title, "".join(s if s.startswith(" ") else " " + s for s in sentences))) for title, sentences in context]
+    return Question(
+        name, row["question"], (row["answer"],), tuple(d for gold, d in pairs if gold), tuple(d for gold, d in pairs if not gold)
+    )
+
+
+def _hotpot(which: str) -> Iterable[Question]:
+    for line in (ROOT / "hotpotqa" / f"{which}.jsonl").read_text(encoding="utf-8").splitlines():
+        yield _hotpot_row(f"hotpotqa/{which}", json.loads(line))
+
+
+def _2wiki() -> Iterable[Question]:
+    for row in json.loads((ROOT / "2wikimultihopqa" / "train.json").read_text(encoding="utf-8")):
+        yield _hotpot_row("2wikimultihopqa", row)
+
+
+def _musique() -> Iterable[Question]:
+    for row in json.loads((ROOT / "musique" / "train.json").read_text(encoding="utf-8")):
+        pairs = [(p["is_supporting"], document(p["title"], p["paragraph_text"])) for p in row["paragraphs"]]
+        yield Question(
+            "musique",
+            row["question"],
+            (row["answer"], *row["answer_aliases"]),
+            tuple(d for gold, d in pairs if gold),
+            tuple(d for gold, d in pairs if not gold),
+        )
+
+
+LOADERS = {
+    "nq_open": _nq_open,
+    "xquad_en": _xquad,
+    "hotpotqa/train": lambda: _hotpot("train"),
+    "hotpotqa/dev": lambda: _hotpot("dev"),
+    "2wikimultihopqa": _2wiki,
+    "musique": _musique,
+}
+
+
+@lru_cache(maxsize=None)
+def load_set(name: str) -> tuple[Question, ...]:
+    """All questions of one set, in file order."""
+    return tuple(LOADERS[name]())
+
+
+def load_sets(names: Iterable[str]) -> list[Question]:
+    """All questions of several sets."""
+    return [question for name in names for question in load_set(name)]
+
+
+def side(name: str, sets: Iterable[str] = LOADERS) -> list[Question]:
+    """The questions of one side of the split file."""
+    keys = set(json.loads((Path(__file__).parent / "split.json").read_text(encoding="utf-8"))[name])
+    return [question for question in load_sets(sets) if question.key in keys]
+
+
+def scifact() -> tuple[list[Document], list[tuple[str, dict[str, int]]]]:
+    """SciFact's corpus and its training claims with their cited abstracts, without those cited in the test labels."""
+    with zipfile.ZipFile(ROOT / "scifact" / "scifact.zip") as archive:
+        corpus_rows = _csv(archive, "corpus_train.csv")
+        claims = _csv(archive, "claims_train.csv")
+    corpus = [Document(r["doc_id"], " ".join(sentences(r["abstract"])), r["title"]) for r in corpus_rows]
+    qrels = (ROOT / "scifact" / "qrels.beir-v1.0.0-scifact.test.txt").read_text(encoding="utf-8").split("\n")
+    tested = {line.split()[2] for line in qrels if line}
+    cited = {row["claim"]: re.findall(r"\d+", row["cited_doc_ids"]) for row in claims}
+    return corpus, [(claim, dict.fromkeys(ids, 1)) for claim, ids in cited.items() if not tested & set(ids)]
+
+
+def _csv(archive: zipfile.ZipFile, name: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(archive.read(name).decode("utf-8"))))
+
+
+def sentences(listed: str) -> list[str]:
+    """The abstracts stand in the file as printed arrays of quoted sentences, one a line, without commas."""
+    return [line.strip().strip("[]").strip()[1:-1].replace("' '", " ").strip() for line in listed.splitlines()]

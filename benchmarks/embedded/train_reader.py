@@ -1,0 +1,207 @@
+"""Trains the embedded reader on the split's reader side: `python -m benchmarks.embedded.train_reader`.
+
+Full fine-tuning of the backbone with distractors, then a low-rank adapter of the difference. The question's passages are
+mixed anew in every epoch: gold alone, gold among distractors (k = 2 to 5), or distractors alone (answer: nothing).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig
+
+from benchmarks.embedded.sets import Question, load_sets, side
+from rankwright.backbone import backbone_folder, difference, save_adapter
+from rankwright.batching import token_batches
+from rankwright.metrics.answer import contains_answer, f1
+from rankwright.readers.extractive import (
+    KINDS,
+    EmbeddedReader,
+    Encoded,
+    Encoder,
+    ExtractiveModel,
+    backbone_weights,
+    collate,
+    passage_mask,
+)
+from rankwright.retrieval import BM25
+from rankwright.types import Answer, Context, Document, Query
+
+WORK = Path(__file__).parents[1] / "work" / "reader"
+TRAIN_SETS = ("nq_open", "xquad_en", "hotpotqa/train", "musique")  # all with a stated licence
+
+
+def distractors(questions: Sequence[Question], depth: int = 30) -> dict[str, list[Document]]:
+    """Hard negatives of each question: its own non-gold passages and BM25's best, none of which holds an answer."""
+    pool = {d.doc_id: d for q in load_sets(TRAIN_SETS) for d in (*q.gold, *q.others)}
+    found = BM25(list(pool.values())).retrieve([Query(q.key, q.text) for q in questions], depth)
+    result = {}
+    for question, documents in zip(questions, found, strict=True):
+        gold = {d.text for d in question.gold}
+        hard = [*question.others, *documents]
+        answers = () if set(question.answers) <= {"yes", "no"} else question.answers
+        result[question.key] = [d for d in hard if d.text not in gold and not (answers and contains_answer(d.text, answers))]
+    return result
+
+
+def mix(question: Question, hard: Sequence[Document], rng: random.Random) -> tuple[list[Document], bool]:
+    """Passages of one training context, and whether the gold ones are all among them."""
+    draw = rng.random()
+    if draw < 0.15:
+        return rng.sample(hard[:12], min(len(hard), rng.randint(1, 5))) if hard else [], False
+    gold = list(question.gold)
+    extra = 0 if draw < 0.30 else rng.randint(1, max(1, 5 - len(gold)))
+    # Half of the distractors from the hardest ten, half from further down.
+    near, far = list(hard[:10]), list(hard[10:])
+    rng.shuffle(near)
+    rng.shuffle(far)
+    chosen = [(near if (rng.random() < 0.7 or not far) else far).pop() for _ in range(extra) if near or far]
+    documents = [*gold, *chosen]
+    rng.shuffle(documents)
+    return documents, True
+
+
+def spans(item: Encoded, answers: Sequence[str]) -> list[tuple[int, int]]:
+    """Token spans of every occurrence of an answer in the passages."""
+    found = []
+    for number, text in enumerate(item.texts):
+        tokens = [i for i, p in enumerate(item.passage_of) if p == number]
+        begins = {item.characters[i][0]: i for i in tokens}
+        ends = {item.characters[i][1]: i for i in tokens}
+        low = text.lower()
+        for answer in answers:
+            at = low.find(answer.lower()) if len(low) == len(text) else text.find(answer)
+            while at >= 0:
+                if at in begins and at + len(answer) in ends:
+                    found.append((begins[at], ends[at + len(answer)]))
+                at = low.find(answer.lower(), at + 1)
+    return found
+
+
+def reading_loss(model: ExtractiveModel, batch: Sequence[tuple[Encoded, str, list[tuple[int, int]]]], pad: int) -> Tensor:
+    """Cross-entropy of the kind plus the marginal likelihood over all answer spans (Clark and Gardner 2018, eq. 2)."""
+    items = [item for item, _, _ in batch]
+    ids, types, attention = collate(items, pad)
+    start, end, kind = model(ids, types, attention)
+    outside = ~passage_mask(items, ids.shape[1])
+    loss = nn.functional.cross_entropy(kind, torch.tensor([KINDS.index(k) for _, k, _ in batch]), reduction="sum")
+    start = start.masked_fill(outside, -1e4).log_softmax(-1)
+    end = end.masked_fill(outside, -1e4).log_softmax(-1)
+    for row, (_, label, found) in enumerate(batch):
+        if label == "span":
+            pairs = torch.tensor(found)
+            loss = loss - (start[row, pairs[:, 0]] + end[row, pairs[:, 1]]).logsumexp(0)
+    return loss
+
+
+def training_items(
+    questions: Sequence[Question], hard: dict[str, list[Document]], encoder: Encoder, rng: random.Random
+) -> list[tuple[Encoded, str, list[tuple[int, int]]]]:
+    """One context per question with its label; an answer that was cut away is 'nothing'."""
+    items = []
+    for question in questions:
+        documents, complete = mix(question, hard[question.key], rng)
+        item = encoder.encode(question.text, documents)
+        answer = question.answers[0].lower()
+        found = spans(item, question.answers) if complete else []
+        label = answer if complete and answer in ("yes", "no") else ("span" if found else "nothing")
+        items.append((item, label, found))
+    return items
+
+
+def settings_of(question: Question, hard: Sequence[Document]) -> dict[str, tuple[Document, ...]]:
+    """The contexts that the reader is reported on."""
+    gold = question.gold
+    return {
+        "gold": gold,
+        "gold+1": (*hard[:1], *gold),
+        "gold+2": (*hard[:1], *gold, *hard[1:2]),
+        "distractors": tuple(hard[:3]),
+        "none": (),
+    }
+
+
+def score(reader: EmbeddedReader, questions: Sequence[Question], hard: dict[str, list[Document]]) -> dict[str, dict[str, float]]:
+    """Mean F1, EM and share of empty answers by context kind."""
+    from rankwright.metrics.answer import exact_match
+
+    result = {}
+    for name in ("gold", "gold+1", "gold+2", "distractors", "none"):
+        contexts = [Context(Query(q.key, q.text), settings_of(q, hard[q.key])[name]) for q in questions]
+        texts = [r.text if isinstance(r, Answer) else "" for r in reader.answer(contexts)]
+        pairs = list(zip(texts, questions, strict=True))
+        result[name] = {
+            "F1": sum(f1(t, q.answers) for t, q in pairs) / len(pairs),
+            "EM": sum(exact_match(t, q.answers) for t, q in pairs) / len(pairs),
+            "empty": sum(not t for t in texts) / len(texts),
+        }
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--lr", type=float, default=6e-5)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rank", type=int, default=48)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=WORK)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    rng = random.Random(args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    folder = backbone_folder()
+    encoder = Encoder(folder)
+    base = backbone_weights(folder)
+    model = ExtractiveModel(BertConfig.from_pretrained(folder))
+    model.encoder.load_state_dict(base)
+    questions, dev = side("reader", TRAIN_SETS), side("dev", TRAIN_SETS)
+    hard = distractors([*questions, *dev])
+    heads = [p for n, p in model.named_parameters() if not n.startswith("encoder.")]
+    body = [p for n, p in model.named_parameters() if n.startswith("encoder.") and "embeddings" not in n]
+    model.encoder.embeddings.requires_grad_(False)  # kept frozen: the adapter stays small
+    optimizer = torch.optim.AdamW([{"params": body, "lr": args.lr}, {"params": heads, "lr": args.lr * 10}], weight_decay=0.01)
+    total = args.epochs * -(-len(questions) // args.batch)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / (0.1 * total), (total - s) / (0.9 * total)))
+    pad = encoder.tokenizer.pad_token_id
+    reader = EmbeddedReader.from_model(model, encoder, 0.0)
+    step, began = 0, time.time()
+    for epoch in range(args.epochs):
+        model.train()
+        items = training_items(questions, hard, encoder, rng)
+        rng.shuffle(items)
+        for at in range(0, len(items), args.batch):
+            batch = items[at : at + args.batch]
+            total_loss = 0.0
+            for group in token_batches([len(item.input_ids) for item, _, _ in batch], 2600):
+                loss = reading_loss(model, [batch[i] for i in group], pad) / len(batch)
+                loss.backward()
+                total_loss += loss.item()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            step += 1
+            if step % 20 == 0:
+                print(f"epoch {epoch} step {step}/{total} loss {total_loss:.3f} {time.time() - began:.0f}s", flush=True)
+        model.eval()
+        values = score(reader, dev, hard)
+        print(epoch, json.dumps({k: {m: round(x, 3) for m, x in v.items()} for k, v in values.items()}), flush=True)
+        torch.save(model.state_dict(), args.out / "full.pt")
+    # The adapter is measured as it will be used: its own weights, the bias against 'nothing' chosen on dev.
+    weights = {f"encoder.{name}": tensor for name, tensor in base.items()}
+    adapter = difference(model, weights, args.rank)
+    save_adapter(args.out / "reader.safetensors", adapter, {"nothing_bias": 0.0, "rank": args.rank})
+    print("bytes", (args.out / "reader.safetensors").stat().st_size)
+    print("adapter", json.dumps(score(EmbeddedReader(args.out / "reader.safetensors"), dev, hard)))
+
+
+if __name__ == "__main__":
+    main()
