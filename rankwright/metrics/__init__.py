@@ -1,0 +1,1 @@
+"""Measures of answers, rankings and differences: numpy and the standard library, never torch."""
