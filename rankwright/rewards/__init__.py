@@ -1,0 +1,32 @@
+"""What an answer is worth: rewards from accepted answers, or from the user's own function.
+
+from rankwright.rewards import resolve_reward
+reward = resolve_reward("f1")
+reward = resolve_reward("my_rewards:cites_a_year")
+"""
+
+from __future__ import annotations
+
+from rankwright.errors import ConfigurationError
+from rankwright.rewards.answer import ANSWER_METRICS, answer_reward
+from rankwright.rewards.function import RewardError, function_reward
+from rankwright.types import Reward
+
+__all__ = ["ANSWER_METRICS", "RewardError", "answer_reward", "function_reward", "resolve_reward"]
+
+
+def resolve_reward(name_or_spec: str) -> Reward:
+    """The reward that a command line or config names: an answer metric in any spelling, or `package.module:function`.
+
+    Raises:
+        ConfigurationError: the text is neither.
+    """
+    if ":" in name_or_spec:
+        return function_reward(name_or_spec)
+    name = name_or_spec.strip().lower().replace("-", "_")
+    if name in ANSWER_METRICS:
+        return answer_reward(name)
+    raise ConfigurationError(
+        f"Reward '{name_or_spec}' is unknown; use one of {', '.join(ANSWER_METRICS)}, "
+        "or name a function as package.module:function."
+    )
