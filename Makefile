@@ -1,0 +1,69 @@
+# `make demo` shows the main job on this machine, `make test` runs the tests; each installs what it needs first.
+#
+# Variables, from the environment or the command line:
+#   PYTHON        the interpreter that makes .venv (3.11 or later)
+#   PIP_ARGS      further pip options, empty by default. A plain pip on Linux fetches the CUDA build of PyTorch;
+#                 for the CPU build give the index that pytorch.org names for it, as an *extra* index.
+#   TEST_WORKERS  processes that run tests side by side, one thread each
+#   PYTEST_ARGS   further pytest arguments, for example PYTEST_ARGS="-k metrics"
+
+PYTHON ?= python3
+PIP_ARGS ?=
+TEST_WORKERS ?= 2
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
+# Build tools (hatchling, setuptools) come from the same list; pip knows this option since 25.3, hence the upgrade below.
+PIP_INSTALL_PROJECT = $(PIP_INSTALL) --build-constraint constraints.txt
+
+# Stamps: written last, so an interrupted install runs again; older than pyproject.toml or constraints.txt means stale.
+MADE := $(VENV)/.made
+DEMO_INSTALLED := $(VENV)/.installed-demo
+ALL_INSTALLED := $(VENV)/.installed-all
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format docs clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(ALL_INSTALLED) ## fill .venv with all extras and the check tools
+
+demo: $(DEMO_INSTALLED) ## train the embedded reranker from the embedded reader on the bundled knowledge base
+	$(BIN)/rankwright demo
+
+test: $(ALL_INSTALLED) ## run the tests; a skip that tests/allowed-skips.txt does not list fails the run
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) $(PYTEST_ARGS)
+
+check: $(ALL_INSTALLED) ## lint, formatting, types, import floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+format: $(ALL_INSTALLED) ## let ruff repair what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(ALL_INSTALLED) ## write docs/api.md from the docstrings and check every relative link
+	$(BIN)/python docs/build.py
+
+clean: ## remove caches and build outputs; .venv and runs/ stay
+	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find rankwright tests benchmarks docs examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(MADE):
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python {v[0]}.{v[1]} is too old; rankwright needs 3.11 or later. Run make with PYTHON=python3.11.")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) pip
+	touch $@
+
+$(DEMO_INSTALLED): pyproject.toml constraints.txt | $(MADE)
+	$(PIP_INSTALL_PROJECT) --editable '.[train,embedded]'
+	touch $@
+
+$(ALL_INSTALLED): pyproject.toml constraints.txt | $(MADE)
+	$(PIP_INSTALL_PROJECT) --editable '.[all]' --group dev
+	touch $(DEMO_INSTALLED) $@
