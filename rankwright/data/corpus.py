@@ -1,0 +1,54 @@
+"""Corpus files: JSON lines (BEIR, FlashRAG, Pyserini or our own) or `doc_id TAB text` (MS MARCO)."""
+
+from __future__ import annotations
+
+from rankwright.data.fields import PASSAGE_FIELDS, document, identifier, passage, shown
+from rankwright.data.files import AnyPath, file_problem, first_line
+from rankwright.data.intake import Intake
+from rankwright.data.problems import RowError
+from rankwright.data.rows import json_rows, text_rows
+from rankwright.types import Document
+
+_KNOWN_FIELDS = PASSAGE_FIELDS | {"metadata"}
+
+
+def read_corpus(path: AnyPath, intake: Intake) -> dict[str, Document]:
+    """All passages by doc_id, in the order of the file.
+
+    JSON rows hold doc_id|_id|id|docid (a content hash where absent), title (optional), and text or contents.
+    Bad rows (among them a doc_id that stands twice) go the way of the intake. Raises DataError where nothing is left.
+    """
+    documents: dict[str, Document] = {}
+    if first_line(path).lstrip()[:1] in (b"{", b"["):
+        for line, row in json_rows(path, intake):
+            with intake.row(path, line):
+                intake.note_fields(path, line, row, _KNOWN_FIELDS)
+                _take(documents, passage(row))
+    else:
+        for line, text in text_rows(path, intake):
+            with intake.row(path, line):
+                _take(documents, _tab_passage(text))
+    if not documents:
+        raise file_problem(path, "no usable passage", "a corpus of at least one", "Check the format of the corpus.")
+    return documents
+
+
+def _take(documents: dict[str, Document], found: Document) -> None:
+    if found.doc_id in documents:
+        raise RowError(
+            f"doc_id '{found.doc_id}' stands twice in the corpus",
+            "every doc_id once",
+            "Remove or rename one, or leave bad rows out with on_bad_row='skip' (--on-bad-row skip).",
+        )
+    documents[found.doc_id] = found
+
+
+def _tab_passage(line: str) -> Document:
+    doc_id, tab, text = line.partition("\t")
+    if not tab or "\t" in text:
+        raise RowError(
+            f"{shown(line)} has {line.count(chr(9)) + 1} column(s)",
+            "JSON lines, or two columns: doc_id TAB text",
+            "Write the corpus as JSON lines with doc_id, title and text.",
+        )
+    return document("", text, identifier(doc_id, "doc_id"))

@@ -1,0 +1,86 @@
+"""SQuAD v1.1 and v2: one JSON object {"data": [{title, paragraphs: [{context, qas: [...]}]}]}.
+
+The paragraph of a question is its one candidate and labelled 1. Questions marked `is_impossible` are a named problem.
+Article titles are Wikipedia page keys: percent escapes and underscores become the plain title.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from urllib.parse import unquote
+
+from rankwright.data.fields import (
+    Row,
+    answers_field,
+    document,
+    flag_field,
+    list_field,
+    object_of,
+    optional_text,
+    required_id,
+    text_field,
+    unanswerable,
+)
+from rankwright.data.files import AnyPath, file_problem, parsed_file
+from rankwright.data.intake import Intake
+from rankwright.data.problems import RowError
+from rankwright.types import Document, Example, Query
+
+_QUESTION_FIELDS = frozenset({"id", "question", "answers", "is_impossible", "plausible_answers"})
+_ID_KEY = re.compile(r'"id"\s*:')
+
+
+def parse_question(question: Row, paragraph: Document) -> Example:
+    """One entry of `qas`. Raises RowError, also where it is unanswerable."""
+    query_id = required_id(question, "id")
+    if flag_field(question, "is_impossible"):
+        raise unanswerable(query_id)
+    texts = [object_of(value, "answer").get("text") for value in list_field(question, "answers")]
+    return Example(
+        query=Query(query_id, text_field(question, "question")),
+        candidates=(paragraph,),
+        answers=answers_field({"answers": texts}, "answers"),
+        relevance={paragraph.doc_id: 1},
+    )
+
+
+def take_questions(path: AnyPath, intake: Intake) -> None:
+    """Give every question of a SQuAD file to the intake. Raises DataError where the envelope itself is not SQuAD's."""
+    envelope, text = parsed_file(path)
+    if not isinstance(envelope, dict) or not isinstance(envelope.get("data"), list):
+        raise file_problem(
+            path,
+            f"a JSON {type(envelope).__name__} without the list 'data'",
+            'SQuAD\'s {"data": [{"title", "paragraphs"}]}',
+            "Check that the format (--format) is squad.",
+        )
+    try:
+        questions = list(_questions(envelope["data"]))
+        for (paragraph, question), line in zip(questions, _lines_of(text, len(questions)), strict=True):
+            with intake.row(path, line):
+                intake.note_fields(path, line, question, _QUESTION_FIELDS)
+                intake.add(parse_question(question, paragraph), line)
+    except RowError as error:  # an article or paragraph: too little is left to go on from
+        raise file_problem(path, error.found, error.wanted, error.next_step) from None
+
+
+def _questions(articles: list[object]) -> Iterator[tuple[Document, Row]]:
+    for value in articles:
+        article = object_of(value, "article")
+        title = unquote(optional_text(article, "title")).replace("_", " ")
+        for entry in list_field(article, "paragraphs"):
+            paragraph = object_of(entry, "paragraph")
+            candidate = document(title, text_field(paragraph, "context"))
+            for question in list_field(paragraph, "qas"):
+                yield candidate, object_of(question, "question")
+
+
+def _lines_of(text: str, count: int) -> list[int]:
+    """The line of every question, found by the keys "id" in order; all 0 where other objects have that key too."""
+    lines, line, counted = [], 1, 0
+    for key in _ID_KEY.finditer(text):
+        line += text.count("\n", counted, key.start())
+        counted = key.start()
+        lines.append(line)
+    return lines if len(lines) == count else [0] * count
