@@ -1,1 +1,5 @@
 """Prompt texts with versions and the parsers of what models write back."""
+
+from rankwright.prompts.reader import NO_ANSWER, Prompt, load_prompt, parse_answer, render
+
+__all__ = ["NO_ANSWER", "Prompt", "load_prompt", "parse_answer", "render"]

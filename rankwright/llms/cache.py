@@ -1,0 +1,449 @@
+"""Answers are kept: one SQLite file, shared by all runs, that holds every answer once and a ledger of every call.
+
+Exact match only. A key is the sha256 of everything that can change the answer; a value is JSON with a checksum that
+binds it to its key, so a damaged row is a miss and never a wrong answer. Failures, refusals and texts cut at the length
+limit are not answers and are not stored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rankwright.errors import ReaderError, StorageError
+from rankwright.llms.calls import Call, CallsReport, IncrementalLLM, price_text
+from rankwright.types import LLM, Completion, CompletionResult, LLMRequest
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+BUSY_SECONDS = 60.0
+"""How long a process waits for its turn to write. Transactions take milliseconds; this is for dozens of writers."""
+KEYS_PER_QUERY = 500
+REQUESTS_PER_CHUNK = 64
+"""For an LLM that reports only whole batches: so many answers are at risk when the process is killed."""
+
+TABLES = {
+    "answers": "CREATE TABLE answers (key TEXT PRIMARY KEY, value TEXT NOT NULL, checksum TEXT NOT NULL)",
+    "ledger": (
+        "CREATE TABLE ledger (id INTEGER PRIMARY KEY, time TEXT NOT NULL, run TEXT NOT NULL, model TEXT NOT NULL, "
+        "attempts INTEGER NOT NULL, input_tokens INTEGER, output_tokens INTEGER, price REAL, outcome TEXT NOT NULL)"
+    ),
+}
+
+
+def content_key(kind: str, content: Mapping[str, Any]) -> str:
+    """sha256 of canonical JSON (sorted names, no spaces): equal content has one key, whatever its order of names."""
+    text = json.dumps({"kind": kind, **content}, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def request_key(llm_name: str, request: LLMRequest) -> str:
+    """Key of a completion: model and endpoint, messages, all sampling parameters, version of the prompt."""
+    return content_key(
+        "completion",
+        {
+            "llm": llm_name,
+            "messages": [list(message) for message in request.messages],
+            "sampling": dict(request.sampling),
+            "prompt_version": request.prompt_version,
+        },
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerEntry:
+    """One call as it stands in the ledger."""
+
+    run: str
+    model: str
+    outcome: str
+    """"ok" or the reason of the failure."""
+    attempts: int = 1
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    price: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerTotals:
+    """Sums over the ledger. What is not known is counted beside the sum, never taken for 0."""
+
+    calls: int
+    attempts: int
+    failed: int
+    input_tokens: int
+    output_tokens: int
+    uncounted_calls: int
+    """Calls whose tokens are not known; they are missing in the token sums."""
+    known_price: float
+    unpriced_calls: int
+    """Calls whose price is not known; they are missing in `known_price`."""
+
+    @property
+    def price(self) -> float | None:
+        """The whole price, or None if it is not known of every call."""
+        return None if self.unpriced_calls else self.known_price
+
+    @property
+    def price_text(self) -> str:
+        """For people: "0.0150", "unknown", or "0.0150 + unknown price of 3 calls"."""
+        if self.unpriced_calls and self.known_price:
+            return f"{price_text(self.known_price)} + unknown price of {self.unpriced_calls} calls"
+        return price_text(self.price)
+
+
+class ReadStore:
+    """The file behind every cached reader. Open it as often as you like, from as many processes as you like.
+
+    A missing file is created with its folders. A damaged file is renamed aside with one warning and a new one begun.
+    `damaged` counts rows whose checksum did not fit. Raises StorageError where the place cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self.damaged = 0
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._owner = 0
+        self._inode: int | None = None
+        self.ledger = Ledger(self)
+        self.write(lambda connection: None)  # tells now, not after the first paid answer, if this cannot work
+
+    def __enter__(self) -> ReadStore:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        """Number of stored answers."""
+        return self.read("SELECT COUNT(*) FROM answers")[0][0]
+
+    def get_many(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """The stored values of these keys; keys without a sound row are left out."""
+        wanted = list(dict.fromkeys(keys))
+        found: dict[str, dict[str, Any]] = {}
+        for start in range(0, len(wanted), KEYS_PER_QUERY):
+            part = wanted[start : start + KEYS_PER_QUERY]
+            marks = ", ".join("?" * len(part))
+            rows = self.read(f"SELECT key, value, checksum FROM answers WHERE key IN ({marks})", part)
+            for key, value, checksum in rows:
+                if checksum == _checksum(key, value):
+                    found[key] = json.loads(value)
+                else:
+                    self.damaged += 1
+        return found
+
+    def put_many(self, rows: Mapping[str, Mapping[str, Any]], calls: Sequence[LedgerEntry] = ()) -> None:
+        """Stores values by key and enters the calls that made them, all in one transaction.
+
+        Raises StorageError if the file cannot be written; nothing of the batch is stored then.
+        """
+        texts = {key: json.dumps(dict(value), sort_keys=True, allow_nan=False) for key, value in rows.items()}
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.executemany(
+                "INSERT OR REPLACE INTO answers (key, value, checksum) VALUES (?, ?, ?)",
+                [(key, text, _checksum(key, text)) for key, text in texts.items()],
+            )
+            self.ledger.write(connection, calls)
+
+        if texts or calls:
+            self.write(write)
+
+    def close(self) -> None:
+        """Closes the connection; the next use opens it again."""
+        with self._lock:
+            if self._connection is not None and self._owner == os.getpid():
+                self._connection.close()
+            self._connection = None
+
+    def read(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows of one query."""
+        return self._guarded(lambda connection: connection.execute(query, values).fetchall())
+
+    def write(self, work: Callable[[sqlite3.Connection], None]) -> None:
+        """Runs `work` in one transaction: all of it is stored, or nothing."""
+        self._guarded(lambda connection: _in_transaction(connection, work))
+
+    def _guarded(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
+        """Runs `work`; if the file turns out to be damaged, sets it aside and runs `work` again on a new one."""
+        with self._lock:
+            try:
+                return work(self._connected())
+            except sqlite3.DatabaseError as error:
+                if not _means_damage(error):
+                    raise self._cannot_use(error) from error
+                self._set_aside(str(error))
+            try:
+                return work(self._connected())
+            except sqlite3.DatabaseError as error:
+                raise self._cannot_use(error) from error
+
+    def _connected(self) -> sqlite3.Connection:
+        """The open connection, if it belongs to this process and to the file that has the name now.
+
+        A forked child must not use its parent's connection. And a file that another process has set aside must not be
+        written any more, because its journal has the name of the new file's journal.
+        """
+        if self._connection is not None and (self._owner, self._inode) == (os.getpid(), _inode(self.path)):
+            return self._connection
+        self.close()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._cannot_use(error) from error
+        self._inode = _inode(self.path)
+        self._connection = self._opened()
+        self._owner = os.getpid()
+        self._inode = _inode(self.path)
+        return self._connection
+
+    def _opened(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        try:
+            connection.text_factory = lambda raw: raw.decode("utf-8", "replace")  # a flipped bit may leave no UTF-8
+            # A rollback journal, not WAL: WAL can corrupt the file when two processes write and checkpoint at the same
+            # moment, in every SQLite before 3.51.3 (https://sqlite.org/wal.html, the WAL-reset bug). Most Pythons link
+            # an older one, and all processes that share a file must agree. Also safe on network file systems.
+            mode = connection.execute("PRAGMA journal_mode = DELETE").fetchone()[0]
+            if mode.lower() != "delete":
+                raise StorageError(
+                    f"Read cache '{self.path}' is in journal mode '{mode}' and cannot leave it; wanted 'delete'. "
+                    "End the other programs that have it open."
+                )
+            # FULL: a power failure in mid-commit may not cost the file. One commit takes some 1 to 3 ms on an SSD, and
+            # stands beside a call of a language model that takes a hundred times as long.
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA trusted_schema = OFF")
+            self._ensure_tables(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _ensure_tables(self, connection: sqlite3.Connection) -> None:
+        query = "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+        found: dict[str, str] = {}
+
+        def create_if_empty(connection: sqlite3.Connection) -> None:
+            found.update(connection.execute(query).fetchall())
+            for statement in () if found else TABLES.values():
+                connection.execute(statement)
+
+        # In one write transaction, so that of many processes opening a new file exactly one creates the tables. It also
+        # tells at once whether the file can be written at all.
+        _in_transaction(connection, create_if_empty)
+        if found and found != TABLES:
+            if TABLES.keys().isdisjoint(found):
+                raise StorageError(
+                    f"File '{self.path}' is a database of another program (tables {', '.join(sorted(found))}); "
+                    "wanted a read cache. Name another file with --cache."
+                )
+            raise _Damaged("table definitions do not fit")
+
+    def _set_aside(self, reason: str) -> None:
+        """Renames the damaged file, unless another process has done so already."""
+        self.close()
+        inode = _inode(self.path)
+        if inode is None or inode != self._inode:
+            return
+        aside = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns()}")
+        try:
+            # The journal first: left behind, SQLite would roll it back into the new file.
+            for ending in ("-journal", "-wal", "-shm"):
+                with contextlib.suppress(FileNotFoundError):
+                    Path(f"{self.path}{ending}").replace(f"{aside}{ending}")
+            with contextlib.suppress(FileNotFoundError):
+                self.path.replace(aside)
+        except OSError as error:
+            raise self._cannot_use(error) from error
+        log.warning(
+            "Read cache '%s' is damaged (%s); it is kept as '%s' and a new one begins.", self.path, reason, aside
+        )
+
+    def _cannot_use(self, error: Exception) -> StorageError:
+        return StorageError(
+            f"Read cache '{self.path}' cannot be used ({error}); wanted a writable place with free space. "
+            "Free the disk, check the permissions, or name another file with --cache."
+        )
+
+
+class Ledger:
+    """Every call that was made, for whom, and what it cost."""
+
+    def __init__(self, store: ReadStore):
+        self._store = store
+
+    def record(self, entries: Sequence[LedgerEntry]) -> None:
+        """Enters calls that left no answer to store."""
+        self._store.put_many({}, entries)
+
+    def write(self, connection: sqlite3.Connection, entries: Sequence[LedgerEntry]) -> None:
+        """Enters calls within an open transaction."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        connection.executemany(
+            "INSERT INTO ledger (time, run, model, attempts, input_tokens, output_tokens, price, outcome) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [(now, e.run, e.model, e.attempts, e.input_tokens, e.output_tokens, e.price, e.outcome) for e in entries],
+        )
+
+    def runs(self) -> list[str]:
+        """Names of the runs in the ledger, in order of their first call."""
+        query = "SELECT run FROM ledger GROUP BY run ORDER BY MIN(id)"
+        return [row[0] for row in self._store.read(query)]
+
+    def totals(self, run: str | None = None) -> LedgerTotals:
+        """Sums over one run, or over all."""
+        query = (
+            "SELECT COUNT(*), TOTAL(attempts), TOTAL(outcome <> 'ok'), TOTAL(input_tokens), TOTAL(output_tokens), "
+            "TOTAL(input_tokens IS NULL OR output_tokens IS NULL), TOTAL(price), TOTAL(price IS NULL) FROM ledger"
+        )
+        where, values = ("", ()) if run is None else (" WHERE run = ?", (run,))
+        row = self._store.read(query + where, values)[0]
+        calls, attempts, failed, input_tokens, output_tokens, uncounted = (int(number) for number in row[:6])
+        return LedgerTotals(calls, attempts, failed, input_tokens, output_tokens, uncounted, row[6], int(row[7]))
+
+
+class CachedLLM:
+    """An LLM that asks the store first and the LLM behind it only for what is new.
+
+    Identical requests of one batch are sent once; the others share the answer, also where the sampling is random. Every
+    new answer is stored as soon as it is there. Counts over its lifetime: `paid` answers of the LLM, `hits` answered
+    without a call, `failed` calls.
+    """
+
+    def __init__(self, llm: LLM, store: ReadStore, *, run: str = ""):
+        self._llm = llm
+        self._store = store
+        self._run = run
+        self.paid = 0
+        self.hits = 0
+        self.failed = 0
+
+    @property
+    def name(self) -> str:
+        return self._llm.name
+
+    def complete(self, requests: Sequence[LLMRequest]) -> list[CompletionResult]:
+        """One result per request, in order; `paid` is False for what cost no call."""
+        keys = [request_key(self.name, request) for request in requests]
+        results: dict[str, CompletionResult] = {
+            key: Completion(value["text"], value["input_tokens"], value["output_tokens"], paid=False)
+            for key, value in self._store.get_many(keys).items()
+        }
+        new = {key: request for key, request in zip(keys, requests, strict=True) if key not in results}
+        new_keys = list(new)
+
+        def keep(calls: Sequence[Call]) -> None:
+            results.update((new_keys[call.index], call.result) for call in calls)
+            self._keep(new_keys, calls)
+
+        complete_each(self._llm, list(new.values()), keep)
+        finished = list(_paid_once(keys, results))
+        self.hits += sum(isinstance(result, Completion) and not result.paid for result in finished)
+        return finished
+
+    def _keep(self, keys: Sequence[str], calls: Sequence[Call]) -> None:
+        answers = {
+            keys[call.index]: {
+                "text": call.result.text,
+                "input_tokens": call.result.input_tokens,
+                "output_tokens": call.result.output_tokens,
+            }
+            for call in calls
+            if isinstance(call.result, Completion) and call.result.text.strip()
+        }
+        self._store.put_many(answers, [self._entry(call) for call in calls if call.attempts])
+        answered = sum(isinstance(call.result, Completion) for call in calls)
+        self.paid += answered
+        self.failed += len(calls) - answered
+
+    def _entry(self, call: Call) -> LedgerEntry:
+        outcome = "ok" if isinstance(call.result, Completion) else call.result.reason
+        return LedgerEntry(
+            self._run, self.name, outcome, call.attempts, call.input_tokens, call.output_tokens, call.price
+        )
+
+
+def complete_each(llm: LLM, requests: Sequence[LLMRequest], on_calls: CallsReport) -> None:
+    """`complete_each` of any LLM: its own where it has one, else `complete` in chunks."""
+    if not requests:
+        return
+    if isinstance(llm, IncrementalLLM):
+        llm.complete_each(requests, on_calls)
+        return
+    for start in range(0, len(requests), REQUESTS_PER_CHUNK):
+        chunk = requests[start : start + REQUESTS_PER_CHUNK]
+        results = llm.complete(chunk)
+        if len(results) != len(chunk):
+            raise ReaderError(
+                f"{llm.name} gave {len(results)} results for {len(chunk)} requests; wanted one for each. "
+                "Return CompletionFailed for a request that has no answer."
+            )
+        on_calls([_plain_call(start + offset, result) for offset, result in enumerate(results)])
+
+
+def _plain_call(index: int, result: CompletionResult) -> Call:
+    if isinstance(result, Completion):
+        return Call(index, result, input_tokens=result.input_tokens, output_tokens=result.output_tokens)
+    return Call(index, result)
+
+
+def _paid_once(keys: Sequence[str], results: Mapping[str, CompletionResult]) -> Iterator[CompletionResult]:
+    seen: set[str] = set()
+    for key in keys:
+        result = results[key]
+        yield replace(result, paid=False) if isinstance(result, Completion) and key in seen else result
+        seen.add(key)
+
+
+class _Damaged(sqlite3.DatabaseError):
+    """The file is a read cache whose content SQLite accepts and we do not."""
+
+
+def _means_damage(error: sqlite3.DatabaseError) -> bool:
+    if isinstance(error, _Damaged):
+        return True
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None:
+        return False
+    # Our statements are fixed and right, so a table or column that is missing was lost to damage.
+    lost = code == sqlite3.SQLITE_ERROR and str(error).startswith("no such ")
+    return lost or code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT)
+
+
+def _in_transaction(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], None]) -> None:
+    # IMMEDIATE: take the write lock now. A transaction that starts by reading and then wants to write can meet another
+    # of its kind, and SQLite ends such a pair with an error that no waiting avoids.
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        work(connection)
+        connection.execute("COMMIT")
+    except BaseException:  # Ctrl-C too: an open transaction would lock out every other process
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _checksum(key: Any, value: Any) -> str:
+    return hashlib.sha256(f"{key}\n{value}".encode("utf-8", "replace")).hexdigest()
+
+
+def _inode(path: Path) -> int | None:
+    with contextlib.suppress(OSError):
+        return path.stat().st_ino
+    return None

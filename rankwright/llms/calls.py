@@ -1,0 +1,90 @@
+"""What one call of a language model came to and what it cost; shared by the clients and the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from rankwright.errors import ConfigurationError
+from rankwright.types import CompletionResult, LLMRequest
+
+MILLION = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One logical call: all attempts made for one request, and their sum on the bill."""
+
+    index: int
+    """Position of the request in the batch."""
+    result: CompletionResult
+    attempts: int = 1
+    """Requests sent for it, retries included."""
+    input_tokens: int | None = None
+    """Over all attempts; None where one of them may have been billed without saying so."""
+    output_tokens: int | None = None
+    price: float | None = None
+    """In the currency of the price list; None where it is not known, never 0 in its place."""
+
+
+CallsReport = Callable[[Sequence[Call]], None]
+
+
+@runtime_checkable
+class IncrementalLLM(Protocol):
+    """An LLM that hands out every result as soon as it is there, so that a kill loses only what is in flight."""
+
+    @property
+    def name(self) -> str: ...
+
+    def complete(self, requests: Sequence[LLMRequest]) -> list[CompletionResult]:
+        """One result per request, in order."""
+        ...
+
+    def complete_each(self, requests: Sequence[LLMRequest], on_calls: CallsReport) -> None:
+        """Calls `on_calls` with finished calls, in any order, each request exactly once."""
+        ...
+
+
+def collect(llm: IncrementalLLM, requests: Sequence[LLMRequest]) -> list[CompletionResult]:
+    """Results of `complete_each` in the order of the requests: how an incremental LLM implements `complete`."""
+    results: dict[int, CompletionResult] = {}
+    llm.complete_each(requests, lambda calls: results.update((call.index, call.result) for call in calls))
+    return [results[index] for index in range(len(requests))]
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What a model costs per million tokens."""
+
+    input: float
+    output: float
+
+    @classmethod
+    def from_mapping(cls, prices: Mapping[str, float] | None) -> Prices | None:
+        """Reads {"input": x, "output": y}; None stays None (unknown).
+
+        Raises ConfigurationError for other names, missing ones, and values that are no price.
+        """
+        if prices is None:
+            return None
+        if set(prices) != {"input", "output"}:
+            raise ConfigurationError(
+                f"Prices name {sorted(prices)}; give exactly 'input' and 'output', each per million tokens."
+            )
+        for side, value in prices.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+                raise ConfigurationError(f"Price of {side} tokens is {value!r}; give a number of at least 0.")
+        return cls(float(prices["input"]), float(prices["output"]))
+
+    def of(self, input_tokens: int | None, output_tokens: int | None) -> float | None:
+        """Price of that many tokens; None if one of the counts is not known."""
+        if input_tokens is None or output_tokens is None:
+            return None
+        return (input_tokens * self.input + output_tokens * self.output) / MILLION
+
+
+def price_text(price: float | None) -> str:
+    """A price for people: "unknown" if it is not known."""
+    return "unknown" if price is None else f"{price:.4f}"

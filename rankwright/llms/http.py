@@ -1,0 +1,467 @@
+"""An LLM behind an OpenAI-compatible endpoint: hosted services, vLLM, Ollama, llama.cpp, `transformers serve`.
+
+What goes wrong with one request is a value (`CompletionFailed` with a short reason). What makes every further request
+pointless is an error and stops the run: a refused key, an empty account, a wrong address, a server that is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import math
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import openai
+
+from rankwright.errors import BudgetExceededError, ConfigurationError, ReaderError
+from rankwright.llms import replies
+from rankwright.llms.calls import Call, CallsReport, Prices, collect
+from rankwright.llms.pacing import Breaker, TokenBucket, retry_after_seconds, retry_wait
+from rankwright.llms.replies import Reply
+from rankwright.types import Completion, CompletionFailed, CompletionResult, LLMRequest
+
+log = logging.getLogger(__name__)
+
+OPENAI_URL = "https://api.openai.com/v1"
+FIRST_BACKOFF = 0.5
+CONNECT_SECONDS = 10.0
+GRACE_SECONDS = 10.0
+"""How long calls in flight may still end when the run has to stop: their answers are paid for."""
+CHARACTERS_PER_TOKEN = 4
+"""Rough estimate for the tokens-per-minute limit; corrected as soon as the server has counted."""
+TAKEN_NAMES = frozenset({"model", "messages", "stream", "n"})
+
+Progress = Callable[[int, int], None]
+"""Called with (finished, total) after every call."""
+
+
+class HTTPLLM:
+    """An LLM that sends chat completions to `base_url` through the `openai` SDK.
+
+    Arguments: `model`, the name the server knows. `base_url`, an http(s) address; without a path `/v1` is added.
+    `api_key_env`, the environment variable that holds the key (optional except at api.openai.com).
+    `concurrency`, requests in flight at most. `max_retries`, further attempts per call (the SDK's own loop is off).
+    `deadline`, seconds for a whole call with all its attempts and waits; time spent under our own rate limits does not
+    count. `attempt_timeout`, seconds for one attempt. `requests_per_minute` and `tokens_per_minute`, kept on this side.
+    `prices`, {"input": x, "output": y} per million tokens. `stop_after`, failures in a row before the run stops.
+    `first_backoff`, seconds; `progress`, called after every call; `transport`, a transport of the SDK's HTTP library.
+
+    Errors of `complete`: ReaderError (key refused, address or model unknown, server gone), BudgetExceededError.
+    Answers that arrived before such an error have been reported to `on_calls` and are in the cache.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str = OPENAI_URL,
+        *,
+        api_key_env: str = "OPENAI_API_KEY",
+        concurrency: int = 16,
+        max_retries: int = 4,
+        deadline: float = 120.0,
+        attempt_timeout: float = 60.0,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+        prices: Mapping[str, float] | None = None,
+        stop_after: int = 20,
+        first_backoff: float = FIRST_BACKOFF,
+        progress: Progress | None = None,
+        transport: Any = None,
+    ):
+        self.model = model
+        self.base_url = _checked_url(base_url)
+        self.api_key_env = api_key_env
+        self.concurrency = _at_least("concurrency", concurrency, 1)
+        self.max_retries = _at_least("max_retries", max_retries, 0)
+        self.deadline = _positive("deadline", deadline)
+        self.attempt_timeout = _positive("attempt_timeout", attempt_timeout)
+        self.progress = progress
+        self.prices = Prices.from_mapping(prices)
+        self._first_backoff = _positive("first_backoff", first_backoff)
+        self._key = _key_from(api_key_env, self.base_url)
+        self._transport = transport
+        self._requests = TokenBucket(requests_per_minute, what="requests") if requests_per_minute is not None else None
+        self._tokens = TokenBucket(tokens_per_minute, what="tokens") if tokens_per_minute is not None else None
+        self._breaker = Breaker(_at_least("stop_after", stop_after, 1))
+        self._failed_before_first_answer: int | None = 0
+        # Own generator: jitter drawn from the global one would shift the random numbers of a seeded training run.
+        self._rng = random.Random()
+        self._told: set[int] = set()
+
+    def __repr__(self) -> str:
+        return f"HTTPLLM({self.name!r})"
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}@{self.base_url}"
+
+    def complete(self, requests: Sequence[LLMRequest]) -> list[CompletionResult]:
+        """One result per request, in order. Blocks; may be called while an event loop runs (notebooks)."""
+        return collect(self, requests)
+
+    def complete_each(self, requests: Sequence[LLMRequest], on_calls: CallsReport) -> None:
+        """Reports every call as it ends. `on_calls` runs in the thread of the event loop, one report at a time."""
+        for request in requests:
+            _check_sampling(request)
+        if requests:
+            _run(_Batch(self, requests, on_calls).run())
+
+    # One call ---------------------------------------------------------------------------------------------------------
+
+    async def call(
+        self, client: openai.AsyncOpenAI, index: int, request: LLMRequest, stopping: asyncio.Event
+    ) -> Call | None:
+        """Sends one request until it has an answer, may not be retried, or its time is over: the only retry loop.
+
+        None where the run stopped before the request was ever sent.
+        """
+        left = self.deadline
+        spent: list[Reply] = []
+        while True:
+            reserved = await self._own_limits(request, stopping)
+            started = time.monotonic()
+            reply = await self._while_down(left, stopping)
+            if stopping.is_set() and not spent:
+                return None
+            if reply is None:
+                reply = await self._attempt(client, request, left - (time.monotonic() - started))
+                spent.append(reply)
+                self._settle(reserved, reply)
+            left -= time.monotonic() - started
+            wait = retry_wait(max(0, len(spent) - 1), reply.retry_after, self._first_backoff, self._rng)
+            if not reply.retry or len(spent) > self.max_retries or wait >= left or stopping.is_set():
+                return self._finished(index, reply, spent)
+            await _pause(wait, stopping)
+            left -= wait
+
+    async def _own_limits(self, request: LLMRequest, stopping: asyncio.Event) -> float:
+        """Waits for the limits the user set; returns the tokens reserved."""
+        estimate = _estimated_tokens(request)
+        wait = self._requests.reserve(1) if self._requests else 0.0
+        if self._tokens:
+            wait = max(wait, self._tokens.reserve(estimate))
+        await _pause(wait, stopping)
+        return estimate
+
+    def _settle(self, reserved: float, reply: Reply) -> None:
+        if self._tokens and reply.input_tokens is not None and reply.output_tokens is not None:
+            self._tokens.correct(reserved, reply.input_tokens + reply.output_tokens)
+
+    async def _while_down(self, left: float, stopping: asyncio.Event) -> Reply | None:
+        """Waits while the server is down. A Reply instead of None: the call's time ends before the next probe."""
+        while (wait := self._breaker.wait()) > 0 and not stopping.is_set():
+            if wait >= left:
+                return Reply(CompletionFailed(replies.NOT_REACHED), reached=False)
+            await _pause(wait, stopping)
+            left -= wait
+        return None
+
+    async def _attempt(self, client: openai.AsyncOpenAI, request: LLMRequest, left: float) -> Reply:
+        seconds = max(0.001, min(self.attempt_timeout, left))
+        try:
+            # The SDK's timeouts hold per read, so a server that drips bytes never meets them; this one is a wall clock.
+            async with asyncio.timeout(seconds):
+                reply = await self._send(client, request, seconds)
+        except TimeoutError:
+            reply = replies.timed_out()
+        self._note_reachability(reply)
+        return reply
+
+    async def _send(self, client: openai.AsyncOpenAI, request: LLMRequest, seconds: float) -> Reply:
+        messages: list[Any] = [{"role": role, "content": _sendable(text)} for role, text in request.messages]
+        try:
+            response = await client.chat.completions.with_raw_response.create(
+                model=self.model,
+                messages=messages,
+                extra_body=dict(request.sampling),
+                timeout=openai.Timeout(seconds, connect=min(CONNECT_SECONDS, seconds)),
+            )
+            return replies.read_completion(response.http_response.content)
+        except openai.APITimeoutError:
+            return replies.timed_out()
+        except openai.APIConnectionError as error:
+            return replies.not_answered(error.__cause__)
+        except openai.APIStatusError as error:
+            refusal = error
+        # Outside of the except block: what is raised must not chain the SDK's error, whose request holds the key.
+        return self._refusal(refusal)
+
+    def _refusal(self, error: openai.APIStatusError) -> Reply:
+        """A value for what concerns this call; raises for what concerns all calls."""
+        status, said = error.status_code, self._quote(error)
+        if replies.is_out_of_quota(status, error.code, error.type):
+            raise BudgetExceededError(
+                f"Account behind {self.name} is out of quota (http {status}{said}). "
+                "Add credit or raise the limit, then resume: answers received so far are kept."
+            )
+        if status in (401, 403):
+            found = f"variable {self.api_key_env} {'is set' if self._key else 'is not set'}"
+            raise ReaderError(
+                f"{self.name} refused the key (http {status}{said}; {found}). "
+                f"Put a key with access to model '{self.model}' into {self.api_key_env}, or name another variable."
+            )
+        if status == 404:
+            raise ReaderError(
+                f"{self.name} does not exist (http 404{said}); wanted a server that knows model '{self.model}' at "
+                f"{self.base_url}/chat/completions. Check the model name and the address."
+            )
+        if 300 <= status < 400:
+            raise ReaderError(
+                f"{self.name} redirects to {_origin(error.response.headers.get('location', ''))} (http {status}); "
+                "the key is never sent to another address. Give the final address as base URL."
+            )
+        reply = replies.refused(status, retry_after_seconds(error.response.headers, time.time()))
+        if not reply.retry and status not in self._told:
+            self._told.add(status)
+            log.warning("%s refuses a request (http %d%s); such calls count as failed.", self.name, status, said)
+        return reply
+
+    def _quote(self, error: openai.APIStatusError) -> str:
+        """The server's own words, short, printable, and without the key it may repeat."""
+        body = error.body
+        message = (body.get("message") or body.get("detail") or "") if isinstance(body, dict) else body or ""
+        text = " ".join(str(message).split())
+        if self._key:
+            text = text.replace(self._key, "***")
+        text = "".join(letter for letter in text if letter.isprintable())[:200]
+        return f": {text}" if text else ""
+
+    def _note_reachability(self, reply: Reply) -> None:
+        if reply.reached:
+            self._breaker.reached()
+        elif self._breaker.failed():
+            raise ReaderError(
+                f"{self.name} was not reached {self._breaker.failures} times in a row "
+                f"(last: {_reason(reply)}). Start the server or check the address and the network, then resume."
+            )
+
+    def _finished(self, index: int, reply: Reply, spent: Sequence[Reply]) -> Call:
+        self._note_usefulness(reply)
+        input_tokens = _sum(attempt.input_tokens for attempt in spent)
+        output_tokens = _sum(attempt.output_tokens for attempt in spent)
+        price = self.prices.of(input_tokens, output_tokens) if self.prices else None
+        return Call(index, reply.result, len(spent), input_tokens, output_tokens, price)
+
+    def _note_usefulness(self, reply: Reply) -> None:
+        """A server whose first calls all fail will not get better by asking it everything else."""
+        if isinstance(reply.result, Completion):
+            self._failed_before_first_answer = None
+        elif self._failed_before_first_answer is not None:
+            self._failed_before_first_answer += 1
+            if self._failed_before_first_answer >= self._breaker.limit:
+                raise ReaderError(
+                    f"The first {self._failed_before_first_answer} calls of {self.name} all failed "
+                    f"(last: {_reason(reply)}); wanted at least one answer. "
+                    "Check the model name, the sampling parameters (max_tokens) and the log of the server."
+                )
+
+    def client(self) -> openai.AsyncOpenAI:
+        """A fresh SDK client: its connections belong to one event loop, and each batch runs in its own."""
+        host = urlsplit(self.base_url).hostname or ""
+        transport = {} if self._transport is None else {"transport": self._transport}
+        http_client = openai.DefaultAsyncHttpxClient(
+            # A followed redirect would carry the passages, and on the same host the key, to wherever a server points.
+            follow_redirects=False,
+            # A proxy of the environment cannot reach this machine's own loopback.
+            trust_env=not _is_loopback(host),
+            **transport,
+        )
+        return openai.AsyncOpenAI(
+            # The SDK insists on some key; servers that ask for none ignore it.
+            api_key=self._key or "none",
+            base_url=self.base_url,
+            max_retries=0,
+            http_client=http_client,
+        )
+
+
+class _Batch:
+    """The requests of one `complete_each`, served by as many workers as may be in flight."""
+
+    def __init__(self, llm: HTTPLLM, requests: Sequence[LLMRequest], on_calls: CallsReport):
+        self._llm = llm
+        self._todo: Iterator[tuple[int, LLMRequest]] = iter(enumerate(requests))
+        self._total = len(requests)
+        self._finished = 0
+        self._on_calls = on_calls
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        async with self._llm.client() as client:
+            workers = [asyncio.create_task(self._work(client)) for _ in range(min(self._llm.concurrency, self._total))]
+            try:
+                finished, running = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
+                self._stopping.set()
+                if running:
+                    await asyncio.wait(running, timeout=GRACE_SECONDS)
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
+        for worker in finished:
+            worker.result()
+
+    async def _work(self, client: openai.AsyncOpenAI) -> None:
+        for index, request in self._todo:
+            call = await self._llm.call(client, index, request, self._stopping)
+            if call is not None:
+                self._report(call)
+            if self._stopping.is_set():
+                return
+
+    def _report(self, call: Call) -> None:
+        self._on_calls([call])
+        self._finished += 1
+        if self._llm.progress:
+            self._llm.progress(self._finished, self._total)
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Runs a coroutine to its end, in this thread if it has no event loop, else in a helper thread.
+
+    Ctrl-C cancels the calls in flight, closes the connections and comes out as KeyboardInterrupt in both cases.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(work)
+        return
+    handle: dict[str, Any] = {}
+    started = threading.Event()
+
+    async def cancellable() -> None:
+        handle.update(loop=asyncio.get_running_loop(), task=asyncio.current_task())
+        started.set()
+        await work
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="rankwright-llm") as helper:
+        future = helper.submit(asyncio.run, cancellable())
+        try:
+            future.result()
+        except KeyboardInterrupt:
+            started.wait()
+            with contextlib.suppress(RuntimeError):  # the loop has ended by itself in the meantime
+                handle["loop"].call_soon_threadsafe(handle["task"].cancel)
+            raise
+
+
+async def _pause(seconds: float, stopping: asyncio.Event) -> None:
+    """Sleeps, unless the run stops in the meantime."""
+    if seconds > 0:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stopping.wait(), seconds)
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    """Sum of the counts; None as soon as one of them is not known."""
+    total = 0
+    for count in counts:
+        if count is None:
+            return None
+        total += count
+    return total
+
+
+def _reason(reply: Reply) -> str:
+    return reply.result.reason if isinstance(reply.result, CompletionFailed) else "answered"
+
+
+def _estimated_tokens(request: LLMRequest) -> float:
+    sampling = dict(request.sampling)
+    longest = sampling.get("max_completion_tokens", sampling.get("max_tokens", 0))
+    characters = sum(len(text) for _, text in request.messages)
+    return characters / CHARACTERS_PER_TOKEN + (longest if isinstance(longest, int | float) else 0)
+
+
+def _sendable(text: str) -> str:
+    """Lone surrogates, which come from broken files, cannot be written as UTF-8; they become question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _check_sampling(request: LLMRequest) -> None:
+    taken = sorted(TAKEN_NAMES.intersection(name for name, _ in request.sampling))
+    if taken:
+        raise ConfigurationError(
+            f"Sampling parameters name {', '.join(taken)}, which the client sets itself; leave {', '.join(taken)} out."
+        )
+
+
+def _checked_url(base_url: str) -> str:
+    """The address without a trailing slash; `/v1` where it has no path."""
+    try:
+        parts = urlsplit(base_url.strip())
+        port_is_valid = parts.port is None or parts.port > 0
+    except ValueError:
+        parts, port_is_valid = urlsplit(""), False
+    if parts.username is not None or parts.password is not None:
+        raise ConfigurationError(
+            "Base URL of the reader holds a user name or password; leave them out and put the key into an environment "
+            "variable."
+        )
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_valid:
+        raise ConfigurationError(
+            f"Base URL of the reader is {base_url!r}; give an http or https address like http://localhost:8000/v1."
+        )
+    if parts.query or parts.fragment:
+        raise ConfigurationError(
+            "Base URL of the reader holds a query or fragment; give scheme, host, port and path only, "
+            "like http://localhost:8000/v1."
+        )
+    return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/") or "/v1", "", ""))
+
+
+def _key_from(variable: str, base_url: str) -> str:
+    key = os.environ.get(variable, "").strip()
+    parts = urlsplit(base_url)
+    if key and not (key.isascii() and key.isprintable() and " " not in key):
+        raise ConfigurationError(
+            f"Key in {variable} holds a character that no HTTP header can carry; wanted printable ASCII without "
+            "spaces. Copy the key again."
+        )
+    if not key and parts.hostname == urlsplit(OPENAI_URL).hostname:
+        raise ConfigurationError(f"Key for {base_url} is missing; put it into the environment variable {variable}.")
+    if key and parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
+        log.warning(
+            "The key in %s travels unencrypted to %s; use https where the server offers it.", variable, base_url
+        )
+    return key
+
+
+def _origin(location: str) -> str:
+    """Scheme and host of a redirect's target: its path or query may hold secrets."""
+    try:
+        parts = urlsplit(location)
+        host = parts.hostname
+    except ValueError:
+        return "another address"
+    return f"{parts.scheme}://{host}" if host else "another path"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _at_least(what: str, value: int, smallest: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
+        raise ConfigurationError(f"Setting {what} is {value!r}; give a whole number of at least {smallest}.")
+    return value
+
+
+def _positive(what: str, value: float) -> float:
+    if not 0 < value < math.inf:
+        raise ConfigurationError(f"Setting {what} is {value!r}; give a number of seconds above 0.")
+    return value

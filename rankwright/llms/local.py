@@ -1,0 +1,199 @@
+"""An LLM on this machine: a causal language model of transformers, greedy, in length-sorted batches.
+
+The only module of its floor that needs torch, and it imports it when a model is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rankwright.errors import ConfigurationError, MissingDependencyError, ModelError, ReaderError, ResourceNotFoundError
+from rankwright.llms.calls import Call, CallsReport, collect
+from rankwright.types import Completion, CompletionFailed, CompletionResult, LLMRequest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+KNOWN_SAMPLING = frozenset({"max_tokens", "temperature", "stop"})
+
+
+class LocalLLM:
+    """A causal language model from a folder or the hub, read from safetensors; code in its repository never runs.
+
+    Arguments: `model_name_or_path`; `device`, "auto" takes a GPU where there is one; `dtype`, "auto" takes that of the
+    weights; `max_new_tokens`, upper bound over the `max_tokens` of every request; `batch_size`.
+
+    A tokenizer with a chat template gets the messages through it, one without gets their bare texts. Decoding is
+    greedy, so a temperature other than 0 is an error. A text that does not end within its tokens, and a prompt that
+    leaves no room for an answer, is a failure and not a shortened answer.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        max_new_tokens: int = 256,
+        batch_size: int = 8,
+    ):
+        if max_new_tokens < 1 or batch_size < 1:
+            raise ConfigurationError(
+                f"Settings max_new_tokens={max_new_tokens} and batch_size={batch_size}: give whole numbers from 1 on."
+            )
+        self._max_new_tokens = max_new_tokens
+        self._batch_size = batch_size
+        self._model, self._tokenizer = _load(str(model_name_or_path), device, dtype)
+        self._has_template = bool(self._tokenizer.chat_template)
+        self.name = _name(model_name_or_path, self._model)
+
+    def complete(self, requests: Sequence[LLMRequest]) -> list[CompletionResult]:
+        """One result per request, in order."""
+        return collect(self, requests)
+
+    def complete_each(self, requests: Sequence[LLMRequest], on_calls: CallsReport) -> None:
+        """Reports the calls batch by batch, longest prompts first: what does not fit into memory fails at once."""
+        prompts = [self._prompt(request) for request in requests]
+        fitting: list[int] = []
+        for index, prompt in enumerate(prompts):
+            if self._fits(prompt, requests[index]):
+                fitting.append(index)
+            else:
+                on_calls([Call(index, CompletionFailed("prompt too long"), 0, 0, 0, 0.0)])
+        for batch in self._batches(fitting, prompts, requests):
+            on_calls(self._generate(batch, prompts, requests[batch[0]]))
+
+    def _prompt(self, request: LLMRequest) -> list[int]:
+        _check_sampling(request)
+        if self._has_template:
+            messages = [{"role": role, "content": text} for role, text in request.messages]
+            text = str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        else:
+            text = "\n\n".join(text for _, text in request.messages)
+        # The template writes the special tokens itself; a second beginning-of-text token would shift every answer.
+        return self._tokenizer(text, add_special_tokens=not self._has_template)["input_ids"]  # pyright: ignore[reportReturnType]
+
+    def _fits(self, prompt: Sequence[int], request: LLMRequest) -> bool:
+        positions = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        return positions is None or len(prompt) + self._limit(request) <= positions
+
+    def _limit(self, request: LLMRequest) -> int:
+        return min(int(dict(request.sampling).get("max_tokens", self._max_new_tokens)), self._max_new_tokens)
+
+    def _batches(
+        self, indices: Sequence[int], prompts: Sequence[Sequence[int]], requests: Sequence[LLMRequest]
+    ) -> Iterator[list[int]]:
+        """Batches of equal sampling, sorted by length so that little is padding."""
+        ordered = sorted(indices, key=lambda index: (str(requests[index].sampling), -len(prompts[index])))
+        for _, group in groupby(ordered, key=lambda index: requests[index].sampling):
+            members = list(group)
+            for start in range(0, len(members), self._batch_size):
+                yield members[start : start + self._batch_size]
+
+    def _generate(self, batch: Sequence[int], prompts: Sequence[list[int]], request: LLMRequest) -> list[Call]:
+        import torch
+
+        stop = dict(request.sampling).get("stop")
+        options: dict[str, Any] = {"stop_strings": [stop], "tokenizer": self._tokenizer} if stop else {}
+        padded = self._tokenizer.pad({"input_ids": [prompts[index] for index in batch]}, return_tensors="pt")
+        try:
+            with torch.inference_mode():
+                outputs = self._model.generate(  # pyright: ignore[reportCallIssue]
+                    **padded.to(self._model.device),  # pyright: ignore[reportArgumentType]
+                    max_new_tokens=self._limit(request),
+                    do_sample=False,
+                    num_beams=1,
+                    pad_token_id=self._tokenizer.pad_token_id,
+                    **options,
+                )
+        except torch.OutOfMemoryError as error:
+            raise ReaderError(
+                f"{self.name} ran out of memory on {len(batch)} prompts of up to {padded['input_ids'].shape[1]} "
+                "tokens; lower batch_size, or give the reader fewer or shorter passages."
+            ) from error
+        width = padded["input_ids"].shape[1]
+        return [
+            self._call(index, len(prompts[index]), row[width:].tolist(), str(stop) if stop else None)
+            for index, row in zip(batch, outputs, strict=True)
+        ]
+
+    def _call(self, index: int, input_tokens: int, generated: list[int], stop: str | None) -> Call:
+        ends = [position for position, token in enumerate(generated) if token in self._end_tokens()]
+        written = generated[: ends[0]] if ends else generated
+        text = str(self._tokenizer.decode(written, skip_special_tokens=True))
+        stopped = stop is not None and stop in text
+        text = text.split(stop)[0] if stop else text
+        output_tokens = len(written) + bool(ends)
+        result: CompletionResult
+        if not ends and not stopped:
+            result = CompletionFailed("length")
+        elif not text.strip():
+            result = CompletionFailed("empty text")
+        else:
+            result = Completion(text.strip(), input_tokens, output_tokens)
+        return Call(index, result, 1, input_tokens, output_tokens, 0.0)
+
+    def _end_tokens(self) -> set[int]:
+        config = self._model.generation_config
+        ends = config.eos_token_id if config is not None else None
+        return set(ends) if isinstance(ends, list) else {ends} if isinstance(ends, int) else set()
+
+
+def _load(source: str, device: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    try:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ImportError as error:
+        raise MissingDependencyError(
+            f'A local reader needs {error.name}, which is not installed; run: pip install "rankwright[train]"'
+        ) from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, padding_side="left")
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, trust_remote_code=False, use_safetensors=True
+        )
+    except OSError as error:
+        raise ResourceNotFoundError(
+            f"Language model '{source}' cannot be loaded ({_short(error)}); wanted a folder or hub name with config, "
+            "tokenizer and safetensors weights. Check the name, or the connection to the hub."
+        ) from error
+    except ValueError as error:  # an architecture that transformers does not know, or only with the repository's code
+        raise ModelError(
+            f"Language model '{source}' is not usable ({_short(error)}); wanted a causal language model that "
+            "transformers knows without running code of the repository. Choose another, or serve it over HTTP."
+        ) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return model.to(place).eval(), tokenizer
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _name(source: str | Path, model: PreTrainedModel) -> str:
+    """The model and what its weights are, so that another model under the same name has other cache keys."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return f"{source}@{getattr(model.config, '_commit_hash', None) or 'unknown'}"
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt"):
+            with file.open("rb") as content:
+                digest.update(f"{file.name}:{hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+    return f"{folder.resolve().name}@sha256:{digest.hexdigest()[:16]}"
+
+
+def _check_sampling(request: LLMRequest) -> None:
+    sampling = dict(request.sampling)
+    unknown = sorted(set(sampling) - KNOWN_SAMPLING)
+    if unknown or sampling.get("temperature", 0) != 0:
+        raise ConfigurationError(
+            f"Sampling parameters of a local model are {sampling}; it decodes greedily and knows only max_tokens, stop "
+            "and temperature 0. Leave the others out."
+        )

@@ -1,0 +1,59 @@
+"""A reader made of a prompt and a language model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rankwright.prompts import Prompt, load_prompt, parse_answer, render
+from rankwright.types import (
+    LLM,
+    Answer,
+    CompletionFailed,
+    CompletionResult,
+    Context,
+    LLMRequest,
+    ReadFailed,
+    ReadResult,
+)
+
+SAMPLING: Mapping[str, float | int | str] = {"max_tokens": 64, "temperature": 0.0}
+"""Enough for a short answer, and the same answer every time as far as the server allows."""
+
+
+class LLMReader:
+    """Asks a language model for a short answer from numbered passages.
+
+    Arguments: `llm`, wrapped in CachedLLM to keep its answers; `prompt`, a Prompt, default the shipped one;
+    `sampling`, the sampling parameters of every request (reasoning models want `max_completion_tokens` and no
+    temperature).
+    """
+
+    def __init__(
+        self,
+        llm: LLM,
+        prompt: Prompt | None = None,
+        *,
+        sampling: Mapping[str, float | int | str] = SAMPLING,
+    ):
+        self._llm = llm
+        self._prompt = prompt or load_prompt()
+        self._sampling = tuple(sorted(sampling.items()))
+
+    @property
+    def name(self) -> str:
+        return f"{self._llm.name}|prompt:{self._prompt.version}"
+
+    def answer(self, contexts: Sequence[Context]) -> list[ReadResult]:
+        """One result per context, in order. Answer("") where the model says that the passages hold no answer."""
+        requests = [self._request(context) for context in contexts]
+        return [_read(completion) for completion in self._llm.complete(requests)]
+
+    def _request(self, context: Context) -> LLMRequest:
+        return LLMRequest((("user", render(self._prompt, context)),), self._sampling, self._prompt.version)
+
+
+def _read(completion: CompletionResult) -> ReadResult:
+    if isinstance(completion, CompletionFailed):
+        return ReadFailed(completion.reason)
+    text = parse_answer(completion.text)
+    return ReadFailed("empty text") if text is None else Answer(text, paid=completion.paid)
