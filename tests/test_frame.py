@@ -1,0 +1,135 @@
+"""The test frame and the pinned versions do what they promise."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+CONSTRAINT_LINES = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+PINS = {canonicalize_name(name): version for name, version in (line.split("==") for line in CONSTRAINT_LINES)}
+
+
+# --- network and skips -------------------------------------------------------------------------------------------
+
+
+def _run_tests(folder: Path, source: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the source as a test module under this project's conftest, in a folder of its own."""
+    shutil.copy(ROOT / "tests" / "conftest.py", folder)
+    (folder / "allowed-skips.txt").write_text("# a comment\n\nno such engine here\n", encoding="utf-8")
+    (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
+    (folder / "test_inner.py").write_text(source, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def _skipping(reason: str, how: str = "pytest.skip({!r})") -> str:
+    return f"import pytest\ndef test_passes(): pass\ndef test_skips(): {how.format(reason)}\n"
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_listed_skip_is_printed_and_passes(tmp_path: Path, workers: str) -> None:
+    run = _run_tests(tmp_path, _skipping("no such engine here"), "-n", workers)
+    assert run.returncode == 0, run.stdout
+    assert "listed: test_inner.py::test_skips: no such engine here" in run.stdout
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_an_unlisted_skip_fails_the_run(tmp_path: Path, workers: str) -> None:
+    run = _run_tests(tmp_path, _skipping("no such engine here, really"), "-n", workers)
+    assert run.returncode == 1, run.stdout
+    assert "NOT LISTED: test_inner.py::test_skips: no such engine here, really" in run.stdout
+    assert "1 skipped with a reason that tests/allowed-skips.txt does not list" in run.stdout
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_module_skipped_as_a_whole_fails_the_run(tmp_path: Path, workers: str) -> None:
+    (tmp_path / "test_other.py").write_text("def test_passes(): pass\n", encoding="utf-8")
+    run = _run_tests(tmp_path, "import pytest\npytest.skip('gone', allow_module_level=True)\n", "-n", workers)
+    assert run.returncode == 1, run.stdout
+    assert "NOT LISTED: test_inner.py: gone" in run.stdout
+
+
+def test_an_expected_failure_is_not_a_skip(tmp_path: Path) -> None:
+    source = "import pytest\n@pytest.mark.xfail(reason='known')\ndef test_fails(): assert False\n"
+    assert _run_tests(tmp_path, source).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "socket.create_connection(('192.0.2.1', 80), timeout=1)",
+        "socket.getaddrinfo('example.invalid', 80)",
+        "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('192.0.2.1', 80))",
+    ],
+)
+def test_leaving_the_machine_fails_a_test_even_if_the_error_is_swallowed(tmp_path: Path, attempt: str) -> None:
+    source = f"import socket\ndef test_calls_out():\n    try: {attempt}\n    except BaseException: pass\n"
+    run = _run_tests(tmp_path, source)
+    assert run.returncode == 1, run.stdout
+    assert "tests may only use loopback" in run.stdout
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_loopback_is_open(host: str) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection((host, server.getsockname()[1]), timeout=5) as client,
+    ):
+        assert client.getpeername()[0] == "127.0.0.1"
+
+
+# --- pinned versions ---------------------------------------------------------------------------------------------
+
+
+def _project_requirements() -> list[Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = project["project"]["optional-dependencies"].values()
+    groups = [project["project"]["dependencies"], project["dependency-groups"]["dev"], *extras]
+    requirements = [Requirement(line) for group in groups for line in group]
+    return [r for r in requirements if r.name != "rankwright"]
+
+
+def _needed() -> set[str]:
+    """Names of everything that `make install` brings: the requirements and theirs, as far as they apply here."""
+    seen: set[tuple[str, str]] = set()
+    todo = _project_requirements()
+    while todo:
+        requirement = todo.pop()
+        name = canonicalize_name(requirement.name)
+        for extra in {"", *requirement.extras}:
+            if (name, extra) in seen:
+                continue
+            seen.add((name, extra))
+            try:
+                further = distribution(name).requires or []
+            except PackageNotFoundError:
+                continue  # still in the list, so still compared with the pins
+            parsed = [Requirement(line) for line in further]
+            todo += [r for r in parsed if r.marker is None or r.marker.evaluate({"extra": extra})]
+    # PyTorch's CUDA build pins the libraries it ships with by itself.
+    return {name for name, _ in seen if not name.startswith(("nvidia-", "cuda-", "triton"))}
+
+
+def test_constraints_are_sorted_exact_versions_without_paths_or_local_builds() -> None:
+    assert sorted(CONSTRAINT_LINES, key=str.lower) == CONSTRAINT_LINES
+    assert [line for line in CONSTRAINT_LINES if not re.fullmatch(r"[\w.-]+==[0-9][\w.]*", line)] == []
+
+
+def test_every_requirement_has_a_pinned_version_that_satisfies_it() -> None:
+    unmet = [r for r in _project_requirements() if not r.specifier.contains(PINS.get(canonicalize_name(r.name), "0"))]
+    assert unmet == []
+
+
+def test_every_package_that_an_installation_brings_is_pinned() -> None:
+    assert _needed() - PINS.keys() == set()
