@@ -158,7 +158,7 @@ class BM25:
         try:
             loaded._index = bm25s.BM25.load(source, mmap=True)
             loaded._documents = _StoredDocuments(source)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, EOFError, ValueError, LookupError, TypeError) as error:
             raise _damaged(source, str(error)) from error
         if not count == len(loaded._documents) == loaded._index.scores["num_docs"]:
             raise _damaged(source, f"{count} documents noted, {len(loaded._documents)} found")

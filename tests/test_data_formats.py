@@ -1,0 +1,461 @@
+"""Every format to Examples, and back out again."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import resource
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rankwright.data import (
+    FORMATS,
+    Dataset,
+    describe,
+    load_examples,
+    read_trec_run,
+    validate,
+    write_jsonl,
+    write_trec_run,
+)
+from rankwright.data.fields import content_id
+from rankwright.errors import DataError, StorageError
+from rankwright.types import Document, Example, Query, Ranking
+
+SENTENCES = ["A kelp is a seaweed.", " It grows fast."]
+KELP = Document(
+    content_id("Kelp", "A kelp is a seaweed. It grows fast."), "A kelp is a seaweed. It grows fast.", "Kelp"
+)
+CRAB = Document(content_id("Crab", "Crabs walk sideways."), "Crabs walk sideways.", "Crab")
+
+HOTPOT_FIELDS = {"question": "What is kelp?", "answer": "a seaweed"}
+HOTPOT_AS_LISTS = {
+    **HOTPOT_FIELDS,
+    "_id": "q1",
+    "context": [["Kelp", SENTENCES], ["Crab", ["Crabs walk sideways."]]],
+    "supporting_facts": [["Kelp", 0], ["Kelp", 1]],
+}
+HOTPOT_AS_OBJECTS = {
+    **HOTPOT_FIELDS,
+    "id": "q1",
+    "context": {"title": ["Kelp", "Crab"], "sentences": [SENTENCES, ["Crabs walk sideways."]]},
+    "supporting_facts": {"title": ["Kelp"], "sent_id": [0]},
+}
+MUSIQUE = {
+    "id": "q1",
+    "question": "What is kelp?",
+    "answer": "a seaweed",
+    "answer_aliases": ["seaweed", "a seaweed"],
+    "answerable": True,
+    "paragraphs": [
+        {"idx": 0, "title": "Kelp", "paragraph_text": KELP.text, "is_supporting": True},
+        {"idx": 1, "title": "Crab", "paragraph_text": CRAB.text, "is_supporting": False},
+    ],
+}
+DPR = {
+    "question": "What is kelp?",
+    "answers": ["a seaweed"],
+    "ctxs": [
+        {"id": "w1", "title": "Kelp", "text": "A seaweed.", "isgold": True, "hasanswer": True, "score": 2.5},
+        {"id": "w2", "title": "Crab", "text": "Not a seaweed.", "isgold": False, "hasanswer": True, "score": 1.5},
+    ],
+}
+FLASHRAG = {"id": "f1", "question": "What is kelp?", "golden_answers": ["a seaweed"], "metadata": {"level": 1}}
+RANK_LLM_HITS = {
+    "query": "what is kelp",
+    "hits": [
+        {"content": "Crabs walk.", "qid": 7, "docid": "c", "rank": 2, "score": 1.0},
+        {"content": "Title: Kelp Content: A seaweed.", "qid": 7, "docid": "k", "rank": 1, "score": 2.0},
+    ],
+}
+RANK_LLM_REQUEST = {
+    "query": {"text": "what is kelp", "qid": "7"},
+    "candidates": [
+        {"docid": "k", "score": 2.0, "doc": {"title": "Kelp", "segment": "A seaweed."}},
+        {"docid": "c", "score": 1.0, "doc": {"contents": "Crabs walk."}},
+    ],
+}
+SQUAD = {
+    "version": "1.1",
+    "data": [
+        {
+            "title": "Kelp_%28plant%29",
+            "paragraphs": [
+                {
+                    "context": "A seaweed.",
+                    "qas": [
+                        {"id": "s1", "question": "What?", "answers": [{"text": "A seaweed", "answer_start": 0}] * 2},
+                        {"id": "s2", "question": "Which?", "answers": [{"text": "seaweed", "answer_start": 2}]},
+                    ],
+                }
+            ],
+        }
+    ],
+}
+CORPUS = [{"_id": "k", "title": "Kelp", "text": "A seaweed."}, {"_id": "c", "title": "", "text": "Crabs walk."}]
+
+
+def json_lines(*rows: object) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def load_rows(folder: Path, format: str, *rows: object, **options: Any) -> Dataset:
+    return load_examples(write(folder / "set.jsonl", json_lines(*rows)), format, **options)
+
+
+def only(dataset: Dataset) -> Example:
+    (example,) = dataset.examples
+    assert dataset.skipped == 0
+    assert dataset.warnings == ()
+    return example
+
+
+def test_formats_are_those_of_the_contract() -> None:
+    assert set(FORMATS) == {"jsonl", "hotpotqa", "2wiki", "musique", "dpr", "squad", "beir", "trec", "rank_llm"}
+
+
+def test_jsonl_gives_every_part_of_an_example(tmp_path: Path) -> None:
+    row = {
+        "query_id": 3,
+        "question": "What is kelp?",
+        "answers": ["a seaweed"],
+        "candidates": [
+            {"doc_id": "k", "title": "Kelp", "text": "A seaweed."},
+            {"_id": "c", "contents": '"Crab"\nWalks.'},
+            "Bare text.",
+        ],
+        "relevance": {"k": 2},
+    }
+    assert only(load_rows(tmp_path, "jsonl", row)) == Example(
+        Query("3", "What is kelp?"),
+        (
+            Document("k", "A seaweed.", "Kelp"),
+            Document("c", "Walks.", "Crab"),
+            Document(content_id("", "Bare text."), "Bare text."),
+        ),
+        ("a seaweed",),
+        {"k": 2},
+    )
+
+
+def test_questions_without_id_are_named_by_their_text(tmp_path: Path) -> None:
+    rows = [{"question": "What is kelp?"}, {"question": "What is a crab?"}]
+    forward = load_rows(tmp_path, "jsonl", *rows).examples
+    backward = load_rows(tmp_path, "jsonl", *reversed(rows)).examples
+    assert {e.query for e in forward} == {e.query for e in backward}
+    assert len({e.query.query_id for e in forward}) == 2
+
+
+@pytest.mark.parametrize("format", ["hotpotqa", "2wiki"])
+@pytest.mark.parametrize("row", [HOTPOT_AS_LISTS, HOTPOT_AS_OBJECTS], ids=["lists", "objects"])
+def test_hotpotqa_reads_both_spellings_alike(tmp_path: Path, format: str, row: object) -> None:
+    assert only(load_rows(tmp_path, format, row)) == Example(
+        Query("q1", "What is kelp?"), (KELP, CRAB), ("a seaweed",), {KELP.doc_id: 1, CRAB.doc_id: 0}
+    )
+
+
+def test_hotpotqa_keeps_a_repeated_paragraph_once(tmp_path: Path) -> None:
+    row = {**HOTPOT_AS_LISTS, "context": [["Kelp", SENTENCES], ["Crab", ["Crabs walk sideways."]], ["Kelp", SENTENCES]]}
+    assert only(load_rows(tmp_path, "hotpotqa", row)).candidates == (KELP, CRAB)
+
+
+def test_hotpotqa_without_evidence_has_no_labels(tmp_path: Path) -> None:
+    row = {name: value for name, value in HOTPOT_AS_LISTS.items() if name != "supporting_facts"}
+    assert only(load_rows(tmp_path, "hotpotqa", row)).relevance == {}
+
+
+def test_musique_counts_aliases_as_answers(tmp_path: Path) -> None:
+    assert only(load_rows(tmp_path, "musique", MUSIQUE)) == Example(
+        Query("q1", "What is kelp?"), (KELP, CRAB), ("a seaweed", "seaweed"), {KELP.doc_id: 1, CRAB.doc_id: 0}
+    )
+
+
+def test_dpr_takes_labels_from_isgold_and_not_from_hasanswer(tmp_path: Path) -> None:
+    path = tmp_path / "nq.jsonl.gz"
+    path.write_bytes(gzip.compress(json_lines(DPR).encode()))
+    dataset = load_examples(path, "dpr")
+    example = dataset.examples[0]
+    assert dataset.name == "nq"
+    assert example.query == Query(content_id("", "What is kelp?"), "What is kelp?")
+    assert example.relevance == {"w1": 1, "w2": 0}
+    assert [document.doc_id for document in example.candidates] == ["w1", "w2"]
+
+
+def test_dpr_without_isgold_has_no_labels(tmp_path: Path) -> None:
+    contexts = [{"title": "Kelp", "text": "A seaweed.", "hasanswer": True}, {"title": "Crab", "text": "Walks."}]
+    assert load_rows(tmp_path, "dpr", {**DPR, "ctxs": contexts}).examples[0].relevance == {}
+
+
+def test_flashrag_questions_come_with_their_corpus(tmp_path: Path) -> None:
+    corpus = write(
+        tmp_path / "corpus.jsonl",
+        json_lines({"id": "0", "contents": '"Kelp"\nA seaweed.'}, {"id": "1", "contents": "No title\nhere."}),
+    )
+    dataset = load_rows(tmp_path, "dpr", FLASHRAG, corpus=corpus)
+    assert only(dataset).answers == ("a seaweed",)
+    assert dataset.corpus == (Document("0", "A seaweed.", "Kelp"), Document("1", "No title\nhere."))
+
+
+def test_squad_makes_the_paragraph_the_labelled_candidate(tmp_path: Path) -> None:
+    path = write(tmp_path / "squad.json", json.dumps(SQUAD, indent=1))
+    first, second = load_examples(path, "squad").examples
+    paragraph = Document(content_id("Kelp (plant)", "A seaweed."), "A seaweed.", "Kelp (plant)")
+    assert first == Example(Query("s1", "What?"), (paragraph,), ("A seaweed",), {paragraph.doc_id: 1})
+    assert second.candidates == (paragraph,)
+
+
+@pytest.mark.parametrize("row", [RANK_LLM_HITS, RANK_LLM_REQUEST], ids=["hits", "candidates"])
+def test_rank_llm_reads_both_shapes_alike(tmp_path: Path, row: object) -> None:
+    assert only(load_rows(tmp_path, "rank_llm", row)) == Example(
+        Query("7", "what is kelp"), (Document("k", "A seaweed.", "Kelp"), Document("c", "Crabs walk."))
+    )
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "rows.json.gz"])
+@pytest.mark.parametrize("as_array", [True, False], ids=["array", "lines"])
+def test_a_json_file_is_one_array_or_json_lines_whatever_its_name(tmp_path: Path, name: str, as_array: bool) -> None:
+    rows = [HOTPOT_AS_LISTS, {**HOTPOT_AS_LISTS, "_id": "q2"}]
+    text = json.dumps(rows, indent=2) if as_array else json_lines(*rows)
+    packed = gzip.compress(text.encode()) if name.endswith(".gz") else text.encode()
+    dataset = load_examples(write(tmp_path / name, packed), "hotpotqa")
+    assert [example.query.query_id for example in dataset.examples] == ["q1", "q2"]
+    assert dataset.name == "rows"
+
+
+def test_a_byte_order_mark_and_other_line_separators_do_no_harm(tmp_path: Path) -> None:
+    row = {"query_id": "q1", "question": "one\u2028two"}
+    raw = b"\xef\xbb\xbf" + json.dumps(row, ensure_ascii=False).encode() + b"\r\n\r\n"
+    assert load_examples(write(tmp_path / "a.jsonl", raw), "jsonl").examples[0].query.text == "one\u2028two"
+
+
+# --- corpora and identity ---
+
+
+def test_pooled_corpus_holds_every_passage_once_in_order_of_appearance(tmp_path: Path) -> None:
+    other = {**HOTPOT_AS_LISTS, "_id": "q2", "context": [["Eel", ["Eels swim."]], ["Kelp", SENTENCES]]}
+    dataset = load_rows(tmp_path, "hotpotqa", HOTPOT_AS_LISTS, other)
+    assert [document.title for document in dataset.corpus] == ["Kelp", "Crab", "Eel"]
+    assert dataset.examples[1].candidates[1] is dataset.examples[0].candidates[0]
+
+
+def test_passages_without_ids_take_those_of_the_corpus(tmp_path: Path) -> None:
+    rows = [{"id": 11, "title": "Kelp", "text": KELP.text}, {"id": 12, "title": "Eel", "text": "Eels swim."}]
+    corpus = write(tmp_path / "corpus.jsonl", json_lines(*rows))
+    dataset = load_rows(tmp_path, "hotpotqa", HOTPOT_AS_LISTS, corpus=corpus)
+    assert dataset.corpus == (Document("11", KELP.text, "Kelp"), Document("12", "Eels swim.", "Eel"))
+    assert [document.doc_id for document in dataset.examples[0].candidates] == ["11", CRAB.doc_id]
+    assert dataset.examples[0].relevance == {"11": 1, CRAB.doc_id: 0}
+
+
+def test_labels_that_all_miss_the_corpus_are_reported(tmp_path: Path) -> None:
+    corpus = write(tmp_path / "corpus.jsonl", json_lines(*CORPUS))
+    (warning,) = load_rows(tmp_path, "hotpotqa", HOTPOT_AS_LISTS, corpus=corpus).warnings
+    assert "is in the corpus" in warning.found
+
+
+def test_corpus_may_be_two_columns_with_a_tab(tmp_path: Path) -> None:
+    corpus = write(tmp_path / "collection.tsv", 'p1\t"Kelp" is a seaweed\np2\tCrabs walk\n')
+    dataset = load_rows(tmp_path, "jsonl", {"question": "What?"}, corpus=corpus)
+    assert dataset.corpus == (Document("p1", '"Kelp" is a seaweed'), Document("p2", "Crabs walk"))
+
+
+# --- BEIR and TREC ---
+
+
+def beir_files() -> dict[str, str]:
+    queries = [{"_id": "q1", "text": "what is kelp"}, {"_id": "q2", "text": "what is a crab", "metadata": {}}]
+    return {
+        "corpus.jsonl": json_lines(*CORPUS),
+        "queries.jsonl": json_lines(*queries),
+        "qrels/test.tsv": "query-id\tcorpus-id\tscore\nq1\tk\t2\nq1\tc\t0\n",
+        "qrels/dev.tsv": "query-id\tcorpus-id\tscore\nq2\tc\t1\n",
+    }
+
+
+@pytest.fixture
+def beir(tmp_path: Path) -> Path:
+    for name, text in beir_files().items():
+        write(tmp_path / "sea" / name, text)
+    return tmp_path / "sea"
+
+
+def test_beir_folder_defaults_to_the_test_questions(beir: Path) -> None:
+    dataset = load_examples(beir, "beir")
+    assert only(dataset) == Example(Query("q1", "what is kelp"), relevance={"k": 2, "c": 0})
+    assert dataset.corpus == (Document("k", "A seaweed.", "Kelp"), Document("c", "Crabs walk."))
+    assert (dataset.name, dataset.unjudged) == ("sea", 1)
+
+
+def test_beir_opens_in_every_wrapping(beir: Path, tmp_path: Path) -> None:
+    expected = load_examples(beir, "beir")
+    archive = tmp_path / "sea.zip"
+    with zipfile.ZipFile(archive, "w") as pack:
+        for name, text in beir_files().items():
+            pack.writestr(f"sea/{name}", text)
+    outer = tmp_path / "outer"
+    with zipfile.ZipFile(archive) as pack:
+        pack.extractall(outer)
+    for path in (archive, outer, beir / "queries.jsonl"):
+        assert load_examples(path, "beir").examples == expected.examples
+        assert load_examples(path, "beir").corpus == expected.corpus
+
+
+@pytest.mark.parametrize("qrels", ["dev", "FILE"])
+def test_beir_split_is_named_by_split_or_by_file(beir: Path, qrels: str) -> None:
+    chosen = beir / "qrels" / "dev.tsv" if qrels == "FILE" else qrels
+    assert only(load_examples(beir, "beir", qrels=chosen)) == Example(Query("q2", "what is a crab"), relevance={"c": 1})
+
+
+def test_beir_without_labels_keeps_all_questions(beir: Path) -> None:
+    for split in ("test", "dev"):
+        (beir / "qrels" / f"{split}.tsv").unlink()
+    assert len(load_examples(beir, "beir").examples) == 2
+
+
+@pytest.fixture
+def trec(tmp_path: Path) -> Path:
+    write(tmp_path / "first.run", "7 Q0 c 1 1.5 tag\n7 Q0 k 2 2.5 tag\n8 Q0 k 1 0.5 tag\n")
+    write(tmp_path / "topics.txt", "7\twhat is kelp\n8\twhat is a crab\n9\tnever retrieved\n")
+    write(tmp_path / "labels.qrels", "7 0 k 3\n7 0 x 0\n9 0 k 1\n")
+    write(tmp_path / "passages.jsonl", json_lines(*CORPUS))
+    return tmp_path
+
+
+def test_trec_joins_run_topics_corpus_and_labels(trec: Path) -> None:
+    dataset = load_examples(trec / "first.run", "trec", qrels=trec / "labels.qrels", corpus=trec / "passages.jsonl")
+    assert only(dataset) == Example(
+        Query("7", "what is kelp"),
+        (Document("k", "A seaweed.", "Kelp"), Document("c", "Crabs walk.")),  # the score decides, not the rank column
+        relevance={"k": 3, "x": 0},
+    )
+    assert dataset.unjudged == 1
+
+
+def test_trec_topics_alone_are_questions_to_retrieve_for(trec: Path) -> None:
+    dataset = load_examples(trec / "topics.txt", "trec", corpus=trec / "passages.jsonl")
+    assert [example.query.query_id for example in dataset.examples] == ["7", "8", "9"]
+    assert not any(example.candidates for example in dataset.examples)
+
+
+def test_trec_topics_may_be_named_and_json_lines(trec: Path) -> None:
+    topics = write(trec / "q.jsonl", json_lines({"_id": "8", "text": "what is a crab", "answers": ["a walker"]}))
+    with_warning = load_examples(trec / "first.run", "trec", corpus=trec / "passages.jsonl", topics=topics)
+    assert with_warning.examples[0].answers == ("a walker",)
+    assert "1 of 2 queries, for example '7', have no topic" in with_warning.warnings[0].found
+
+
+# --- writers ---
+
+TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(str.strip)
+ID = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=8)
+DOCUMENTS = st.dictionaries(ID, st.tuples(TEXT, st.text(st.characters(codec="utf-8"), max_size=9)), max_size=4)
+EXAMPLES = st.dictionaries(
+    ID,
+    st.tuples(TEXT, DOCUMENTS, st.lists(TEXT, unique=True, max_size=3), st.dictionaries(ID, st.integers(-2, 3))),
+    min_size=1,
+    max_size=3,
+)
+
+
+@settings(deadline=None)
+@given(EXAMPLES)
+def test_written_examples_read_back_equal(tmp_path_factory: pytest.TempPathFactory, content: Any) -> None:
+    examples = [
+        Example(
+            Query(query_id, question),
+            tuple(Document(f"{query_id}-{doc_id}", *passage) for doc_id, passage in documents.items()),
+            tuple(answers),
+            relevance,
+        )
+        for query_id, (question, documents, answers, relevance) in content.items()
+    ]
+    path = tmp_path_factory.mktemp("round") / "set.jsonl.gz"
+    write_jsonl(path, examples)
+    assert list(load_examples(path, "jsonl").examples) == examples
+
+
+SCORES = st.lists(st.floats(allow_nan=False), max_size=5)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(ID, SCORES.filter(bool), min_size=1, max_size=3))
+def test_a_written_run_reads_back_in_the_same_order(
+    tmp_path_factory: pytest.TempPathFactory, scores: dict[str, list[float]]
+) -> None:
+    rankings = [Ranking(q, tuple(f"d{i}" for i in range(len(s))), tuple(s)) for q, s in scores.items()]
+    path = tmp_path_factory.mktemp("run") / "x.run"
+    write_trec_run(path, rankings)
+    again = read_trec_run(path)
+    assert [(r.query_id, r.doc_ids) for r in again] == [(r.query_id, r.doc_ids) for r in rankings]
+    for before, after in zip(rankings, again, strict=True):
+        falling = all(a > b for a, b in zip(before.scores, before.scores[1:], strict=False))
+        assert after.scores == (before.scores if falling else tuple(float(n) for n in range(len(before.scores), 0, -1)))
+
+
+def test_a_failed_write_leaves_the_older_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.run"
+    write_trec_run(path, [Ranking("q", ("d",), (1.0,))])
+    before = path.read_bytes()
+    with pytest.raises(DataError, match="'two words' cannot stand in a TREC run"):
+        write_trec_run(path, [Ranking("q", ("d",), (2.0,)), Ranking("q2", ("two words",), (1.0,))])
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_place_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
+    file = write(tmp_path / "file", "x")
+    with pytest.raises(StorageError, match="cannot be written"):
+        write_jsonl(file / "set.jsonl", [])
+
+
+def test_a_disk_that_fills_up_is_a_storage_error_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # a write past it fails as on a full disk
+    try:
+        with pytest.raises(StorageError, match="cannot be written"):
+            write_jsonl(tmp_path / "set.jsonl", [Example(Query("q", "?" * 2000))])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- validation ---
+
+
+def test_validation_counts_what_is_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    unanswered = {**DPR, "id": "q2", "answers": ["plankton"]}
+    path = write(tmp_path / "set.jsonl", json_lines({**DPR, "id": "q1"}, unanswered) + "{broken\n")
+    with caplog.at_level(logging.CRITICAL):
+        report = validate(path, "dpr")
+    assert (report.questions, report.skipped, report.passages) == (2, 1, 2)
+    assert (report.with_candidates, report.with_answers, report.with_labels) == (2, 2, 2)
+    assert report.answerable_share == 1 / 2
+    assert (report.candidates.smallest, report.candidates.largest) == (2, 2)
+    assert (report.passage_words.smallest, report.passage_words.median) == (3, (3 + 4) / 2)  # title included
+    assert report.problems[0].line == 3
+    assert not report.ok
+    assert json.loads(json.dumps(report.as_dict()))["skipped"] == 1
+
+
+def test_validation_of_a_set_without_candidates_has_no_share(beir: Path) -> None:
+    report = describe(load_examples(beir, "beir"))
+    assert report.answerable_share is None
+    assert report.ok
+    assert report.labels_outside_corpus == 0
+
+
+def test_validation_reports_an_unusable_set_instead_of_failing(tmp_path: Path) -> None:
+    report = validate(write(tmp_path / "set.jsonl", json_lines({"wrong": 1})), "jsonl")
+    assert (report.questions, report.skipped, report.ok) == (0, 1, False)
