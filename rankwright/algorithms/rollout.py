@@ -1,0 +1,74 @@
+"""Reading the prefixes of rankings: actions -> contexts -> answers -> rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rankwright.types import Context, Example, Outcome, Reader, ReadFailed, Reward
+
+
+@dataclass(frozen=True)
+class Readings:
+    """Rewards of all prefixes that were asked for, each distinct one read once."""
+
+    rewards: dict[tuple[str, tuple[int, ...]], float | None]
+    """(query_id, candidate positions in reading order) -> reward; None where the read or the reward failed."""
+    paid: int
+    """Reader calls made."""
+    hits: int
+    """Answers that came from the cache."""
+    failed: int
+    """Readings without a reward."""
+
+
+def read_prefixes(
+    prefixes: Iterable[tuple[Example, tuple[int, ...]]], reader: Reader, reward: Reward
+) -> Readings:
+    """Asks the reader about each distinct prefix and prices the answers.
+
+    Args:
+        prefixes: example and the candidate positions read, in order; the empty prefix is a reading without documents.
+        reader: asked once, with all contexts together.
+        reward: is given all readings of a question together.
+    """
+    distinct = {(example.query.query_id, chosen): example for example, chosen in prefixes}
+    contexts = [
+        Context(example.query, tuple(example.candidates[i] for i in chosen)) for (_, chosen), example in distinct.items()
+    ]
+    results = reader.answer(contexts) if contexts else []
+    outcomes = [
+        Outcome(example, context, result, len(chosen), query_id)
+        for ((query_id, chosen), example), context, result in zip(distinct.items(), contexts, results, strict=True)
+    ]
+    values = reward(outcomes) if outcomes else []
+    answers = [result for result in results if not isinstance(result, ReadFailed)]
+    return Readings(
+        {key: value.value for key, value in zip(distinct, values, strict=True)},
+        paid=sum(answer.paid for answer in answers) + len(results) - len(answers),
+        hits=sum(not answer.paid for answer in answers),
+        failed=sum(value.value is None for value in values),
+    )
+
+
+def prefixes_of(examples: Sequence[Example], actions_QSK: Tensor, taken_QK: Tensor) -> list[tuple[Example, tuple[int, ...]]]:
+    """Every prefix of every ranking, t = 1..K, of the steps that exist."""
+    result = []
+    for example, rankings, taken in zip(examples, actions_QSK.tolist(), taken_QK.sum(-1).tolist(), strict=True):
+        result += [(example, tuple(ranking[:t])) for ranking in rankings for t in range(1, taken + 1)]
+    return result
+
+
+def rewards_tensor(examples: Sequence[Example], actions_QSK: Tensor, taken_QK: Tensor, readings: Readings) -> Tensor:
+    """rewards_QSK in float64: NaN where the read failed, 0 on steps that do not exist."""
+    rewards = torch.zeros(actions_QSK.shape, dtype=torch.float64)
+    for q, example in enumerate(examples):
+        steps = int(taken_QK[q].sum())
+        for s, ranking in enumerate(actions_QSK[q].tolist()):
+            for t in range(steps):
+                value = readings.rewards[example.query.query_id, tuple(ranking[: t + 1])]
+                rewards[q, s, t] = torch.nan if value is None else value
+    return rewards

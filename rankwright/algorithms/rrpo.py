@@ -1,0 +1,204 @@
+"""RRPO: a ranking is a sequence of choices, the reader's answer after each choice is its reward, and the frozen
+reference's greedy ranking is the baseline (Wu et al., ACL 2026, arXiv 2604.02091).
+
+Differences from the paper, each an option: the ratio is taken against the policy that sampled, the advantage sums
+r_t - V_t instead of GAE's deltas, and the KL is exact over the candidates (docs/rrpo.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankwright.algorithms.config import RRPOConfig
+from rankwright.algorithms.rollout import prefixes_of, read_prefixes, rewards_tensor
+from rankwright.errors import ReaderError
+from rankwright.maths.plackett_luce import (
+    entropy,
+    greedy_rankings,
+    gumbel_noise,
+    sample_rankings,
+    step_logprobs,
+    step_mask,
+)
+from rankwright.maths.policy_gradient import (
+    AdvantageWindow,
+    clipped_surrogate,
+    exact_kl,
+    reference_advantages,
+    sampled_kl,
+)
+from rankwright.types import Example, Reader, Reward
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What was sampled and how it was rewarded; all tensors without gradient."""
+
+    reference_scores_QD: Tensor
+    """Scores of the frozen reference, -inf on padding."""
+    actions_QSK: Tensor
+    """Candidate positions chosen, in order."""
+    behaviour_logprobs_QSK: Tensor
+    """Log-probability of each step under the policy that sampled."""
+    advantages_QSK: Tensor
+    """Standardised; 0 where invalid."""
+    valid_QSK: Tensor
+    """Steps whose reads all succeeded."""
+    taken_QK: Tensor
+    """Steps that exist: short candidate lists have fewer."""
+    metrics: Mapping[str, float]
+    """What happened, for the log."""
+
+
+class RRPO:
+    """The algorithm over a reader and a reward.
+
+    Args:
+        config: its settings.
+        reader: answers from a prefix; put a cache around it.
+        reward: prices the answer.
+        seed: of the sampling noise, which is keyed by (seed, rollout, query, sample).
+    """
+
+    def __init__(self, config: RRPOConfig, reader: Reader, reward: Reward, seed: int = 0) -> None:
+        self.config = config
+        self.reader = reader
+        self.reward = reward
+        self.seed = seed
+        self.window = AdvantageWindow(config.window)
+        self.reads = 0
+        self.failed = 0
+
+    def reads_per_question(self) -> int:
+        """Upper bound of the reader calls that one visit of a question can cost."""
+        return self.config.samples * self.config.train_k + self.config.train_k + 1
+
+    @torch.no_grad()
+    def collect(self, scores_QD: Tensor, reference_scores_QD: Tensor, examples: Sequence[Example], rollout_number: int) -> Rollout:
+        """Samples S rankings per question and has the reader answer after each of their first K documents.
+
+        Args:
+            scores_QD: the policy's scores, -inf on padding.
+            reference_scores_QD: the frozen reference's.
+            examples: the questions, in the order of the rows.
+            rollout_number: counts rollouts of the run; part of the key of the noise.
+
+        Raises:
+            ReaderError: more reads failed than `max_failed_reads` allows.
+        """
+        config = self.config
+        scores_QD = scores_QD.detach().float() / config.temperature
+        reference_scores_QD = reference_scores_QD.to(scores_QD.device).float() / config.temperature
+        query_ids = [example.query.query_id for example in examples]
+        noise_QSD = gumbel_noise(self.seed, rollout_number, query_ids, config.samples, scores_QD.shape[1])
+        actions_QSK = sample_rankings(scores_QD, noise_QSD, config.train_k)
+        greedy_Q1K = greedy_rankings(reference_scores_QD, config.train_k)[:, None, :]
+        taken_QK = step_mask(scores_QD, config.train_k)
+        sampled = prefixes_of(examples, actions_QSK, taken_QK)
+        greedy = prefixes_of(examples, greedy_Q1K, taken_QK)
+        readings = read_prefixes([*sampled, *greedy, *((e, ()) for e in examples)], self.reader, self.reward)
+        self._count(len(readings.rewards), readings.failed)
+        rewards_QSK = rewards_tensor(examples, actions_QSK, taken_QK, readings).to(scores_QD.device)
+        values_QK = rewards_tensor(examples, greedy_Q1K, taken_QK, readings)[:, 0].to(scores_QD.device)
+        raw_QSK, valid_QSK = reference_advantages(
+            rewards_QSK, values_QK, taken_QK, form=config.advantage, gamma=config.gamma, lam=config.lam
+        )
+        advantages_QSK = self.window.standardise(raw_QSK, valid_QSK).float()
+        last_QS = _last(rewards_QSK, taken_QK)
+        last_Q = _last(values_QK[:, None, :], taken_QK)[:, 0]
+        no_document = [readings.rewards[query_id, ()] for query_id in query_ids]
+        metrics = {
+            "reward": _mean(last_QS),
+            "reference_reward": _mean(last_Q),
+            "no_document_reward": _mean(torch.tensor([torch.nan if v is None else v for v in no_document])),
+            "advantage": _mean(raw_QSK[valid_QSK]),
+            "zero_variance_share": float((_spread(last_QS) == 0).double().mean()),
+            "reader_calls": float(readings.paid),
+            "cache_hits": float(readings.hits),
+            "failed_reads": float(readings.failed),
+            "masked_steps": float((taken_QK[:, None, :] & ~valid_QSK).sum()),
+        }
+        return Rollout(
+            reference_scores_QD,
+            actions_QSK,
+            step_logprobs(scores_QD, actions_QSK),
+            advantages_QSK,
+            valid_QSK,
+            taken_QK,
+            metrics,
+        )
+
+    def loss(self, scores_QD: Tensor, rollout: Rollout) -> tuple[Tensor, dict[str, float]]:
+        """-(clipped surrogate) + beta KL, and what to log.
+
+        Args:
+            scores_QD: the policy's scores of the same questions, with gradient.
+            rollout: from `collect`; with one update per rollout the scores are the very ones that sampled.
+        """
+        config = self.config
+        scores_QD = scores_QD.float() / config.temperature
+        reference_QD = rollout.reference_scores_QD
+        logprobs_QSK = step_logprobs(scores_QD, rollout.actions_QSK)
+        reference_logprobs_QSK = step_logprobs(reference_QD, rollout.actions_QSK)
+        anchor_QSK = reference_logprobs_QSK if config.ratio_anchor == "reference" else rollout.behaviour_logprobs_QSK
+        gain, clipped_share = clipped_surrogate(
+            logprobs_QSK, anchor_QSK, rollout.advantages_QSK, rollout.valid_QSK, epsilon=config.clip
+        )
+        if config.kl == "exact":
+            kl = exact_kl(scores_QD, reference_QD).mean()
+        else:
+            taken_QSK = rollout.taken_QK[:, None, :].expand_as(logprobs_QSK)
+            kl = sampled_kl(logprobs_QSK, reference_logprobs_QSK, taken_QSK).mean()
+        loss = -gain + config.beta * kl
+        detached = scores_QD.detach()
+        finite = torch.isfinite(detached)
+        metrics = {
+            "kl": kl.item(),
+            "entropy": entropy(detached).mean().item(),
+            "clipped_share": clipped_share.item(),
+            "score_spread": torch.stack([row[keep].std(correction=0) for row, keep in zip(detached, finite, strict=True)]).mean().item(),
+        }
+        return loss, metrics
+
+    def _count(self, reads: int, failed: int) -> None:
+        self.reads += reads
+        self.failed += failed
+        if self.reads >= 50 and self.failed > self.config.max_failed_reads * self.reads:
+            raise ReaderError(
+                f"Reader '{self.reader.name}' failed on {self.failed} of {self.reads} reads; at most "
+                f"{self.config.max_failed_reads:.0%} may fail. Mend the reader and go on with --resume: all answers are kept."
+            )
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold besides weights: the advantage window and the counters."""
+        return {"window": self.window.state(), "reads": self.reads, "failed": self.failed}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `state` gave."""
+        self.window.restore(state["window"])
+        # The counters start anew: a reader that was mended must not be stopped for its past.
+        self.reads, self.failed = 0, 0
+
+
+def _last(rewards: Tensor, taken_QK: Tensor) -> Tensor:
+    """Reward of the longest prefix that exists, shape (Q, S)."""
+    last_Q = taken_QK.sum(-1).clamp(min=1) - 1
+    return rewards.gather(-1, last_Q[:, None, None].expand(-1, rewards.shape[1], 1)).squeeze(-1)
+
+
+def _mean(values: Tensor) -> float:
+    """Mean over finite values; NaN where there are none."""
+    finite = values[torch.isfinite(values)]
+    return finite.double().mean().item() if finite.numel() else float("nan")
+
+
+def _spread(values_QS: Tensor) -> Tensor:
+    """Largest minus smallest finite value of each row; 0 where there is none."""
+    low = values_QS.nan_to_num(nan=torch.inf).amin(-1)
+    high = values_QS.nan_to_num(nan=-torch.inf).amax(-1)
+    return (high - low).clamp(min=0).nan_to_num(posinf=0.0, neginf=0.0)

@@ -1,0 +1,54 @@
+"""Learning from relevance labels with the listwise softmax loss: the rival of training from feedback, and the way the
+embedded reference was warmed up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankwright.maths.plackett_luce import entropy
+from rankwright.maths.ranking_losses import softmax_loss
+from rankwright.types import Example
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """Labels of a batch, shaped like the scores."""
+
+    labels_QD: Tensor
+    """Relevance grades; 0 for unlabelled candidates and padding."""
+    reference_scores_QD: Tensor
+    """Not used by the loss; kept so that all algorithms are called alike."""
+    metrics: Mapping[str, float]
+
+
+class Supervised:
+    """Listwise softmax cross-entropy on labelled candidates; has no reader and no state."""
+
+    def reads_per_question(self) -> int:
+        """Labels cost no reader call."""
+        return 0
+
+    def collect(self, scores_QD: Tensor, reference_scores_QD: Tensor, examples: Sequence[Example], rollout_number: int) -> LabelledBatch:
+        """Looks up the labels of the candidates."""
+        labels_QD = torch.zeros_like(scores_QD, dtype=torch.float32)
+        for q, example in enumerate(examples):
+            for d, document in enumerate(example.candidates):
+                labels_QD[q, d] = max(0, example.relevance.get(document.doc_id, 0))
+        unlabelled = (labels_QD.sum(-1) == 0).double().mean().item()
+        return LabelledBatch(labels_QD, reference_scores_QD, {"without_relevant_share": unlabelled})
+
+    def loss(self, scores_QD: Tensor, batch: LabelledBatch) -> tuple[Tensor, dict[str, float]]:
+        """The loss and what to log."""
+        return softmax_loss(scores_QD, batch.labels_QD), {"entropy": entropy(scores_QD.detach()).mean().item()}
+
+    def state(self) -> dict[str, Any]:
+        """Nothing to keep."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Nothing to put back."""

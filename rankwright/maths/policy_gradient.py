@@ -1,0 +1,148 @@
+"""Advantages, the clipped objective and divergences of RRPO (Wu et al., ACL 2026, arXiv 2604.02091).
+
+Valid on rankings drawn from the policy that `old_logprobs_QSK` belong to. r_t is the *level* of the answer quality after
+the first t documents, not its increment.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rankwright.maths import check_shapes
+
+AdvantageForm = Literal["gae", "anchored", "marginal"]
+
+
+def reference_advantages(
+    rewards_QSK: Tensor,
+    values_QK: Tensor,
+    taken_QK: Tensor,
+    *,
+    form: AdvantageForm = "anchored",
+    gamma: float = 1.0,
+    lam: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Advantages of sampled rankings against a baseline per position, and where they are valid.
+
+    A_t = sum over j >= t of (gamma lam)^(j-t) delta_j (Schulman et al. 2016, arXiv 1506.02438, eq. 16), with
+
+    - gae:      delta_t = r_t + gamma V_{t+1} - V_t, V_{K+1} = 0 (as RRPO prints it; the upper index K is ours),
+    - anchored: delta_t = r_t - V_t,
+    - marginal: delta_t = (r_t - r_{t-1}) - (V_t - V_{t-1}), r_0 = V_0 = 0.
+
+    Args:
+        rewards_QSK: reward of the prefix of t documents; NaN where the read failed.
+        values_QK: baseline of position t, in RRPO the frozen reference's greedy prefix; NaN where its read failed.
+        taken_QK: steps that exist (short candidate lists have fewer).
+        form: one of the three above.
+        gamma, lam: discount and GAE's lambda.
+
+    Returns:
+        advantages_QSK with 0 where invalid, and valid_QSK: false on steps that were not taken and on every step whose
+        advantage would need a failed read.
+    """
+    check_shapes(rewards_QSK="Q S K", values_QK="Q K", taken_QK="Q K")
+    taken_QSK = taken_QK[:, None, :].expand_as(rewards_QSK)
+    values_QSK = values_QK[:, None, :].expand_as(rewards_QSK)
+    rewards = torch.where(taken_QSK, rewards_QSK, 0.0)
+    values = torch.where(taken_QSK, values_QSK, 0.0)
+    if form == "gae":
+        following = torch.nn.functional.pad(values[..., 1:], (0, 1))
+        deltas = rewards + gamma * following - values
+    elif form == "anchored":
+        deltas = rewards - values
+    elif form == "marginal":
+        gains = rewards - values
+        deltas = gains - torch.nn.functional.pad(gains[..., :-1], (1, 0))
+    else:
+        raise ValueError(f"Advantage form is '{form}'; wanted gae, anchored or marginal.")
+    deltas = torch.where(taken_QSK, deltas, 0.0)
+    advantages = torch.zeros_like(deltas)
+    carry = torch.zeros_like(deltas[..., 0])
+    for t in reversed(range(deltas.shape[-1])):
+        # NaN x 0 is NaN: with gamma lam = 0 a failed later read must not reach an earlier step.
+        carry = deltas[..., t] + (gamma * lam * carry if gamma * lam else 0.0)
+        advantages[..., t] = carry
+    valid_QSK = taken_QSK & torch.isfinite(advantages)
+    return torch.where(valid_QSK, advantages, 0.0), valid_QSK
+
+
+class AdvantageWindow:
+    """Standardises advantages by the mean and deviation of the most recent ones (RRPO: a sliding window).
+
+    Args:
+        size: how many recent advantages are kept.
+        epsilon: added to the deviation.
+    """
+
+    def __init__(self, size: int = 512, epsilon: float = 1e-6) -> None:
+        self.values: deque[float] = deque(maxlen=size)
+        self.epsilon = epsilon
+
+    def standardise(self, advantages_QSK: Tensor, valid_QSK: Tensor) -> Tensor:
+        """(A - mean) / (std + epsilon) after adding the batch to the window; 0 where invalid."""
+        check_shapes(advantages_QSK="Q S K", valid_QSK="Q S K")
+        self.values.extend(advantages_QSK[valid_QSK].double().tolist())
+        if not self.values:
+            return torch.zeros_like(advantages_QSK)
+        window = torch.tensor(list(self.values), dtype=torch.float64)
+        mean, deviation = window.mean().item(), window.std(correction=0).item()
+        standard = (advantages_QSK - mean) / (deviation + self.epsilon)
+        return torch.where(valid_QSK, standard, 0.0)
+
+    def state(self) -> list[float]:
+        """The window's content, for a checkpoint."""
+        return list(self.values)
+
+    def restore(self, values: Sequence[float]) -> None:
+        """Puts back what `state` gave."""
+        self.values.clear()
+        self.values.extend(values)
+
+
+def clipped_surrogate(
+    logprobs_QSK: Tensor, old_logprobs_QSK: Tensor, advantages_QSK: Tensor, valid_QSK: Tensor, *, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    """The clipped objective to maximise and the share of clipped steps.
+
+    Per ranking (1/k) sum over its valid steps of min(rho A, clip(rho, 1 - eps, 1 + eps) A) with rho = pi / pi_old
+    (Schulman et al. 2017, arXiv 1707.06347, eq. 7), averaged over all rankings. A ranking without valid steps counts 0.
+
+    Args:
+        logprobs_QSK: of the policy, with gradient.
+        old_logprobs_QSK: of the ratio's anchor: the behaviour policy or the frozen reference.
+        advantages_QSK: constants.
+        valid_QSK: steps that count.
+        epsilon: clip range.
+    """
+    check_shapes(logprobs_QSK="Q S K", old_logprobs_QSK="Q S K", advantages_QSK="Q S K", valid_QSK="Q S K")
+    ratio = (logprobs_QSK - old_logprobs_QSK.detach()).exp()
+    clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
+    gain = torch.minimum(ratio * advantages_QSK, clipped * advantages_QSK)
+    gain = torch.where(valid_QSK, gain, 0.0)
+    steps = valid_QSK.sum(-1).clamp(min=1)
+    share = ((ratio != clipped) & valid_QSK).sum() / valid_QSK.sum().clamp(min=1)
+    return (gain.sum(-1) / steps).mean(), share.detach()
+
+
+def exact_kl(scores_QD: Tensor, reference_scores_QD: Tensor) -> Tensor:
+    """KL(pi || reference) of the first step's softmax over all candidates, shape (Q,); -inf on padding in both."""
+    check_shapes(scores_QD="Q D", reference_scores_QD="Q D")
+    log_p, log_q = scores_QD.float().log_softmax(-1), reference_scores_QD.float().log_softmax(-1)
+    padding = torch.isinf(scores_QD)
+    difference = torch.where(padding, 0.0, log_p.masked_fill(padding, 0.0) - log_q.masked_fill(padding, 0.0))
+    return (log_p.exp() * difference).sum(-1)
+
+
+def sampled_kl(logprobs_QSK: Tensor, reference_logprobs_QSK: Tensor, taken_QSK: Tensor) -> Tensor:
+    """Low-variance estimate of KL(pi || reference) on sampled steps: exp(d) - d - 1, d = log reference - log pi (k3 of
+    Schulman 2020, joschu.net/blog/kl-approx.html); mean over steps taken, shape (Q,)."""
+    check_shapes(logprobs_QSK="Q S K", reference_logprobs_QSK="Q S K", taken_QSK="Q S K")
+    d = torch.where(taken_QSK, reference_logprobs_QSK - logprobs_QSK, 0.0)
+    estimate = d.exp() - d - 1
+    return estimate.sum((1, 2)) / taken_QSK.sum((1, 2)).clamp(min=1)

@@ -1,0 +1,263 @@
+"""The cross-encoder: one transformer pass per (query, document) pair, one score. It is the policy that RRPO trains.
+
+Any `AutoModelForSequenceClassification` with one label will do. The folder that `save` writes opens unchanged in
+`sentence_transformers.CrossEncoder`, `AutoModelForSequenceClassification` and `rankwright.load`, with equal raw scores.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
+
+from rankwright.backbone import ASSETS, apply_adapter, backbone_folder, load_adapter
+from rankwright.batching import token_batches
+from rankwright.errors import ConfigurationError, MissingDependencyError, ModelError, ResourceNotFoundError
+from rankwright.types import Document, Query, Ranking, RerankRequest, as_documents, as_query
+
+DEFAULT_TEMPLATE = "{title}: {text}"
+REFERENCE_ADAPTER = ASSETS / "reference.safetensors"
+IDENTITY = "torch.nn.modules.linear.Identity"
+
+
+def render(template: str, document: Document) -> str:
+    """Text that stands for a document; a document without a title is its bare text.
+
+    >>> render("{title}: {text}", Document("1", "It rains.", "Weather"))
+    'Weather: It rains.'
+    >>> render("{title}: {text}", Document("1", "It rains."))
+    'It rains.'
+    """
+    if not document.title:
+        return document.text
+    # Not str.format: braces inside a passage or title are text.
+    return re.sub(r"\{(title|text)\}", lambda field: getattr(document, field[1]), template)
+
+
+class CrossEncoderReranker(nn.Module):
+    """A Reranker and a ScoringPolicy over a sequence-classification model.
+
+    Args:
+        model: the transformers model, one label.
+        tokenizer: its tokenizer; `model_max_length` is the length that pairs are cut to.
+        template: joins title and text, with the fields {title} and {text}.
+        name: how it appears in tables.
+        max_tokens: padded tokens of one forward pass.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, template: str = DEFAULT_TEMPLATE, name: str = "model", max_tokens: int = 8192) -> None:
+        super().__init__()
+        if "{text}" not in template:
+            raise ConfigurationError(f"Template is '{template}'; wanted one with {{text}} and, for titles, {{title}}.")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.template = template
+        self.max_tokens = max_tokens
+        self._name = name
+        self.pairs_seen = 0
+        self.pairs_cut = 0
+
+    @classmethod
+    def from_pretrained(cls, path: str, *, device: str = "cpu", max_length: int | None = None) -> CrossEncoderReranker:
+        """Opens a folder or hub name; weights are fp32 safetensors, code in the repository is never run."""
+        try:
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+            if getattr(config, "num_labels", None) != 1:
+                raise ModelError(
+                    f"Model '{path}' has {getattr(config, 'num_labels', 'no')} labels; wanted 1. "
+                    "Use a reranker (cross-encoder) checkpoint, not a classifier or an embedding model."
+                )
+            model = AutoModelForSequenceClassification.from_pretrained(
+                path, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            )
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        except (OSError, json.JSONDecodeError) as error:
+            raise ResourceNotFoundError(
+                f"Model '{path}' is neither a readable model folder nor a hub name that could be fetched ({_first_line(error)}). "
+                "Check the path, or the connection and HF_TOKEN for a hub name."
+            ) from error
+        except ModelError:
+            raise
+        except ValueError as error:
+            raise ModelError(f"Model '{path}' cannot be opened as a cross-encoder: {_first_line(error)}.") from error
+        tokenizer.model_max_length = _pair_length(tokenizer, config, max_length)
+        template = (getattr(config, "rankwright", None) or {}).get("template", DEFAULT_TEMPLATE)
+        reranker = cls(model, tokenizer, template=template, name=str(path))
+        return reranker.to(device).eval()
+
+    @property
+    def name(self) -> str:
+        """How it was asked for: folder, hub name or "reference"."""
+        return self._name
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of query and document together."""
+        return int(self.tokenizer.model_max_length)
+
+    @property
+    def share_cut(self) -> float:
+        """Share of pairs that were longer than max_length in all scoring so far."""
+        return self.pairs_cut / self.pairs_seen if self.pairs_seen else 0.0
+
+    def forward(self, requests: Sequence[RerankRequest]) -> Tensor:
+        """scores_QD, with gradient when grad is on; -inf where a query has fewer documents than the longest list."""
+        width = max(len(request.documents) for request in requests)
+        pairs = [(request.query.text, render(self.template, d)) for request in requests for d in request.documents]
+        flat = self._score_pairs(pairs)
+        rows = torch.split(flat, [len(request.documents) for request in requests])
+        return torch.stack([nn.functional.pad(row, (0, width - len(row)), value=-torch.inf) for row in rows])
+
+    def _score_pairs(self, pairs: Sequence[tuple[str, str]]) -> Tensor:
+        """Raw logits of (query, text) pairs in order."""
+        encoded = self.tokenizer([q for q, _ in pairs], [d for _, d in pairs], truncation=True, max_length=self.max_length)
+        lengths = [len(ids) for ids in encoded["input_ids"]]
+        self.pairs_seen += len(pairs)
+        self.pairs_cut += sum(length >= self.max_length for length in lengths)
+        device = next(self.model.parameters()).device
+        parts: list[Tensor] = []
+        order: list[int] = []
+        for group in token_batches(lengths, self.max_tokens):
+            batch = self.tokenizer.pad({key: [encoded[key][i] for i in group] for key in encoded}, return_tensors="pt")
+            parts.append(self.model(**batch.to(device)).logits.float()[:, 0])
+            order += group
+        back = torch.empty(len(order), dtype=torch.long, device=device)
+        back[torch.tensor(order, device=device)] = torch.arange(len(order), device=device)
+        return torch.cat(parts)[back]
+
+    @torch.no_grad()
+    def rerank_batch(self, requests: Sequence[RerankRequest]) -> list[Ranking]:
+        """One Ranking per request, best first, equal scores in input order.
+
+        Raises:
+            ModelError: a score is not finite.
+        """
+        filled = [request for request in requests if request.documents]
+        training = self.training
+        self.eval()
+        scores = iter(self(filled).double().cpu().tolist() if filled else [])
+        self.train(training)
+        return [self._ranking(r, next(scores) if r.documents else []) for r in requests]
+
+    def _ranking(self, request: RerankRequest, row: list[float]) -> Ranking:
+        documents = request.documents
+        scores = row[: len(documents)]
+        for document, score in zip(documents, scores, strict=True):
+            if score - score != 0:  # NaN or infinite
+                raise ModelError(
+                    f"Model '{self.name}' scored document '{document.doc_id}' of query '{request.query.query_id}' {score}; "
+                    "wanted a finite number. The weights are damaged or training diverged: use an earlier checkpoint."
+                )
+        order = sorted(range(len(documents)), key=lambda i: -scores[i])
+        return Ranking(request.query.query_id, tuple(documents[i].doc_id for i in order), tuple(scores[i] for i in order))
+
+    def rerank(self, query: str | Query, documents: Sequence[str | Document], top_k: int | None = None) -> Ranking:
+        """Orders strings or Documents for one query.
+
+        Args:
+            query: the question.
+            documents: passages; plain strings get the ids "0", "1", ... by position.
+            top_k: keep only the best; None keeps all.
+        """
+        ranking = self.rerank_batch([RerankRequest(as_query(query), as_documents(documents))])[0]
+        return Ranking(ranking.query_id, ranking.doc_ids[:top_k], ranking.scores[:top_k])
+
+    def add_lora(self, rank: int, alpha: int, dropout: float = 0.0) -> None:
+        """Freezes the model and trains low-rank updates of its linear layers plus the classification head."""
+        try:
+            from peft import LoraConfig, TaskType, get_peft_model
+        except ImportError as error:
+            raise MissingDependencyError('LoRA needs peft; run pip install "rankwright[train]".') from error
+        linear = {n.rsplit(".", 1)[-1] for n, m in self.model.named_modules() if isinstance(m, nn.Linear)}
+        heads = [name for name in ("classifier", "score") if name in linear or hasattr(self.model, name)]
+        # The head stays frozen unless it is named here.
+        config = LoraConfig(
+            task_type=TaskType.SEQ_CLS,
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=dropout,
+            target_modules=sorted(linear - set(heads)),
+            modules_to_save=heads,
+        )
+        self.model = get_peft_model(self.model, config)
+
+    def merge_lora(self) -> None:
+        """Adds the low-rank updates to the weights, so that the saved folder is a plain model."""
+        if hasattr(self.model, "merge_and_unload"):
+            self.model = cast(Any, self.model).merge_and_unload()
+
+    def save(self, folder: Path) -> None:
+        """Writes a folder that CrossEncoder, AutoModelForSequenceClassification, TEI and vLLM open.
+
+        The activation is written twice: sentence-transformers 6 reads it from its own file, versions 4 to 5 from config.json
+        and would otherwise put a sigmoid on the scores.
+        """
+        self.merge_lora()
+        folder.mkdir(parents=True, exist_ok=True)
+        config = self.model.config
+        config.id2label, config.label2id = {0: "LABEL_0"}, {"LABEL_0": 0}
+        config.sentence_transformers = {"activation_fn": IDENTITY, "version": "4.0.0"}
+        config.rankwright = {"kind": "cross_encoder", "template": self.template}
+        self.model.save_pretrained(folder, safe_serialization=True)
+        self.tokenizer.save_pretrained(folder)
+        for name, content in _sentence_transformers_files().items():
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _sentence_transformers_files() -> dict[str, Any]:
+    """The files by which sentence-transformers 6 knows a cross-encoder folder."""
+    return {
+        "modules.json": [
+            {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+        ],
+        "sentence_bert_config.json": {
+            "transformer_task": "sequence-classification",
+            "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}},
+            "module_output_name": "scores",
+        },
+        "config_sentence_transformers.json": {
+            "activation_fn": IDENTITY,
+            "default_prompt_name": None,
+            "model_type": "CrossEncoder",
+            "prompts": {},
+        },
+    }
+
+
+def _pair_length(tokenizer: Any, config: Any, max_length: int | None) -> int:
+    """The length asked for, or the tokenizer's own, never more than the model has positions for."""
+    positions = getattr(config, "max_position_embeddings", None) or 512
+    wanted = max_length or tokenizer.model_max_length
+    return int(min(wanted, positions))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200]
+
+
+def untrained_reference() -> CrossEncoderReranker:
+    """The offline backbone with a fresh one-label head: where the reference's own training starts."""
+    from safetensors.torch import load_file
+
+    folder = backbone_folder()
+    config = BertConfig.from_pretrained(folder, num_labels=1)
+    model = BertForSequenceClassification(config)
+    weights = load_file(str(folder / "model.safetensors"))
+    model.bert.load_state_dict({k: v for k, v in weights.items() if k != "embeddings.position_ids"})
+    return CrossEncoderReranker(model, AutoTokenizer.from_pretrained(folder), name="reference")
+
+
+def load_reference(adapter: Path = REFERENCE_ADAPTER, *, device: str = "cpu", max_length: int | None = None) -> CrossEncoderReranker:
+    """The embedded reference: the offline backbone with the shipped reference adapter."""
+    tensors, settings = load_adapter(adapter)
+    reranker = untrained_reference()
+    apply_adapter(reranker.model, tensors)
+    reranker.template = settings["template"]
+    reranker.tokenizer.model_max_length = max_length or int(settings["max_length"])
+    return reranker.to(device).eval()

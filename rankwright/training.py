@@ -1,0 +1,654 @@
+"""The loop: transformers.Trainer around a policy and an algorithm, with checkpoints that survive a kill.
+
+A step: the policy scores the candidates of a batch of questions; the algorithm samples rankings and asks the reader
+(`collect`, no gradient); the same scores then carry the gradient of the loss. Everything that decides the next step is in a
+checkpoint, so a resumed run on one thread is bit-equal to an unbroken one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from rankwright.errors import ConfigurationError, ResumeError, StorageError, TrainingError
+from rankwright.types import Context, Example, Outcome, Reader, RerankRequest, Reward
+
+MANIFEST = "manifest.json"
+ALGORITHM_STATE = "algorithm.json"
+SUPPORTED_ARGUMENTS = frozenset(
+    {
+        "adam_beta1",
+        "adam_beta2",
+        "adam_epsilon",
+        "bf16",
+        "dataloader_num_workers",
+        "fp16",
+        "gradient_checkpointing",
+        "logging_steps",
+        "lr_scheduler_kwargs",
+        "lr_scheduler_type",
+        "max_grad_norm",
+        "max_steps",
+        "optim",
+        "report_to",
+        "run_name",
+        "save_total_limit",
+        "torch_compile",
+        "use_cpu",
+        "warmup_steps",
+        "weight_decay",
+    }
+)
+"""TrainingArguments that `trainer_arguments` may set; the others are set from TrainConfig or make no sense here."""
+
+
+class Algorithm(Protocol):
+    """What turns scores into a rollout and a loss (rankwright.algorithms)."""
+
+    def reads_per_question(self) -> int: ...
+
+    def collect(self, scores_QD: Tensor, reference_scores_QD: Tensor, examples: Sequence[Example], rollout_number: int) -> Any: ...
+
+    def loss(self, scores_QD: Tensor, rollout: Any) -> tuple[Tensor, dict[str, float]]: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: Mapping[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of the loop, the same for every algorithm."""
+
+    epochs: float = 2.0
+    """Passes over the training questions."""
+    batch_size: int = 8
+    """Questions of one forward and backward pass."""
+    accumulation: int = 1
+    """Passes of one optimizer step."""
+    inner_epochs: int = 1
+    """Optimizer steps that reuse one rollout."""
+    learning_rate: float = 2e-5
+    """Peak of the schedule."""
+    eval_steps: int = 25
+    """Optimizer steps between two evaluations on dev, each followed by a checkpoint."""
+    patience: int = 0
+    """Evaluations without a better dev reward after which training stops; 0 never stops early."""
+    top_k: int = 3
+    """Documents the reader sees in the evaluation on dev."""
+    seed: int = 0
+    """Decides data order and sampling noise."""
+    trainer_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Further TrainingArguments, out of SUPPORTED_ARGUMENTS."""
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.trainer_arguments) - SUPPORTED_ARGUMENTS)
+        if unknown:
+            raise ConfigurationError(
+                f"TrainingArguments {', '.join(unknown)} cannot be set; wanted some of {', '.join(sorted(SUPPORTED_ARGUMENTS))}. "
+                "Epochs, batch size, learning rate, evaluation and seed have settings of their own."
+            )
+        for name in ("epochs", "batch_size", "accumulation", "inner_epochs", "learning_rate", "eval_steps", "top_k"):
+            if getattr(self, name) <= 0:
+                raise ConfigurationError(f"Setting {name} is {getattr(self, name)}; wanted a positive number.")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished training came to."""
+
+    steps: int
+    """Optimizer steps done in all."""
+    best_step: int
+    """Step whose weights the policy has now: best on dev."""
+    dev_before: float | None
+    """Dev reward of the starting policy; None without dev questions."""
+    dev_best: float | None
+    """Dev reward at best_step."""
+    reader_calls: int
+    """Paid reader calls of the training itself, over all sessions of the run."""
+    cache_hits: int
+    """Answers that the cache gave."""
+    seconds: float
+    """Time spent training, over all sessions of the run."""
+
+
+class QuestionSampler(Sampler[int]):
+    """Question order of an epoch, decided by (seed, epoch) alone; each block of one optimizer step comes `repeats` times.
+
+    With repeats the questions that do not fill a block are left out of the epoch, or the blocks would not line up.
+    """
+
+    def __init__(self, count: int, block: int, repeats: int, seed: int) -> None:
+        self.count, self.block, self.repeats, self.seed = count, block, repeats, seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.count if self.repeats == 1 else self.count // self.block * self.block * self.repeats
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(self.count, generator=generator).tolist()
+        if self.repeats == 1:
+            yield from order
+            return
+        for start in range(0, self.count // self.block * self.block, self.block):
+            for _ in range(self.repeats):
+                yield from order[start : start + self.block]
+
+
+def requests_of(examples: Sequence[Example]) -> list[RerankRequest]:
+    """The candidates of examples as requests to a reranker."""
+    return [RerankRequest(example.query, example.candidates) for example in examples]
+
+
+class FeedbackTrainer(Trainer):
+    """transformers.Trainer for a ScoringPolicy and an Algorithm.
+
+    Args:
+        policy: the module that learns; the Trainer wraps it, and scores come only through its forward.
+        reference: frozen copy that anchors baseline and KL.
+        algorithm: RRPO, Supervised, ...
+        examples: training questions with candidates.
+        score_dev: dev metrics of the current policy, by name; must hold "reward".
+        config: settings of the loop.
+        folder: the run folder.
+        fingerprint: hash of all settings; a checkpoint of another fingerprint is refused.
+        callbacks: further callbacks.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        reference: nn.Module,
+        algorithm: Algorithm,
+        examples: Sequence[Example],
+        score_dev: Callable[[nn.Module], dict[str, float]] | None,
+        config: TrainConfig,
+        folder: Path,
+        fingerprint: str,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self.fingerprint = fingerprint
+        self.reference = reference.eval().requires_grad_(False)
+        self.algorithm = algorithm
+        self.score_dev = score_dev
+        self.totals = {"reader_calls": 0.0, "cache_hits": 0.0, "seconds": 0.0}
+        self.session_start = time.monotonic()
+        self._reference_scores: dict[str, Tensor] = {}
+        self._rollouts: dict[tuple[str, ...], Any] = {}
+        self._logged: dict[str, list[float]] = {}
+        early = [EarlyStoppingCallback(config.patience)] if config.patience and score_dev else []
+        super().__init__(
+            model=policy,
+            args=_training_arguments(config, folder, bool(score_dev)),
+            train_dataset=_Rows(examples),
+            eval_dataset=_Rows([]),  # `evaluate` is our own; the Trainer only wants to see one
+            data_collator=lambda rows: {"examples": rows},
+            callbacks=[_SetEpoch(self), *early, *callbacks],
+        )
+        self.model_accepts_loss_kwargs = False
+        self.remove_callback(PrinterCallback)  # metrics.jsonl and the progress bar say it better
+
+    # --- one step
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> QuestionSampler:
+        block = self.config.batch_size * self.config.accumulation
+        self.sampler = QuestionSampler(len(self.train_dataset), block, self.config.inner_epochs, self.config.seed)
+        return self.sampler
+
+    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """Scores, rollout (new, or the one of these questions while inner epochs last), loss."""
+        examples: list[Example] = inputs["examples"]
+        scores_QD = model(requests_of(examples))
+        key = tuple(example.query.query_id for example in examples)
+        first_use = self.state.global_step % self.config.inner_epochs == 0
+        if first_use:
+            if self.config.inner_epochs > 1 and len(self._rollouts) >= self.config.accumulation:
+                self._rollouts.clear()
+            number = self.state.global_step // self.config.inner_epochs
+            rollout = self.algorithm.collect(scores_QD.detach(), self._score_reference(examples), examples, number)
+            self._rollouts[key] = rollout
+            self._note(rollout.metrics)
+        rollout = self._rollouts[key]
+        if self.config.inner_epochs == 1:
+            self._rollouts.clear()
+        loss, metrics = self.algorithm.loss(scores_QD, rollout)
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"Loss is {loss.item()} at step {self.state.global_step}; wanted a finite number. Lower the learning rate "
+                f"(now {self.config.learning_rate}) and go on from the last checkpoint with --resume."
+            )
+        self._note(metrics)
+        return (loss, scores_QD) if return_outputs else loss
+
+    def _score_reference(self, examples: Sequence[Example]) -> Tensor:
+        """The frozen reference's scores_QD, computed once per question."""
+        new = [e for e in examples if e.query.query_id not in self._reference_scores]
+        if new:
+            with torch.no_grad(), torch.autocast(self.args.device.type, enabled=False):
+                for example, row in zip(new, self.reference(requests_of(new)).float().cpu(), strict=True):
+                    self._reference_scores[example.query.query_id] = row[: len(example.candidates)]
+        rows = [self._reference_scores[e.query.query_id] for e in examples]
+        width = max(len(row) for row in rows)
+        padded = [nn.functional.pad(row, (0, width - len(row)), value=-torch.inf) for row in rows]
+        return torch.stack(padded).to(self.args.device)
+
+    # --- what is told
+
+    def _note(self, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self._logged.setdefault(name, []).append(value)
+            if name in self.totals:
+                self.totals[name] += value
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the means (calls and failures: sums) of what was noted since the last line."""
+        if "loss" in logs:
+            for name, values in self._logged.items():
+                finite = [value for value in values if math.isfinite(value)]
+                summed = name in ("reader_calls", "cache_hits", "failed_reads", "masked_steps")
+                logs[name] = sum(finite) if summed else (sum(finite) / len(finite) if finite else float("nan"))
+            self._logged.clear()
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Dev metrics of the current policy, named eval_*; also written to the log."""
+        assert self.score_dev is not None
+        metrics = {f"eval_{name}": value for name, value in self.score_dev(self.model).items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def seconds(self) -> float:
+        """Training time over all sessions of the run."""
+        return self.totals["seconds"] + time.monotonic() - self.session_start
+
+    # --- checkpoints
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Writes the checkpoint aside, its manifest last, and renames it into place."""
+        name = f"checkpoint-{self.state.global_step}"
+        aside = self.folder / f".{name}.partial"
+        shutil.rmtree(aside, ignore_errors=True)
+        final = self.folder / name
+        real_output, limit = self.args.output_dir, self.args.save_total_limit
+        try:
+            aside.mkdir(parents=True)
+            self.args.output_dir, self.args.save_total_limit = str(aside), None
+            super()._save_checkpoint(model, trial)
+            inner = aside / name
+            (inner / "training_args.bin").unlink(missing_ok=True)  # a pickle of what config.json says
+            # The path that the Trainer noted is the one aside; best_global_step is all that is needed.
+            self.state.best_model_checkpoint = None
+            self.state.save_to_json(str(inner / "trainer_state.json"))
+            state = {
+                "fingerprint": self.fingerprint,
+                "algorithm": self.algorithm.state(),
+                "totals": {**self.totals, "seconds": self.seconds()},
+                "logged": self._logged,
+            }
+            (inner / ALGORITHM_STATE).write_text(json.dumps(state), encoding="utf-8")
+            write_manifest(inner)
+            if final.exists():
+                shutil.rmtree(final)
+            inner.replace(final)
+            sync_folder(self.folder)
+        except OSError as error:
+            raise StorageError(
+                f"Checkpoint {final} cannot be written ({error.strerror or error}); wanted room and permission in {self.folder}. "
+                "Free some space and go on with --resume: the last complete checkpoint is intact."
+            ) from error
+        finally:
+            self.args.output_dir, self.args.save_total_limit = real_output, limit
+            shutil.rmtree(aside, ignore_errors=True)
+        self._rotate()
+
+    def _rotate(self) -> None:
+        """Keeps the newest `save_total_limit` checkpoints and the best one."""
+        limit = self.args.save_total_limit
+        best = self.state.best_global_step
+        if limit:
+            for folder in sorted_checkpoints(self.folder)[:-limit]:
+                if step_of(folder) != best:
+                    shutil.rmtree(folder)
+
+    def restore_algorithm(self, checkpoint: Path) -> None:
+        """Puts back what the Trainer itself does not know of."""
+        state = json.loads((checkpoint / ALGORITHM_STATE).read_text(encoding="utf-8"))
+        self.algorithm.restore(state["algorithm"])
+        self.totals.update(state["totals"])
+        self._logged = {name: list(values) for name, values in state["logged"].items()}
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_weights(self.model, Path(resume_from_checkpoint))
+
+
+class _Rows(torch.utils.data.Dataset[Example]):
+    """Examples as a data set."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[index]
+
+
+class _SetEpoch(TrainerCallback):
+    """Tells the sampler the epoch; the Trainer's own call does not reach it through a resumed loader."""
+
+    def __init__(self, trainer: FeedbackTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.sampler.epoch = int(state.epoch or 0)
+
+
+class MetricsFile(TrainerCallback):
+    """metrics.jsonl: one JSON line per log entry. On resume lines after the checkpoint are dropped, so that the file
+    of a resumed run equals that of an unbroken one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def truncate(self, step: int) -> None:
+        """Keeps complete lines up to `step`."""
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:  # torn by a kill
+                break
+            if row["step"] <= step:
+                kept.append(line)
+        replace_text(self.path, "".join(line + "\n" for line in kept))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        if not logs or "train_runtime" in logs:  # times of this session; result.json has those of the run
+            return
+        row = {"step": state.global_step, **logs}
+        # NaN is no JSON: a value that could not be computed is null.
+        clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in row.items()}
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(clean) + "\n")
+
+
+def _training_arguments(config: TrainConfig, folder: Path, has_dev: bool) -> TrainingArguments:
+    cycle = config.inner_epochs
+    # Evaluations and checkpoints fall on the end of a rollout's last use: a rollout itself is never saved.
+    every = max(cycle, math.ceil(config.eval_steps / cycle) * cycle)
+    given = {
+        "logging_steps": cycle,
+        "lr_scheduler_type": "linear",
+        "max_grad_norm": 1.0,
+        "report_to": "none",
+        "save_total_limit": 2,
+        "warmup_steps": 0.1,
+        "weight_decay": 0.01,
+        "use_cpu": not torch.cuda.is_available(),
+        **config.trainer_arguments,
+    }
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulation,
+        learning_rate=config.learning_rate,
+        seed=config.seed,
+        data_seed=config.seed,
+        eval_strategy="steps" if has_dev else "no",
+        eval_steps=every,
+        eval_on_start=has_dev,
+        save_strategy="steps",
+        save_steps=every,
+        metric_for_best_model="reward" if has_dev else None,
+        greater_is_better=True if has_dev else None,
+        load_best_model_at_end=False,  # done by `train`, which knows the manifest
+        remove_unused_columns=False,
+        label_names=[],
+        disable_tqdm=True,
+        logging_nan_inf_filter=False,
+        dataloader_drop_last=False,
+        **given,
+    )
+
+
+def dev_scorer(
+    examples: Sequence[Example], reader: Reader, reward: Reward, top_k: int
+) -> Callable[[nn.Module], dict[str, float]]:
+    """A function that has the policy rank the dev questions, the reader answer from the first top_k, and returns
+    {"reward", "failed_reads"}; failed reads are left out of the mean.
+
+    Raises (when called):
+        TrainingError: no read succeeded.
+    """
+
+    def score(policy: Any) -> dict[str, float]:
+        rankings = policy.rerank_batch(requests_of(examples))
+        contexts = []
+        for example, ranking in zip(examples, rankings, strict=True):
+            by_id = {document.doc_id: document for document in example.candidates}
+            contexts.append(Context(example.query, tuple(by_id[i] for i in ranking.doc_ids[:top_k])))
+        results = reader.answer(contexts)
+        outcomes = [
+            Outcome(e, c, r, len(c.documents), e.query.query_id) for e, c, r in zip(examples, contexts, results, strict=True)
+        ]
+        values = [value.value for value in reward(outcomes)]
+        good = [value for value in values if value is not None]
+        if not good:
+            raise TrainingError(f"None of the {len(values)} dev reads gave a reward; see the reader's errors above and --resume.")
+        return {"reward": sum(good) / len(good), "failed_reads": float(len(values) - len(good))}
+
+    return score
+
+
+def train(
+    policy: nn.Module,
+    reference: nn.Module,
+    algorithm: Algorithm,
+    examples: Sequence[Example],
+    config: TrainConfig,
+    folder: Path,
+    *,
+    score_dev: Callable[[nn.Module], dict[str, float]] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> TrainResult:
+    """Trains `policy` in place and leaves it with its best weights on dev.
+
+    Args:
+        policy: a ScoringPolicy.
+        reference: its frozen starting point, another object.
+        algorithm: RRPO or Supervised.
+        examples: questions with candidates.
+        config: settings of the loop.
+        folder: run folder; gets metrics.jsonl and checkpoint-N/.
+        score_dev: from `dev_scorer`; without it the last weights are the best.
+        settings: everything else that decides the result (data, model, reader); part of the fingerprint that --resume checks.
+        resume: go on from the newest complete checkpoint, or start where there is none.
+        callbacks: further transformers callbacks.
+
+    Raises:
+        TrainingError: nothing to train on, or the loss is not finite.
+        ResumeError: the settings changed, or the folder holds another run.
+        StorageError: the folder cannot be written.
+    """
+    usable = [example for example in examples if len(example.candidates) > 1]
+    if not usable:
+        raise TrainingError(f"None of the {len(examples)} training questions has two candidates or more; raise --depth or check the corpus.")
+    make_folder(folder)
+    fingerprint = _fingerprint({"train": asdict(config), **(settings or {})})
+    # Dropout draws from one core and makes the ratio of a fresh rollout differ from 1.
+    for module in policy.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    metrics_file = MetricsFile(folder / "metrics.jsonl")
+    trainer = FeedbackTrainer(
+        policy, reference, algorithm, usable, score_dev, config, folder, fingerprint, [metrics_file, *callbacks]
+    )
+    checkpoint = newest_checkpoint(folder) if resume else None
+    if checkpoint is not None:
+        check_fingerprint(checkpoint, fingerprint)
+        trainer.restore_algorithm(checkpoint)
+        metrics_file.truncate(step_of(checkpoint))
+        trainer.args.eval_on_start = False
+    else:
+        for old in sorted_checkpoints(folder):
+            shutil.rmtree(old)
+        metrics_file.path.unlink(missing_ok=True)
+    torch.manual_seed(config.seed)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if score_dev and trainer.state.global_step % trainer.args.eval_steps:
+        # The last steps after the last evaluation deserve one, too.
+        trainer._determine_best_metric(trainer.evaluate(), None)
+        trainer._save_checkpoint(trainer.model, None)
+    seconds = trainer.seconds()
+    best_step = trainer.state.best_global_step or trainer.state.global_step
+    if score_dev and best_step != trainer.state.global_step:
+        load_weights(policy, folder / f"checkpoint-{best_step}")
+    history = [row["eval_reward"] for row in trainer.state.log_history if "eval_reward" in row]
+    policy.eval()
+    return TrainResult(
+        steps=trainer.state.global_step,
+        best_step=best_step,
+        dev_before=history[0] if history else None,
+        dev_best=trainer.state.best_metric if score_dev else None,
+        reader_calls=int(trainer.totals["reader_calls"]),
+        cache_hits=int(trainer.totals["cache_hits"]),
+        seconds=seconds,
+    )
+
+
+# --- files
+
+
+def make_folder(folder: Path) -> None:
+    """Creates a run folder and proves that it can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise StorageError(
+            f"Run folder {folder} cannot be written ({error.strerror}); wanted a writable folder. Choose another with --name."
+        ) from error
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replaces a file's content so that a kill leaves the old or the new, never a part."""
+    aside = path.with_name(f".{path.name}.partial")
+    with aside.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    aside.replace(path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    with path.open("rb") as stream:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+
+def write_manifest(folder: Path) -> None:
+    """Writes sizes and hashes of all files, after these are on disk: a folder with a valid manifest is complete."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        with path.open("rb+") as stream:
+            os.fsync(stream.fileno())
+    replace_text(folder / MANIFEST, json.dumps({str(p.relative_to(folder)): _digest(p) for p in files}, indent=1))
+
+
+def is_complete(folder: Path) -> bool:
+    """True where every file of the manifest is there with its hash."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return all(_digest(folder / name) == entry for name, entry in manifest.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def step_of(folder: Path) -> int:
+    """Step number in a checkpoint's name."""
+    return int(folder.name.rsplit("-", 1)[1])
+
+
+def sorted_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint folders by step, complete or not."""
+    return sorted((p for p in folder.glob("checkpoint-*") if p.name.rsplit("-", 1)[1].isdigit()), key=step_of)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint; damaged ones are passed over."""
+    return next((path for path in reversed(sorted_checkpoints(folder)) if is_complete(path)), None)
+
+
+def _fingerprint(settings: Mapping[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True, default=str)
+
+
+def check_fingerprint(checkpoint: Path, wanted: str) -> None:
+    """Refuses to go on with other settings than the run began with, naming the first that differs."""
+    found = json.loads((checkpoint / ALGORITHM_STATE).read_text(encoding="utf-8"))["fingerprint"]
+    if found == wanted:
+        return
+    before, now = _flat(json.loads(found)), _flat(json.loads(wanted))
+    name = next(key for key in sorted({*before, *now}) if before.get(key) != now.get(key))
+    raise ResumeError(
+        f"Setting {name} is {now.get(name)!r}, but the run in {checkpoint.parent} began with {before.get(name)!r}. "
+        "Give the same settings to --resume, or start a new run with another --name."
+    )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {name: leaf for key, part in value.items() for name, leaf in _flat(part, f"{prefix}.{key}".lstrip(".")).items()}
+
+
+def load_weights(policy: nn.Module, checkpoint: Path) -> None:
+    """Loads a checkpoint's weights into the policy, exactly."""
+    from safetensors.torch import load_file
+
+    policy.load_state_dict(load_file(str(checkpoint / "model.safetensors")), strict=True)
+
+
+__all__ = [
+    "SUPPORTED_ARGUMENTS",
+    "FeedbackTrainer",
+    "MetricsFile",
+    "TrainConfig",
+    "TrainResult",
+    "dev_scorer",
+    "train",
+]
