@@ -296,16 +296,7 @@ class Evaluation:
 
     def save(self, path: str | Path) -> None:
         """Write everything as one JSON file, from which `load` makes an equal object; complete or not at all."""
-        target = Path(path)
-        aside = target.with_name(target.name + ".part")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            aside.write_text(json.dumps(_packed(self)), encoding="utf-8")
-            aside.replace(target)
-        except OSError as error:
-            raise StorageError(
-                f"Evaluation cannot be written to {target}: {error.strerror}. Free space or name another file."
-            ) from error
+        write_whole(Path(path), json.dumps(_packed(self)), "Evaluation")
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:
@@ -326,6 +317,23 @@ class Evaluation:
             raise
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise DataError(f"File {path} is not an evaluation or is damaged ({error!r}); make it again.") from error
+
+
+def write_whole(path: Path, text: str, what: str) -> None:
+    """Write a file so that a reader finds the old one or the new one, never a piece; folders are made.
+
+    Raises:
+        StorageError: the place cannot be written; the sentence begins with `what`.
+    """
+    aside = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        raise StorageError(
+            f"{what} cannot be written to {path}: {error.strerror}. Free space or name another place."
+        ) from error
 
 
 def verdict(test: PairedTest) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from math import log2
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,16 @@ def test_an_empty_ranking_found_nothing() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "ids", [("", " "), ("a\x00b", "a\x00c"), ("\ud800", "\udfff"), ("a\tb", "a\nb"), ("é", "e\u0301")]
+)
+def test_ids_may_be_any_text(ids: tuple[str, str]) -> None:
+    first, second = ids
+    rankings = [ranking(first, first, second), ranking(second, first, second)]
+    relevance = {first: {first: 1}, second: {second: 1}}
+    assert ranking_metrics(rankings, relevance, ["RR@10"]) == {"RR@10": {first: 1.0, second: 1 / 2}}
+
+
 @pytest.mark.parametrize("name", ["nDCG", "recall", "RR", "ndcg@10", "P@5", "nDCG@0", "nDCG@10 "])
 def test_unknown_names_are_refused(name: str) -> None:
     with pytest.raises(ConfigurationError, match="unknown"):
@@ -64,3 +75,18 @@ def test_repeated_queries_and_documents_are_refused() -> None:
         ranking_metrics([ranking("q", "a"), ranking("q", "c")], LABELS, ["AP"])
     with pytest.raises(DataError, match="3 documents, of which 2 differ"):
         ranking_metrics([ranking("q", "a", "c", "a")], LABELS, ["AP"])
+
+
+@pytest.mark.parametrize(("run", "expected"), [("bm25.run", 0.5058), ("peer_runs/rankvicuna-7b.run", 0.6682)])
+def test_published_runs_have_their_published_value(data_root: Path, run: str, expected: float) -> None:
+    relevance: dict[str, dict[str, int]] = {}
+    for line in (data_root / "trec_dl19" / "qrels.txt").read_text().splitlines():
+        query_id, _, doc_id, grade = line.split()
+        relevance.setdefault(query_id, {})[doc_id] = int(grade)
+    ranked: dict[str, list[str]] = {}
+    for line in (data_root / "trec_dl19" / run).read_text().splitlines():
+        query_id, _, doc_id, *_ = line.split()
+        ranked.setdefault(query_id, []).append(doc_id)
+    rankings = [ranking(query_id, *doc_ids) for query_id, doc_ids in ranked.items()]
+    values = ranking_metrics(rankings, relevance, ["nDCG@10"])["nDCG@10"].values()
+    assert sum(values) / len(values) == pytest.approx(expected, abs=5e-5)

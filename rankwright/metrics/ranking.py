@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from rankwright.errors import ConfigurationError, DataError
-from rankwright.types import Ranking
+from rankwright.types import Ranking, ScoredDoc
 
 _NAMES = re.compile(r"(?P<measure>nDCG|RR|recall|AP)(?:@(?P<cutoff>[1-9][0-9]*))?")
 
@@ -44,26 +44,33 @@ def ranking_metrics(
     """
     measures = {name: _measure(name) for name in names}
     judged = [ranking for ranking in _checked(rankings) if _has_relevant(relevance.get(ranking.query_id, {}))]
-    values: dict[str, dict[str, float]] = {name: {} for name in measures}
     if not judged or not measures:
-        return values
+        return {name: {} for name in measures}
 
     import ir_measures
 
-    labels = [
-        _Label(ranking.query_id, doc_id, grade)
-        for ranking in judged
-        for doc_id, grade in relevance[ranking.query_id].items()
-    ]
+    labels: list[_Label] = []
+    run: list[ScoredDoc] = []
+    for number, ranking in enumerate(judged):
+        named = _numbered(ranking, relevance[ranking.query_id], str(number))
+        labels += named[0]
+        run += named[1].scored_docs()
+    # An empty ranking puts no line in the run, so the engine never hears of its query: it found nothing, which is 0.
+    values = {name: {ranking.query_id: 0.0 for ranking in judged} for name in measures}
     name_of = {measure: name for name, measure in measures.items()}
-    run = [line for ranking in judged for line in ranking.scored_docs()]
     for metric in ir_measures.iter_calc(list(name_of), labels, run):
-        values[name_of[metric.measure]][metric.query_id] = float(metric.value)
-    # An empty ranking puts no line in the run, so the engine has never heard of its query: it found nothing, which is
-    # 0.
-    return {
-        name: {ranking.query_id: values[name].get(ranking.query_id, 0.0) for ranking in judged} for name in measures
-    }
+        values[name_of[metric.measure]][judged[int(metric.query_id)].query_id] = float(metric.value)
+    return values
+
+
+def _numbered(ranking: Ranking, grades: Mapping[str, int], query: str) -> tuple[list[_Label], Ranking]:
+    """Labels and ranking of one query with numbers for ids.
+
+    The engine keeps ids as C strings: it would cut them at a NUL, and a lone surrogate ends the process.
+    """
+    numbers = {doc_id: str(i) for i, doc_id in enumerate(dict.fromkeys((*ranking.doc_ids, *grades)))}
+    labels = [_Label(query, numbers[doc_id], grade) for doc_id, grade in grades.items()]
+    return labels, Ranking(query, tuple(numbers[doc_id] for doc_id in ranking.doc_ids), ranking.scores)
 
 
 def queries_without_relevant(query_ids: Iterable[str], relevance: Mapping[str, Mapping[str, int]]) -> list[str]:

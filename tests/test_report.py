@@ -1,0 +1,411 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankwright.errors import ConfigurationError, StorageError
+from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, evaluate
+from rankwright.report import write_report
+from rankwright.report.charts import curves, ticks
+from rankwright.report.markup import escape, join, quoted, shortened, signed, tag
+from rankwright.types import Answer, Context, Document, Example, Query, ReadFailed, ReadResult, Reranker, RerankRequest
+
+HARMLESS = "plain words"
+
+# Ways out of text, attributes, scripts, comments, styles and encodings; none may change the structure of the page.
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "</script><script>alert(1)</script>",
+    "</ScRiPt ><img src=x onerror=alert(1)>",
+    "<img src=x onerror=alert(1)>",
+    '"><img src=x onerror=alert(1)>',
+    "'><svg onload=alert(1)>",
+    "<svg/onload=alert(1)>",
+    "<svg><script>alert(1)</script></svg>",
+    "<svg><animate onbegin=alert(1) attributeName=x dur=1s>",
+    "<math><mi xlink:href='javascript:alert(1)'>x",
+    "<a href='javascript:alert(1)'>x</a>",
+    '<a href="jav&#x09;ascript:alert(1)">x</a>',
+    "javascript:alert(1)",
+    "data:text/html,<script>alert(1)</script>",
+    "<iframe src='https://evil.example'></iframe>",
+    "<iframe srcdoc='<script>alert(1)</script>'>",
+    "<object data='https://evil.example'></object>",
+    "<embed src='https://evil.example'>",
+    "<link rel=stylesheet href='https://evil.example/x.css'>",
+    "<meta http-equiv=refresh content='0;url=https://evil.example'>",
+    "<base href='https://evil.example/'>",
+    "<form action='https://evil.example'><input name=a><button>go</button></form>",
+    "<style>@import 'https://evil.example/x.css'</style>",
+    "</style><script>alert(1)</script>",
+    "</title><script>alert(1)</script>",
+    "</textarea></noscript></template><script>alert(1)</script>",
+    "<!-- --><script>alert(1)</script><!--",
+    "--><script>alert(1)</script>",
+    "<![CDATA[<script>alert(1)</script>]]>",
+    "<?xml version='1.0'?><script>alert(1)</script>",
+    '" onmouseover="alert(1)" x="',
+    "' onfocus='alert(1)' autofocus='",
+    "` onclick=`alert(1)",
+    "&lt;script&gt;alert(1)&lt;/script&gt;",
+    "&#60;script&#62;alert(1)&#60;/script&#62;",
+    "\\u003cscript\\u003ealert(1)\\u003c/script\\u003e",
+    "<scr\x00ipt>alert(1)</scr\x00ipt>",
+    "\x1b[31m<b>red</b>",
+    "\u202egnp.exe\u202c <b>reversed</b>",
+    "\ud800<b>half a pair</b>",
+    "$title $body ${script} $$ {0} %s",
+    "</summary></details></section></main></body></html><script>alert(1)</script>",
+    "<" * 50 + "script>alert(1)//" + ">" * 50,
+    "\u2028\u2029</script>",
+)
+
+
+class ToyReader:
+    """Says a fixed text, right only where the first passage is the labelled one."""
+
+    def __init__(self, text: str, failing: Sequence[str] = ()) -> None:
+        self.name, self.text, self.failing = text, text, failing
+
+    def answer(self, contexts: Sequence[Context]) -> list[ReadResult]:
+        return [self._one(context) for context in contexts]
+
+    def _one(self, context: Context) -> ReadResult:
+        if context.query.query_id in self.failing:
+            return ReadFailed(self.text)
+        return Answer("right" if context.documents[0].text.startswith("the right") else self.text)
+
+
+class Reversed(FirstStage):
+    def _ordered(self, request: RerankRequest):
+        return reversed(request.documents)
+
+
+def make_evaluation(text: str = HARMLESS, *, n: int = 16, wins: float = 0.8125, reader: bool = True) -> Evaluation:
+    """Two models of which the second wins that share of the questions; `text` stands wherever data can put a text."""
+    examples = []
+    for i in range(n):
+        gold = Document(f"g{i}{text}", f"the right passage {text}", text)
+        others = [Document(f"o{i}-{j}{text}", f"{text} nothing {j}", text if j else "") for j in range(11)]
+        candidates = (*others, gold) if i < wins * n else (gold, *others)
+        examples.append(
+            Example(Query(f"q{i}{text}", f"{text} question {i}?"), candidates, ("right", text), {gold.doc_id: 1})
+        )
+    rankers: dict[str, Reranker] = {
+        f"base{text}": FirstStage(),
+        f"mine{text}": Reversed(),
+        "gold-first": GoldFirst(examples),
+    }
+    return evaluate(
+        rankers,
+        examples,
+        reader=ToyReader(f"wrong {text}", failing=[f"q{n - 1}{text}"]) if reader else None,
+        top_k=2,
+        depth=12,
+        baseline=f"base{text}",
+        set_name=text,
+        retriever=text,
+        prompt=text,
+        resamples=200,
+        permutations=2000,
+        max_failed=1.0,
+    )
+
+
+def run_of(text: str) -> dict[str, Any]:
+    return {
+        "config": {"reader": text, "nested": {"value": [text, 1]}, "samples": 4},
+        "environment": {"command": ["rankwright", "train", text], "machine": text},
+        "result": {"reader_calls": 1200, "cache_hits": 300, "seconds": 240.0, "note": text},
+    }
+
+
+METRICS = [{"step": i, "reward": 0.4 + i / 1000, "kl": i / 500, "eval_F1": 0.5, "eval_EM": 0.4} for i in range(60)]
+
+
+class Page(HTMLParser):
+    """The structure and the texts of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, tuple[str, ...]]] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.texts: list[str] = []
+        self.oddities: list[str] = []
+        self.scripts: list[str] = []
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, tuple(sorted(name for name, _ in attrs))))
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in ("meta", "br"):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        (self.scripts if self._open and self._open[-1] in ("script", "style") else self.texts).append(data)
+
+    def handle_comment(self, data: str) -> None:
+        self.oddities.append(data)
+
+    handle_pi = unknown_decl = handle_comment
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+def report_of(tmp_path: Path, evaluation: Evaluation, **options: Any) -> str:
+    path = write_report(tmp_path / "report.html", evaluation, **{"title": "A title", **options})
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def harmless(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("report")
+    return report_of(folder, make_evaluation(), title=HARMLESS, run=run_of(HARMLESS), metrics=METRICS)
+
+
+@pytest.mark.parametrize("payload", HOSTILE)
+def test_hostile_texts_stay_texts(tmp_path: Path, harmless: str, payload: str) -> None:
+    metrics = [{**line, "eval_F1": 0.5, payload: 1.0} for line in METRICS]
+    html = report_of(tmp_path, make_evaluation(payload), title=payload, run=run_of(payload), metrics=metrics)
+    page, plain = Page(html), Page(harmless)
+    assert page.elements == plain.elements
+    assert page.oddities == []
+    assert not [attribute for attribute in page.attributes if attribute[1].startswith("on") or attribute[1] == "style"]
+    assert {value for _, name, value in page.attributes if name in ("href", "src", "action", "data")} == {
+        f"#{anchor}" for anchor in ("scores", "differences", "training", "questions", "settings", "reproduce")
+    }
+    assert page.scripts[0] == plain.scripts[0]
+    assert page.scripts[2] == plain.scripts[2]
+    assert json.loads(page.scripts[1])["set"] == payload
+    # Nothing is lost either: what can be shown is shown as it was written.
+    shown = re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]", "\ufffd", payload)
+    assert " ".join(shown.split()) in page.text
+
+
+def test_the_policy_allows_exactly_one_style_and_one_script(harmless: str) -> None:
+    policy = next(value for _, name, value in Page(harmless).attributes if value.startswith("default-src"))
+    style, _, script = Page(harmless).scripts
+
+    def allowed(text: str) -> str:
+        return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
+
+    assert [part.strip() for part in policy.split(";")] == [
+        "default-src 'none'",
+        f"style-src {allowed(style)}",
+        f"script-src {allowed(script)}",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
+
+
+def test_the_page_needs_nothing_from_elsewhere(harmless: str) -> None:
+    assert not re.search(r"(https?:)?//\w|@import|url\(", harmless.replace("// Sorting", ""))
+    assert {tag for tag, _ in Page(harmless).elements}.isdisjoint(
+        {"link", "img", "iframe", "object", "embed", "base", "form"}
+    )
+
+
+def test_a_better_model_is_called_better(harmless: str) -> None:
+    text = Page(harmless).text
+    assert "Better: mineplain words beats baseplain words" in text
+    assert "F1@2" in text
+    assert "of the gap to gold-first closed" in text
+    assert "paid reader calls (300 from cache)" in text
+    assert "4.0 min" in text
+
+
+def test_a_worse_model_is_never_a_success(tmp_path: Path) -> None:
+    page = Page(report_of(tmp_path, make_evaluation(wins=0.0)))
+    assert "Worse: mineplain words falls behind baseplain words" in page.text
+    assert "This is no success: keep baseplain words" in page.text
+    assert "beats" not in page.text
+    assert "closed" not in page.text
+    assert ("section", "class", "verdict worse") in page.attributes
+
+
+def test_no_difference_is_called_not_shown(tmp_path: Path) -> None:
+    text = Page(report_of(tmp_path, make_evaluation(wins=0.5, reader=False))).text
+    assert "Not shown: mineplain words may be no different from baseplain words" in text
+    assert "beats" not in text
+
+
+def test_one_model_has_nothing_to_compare_with(tmp_path: Path) -> None:
+    evaluation = make_evaluation()
+    single = evaluate({"only": FirstStage()}, evaluation.examples, depth=12)
+    html = report_of(tmp_path, single)
+    text = Page(html).text
+    assert "Nothing to compare only : nDCG@10" in text
+    assert 'id="questions"' not in html
+    assert 'id="training"' not in html
+
+
+def test_questions_show_both_rankings_answers_and_marks(harmless: str) -> None:
+    # 13 of 16 questions are won; question 15 failed to be read and takes part in no comparison.
+    page = Page(harmless)
+    assert "Won (13)" in page.text
+    assert "Lost (2)" in page.text
+    assert "won 13 (87%) tied 0 (0%) lost 2 (13%)" in page.text
+    assert page.elements.count(("details", ("class",))) == 13 + 2
+    won = page.text[page.text.index("Won (13)") : page.text.index("Lost (2)")]
+    assert won.count("Accepted: right · plain words") == 13
+    assert won.count("wrong plain words → right") == 13
+    assert won.count("gold") >= 13
+    assert won.count("was 12") == won.count("becomes 12") == 13
+    assert won.count("not among the passages read") == won.count("and 2 more") == 26
+
+
+def test_the_number_of_questions_shown_is_limited_and_said(tmp_path: Path) -> None:
+    page = Page(report_of(tmp_path, make_evaluation(), questions=3))
+    assert "Won (13, the first 3 shown)" in page.text
+    assert page.elements.count(("details", ("class",))) == 3 + 2
+    assert 'id="questions"' not in report_of(tmp_path, make_evaluation(), questions=0)
+    with pytest.raises(ConfigurationError, match="-1 questions"):
+        report_of(tmp_path, make_evaluation(), questions=-1)
+
+
+def test_tables_hold_every_score_with_its_interval(harmless: str) -> None:
+    evaluation, text = make_evaluation(), Page(harmless).text
+    for row in evaluation.scores.values():
+        for score in row.values():
+            assert f"{score.mean:.3f} {score.ci_low:.3f}–{score.ci_high:.3f}" in text
+    for metric in evaluation.metrics:
+        assert evaluation.signature_of(metric) in text
+
+
+def test_the_numbers_are_in_the_page_for_machines(harmless: str) -> None:
+    assert json.loads(Page(harmless).scripts[1]) == json.loads(json.dumps(make_evaluation().to_json()))
+
+
+def test_secrets_are_left_out(tmp_path: Path) -> None:
+    run = {
+        "config": {
+            "api_key": "hush-1",
+            "reader": {"token": "hush-2", "max_tokens": 64},
+            "url": "https://me:hush-3@host/v1",
+        },
+        "environment": {"command": ["rankwright", "train", "--api-key", "hush-4", "--hub-token=hush-5"]},
+    }
+    html = report_of(tmp_path, make_evaluation(), run=run)
+    assert "hush" not in html
+    assert "64" in html
+    assert "https://host/v1" in html
+
+
+def test_values_that_are_no_numbers_leave_gaps_in_curves_not_errors() -> None:
+    lines = [
+        {"step": 1, "kl": 0.1},
+        {"step": 2, "kl": float("nan")},
+        {"kl": 3.0},
+        {"step": 3, "kl": None},
+        {"step": 4, "kl": 0.2},
+    ]
+    drawn = curves(lines)
+    assert "KL over training steps: kl from 0.1 to 0.2" in drawn
+    assert "nan" not in drawn
+    assert len(re.findall(r"polyline", drawn)) == 2 * 1
+    assert curves([{"step": 1, "other": 2.0}]) == ""
+    assert curves([]) == ""
+
+
+def test_curves_are_drawn_for_what_was_logged() -> None:
+    lines = [
+        {
+            "step": i,
+            "reward": i,
+            "train/kl": i,
+            "entropy": 1,
+            "score_spread": i,
+            "loss": -i,
+            "dev/nDCG@10": i,
+            "epoch": i,
+        }
+        for i in (1, 2)
+    ]
+    titles = re.findall(r"<figcaption><b>(\w+)</b>", curves(lines))
+    assert titles == ["Reward", "Dev", "KL", "Entropy", "Spread", "Loss"]
+
+
+def test_long_curves_are_thinned_and_smoothed_but_keep_their_end() -> None:
+    drawn = curves([{"step": i, "reward": float(i % 2)} for i in range(5001)])
+    raw, mean = re.findall(r'points="([^"]+)"', drawn)
+    assert len(raw.split()) <= 402
+    assert "at step 5000" in drawn
+    heights = [float(point.split(",")[1]) for point in mean.split()]
+    assert max(heights) - min(heights) < 210
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.0, 100.0, [0, 50, 100]),
+        (0.31, 0.69, [0.3, 0.4, 0.5, 0.6, 0.7]),
+        (-0.013, 0.02, [-0.02, -0.01, 0.0, 0.01, 0.02]),
+        (3.0, 3.0, [2.6, 2.8, 3.0, 3.2, 3.4]),
+        (0.0, 0.0, [-1.0, -0.5, 0.0, 0.5, 1.0]),
+    ],
+)
+def test_ticks_are_round_and_enclose(low: float, high: float, expected: list[float]) -> None:
+    found = ticks(low, high, 5)
+    assert found[0] <= low
+    assert found[-1] >= high
+    assert found == pytest.approx(expected)
+
+
+def test_drawings_have_names(harmless: str) -> None:
+    page = Page(harmless)
+    drawings = [attributes for tag, attributes in page.elements if tag == "svg"]
+    assert len(drawings) > 5
+    assert all("role" in attributes for attributes in drawings)
+    assert harmless.count("<svg ") == len(re.findall(r"<svg [^>]*><title>[^<]+</title>", harmless))
+
+
+def test_the_report_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = write_report(tmp_path / "new" / "report.html", make_evaluation(), title="x")
+    assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(StorageError, match="Report cannot be written"):
+        write_report(tmp_path / "file" / "report.html", make_evaluation(), title="x")
+
+
+def test_a_loaded_evaluation_makes_the_same_report(tmp_path: Path) -> None:
+    evaluation = make_evaluation("<b>ü</b>")
+    evaluation.save(tmp_path / "evaluation.json")
+    assert report_of(tmp_path, Evaluation.load(tmp_path / "evaluation.json")) == report_of(tmp_path, evaluation)
+
+
+def test_markup_escapes_whatever_is_not_markup() -> None:
+    assert tag("p", "<b>", tag("b", "&"), class_='a"b') == '<p class="a&quot;b">&lt;b&gt;<b>&amp;</b></p>'
+    assert join(["<", quoted(">")]) == '&lt;<bdi class="data">&gt;</bdi>'
+    # Gluing markup to text with + gives text again, which is then escaped: a slip shows, it does not bite.
+    assert tag("p", tag("b", "x") + "<i>") == "<p>&lt;b&gt;x&lt;/b&gt;&lt;i&gt;</p>"
+    assert escape("a\x00b\ud800c\td\n") == "a\ufffdb\ufffdc\td\n"
+
+
+def test_small_helpers() -> None:
+    assert [signed(0.0321), signed(-0.5), signed(0.0), signed(-0.0001)] == ["+0.032", "−0.500", "0.000", "0.000"]
+    assert shortened("one two three", 13) == "one two three"
+    assert shortened("one two three", 9) == "one two …"
+    assert shortened("one two three", 7) == "one two …"
+    assert shortened("x" * 20, 5) == "xxxxx …"
+
+
+def test_reports_import_no_torch() -> None:
+    code = "import sys, rankwright.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
