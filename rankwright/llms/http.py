@@ -330,9 +330,7 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
 
     Ctrl-C cancels the calls in flight, closes the connections and comes out as KeyboardInterrupt in both cases.
     """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not _loop_is_running():
         asyncio.run(work)
         return
     handle: dict[str, Any] = {}
@@ -359,6 +357,14 @@ async def _pause(seconds: float, stopping: asyncio.Event) -> None:
     if seconds > 0:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stopping.wait(), seconds)
+
+
+def _loop_is_running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _sum(counts: Iterable[int | None]) -> int | None:

@@ -122,6 +122,7 @@ class Breaker:
 
     @property
     def down(self) -> bool:
+        """True after `limit` failures in a row."""
         return self.failures >= self.limit
 
     def reached(self) -> None:

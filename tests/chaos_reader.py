@@ -1,0 +1,266 @@
+"""A real OpenAI-compatible server on loopback that misbehaves as told, and writes down every request it saw.
+
+    with ChaosReader({"q1": ["429-seconds", "ok"], "q2": ["html"] * 9}) as server:
+        HTTPLLM("m", server.base_url).complete(...)
+    assert [seen.fault for seen in server.ledger] == ...
+
+A question without a script, and one whose script is used up, is answered with "answer to QUESTION".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from email.utils import formatdate
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One request as it came in."""
+
+    question: str
+    fault: str
+    path: str
+    authorization: str
+    body: dict[str, Any]
+
+
+class ChaosReader:
+    """Runs in its own thread between `with` and the end of the block."""
+
+    def __init__(
+        self, script: Mapping[str, Sequence[str]] | None = None, *, seconds: float = 0.0, redirect_to: str = ""
+    ):
+        self._script = {question: list(faults) for question, faults in (script or {}).items()}
+        self._seconds = seconds
+        self.redirect_to = redirect_to
+        self.ledger: list[Seen] = []
+        self.in_flight = 0
+        self.most_in_flight = 0
+        self.hanging = threading.Event()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+
+    def __enter__(self) -> ChaosReader:
+        self._thread.start()
+        assert self._ready.wait(10)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(10)
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def count(self, fault: str = "ok") -> Counter[str]:
+        """How often each question met this fault."""
+        return Counter(seen.question for seen in self.ledger if seen.fault == fault)
+
+    async def _serve(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._connections: set[asyncio.Task[None]] = set()
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        self._ready.set()
+        await self._stop.wait()
+        server.close()
+        for connection in self._connections:
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = asyncio.create_task(self._answer(reader, writer))
+        self._connections.add(connection)
+        connection.add_done_callback(self._connections.discard)
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            seen = self._seen(await reader.readuntil(b"\r\n\r\n"), reader)
+            await self._misbehave(await seen, writer)
+            await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # the client left first: deadlines and Ctrl-C do that
+        finally:
+            self.in_flight -= 1
+            writer.close()
+
+    async def _seen(self, head: bytes, reader: asyncio.StreamReader) -> Seen:
+        first, *lines = head.decode("latin-1").strip().split("\r\n")
+        headers = {name.lower(): value.strip() for name, value in (line.split(":", 1) for line in lines)}
+        body = json.loads(await reader.readexactly(int(headers["content-length"])))
+        question = body["messages"][-1]["content"]
+        faults = self._script.get(question, [])
+        seen = Seen(
+            question, faults.pop(0) if faults else "ok", first.split()[1], headers.get("authorization", ""), body
+        )
+        self.ledger.append(seen)
+        return seen
+
+    async def _misbehave(self, seen: Seen, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(self._seconds)
+        fault = FAULTS[seen.fault]
+        await fault(self, seen.question, writer)
+
+
+Fault = Callable[[ChaosReader, str, asyncio.StreamWriter], Awaitable[None]]
+
+
+def completion(question: str, **changes: Any) -> dict[str, Any]:
+    """A good body, with some of its choice or message changed."""
+    message = {"role": "assistant", "content": f"answer to {question}"}
+    message.update({name: changes[name] for name in ("content", "refusal") if name in changes})
+    choice = {"index": 0, "message": message, "finish_reason": changes.get("finish_reason", "stop")}
+    usage = {"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13}
+    return {"id": "x", "object": "chat.completion", "choices": [choice], "usage": usage}
+
+
+def http(status: int, body: bytes, headers: Mapping[str, str] | None = None, length: int | None = None) -> bytes:
+    """The bytes of a response."""
+    lines = [f"HTTP/1.1 {status} Chaos", f"content-length: {len(body) if length is None else length}"]
+    lines += ["content-type: application/json", "connection: close"]
+    lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def reply(status: int, body: Any, **headers: str) -> Fault:
+    """A fault that is a whole response; `{question}` in a completion is filled in by `good`."""
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+
+    async def fault(server: ChaosReader, question: str, writer: asyncio.StreamWriter) -> None:
+        writer.write(http(status, raw, {name.replace("_", "-"): value for name, value in headers.items()}))
+
+    return fault
+
+
+def good(**changes: Any) -> Fault:
+    """A completion, changed."""
+
+    async def fault(server: ChaosReader, question: str, writer: asyncio.StreamWriter) -> None:
+        writer.write(http(200, json.dumps(completion(question, **changes)).encode()))
+
+    return fault
+
+
+def error(code: str = "", kind: str = "server_error", message: str = "something went wrong") -> dict[str, Any]:
+    """An error body as OpenAI writes it."""
+    return {"error": {"message": message, "type": kind, "code": code or None}}
+
+
+async def retry_date(server: ChaosReader, question: str, writer: asyncio.StreamWriter) -> None:
+    writer.write(http(429, b"{}", {"retry-after": formatdate(time.time() + 1, usegmt=True)}))
+
+
+async def hang(server: ChaosReader, question: str, writer: asyncio.StreamWriter) -> None:
+    server.hanging.set()
+    await asyncio.sleep(3600)
+
+
+async def drip(server: ChaosReader, question: str, writer: asyncio.StreamWriter) -> None:
+    writer.write(http(200, b"", length=100_000))
+    while True:
+        writer.write(b" ")
+        await writer.drain()
+        await asyncio.sleep(0.02)
+
+
+async def cut_body(server: ChaosReader, question: str, writer: asyncio.StreamWriter) -> None:
+    body = json.dumps(completion(question)).encode()
+    writer.write(http(200, body[: len(body) // 2], length=len(body)))
+
+
+async def close(server: ChaosReader, question: str, writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+def reset(first: bytes) -> Fault:
+    """Sends some bytes, then a TCP reset."""
+
+    async def fault(server: ChaosReader, question: str, writer: asyncio.StreamWriter) -> None:
+        writer.write(first)
+        await writer.drain()
+        await asyncio.sleep(0.01)
+        connection = writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+
+    return fault
+
+
+async def twice(server: ChaosReader, question: str, writer: asyncio.StreamWriter) -> None:
+    writer.write(http(200, json.dumps(completion(question)).encode() * 2))
+
+
+async def redirect(server: ChaosReader, question: str, writer: asyncio.StreamWriter) -> None:
+    writer.write(http(307, b"", {"location": server.redirect_to}))
+
+
+FAULTS: dict[str, Fault] = {
+    "ok": good(),
+    # pauses
+    "429-seconds": reply(429, error(), retry_after="0.02"),
+    "429-ms": reply(429, error(), retry_after_ms="15"),
+    "429-date": retry_date,
+    "429-past": reply(429, error(), retry_after="Wed, 21 Oct 2015 07:28:00 GMT"),
+    "429-huge": reply(429, error(), retry_after="86400"),
+    "429-nan": reply(429, error(), retry_after="nan"),
+    "429-plain": reply(429, b""),
+    # statuses
+    "400": reply(400, error("context_length_exceeded", "invalid_request_error", "too many tokens")),
+    "401": reply(401, error("invalid_api_key", "auth", "Incorrect API key provided: sk-chaos-secret.")),
+    "402": reply(402, error()),
+    "403": reply(403, {"detail": "not for you"}),
+    "404": reply(404, error("model_not_found")),
+    "408": reply(408, b"slow"),
+    "409": reply(409, error()),
+    "413": reply(413, b"<html>too large</html>"),
+    "422": reply(422, {"detail": [{"msg": "bad"}]}),
+    "quota": reply(429, error("insufficient_quota", "insufficient_quota")),
+    "500": reply(500, error()),
+    "502": reply(502, b"<html><h1>Bad gateway</h1></html>"),
+    "503": reply(503, b""),
+    "504": reply(504, b"\xff\xfe"),
+    "529": reply(529, error("overloaded")),
+    "redirect": redirect,
+    # transport
+    "hang": hang,
+    "drip": drip,
+    "closed": close,
+    "reset-before": reset(b""),
+    "reset-in-body": reset(http(200, b'{"choices', length=500)),
+    "cut-body": cut_body,
+    "not-http": reset(b"220 mail.example ESMTP\r\n\r\n"),
+    # bodies with 200
+    "html": reply(200, b"<html><body>Login</body></html>"),
+    "empty-body": reply(200, b""),
+    "not-utf8": reply(200, b'{"choices": "\xff\xfe"}'),
+    "deep": reply(200, b"[" * 100_000),
+    "twice": twice,
+    "bad-gzip": reply(200, b"these bytes are not compressed", content_encoding="gzip"),
+    "list": reply(200, [completion("q")]),
+    "number": reply(200, 7),
+    "error-200": reply(200, error()),
+    "no-choices": reply(200, {"id": "x"}),
+    "null-choices": reply(200, {"choices": None}),
+    "choices-text": reply(200, {"choices": "paris"}),
+    "choices-numbers": reply(200, {"choices": [1]}),
+    "no-message": reply(200, {"choices": [{"text": "paris"}]}),
+    "content-list": good(content=[{"type": "text", "text": "paris"}]),
+    "content-null": good(content=None),
+    "content-empty": good(content=""),
+    "content-blank": good(content=" \n"),
+    "length": good(finish_reason="length"),
+    "filter": good(finish_reason="content_filter", content=""),
+    "refusal": good(refusal="I cannot help with that."),
+}

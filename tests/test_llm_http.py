@@ -1,0 +1,513 @@
+"""The HTTP client against a server that does everything wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chaos_reader import FAULTS, ChaosReader
+from openai import DefaultAsyncHttpxClient
+
+from rankwright.errors import BudgetExceededError, ConfigurationError, ReaderError
+from rankwright.llms.calls import Call
+from rankwright.llms.http import HTTPLLM
+from rankwright.types import Completion, CompletionFailed, CompletionResult, LLMRequest
+
+KEY = "sk-chaos-secret"
+CALLS_PER_FAULT = 3
+MAX_RETRIES = 2
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def _key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+
+def ask(question: str, **sampling: float | int | str) -> LLMRequest:
+    return LLMRequest((("user", question),), tuple(sorted(sampling.items())) or (("max_tokens", 8),))
+
+
+def client(server: ChaosReader, **options: Any) -> HTTPLLM:
+    settings: dict[str, Any] = {
+        "first_backoff": 0.005,
+        "max_retries": MAX_RETRIES,
+        "attempt_timeout": 60.0,
+        "stop_after": 10_000,
+    }
+    return HTTPLLM("m", server.base_url, **settings | options)
+
+
+def calls_of(llm: HTTPLLM, requests: list[LLMRequest]) -> list[Call]:
+    found: dict[int, Call] = {}
+    llm.complete_each(requests, lambda calls: found.update((call.index, call) for call in calls))
+    return [found[index] for index in range(len(requests))]
+
+
+# --- every fault by name: its reason, and whether another attempt is made -----------------------------------------
+
+RETRIED = {
+    "429-seconds": "http 429",
+    "429-ms": "http 429",
+    "429-past": "http 429",
+    "429-nan": "http 429",
+    "429-plain": "http 429",
+    "408": "http 408",
+    "409": "http 409",
+    "500": "http 500",
+    "502": "http 502",
+    "503": "http 503",
+    "504": "http 504",
+    "529": "http 529",
+    "closed": "connection broken",
+    "reset-before": "connection broken",
+    "reset-in-body": "connection broken",
+    "cut-body": "connection broken",
+    "not-http": "connection broken",
+    "html": "not json",
+    "empty-body": "not json",
+    "not-utf8": "not json",
+    "deep": "not json",
+    "twice": "not json",
+    "bad-gzip": "bad encoding",
+    "list": "wrong json type",
+    "number": "wrong json type",
+    "error-200": "no choices",
+    "no-choices": "no choices",
+    "null-choices": "no choices",
+    "choices-text": "wrong json type",
+    "choices-numbers": "wrong json type",
+    "no-message": "wrong json type",
+    "content-list": "wrong json type",
+}
+FINAL = {
+    "429-huge": "http 429",  # asks for more time than the call has
+    "400": "http 400",
+    "413": "http 413",
+    "422": "http 422",
+    "content-null": "empty text",
+    "content-empty": "empty text",
+    "content-blank": "empty text",
+    "length": "length",
+    "filter": "content filter",
+    "refusal": "refusal",
+}
+SLOW = {"hang": "timeout", "drip": "timeout"}
+STOPPING = {"401", "402", "403", "404", "quota", "redirect"}
+
+
+def test_no_fault_is_left_out() -> None:
+    assert RETRIED.keys() | FINAL.keys() | SLOW.keys() | STOPPING | {"ok", "429-date"} == FAULTS.keys()
+
+
+def questions_with(faults: dict[str, str], script: list[str]) -> dict[str, list[str]]:
+    """question -> script, several questions for each fault; "X" in the script stands for the fault."""
+    return {
+        f"{fault}#{number}": [fault if entry == "X" else entry for entry in script]
+        for fault in faults
+        for number in range(CALLS_PER_FAULT)
+    }
+
+
+def test_a_fault_that_stays_becomes_a_failure_with_its_reason() -> None:
+    reasons = RETRIED | FINAL
+    with ChaosReader(questions_with(reasons, ["X"] * 9)) as server:
+        questions = list(questions_with(reasons, []))
+        calls = calls_of(client(server), [ask(question) for question in questions])
+        found = {question: call.result for question, call in zip(questions, calls, strict=True)}
+        assert found == {question: CompletionFailed(reasons[question.split("#")[0]]) for question in questions}
+        sent = {question: sum(seen.question == question for seen in server.ledger) for question in questions}
+    wanted = {q: 1 + MAX_RETRIES if q.split("#")[0] in RETRIED else 1 for q in questions}
+    assert sent == wanted
+    assert {q: call.attempts for q, call in zip(questions, calls, strict=True)} == wanted
+
+
+def test_a_fault_that_passes_is_retried_to_the_answer() -> None:
+    with ChaosReader(questions_with(RETRIED, ["X", "ok"])) as server:
+        questions = list(questions_with(RETRIED, []))
+        calls = calls_of(client(server), [ask(question) for question in questions])
+    assert [call.result for call in calls] == [Completion(f"answer to {question}", 10, 3) for question in questions]
+    assert {call.attempts for call in calls} == {2}
+
+
+def test_a_retry_after_in_the_form_of_a_date_is_waited_for() -> None:
+    with ChaosReader({"q": ["429-date"]}) as server:
+        (call,) = calls_of(client(server), [ask("q")])
+    assert (call.result, call.attempts) == (Completion("answer to q", 10, 3), 2)
+
+
+@pytest.mark.parametrize("fault", SLOW)
+def test_a_server_that_never_ends_meets_the_deadline(fault: str) -> None:
+    questions = [f"q{number}" for number in range(30)]
+    with ChaosReader({question: [fault] * 9 for question in questions}) as server:
+        llm = client(server, deadline=0.4, attempt_timeout=30.0, concurrency=30)
+        assert llm.complete([ask(question) for question in questions]) == [CompletionFailed("timeout")] * 30
+
+
+def test_one_slow_attempt_is_not_the_whole_call() -> None:
+    with ChaosReader({"q": ["hang"]}) as server:
+        (call,) = calls_of(client(server, attempt_timeout=0.5, max_retries=50), [ask("q")])
+    assert call.result == Completion("answer to q", 10, 3)
+    assert call.attempts >= 2
+
+
+def test_retries_end_with_the_deadline_though_more_are_allowed() -> None:
+    with ChaosReader({"q": ["429-seconds"] * 10_000}) as server:
+        (call,) = calls_of(client(server, deadline=0.3, max_retries=10_000), [ask("q")])
+    assert call.result in (CompletionFailed("http 429"), CompletionFailed("timeout"))
+    assert 1 <= call.attempts < 16  # every attempt waits for the 0.02 seconds the server asks for
+
+
+def test_a_port_where_nobody_listens_is_a_failed_connection() -> None:
+    with socket.socket() as placeholder:
+        placeholder.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{placeholder.getsockname()[1]}"
+        llm = HTTPLLM("m", address, max_retries=1, first_backoff=0.005, stop_after=99)
+        assert llm.complete([ask("q")]) == [CompletionFailed("connection failed")]
+
+
+# --- errors that stop the run -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "message"),
+    [
+        ("401", ReaderError, r"m@http.*refused the key \(http 401.*OPENAI_API_KEY is set\)\. Put a key"),
+        ("403", ReaderError, r"refused the key \(http 403: not for you"),
+        ("404", ReaderError, r"http 404.*Check the model name"),
+        ("402", BudgetExceededError, r"out of quota \(http 402.*resume"),
+        ("quota", BudgetExceededError, r"out of quota \(http 429"),
+    ],
+)
+def test_what_all_calls_would_meet_stops_at_once(fault: str, error: type[Exception], message: str) -> None:
+    with ChaosReader({"q3": [fault] * 9}) as server:
+        llm = client(server, concurrency=1)
+        answered: list[Call] = []
+        with pytest.raises(error, match=message) as raised:
+            llm.complete_each([ask(f"q{number}") for number in range(9)], answered.extend)
+        assert [call.index for call in answered] == [0, 1, 2]
+        assert len(server.ledger) == 4
+    assert KEY not in str(raised.value)
+    assert raised.value.__cause__ is None
+    assert raised.value.__context__ is None  # the SDK's error holds the request, and with it the key
+
+
+def test_calls_in_flight_may_end_when_the_run_stops() -> None:
+    questions = [f"q{number}" for number in range(50)]
+    with ChaosReader({"q0": ["402"]}, seconds=0.05) as server:
+        answered: list[Call] = []
+        with pytest.raises(BudgetExceededError):
+            client(server, concurrency=5).complete_each([ask(question) for question in questions], answered.extend)
+        assert len(server.ledger) == 1 + len(answered)  # every answer the server gave has been handed out
+    assert len(answered) < 49
+
+
+def test_the_key_is_never_carried_to_another_host() -> None:
+    with ChaosReader() as other, ChaosReader({"q": ["redirect"]}, redirect_to=other.base_url) as server:
+        with pytest.raises(ReaderError, match=r"redirects to http://127\.0\.0\.1 .*final address"):
+            client(server).complete([ask("q")])
+        assert other.ledger == []
+        assert server.ledger[0].authorization == f"Bearer {KEY}"
+
+
+def test_a_server_that_was_never_reached_stops_the_run() -> None:
+    with ChaosReader({f"q{number}": ["closed"] * 9 for number in range(40)}) as server:
+        with pytest.raises(
+            ReaderError, match=r"not reached 6 times in a row \(last: connection broken\).*Start the server"
+        ):
+            client(server, stop_after=6, concurrency=2).complete([ask(f"q{number}") for number in range(40)])
+        assert 6 <= len(server.ledger) <= 8
+
+
+def test_a_server_none_of_whose_first_calls_is_answered_stops_the_run() -> None:
+    questions = [f"q{number}" for number in range(40)]
+    wanted = r"first 5 calls .* all failed \(last: length\)"
+    with ChaosReader({q: ["length"] for q in questions}) as server, pytest.raises(ReaderError, match=wanted):
+        client(server, stop_after=5, concurrency=1).complete([ask(question) for question in questions])
+
+
+def test_failures_after_the_first_answer_are_values_however_many() -> None:
+    questions = [f"q{number}" for number in range(1, 40)]
+    with ChaosReader({question: ["length"] for question in questions}) as server:
+        llm = client(server, stop_after=5, concurrency=1)
+        results = llm.complete([ask("q0"), *(ask(question) for question in questions)])
+    assert results == [Completion("answer to q0", 10, 3), *[CompletionFailed("length")] * 39]
+
+
+def test_a_tenth_of_permanent_faults_fails_a_tenth_of_the_calls() -> None:
+    questions = [f"q{number}" for number in range(300)]
+    with ChaosReader({question: ["400"] for question in questions[::10]}) as server:
+        results = client(server).complete([ask(question) for question in questions])
+        assert server.most_in_flight <= 16
+        assert len(server.ledger) == 300
+    failed = [isinstance(result, CompletionFailed) for result in results]
+    assert failed == [number % 10 == 0 for number in range(300)]
+
+
+def test_transient_faults_cost_one_request_each() -> None:
+    questions = [f"q{number}" for number in range(200)]
+    with ChaosReader({question: ["503"] for question in questions[::10]}) as server:
+        results = client(server).complete([ask(question) for question in questions])
+        assert len(server.ledger) == 220
+    assert all(isinstance(result, Completion) for result in results)
+
+
+# --- what is sent, counted and shown ------------------------------------------------------------------------------
+
+
+def test_the_request_says_what_the_caller_said_and_nothing_else() -> None:
+    request = LLMRequest(
+        (("system", "be short"), ("user", "q\ud800")), (("max_tokens", 5), ("top_k", 3), ("temperature", 0.0))
+    )
+    with ChaosReader() as server:
+        client(server).complete([request])
+        (seen,) = server.ledger
+    messages = [{"role": "system", "content": "be short"}, {"role": "user", "content": "q?"}]
+    assert seen.body == {"model": "m", "messages": messages, "max_tokens": 5, "top_k": 3, "temperature": 0.0}
+    assert seen.path == "/v1/chat/completions"
+
+
+def test_in_flight_is_bounded_by_the_concurrency() -> None:
+    with ChaosReader(seconds=0.02) as server:
+        client(server, concurrency=3).complete([ask(f"q{number}") for number in range(30)])
+        assert server.most_in_flight == 3
+
+
+def test_progress_counts_to_the_total() -> None:
+    steps: list[tuple[int, int]] = []
+    with ChaosReader({"q2": ["400"]}) as server:
+        llm = client(server, progress=lambda done, total: steps.append((done, total)))
+        llm.complete([ask(f"q{number}") for number in range(5)])
+    assert steps == [(number, 5) for number in range(1, 6)]
+
+
+def test_tokens_and_price_sum_over_all_attempts() -> None:
+    script = {"once": [], "lost": ["html"], "refused": ["503"], "cut": ["length"]}
+    with ChaosReader(script) as server:
+        llm = client(server, prices={"input": 1.0, "output": 2.0})
+        once, lost, refused, cut = calls_of(llm, [ask(question) for question in script])
+    price = (10 * 1.0 + 3 * 2.0) / 1_000_000
+    assert (once.input_tokens, once.output_tokens, once.price) == (10, 3, pytest.approx(price))
+    assert (refused.attempts, refused.price) == (2, pytest.approx(price))  # a 503 is not billed
+    assert (lost.attempts, lost.input_tokens, lost.price) == (2, None, None)  # a 200 of unknown content may be
+    assert (cut.result, cut.price) == (CompletionFailed("length"), pytest.approx(price))  # failed, yet paid
+
+
+def test_without_a_price_list_no_price_is_known() -> None:
+    with ChaosReader() as server:
+        assert calls_of(client(server), [ask("q")])[0].price is None
+
+
+def test_the_request_limit_is_kept_across_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    async def note(seconds: float, stopping: asyncio.Event) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr("rankwright.llms.http._pause", note)
+    with ChaosReader() as server:
+        llm = client(server, requests_per_minute=1.0)
+        for number in range(3):
+            llm.complete([ask(f"q{number}")])
+    assert waits == [0, pytest.approx(60, abs=5), pytest.approx(120, abs=10)]
+
+
+def test_the_token_limit_learns_from_the_servers_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    async def note(seconds: float, stopping: asyncio.Event) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr("rankwright.llms.http._pause", note)
+    with ChaosReader() as server:
+        llm = client(server, tokens_per_minute=60.0)  # 1 a second
+        llm.complete([ask("q" * 400, max_tokens=99)])  # estimated 100 + 99, counted 13
+        llm.complete([ask("q", max_tokens=0)])
+    assert waits == [pytest.approx(198, abs=1), pytest.approx(12, abs=5)]
+
+
+def test_the_key_shows_nowhere(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
+    caplog.set_level(logging.DEBUG)
+    with ChaosReader({"q": ["400"], "r": ["401"]}) as server:
+        llm = client(server)
+        llm.complete([ask("q")])
+        with pytest.raises(ReaderError) as raised:
+            llm.complete([ask("r")])
+    shown = [repr(llm), llm.name, caplog.text, *capsys.readouterr(), str(raised.value)]
+    assert not any(KEY in text for text in shown)
+    assert "***" in str(raised.value)  # the server repeated it
+
+
+def test_a_refused_request_is_told_once_in_the_servers_words(caplog: pytest.LogCaptureFixture) -> None:
+    with ChaosReader({f"q{number}": ["400"] for number in range(5)}) as server:
+        client(server).complete([ask(f"q{number}") for number in range(5)])
+    told = [record.getMessage() for record in caplog.records if record.name == "rankwright.llms.http"]
+    assert len(told) == 1
+    assert "http 400: too many tokens" in told[0]
+
+
+def test_another_variable_may_hold_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTHER_KEY", "sk-other\n")
+    with ChaosReader() as server:
+        client(server, api_key_env="OTHER_KEY").complete([ask("q")])
+        assert server.ledger[0].authorization == "Bearer sk-other"
+
+
+# --- settings -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("http://localhost:8000", "http://localhost:8000/v1"),
+        ("http://localhost:8000/", "http://localhost:8000/v1"),
+        ("http://localhost:8000/v1/", "http://localhost:8000/v1"),
+        ("https://host.example/api/v3", "https://host.example/api/v3"),
+        (" http://[::1]:80/v1 ", "http://[::1]:80/v1"),
+    ],
+)
+def test_the_address_is_completed(given: str, used: str) -> None:
+    assert HTTPLLM("m", given).name == f"m@{used}"
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["localhost:8000", "ftp://host/v1", "http://", "http://host:99999/v1", "", "http://[::1/v1", "http://h/v1?key=1"],
+)
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(ConfigurationError, match="Base URL of the reader"):
+        HTTPLLM("m", address)
+
+
+def test_a_password_in_the_address_is_refused_and_not_repeated() -> None:
+    with pytest.raises(ConfigurationError, match="user name or password") as raised:
+        HTTPLLM("m", "http://me:hunter2@host/v1")
+    assert "hunter2" not in str(raised.value)
+
+
+def test_openai_itself_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(ConfigurationError, match="OPENAI_API_KEY"):
+        HTTPLLM("m")
+    assert HTTPLLM("m", "http://localhost:8000").name == "m@http://localhost:8000/v1"
+
+
+@pytest.mark.parametrize("key", ["sk-ö", "sk two", "sk\tx"])
+def test_a_key_no_header_can_carry_is_refused_and_not_repeated(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(ConfigurationError, match="Copy the key again") as raised:
+        HTTPLLM("m", "http://localhost")
+    assert key not in str(raised.value)
+
+
+def test_a_key_over_plain_http_to_another_machine_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    HTTPLLM("m", "http://127.0.0.1:8000")
+    assert caplog.text == ""
+    HTTPLLM("m", "http://reader.example:8000")
+    assert "unencrypted" in caplog.text
+    assert KEY not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"concurrency": 0},
+        {"max_retries": -1},
+        {"deadline": 0.0},
+        {"deadline": float("nan")},
+        {"stop_after": 0},
+        {"attempt_timeout": -1.0},
+    ],
+)
+def test_a_setting_out_of_range_is_refused(option: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=next(iter(option))):
+        HTTPLLM("m", "http://localhost", **option)
+
+
+@pytest.mark.parametrize("name", ["model", "messages", "stream", "n"])
+def test_sampling_may_not_take_over_the_request(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=name):
+        HTTPLLM("m", "http://localhost").complete([ask("q", **{name: 2})])
+
+
+# --- where it runs ------------------------------------------------------------------------------------------------
+
+
+def test_no_requests_make_no_connection() -> None:
+    assert HTTPLLM("m", "http://localhost:1").complete([]) == []
+
+
+def test_it_works_inside_a_running_event_loop() -> None:
+    async def cell() -> list[CompletionResult]:
+        return client(server).complete([ask("q1"), ask("q2")])
+
+    with ChaosReader() as server:
+        assert asyncio.run(cell()) == [Completion("answer to q1", 10, 3), Completion("answer to q2", 10, 3)]
+
+
+def test_an_in_process_transport_can_stand_in_for_the_network() -> None:
+    module = sys.modules[
+        DefaultAsyncHttpxClient.__mro__[1].__module__.split(".")[0]
+    ]  # httpx or httpx2, as the SDK has it
+    body = {"choices": [{"message": {"content": "paris"}}]}
+    transport = module.MockTransport(lambda request: module.Response(200, content=json.dumps(body)))
+    llm = HTTPLLM("m", "https://reader.example", transport=transport)
+    assert llm.complete([ask("q")]) == [Completion("paris", None, None)]
+
+
+def test_jitter_leaves_the_global_random_numbers_alone() -> None:
+    import random
+
+    random.seed(3)
+    wanted = random.Random(3).random()
+    with ChaosReader({"q": ["503", "503"]}) as server:
+        client(server).complete([ask("q")])
+    assert random.random() == wanted
+
+
+CTRL_C = """
+import asyncio, sys
+sys.path.insert(0, sys.argv[1])
+from chaos_reader import ChaosReader
+from rankwright.llms.http import HTTPLLM
+from rankwright.types import LLMRequest
+
+answered = []
+def tell(calls):
+    answered.extend(calls)
+    print("answered", flush=True)
+
+with ChaosReader({"hang": ["hang"] * 9}) as server:
+    requests = [LLMRequest((("user", question),)) for question in ("a", "hang", "b")]
+    llm = HTTPLLM("m", server.base_url)
+    async def cell():
+        llm.complete_each(requests, tell)
+    try:
+        if sys.argv[2] == "notebook":
+            asyncio.new_event_loop().run_until_complete(cell())
+        else:
+            llm.complete_each(requests, tell)
+    except KeyboardInterrupt:
+        print("interrupted after", len(answered), flush=True)
+"""
+
+
+@pytest.mark.parametrize("place", ["script", "notebook"])
+def test_ctrl_c_ends_the_calls_in_flight_and_keeps_the_answers(place: str) -> None:
+    command = [sys.executable, "-c", CTRL_C, str(TESTS), place]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=TESTS.parent
+    ) as job:
+        assert job.stdout is not None
+        assert [job.stdout.readline(), job.stdout.readline()] == ["answered\n"] * 2
+        job.send_signal(signal.SIGINT)
+        assert job.stdout.readline() == "interrupted after 2\n"
+        job.wait(30)

@@ -1,0 +1,95 @@
+"""Language models of a few thousand weights, made in a second, for tests that need a real one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+PAD, UNKNOWN, END, USER, ASSISTANT = "<pad>", "<unk>", "</s>", "<user>", "<assistant>"
+SPECIAL = (PAD, UNKNOWN, END, USER, ASSISTANT)
+WORDS = (
+    "paris",
+    "rome",
+    "oslo",
+    "bern",
+    "riga",
+    "lima",
+    "the",
+    "of",
+    "capital",
+    "question",
+    "answer",
+    "is",
+    "it",
+    *"abcdefg",
+)
+VOCABULARY = {word: number for number, word in enumerate((*SPECIAL, *WORDS))}
+TEMPLATE = "{% for m in messages %}<user> {{ m['content'] }} {% endfor %}<assistant>"
+
+
+def make_chain_model(folder: Path, chain: list[str], *, template: str | None = TEMPLATE) -> Path:
+    """A model that says `chain` after its prompt, whatever the prompt: attention and MLP add nothing, embeddings are
+    unit vectors, so the logits of the next word are one column of `lm_head`: the transitions of a Markov chain."""
+    size = len(VOCABULARY) + len(VOCABULARY) % 2
+    model = LlamaForCausalLM(_config(size, layers=1, heads=1))
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.zero_()
+        model.model.norm.weight.fill_(1.0)
+        model.model.embed_tokens.weight.copy_(torch.eye(size)[: len(VOCABULARY)])
+        before = ASSISTANT
+        for word in chain:
+            model.lm_head.weight[VOCABULARY[word], VOCABULARY[before]] = 1.0
+            before = word
+    return _save(folder, model, template)
+
+
+def make_random_model(folder: Path, seed: int) -> Path:
+    """A random model, in which every position attends to all before it, and which likes to end soon."""
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(_config(32, layers=2, heads=2))
+    with torch.no_grad():
+        for weights in model.parameters():
+            if weights.dim() == 2:
+                weights.normal_(0.0, 0.4)
+        model.lm_head.weight[VOCABULARY[END]] *= 2.0
+        for word in SPECIAL:
+            if word != END:
+                model.lm_head.weight[VOCABULARY[word]] = 0.0
+    return _save(folder, model, TEMPLATE)
+
+
+def _config(size: int, *, layers: int, heads: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=size,
+        intermediate_size=size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=VOCABULARY[END],
+        pad_token_id=VOCABULARY[PAD],
+    )
+
+
+def _save(folder: Path, model: LlamaForCausalLM, template: str | None) -> Path:
+    core = Tokenizer(WordLevel(VOCABULARY, unk_token=UNKNOWN))
+    core.pre_tokenizer = WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        eos_token=END,
+        additional_special_tokens=[USER, ASSISTANT],
+    )
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
+    return folder
