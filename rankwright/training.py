@@ -362,6 +362,16 @@ class _SetEpoch(TrainerCallback):
         self.trainer.sampler.epoch = int(state.epoch or 0)
 
 
+class _Teller(TrainerCallback):
+    """Passes log entries on to a progress display."""
+
+    def __init__(self, on_step: Callable[[int, int, Mapping[str, float]], None]) -> None:
+        self.on_step = on_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        self.on_step(state.global_step, state.max_steps, logs or {})
+
+
 class MetricsFile(TrainerCallback):
     """metrics.jsonl: one JSON line per log entry. On resume lines after the checkpoint are dropped, so that the file
     of a resumed run equals that of an unbroken one."""
@@ -473,6 +483,7 @@ def train(
     score_dev: Callable[[nn.Module], dict[str, float]] | None = None,
     settings: Mapping[str, Any] | None = None,
     resume: bool = False,
+    on_step: Callable[[int, int, Mapping[str, float]], None] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainResult:
     """Trains `policy` in place and leaves it with its best weights on dev.
@@ -487,6 +498,7 @@ def train(
         score_dev: from `dev_scorer`; without it the last weights are the best.
         settings: everything else that decides the result (data, model, reader); part of the fingerprint that --resume checks.
         resume: go on from the newest complete checkpoint, or start where there is none.
+        on_step: told (step, steps, what was logged) after every log entry.
         callbacks: further transformers callbacks.
 
     Raises:
@@ -505,7 +517,7 @@ def train(
             module.p = 0.0
     metrics_file = MetricsFile(folder / "metrics.jsonl")
     trainer = FeedbackTrainer(
-        policy, reference, algorithm, usable, score_dev, config, folder, fingerprint, [metrics_file, *callbacks]
+        policy, reference, algorithm, usable, score_dev, config, folder, fingerprint, [metrics_file, *([_Teller(on_step)] if on_step else []), *callbacks]
     )
     checkpoint = newest_checkpoint(folder) if resume else None
     if checkpoint is not None:

@@ -1,0 +1,244 @@
+"""The main comparison on real questions: `python -m benchmarks.protocol run` (resumable), then `... page`.
+
+600 training questions (the split's rrpo side, nq_open and xquad_en), BM25 over all pooled passages, 10 candidates while
+training, 20 in the test, top 3 to the embedded reader. Rows: BM25 order, reference, RRPO and supervised (three seeds each),
+gold-first order. Settings are chosen on dev (`... dev`); test is read once per trained model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.embedded.sets import Question, load_sets, side
+from rankwright.metrics.significance import bootstrap_interval, paired_permutation_test
+from rankwright.retrieval import BM25, with_candidates
+from rankwright.types import Example, Query
+
+WORK = Path(__file__).parent / "work" / "protocol"
+PAGE = Path(__file__).parent / "results" / "protocol.md"
+OPEN_SETS = ("nq_open", "xquad_en")
+HOTPOT_SETS = ("hotpotqa/train", "hotpotqa/dev")
+SEEDS = (0, 1, 2)
+TOP_K = 3
+METHODS = ("rrpo", "supervised")
+
+
+def examples_of(questions: Sequence[Question], pool_sets: Sequence[str], depth: int) -> list[Example]:
+    """Questions with BM25 candidates from all passages of the pool's sets, answers and gold labels."""
+    pool = {d.doc_id: d for q in load_sets(pool_sets) for d in (*q.gold, *q.others)}
+    plain = [Example(Query(q.key, q.text), (), q.answers, {d.doc_id: 1 for d in q.gold}) for q in questions]
+    return with_candidates(plain, BM25(list(pool.values())), depth)
+
+
+def splits(train_depth: int = 10, depth: int = 20) -> dict[str, list[Example]]:
+    """train, dev, test (nq_open + xquad_en) and hotpot (hotpotqa/dev)."""
+    return {
+        "train": examples_of(side("rrpo", OPEN_SETS), OPEN_SETS, train_depth),
+        "dev": examples_of(side("dev", OPEN_SETS), OPEN_SETS, depth),
+        "test": examples_of(side("test", OPEN_SETS), OPEN_SETS, depth),
+        "hotpot": examples_of(side("test", ("hotpotqa/dev",)), HOTPOT_SETS, depth),
+    }
+
+
+def train_one(method: str, seed: int, data: Mapping[str, list[Example]], settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Trains one model, saves it under WORK/name/model, returns what it took. Resumes a killed run."""
+    from rankwright.algorithms import RRPO, RRPOConfig, Supervised
+    from rankwright.llms.cache import ReadStore
+    from rankwright.readers import CachedReader, EmbeddedReader
+    from rankwright.rerankers import load
+    from rankwright.rewards import answer_reward
+    from rankwright.training import TrainConfig, dev_scorer, train
+
+    folder = WORK / name
+    done = folder / "train.json"
+    if done.exists():
+        return json.loads(done.read_text(encoding="utf-8"))
+    loop = {"epochs": 1.0, "batch_size": 8, "learning_rate": 2e-5, "eval_steps": 19, **settings.get("loop", {})}
+    config = TrainConfig(**loop, seed=seed, top_k=TOP_K)
+    reward = answer_reward("f1")
+    with ReadStore(WORK / "reads.sqlite") as store:
+        reader = CachedReader(EmbeddedReader(), store, run=name)
+        rrpo = RRPOConfig(**settings.get("rrpo", {}))
+        config = replace(config, inner_epochs=rrpo.inner_epochs if method == "rrpo" else 1)
+        algorithm = RRPO(rrpo, reader, reward, seed) if method == "rrpo" else Supervised()
+        policy = load("reference", max_length=160)
+        result = train(
+            policy,
+            load("reference", max_length=160),
+            algorithm,
+            data["train"],
+            config,
+            folder,
+            score_dev=dev_scorer(data["dev"], reader, reward, TOP_K),
+            settings={"method": method, **settings},
+            resume=True,
+            on_step=lambda step, steps, logs: print(name, step, steps, {k: round(v, 3) for k, v in logs.items() if k in ("reward", "reference_reward", "eval_reward", "kl")}, flush=True),
+        )
+    policy.save(folder / "model")
+    record = {
+        "seconds": result.seconds,
+        "steps": result.steps,
+        "best_step": result.best_step,
+        "dev_before": result.dev_before,
+        "dev_best": result.dev_best,
+        "reader_calls": result.reader_calls,
+        "cache_hits": result.cache_hits,
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+    done.write_text(json.dumps(record), encoding="utf-8")
+    return record
+
+
+def test_one(name: str, model: Any, examples: Sequence[Example], set_name: str) -> dict[str, Any]:
+    """Per-question values of one model on one set, kept: test is read once."""
+    from rankwright.evaluation import evaluate
+    from rankwright.llms.cache import ReadStore
+    from rankwright.readers import CachedReader, EmbeddedReader
+
+    path = WORK / name / f"{set_name}.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        began = time.perf_counter()
+        with ReadStore(WORK / "reads.sqlite") as store:
+            reader = CachedReader(EmbeddedReader(), store, run=f"test-{name}")
+            evaluation = evaluate({name: model}, examples, reader=reader, top_k=TOP_K, depth=20, set_name=set_name, retriever="bm25")
+        values = {metric: dict(per) for metric, per in evaluation.models[name].values.items()}
+        seconds = time.perf_counter() - began
+        path.write_text(json.dumps({"signature": evaluation.signature, "values": values, "seconds": seconds}), encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def run_all(settings: Mapping[str, Mapping[str, Any]], only: Sequence[str]) -> None:
+    """Every row that is not there yet; a kill loses at most what is in flight."""
+    from rankwright.evaluation import FirstStage, GoldFirst
+    from rankwright.rerankers import load
+
+    data = splits()
+    fixed = {"first-stage": FirstStage(), "gold-first": GoldFirst([*data["test"], *data["hotpot"]]), "reference": load("reference", max_length=160)}
+    for name, model in fixed.items():
+        for set_name in ("test", "hotpot"):
+            test_one(name, model, data[set_name], set_name)
+            print(name, set_name, "done", flush=True)
+    for seed in SEEDS:
+        for method in METHODS:
+            name = f"{method}-{seed}"
+            if only and name not in only:
+                continue
+            print(name, train_one(method, seed, data, settings.get(method, {}), name), flush=True)
+            model = load(str(WORK / name / "model"))
+            for set_name in ("test", "hotpot"):
+                test_one(name, model, data[set_name], set_name)
+                print(name, set_name, "done", flush=True)
+
+
+def mean_over_seeds(names: Sequence[str], set_name: str, metric: str) -> dict[str, float] | None:
+    """Per-question mean over the runs of one row; None where a run is missing."""
+    parts = []
+    for name in names:
+        path = WORK / name / f"{set_name}.json"
+        if not path.exists():
+            return None
+        parts.append(json.loads(path.read_text(encoding="utf-8"))["values"][metric])
+    return {query_id: float(np.mean([part[query_id] for part in parts])) for query_id in parts[0]}
+
+
+ROWS = {
+    "BM25 order": ["first-stage"],
+    "reference": ["reference"],
+    "RRPO": [f"rrpo-{s}" for s in SEEDS],
+    "supervised (gold labels)": [f"supervised-{s}" for s in SEEDS],
+    "gold-first": ["gold-first"],
+}
+
+
+def table(set_name: str) -> list[str]:
+    """One line per row: F1, seeds, difference to the reference with interval and p, share of the gap closed."""
+    values = {row: mean_over_seeds(names, set_name, "F1") for row, names in ROWS.items()}
+    reference, gold = values["reference"], values["gold-first"]
+    lines = ["| row | n | F1 | by seed | EM | hit@3 | nDCG@10 | minus reference [95 %] | p | gap closed |", "|---|---|---|---|---|---|---|---|---|---|"]
+    for row, names in ROWS.items():
+        per = values[row]
+        if per is None or reference is None:
+            lines.append(f"| {row} | not run |" + " |" * 8)
+            continue
+        others = []
+        for metric in ("EM", "hit@3", "nDCG@10"):
+            column = mean_over_seeds(names, set_name, metric)
+            others.append(f"{np.mean(list(column.values())):.3f}" if column else "-")
+        seeds = " ".join(f"{np.mean(list((mean_over_seeds([n], set_name, 'F1') or {}).values())):.3f}" for n in names) if len(names) > 1 else ""
+        differences = np.array([per[q] - reference[q] for q in reference])
+        low, high = bootstrap_interval(differences, seed=0, resamples=10_000)
+        p = paired_permutation_test(differences, seed=0, permutations=100_000)
+        closed = ""
+        if gold is not None and row not in ("reference", "gold-first"):
+            gap = np.mean(list(gold.values())) - np.mean(list(reference.values()))
+            closed = f"{differences.mean() / gap:.0%}"
+        difference = "" if row == "reference" else f"{differences.mean():+.4f} [{low:+.4f}, {high:+.4f}]"
+        lines.append(
+            f"| {row} | {len(per)} | {np.mean(list(per.values())):.4f} | {seeds} | " + " | ".join(others) + f" | {difference} | {'' if row == 'reference' else f'{p:.4f}'} | {closed} |"
+        )
+    return lines
+
+
+def page() -> str:
+    """The results page."""
+    lines = [
+        "# RRPO on real questions",
+        "",
+        "Command: `python -m benchmarks.protocol run` then `python -m benchmarks.protocol page`. Seeds 0, 1, 2; interval: bootstrap over",
+        "questions of the per-question mean over seeds (10,000 resamples); p: paired sign-flip permutation test.",
+        "First stage BM25 (k1 0.9, b 0.4) over all pooled passages, queries as asked, no fusion; reader: the embedded one.",
+        "",
+        "## nq_open + xquad_en, test side",
+        "",
+        *table("test"),
+        "",
+        "## hotpotqa/dev",
+        "",
+        *table("hotpot"),
+        "",
+        "## Training",
+        "",
+        "| run | steps | best step | dev reward before -> best | seconds | seconds per step | reader calls | cache hits | peak MiB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in [n for names in ROWS.values() for n in names if "-" in n and n[-1].isdigit()]:
+        path = WORK / name / "train.json"
+        if not path.exists():
+            lines.append(f"| {name} | not run |" + " |" * 7)
+            continue
+        r = json.loads(path.read_text(encoding="utf-8"))
+        lines.append(
+            f"| {name} | {r['steps']} | {r['best_step']} | {r['dev_before']:.4f} -> {r['dev_best']:.4f} | {r['seconds']:.0f} | "
+            f"{r['seconds'] / max(1, r['steps']):.1f} | {r['reader_calls']} | {r['cache_hits']} | {r['peak_memory_mib']:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("run", "dev", "page"))
+    parser.add_argument("--only", nargs="*", default=[], help="names of runs, for example rrpo-0")
+    parser.add_argument("--settings", default="{}", help='JSON, for example {"rrpo": {"loop": {"epochs": 2}}}')
+    parser.add_argument("--name", default="dev-trial", help="with dev: name of the trial")
+    args = parser.parse_args()
+    WORK.mkdir(parents=True, exist_ok=True)
+    if args.what == "run":
+        run_all(json.loads(args.settings), args.only)
+    elif args.what == "dev":
+        print(train_one("rrpo", 0, splits(), json.loads(args.settings), args.name))
+    PAGE.write_text(page(), encoding="utf-8") if args.what == "page" else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

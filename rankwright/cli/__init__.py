@@ -1,0 +1,21 @@
+"""The command line: where concrete parts meet. `rankwright --help` lists the verbs.
+
+Standard output carries results only, everything else goes to standard error. Exit codes: 0 done (better, or no difference
+shown), 2 wrong arguments, 3 something to install, 4 something not found, 5 bad data or model, 6 reader or runtime failed,
+7 done in part, 8 the trained model is worse than its reference, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main() -> None:
+    """Entry point of the `rankwright` command."""
+    # Read by huggingface libraries when they are first imported.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from rankwright.cli.app import run
+
+    sys.exit(run())

@@ -1,0 +1,67 @@
+"""The typer application and how errors end it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import typer
+
+import rankwright
+from rankwright.cli import data, evaluate, manage, rerank, train
+from rankwright.errors import MissingDependencyError, RankwrightError
+
+app = typer.Typer(
+    name="rankwright",
+    help="Train, evaluate and use rerankers that learn from a reader's answers.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for module in (train, evaluate, rerank, data, manage):
+    module.register(app)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+    if version:
+        print(rankwright.__version__)
+        raise typer.Exit
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code; errors made for users are one line, others a traceback."""
+    try:
+        result = app(list(arguments) if arguments is not None else None, standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except RankwrightError as error:
+        return _fail(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("rankwright"):
+            raise
+        missing = MissingDependencyError(
+            f'Package {error.name} is not installed; run pip install "rankwright[train,embedded]".'
+        )
+        return _fail(str(missing), missing.exit_code)
+    except KeyboardInterrupt:
+        return _fail("Interrupted. What was read and saved is kept; go on with --resume.", 130)
+    except typer.Exit as stop:
+        return stop.exit_code
+    except BrokenPipeError:  # the reader of a pipe has gone, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        # Typer's own usage errors know how to show themselves.
+        if hasattr(error, "show") and hasattr(error, "exit_code"):
+            error.show()
+            return int(error.exit_code)
+        traceback.print_exc()
+        return _fail(f"Unexpected {type(error).__name__}: {error}. Please report it with the lines above.", 6)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"rankwright: {message}", file=sys.stderr)
+    return code

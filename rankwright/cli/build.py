@@ -1,0 +1,166 @@
+"""Makes objects out of settings: examples, reader, reranker."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rankwright.cli.common import say
+from rankwright.cli.settings import DataSettings, ReaderSettings, RunSettings
+from rankwright.data import Dataset, load_examples
+from rankwright.errors import ConfigurationError, DataError
+from rankwright.evaluation import FirstStage
+from rankwright.retrieval import BM25, with_candidates
+from rankwright.types import Document, Example, Reader, Reranker
+
+if TYPE_CHECKING:
+    from rankwright.llms.cache import ReadStore
+
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Questions with candidates, for the three uses."""
+
+    train: list[Example]
+    dev: list[Example]
+    test: list[Example]
+    name: str
+    """Name of the test set."""
+    skipped: int
+    """Bad rows left out."""
+
+
+def open_store(path: str) -> ReadStore:
+    """The SQLite file of all answers, made with its folder where it is not there."""
+    from rankwright.llms.cache import ReadStore
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return ReadStore(path)
+
+
+def build_reader(settings: ReaderSettings, store: ReadStore, run: str, device: str = "cpu") -> Reader | None:
+    """The reader with its cache around it; None for `none`.
+
+    Args:
+        settings: which reader.
+        store: where answers are kept.
+        run: under which name calls stand in the ledger.
+        device: for readers on this machine.
+    """
+    if settings.reader == "none":
+        return None
+    if settings.reader == "embedded":
+        from rankwright.readers import CachedReader, EmbeddedReader
+
+        return CachedReader(EmbeddedReader(device=device), store, run=run)
+    from rankwright.llms.cache import CachedLLM
+    from rankwright.prompts import load_prompt
+    from rankwright.readers import LLMReader
+
+    prompt = load_prompt(settings.prompt)
+    if settings.reader.startswith(("http://", "https://")):
+        from rankwright.llms.http import HTTPLLM
+
+        if not settings.model:
+            raise ConfigurationError(f"Reader {settings.reader} was given without a model name; add --reader-model NAME.")
+        known = settings.price_input is not None and settings.price_output is not None
+        llm = HTTPLLM(
+            settings.model,
+            settings.reader,
+            api_key_env=settings.api_key_env,
+            concurrency=settings.concurrency,
+            deadline=settings.deadline,
+            requests_per_minute=settings.requests_per_minute or None,
+            tokens_per_minute=settings.tokens_per_minute or None,
+            prices={"input": settings.price_input or 0.0, "output": settings.price_output or 0.0} if known else None,
+        )
+    else:
+        from rankwright.llms.local import LocalLLM
+
+        llm = LocalLLM(settings.reader, device=device)
+    return LLMReader(CachedLLM(llm, store, run=run), prompt)
+
+
+def build_reranker(name: str, device: str = "cpu") -> Reranker:
+    """`first-stage`, `reference`, a folder or a hub name."""
+    if name == FirstStage.name:
+        return FirstStage()
+    from rankwright.rerankers import load
+
+    return load(name, device=device)
+
+
+def load_one(path: str, data: DataSettings, *, need_answers: bool) -> Dataset:
+    """One file of questions, with what was skipped said."""
+    dataset = load_examples(
+        path,
+        data.format,
+        qrels=data.qrels or None,
+        corpus=data.corpus or None,
+        on_bad_row=data.on_bad_row,
+        need_answers=need_answers,
+    )
+    if dataset.skipped:
+        say(f"{path}: {dataset.skipped} bad rows skipped; the first: {dataset.problems[0]}")
+    return dataset
+
+
+def candidates(
+    examples: Sequence[Example], corpus: Sequence[Document], retriever: str, depth: int, index: BM25 | None = None
+) -> list[Example]:
+    """The examples with their first-stage candidates, at most `depth`."""
+    if retriever == "bm25":
+        return with_candidates(examples, index or BM25(corpus), depth)
+    empty = next((e for e in examples if not e.candidates), None)
+    if empty is not None:
+        raise DataError(
+            f"Candidate list of query '{empty.query.query_id}' is empty; --retriever given wants candidates in the data. "
+            "Add them, or take --retriever bm25."
+        )
+    return [replace(example, candidates=example.candidates[:depth]) for example in examples]
+
+
+def load_splits(settings: RunSettings) -> Splits:
+    """Training, dev and test questions with candidates.
+
+    Raises:
+        DataError: a file is bad, or too few questions are left for a use.
+    """
+    data = settings.data
+    if not data.train:
+        raise ConfigurationError("No training questions were given; add --data FILE (see rankwright train --help).")
+    # dev and test ask a reader unless there is none; so must every question.
+    need_answers = settings.reader.reader != "none"
+    train = load_one(data.train, data, need_answers=need_answers)
+    dev = load_one(data.dev, data, need_answers=need_answers) if data.dev else None
+    test = load_one(data.test, data, need_answers=need_answers) if data.test else None
+    rows = list(train.examples)
+    random.Random(settings.seed).shuffle(rows)
+    n_test = 0 if test else round(len(rows) * data.test_share)
+    n_dev = 0 if dev else round(len(rows) * data.dev_share)
+    parts = {
+        "test": list(test.examples) if test else rows[:n_test],
+        "dev": list(dev.examples) if dev else rows[n_test : n_test + n_dev],
+        "train": rows[n_test + n_dev :],
+    }
+    for name, part in parts.items():
+        if not part:
+            raise DataError(
+                f"No questions are left for {name}: {data.train} has {len(rows)}. Give a --{name} file or more questions."
+            )
+    sets = [s for s in (train, dev, test) if s is not None]
+    corpus = list({d.doc_id: d for s in sets for d in s.corpus}.values())
+    if len(corpus) < 2 and data.retriever == "bm25":
+        raise DataError(f"Corpus of {data.train} has {len(corpus)} passage; wanted at least two to rank. Give --corpus FILE.")
+    index = BM25(corpus) if data.retriever == "bm25" else None
+    return Splits(
+        candidates(parts["train"], corpus, data.retriever, data.depth, index),
+        candidates(parts["dev"], corpus, data.retriever, data.eval_depth, index),
+        candidates(parts["test"], corpus, data.retriever, data.eval_depth, index),
+        test.name if test else f"{train.name}-held-out",
+        sum(s.skipped for s in sets),
+    )

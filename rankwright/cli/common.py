@@ -1,0 +1,120 @@
+"""What the verbs share: options, the console, progress, tables."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from rankwright.evaluation import Evaluation, Score
+
+console = Console(stderr=True, highlight=False, markup=False)
+"""For people; results for machines go to standard output by `print`."""
+
+
+class OutputKind(StrEnum):
+    """--output."""
+
+    text = "text"
+    json = "json"
+
+
+def say(text: str) -> None:
+    """One line for people, on standard error."""
+    console.print(text, soft_wrap=True)
+
+
+def emit(record: Mapping[str, Any]) -> None:
+    """One JSON line for machines, on standard output."""
+    print(json.dumps(record, ensure_ascii=False))
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A function to be told (what, done, total): bars on a terminal, a line every ten seconds elsewhere."""
+    if console.is_terminal:
+        with _bars() as bars:
+            tasks: dict[str, Any] = {}
+
+            def show(what: str, done: int, total: int) -> None:
+                if what not in tasks:
+                    tasks[what] = bars.add_task(what, total=total, note="")
+                bars.update(tasks[what], completed=done, total=total)
+
+            yield show
+        return
+    last = [time.monotonic()]
+
+    def tell(what: str, done: int, total: int) -> None:
+        if time.monotonic() - last[0] > 10:
+            last[0] = time.monotonic()
+            say(f"{what}: {done} of {total}")
+
+    yield tell
+
+
+def _bars() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+    )
+
+
+@contextmanager
+def training_bar() -> Iterator[Callable[[int, int, str], None]]:
+    """A function to be told (step, steps, note) by a training: a bar on a terminal, a line every ten seconds elsewhere."""
+    if console.is_terminal:
+        with _bars() as bars:
+            task = bars.add_task("training", total=None, note="")
+            yield lambda step, steps, note: bars.update(task, completed=step, total=steps, note=note)
+        return
+    last = [time.monotonic()]
+
+    def tell(step: int, steps: int, note: str) -> None:
+        if time.monotonic() - last[0] > 10:
+            last[0] = time.monotonic()
+            say(f"training: step {step} of {steps}, {note}")
+
+    yield tell
+
+
+def score_text(score: Score | None) -> str:
+    """Mean with interval, for a table cell."""
+    return "-" if score is None else f"{score.mean:.3f} [{score.ci_low:.3f}, {score.ci_high:.3f}]"
+
+
+def score_table(evaluation: Evaluation) -> Table:
+    """One row per model, one column per metric, each with its 95 % interval."""
+    table = Table(title=f"{evaluation.settings.set_name}: {evaluation.n} questions, mean [95 % interval]")
+    table.add_column("model", overflow="fold")
+    # A narrow terminal shows the metrics that decide; the JSON and the report have them all.
+    shown = [m for m in evaluation.metrics if console.width >= 140 or m in ("EM", "F1", "nDCG@10") or m.startswith("hit@")]
+    for metric in shown:
+        table.add_column(metric, justify="right")
+    for row in evaluation.table():
+        table.add_row(row["model"], *(score_text(row.get(metric)) for metric in shown))
+    return table
+
+
+def read_text(path: Path) -> str:
+    """A small text file of the user's, with our own error."""
+    from rankwright.errors import ResourceNotFoundError
+
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResourceNotFoundError(f"File {path} cannot be read ({error}); wanted a UTF-8 text file. Check the path.") from error

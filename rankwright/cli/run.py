@@ -1,0 +1,297 @@
+"""One training run from settings to verdict: data, reader, policy, training, comparison, report, run folder."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import sys
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import rankwright
+from rankwright.cli.build import Splits, build_reader, load_splits, open_store
+from rankwright.cli.common import progress_bars, say, score_table, training_bar
+from rankwright.cli.settings import RunSettings, settings_tree
+from rankwright.errors import ConfigurationError, ResumeError
+from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, PairedTest, evaluate, verdict
+from rankwright.report import write_report
+from rankwright.rewards import resolve_reward
+from rankwright.types import Answer, Reader, Reranker
+
+RUNS = Path("runs")
+WORSE_EXIT_CODE = 8
+REFERENCE_ROW, TRAINED_ROW = "reference", "trained"
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """What a run left behind."""
+
+    folder: Path
+    result: Mapping[str, Any]
+    """The content of result.json."""
+    evaluation: Evaluation
+    exit_code: int
+    """0, or 8 where the trained model is worse than its reference."""
+
+
+def run_training(settings: RunSettings, name: str, *, splits: Splits | None = None, resume: bool = False, command: str = "") -> RunOutcome:
+    """Trains, compares with the reference on questions never used in training, and writes runs/NAME.
+
+    Args:
+        settings: everything that decides the result.
+        name: of the run folder.
+        splits: questions with candidates; by default loaded as the settings say.
+        resume: go on with the run of that name.
+        command: how to repeat the run, for the report.
+    """
+    from rankwright.training import make_folder, replace_text
+
+    folder = RUNS / name
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise ConfigurationError(f"Run name is '{name}'; wanted a plain name without slashes. It becomes a folder in {RUNS}/.")
+    make_folder(folder)
+    run_id = _run_id(folder, name, resume)
+    for stale in ("result.json", "evaluation.json", "report.html"):
+        (folder / stale).unlink(missing_ok=True)
+    replace_text(folder / "config.json", json.dumps({"run_id": run_id, **settings_tree(settings)}, indent=2) + "\n")
+    environment = {"command": command or f"rankwright train --name {name}", **_environment()}
+    replace_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+    splits = splits or load_splits(settings)
+    say(f"{len(splits.train)} training, {len(splits.dev)} dev and {len(splits.test)} test questions; run folder {folder}")
+    with open_store(settings.reader.cache) as store:
+        reader = build_reader(settings.reader, store, run_id, settings.model.device)
+        policy, reference, trained = _train(settings, splits, reader, folder, resume)
+        evaluation, hits = _compare(settings, splits, reader, reference, policy)
+        from rankwright.llms.cache import Ledger
+
+        totals = Ledger(store).totals(run_id)
+    test = evaluation.test(TRAINED_ROW, REFERENCE_ROW, evaluation.headline_metric)
+    result = _result(settings, evaluation, test, trained, totals.calls, trained.cache_hits + hits)
+    result["price"] = totals.price_text if settings.reader.reader not in ("embedded", "none") else "0"
+    policy.save(folder / "model")
+    (folder / "model" / "README.md").write_text(_model_card(settings, splits, evaluation, result), encoding="utf-8")
+    evaluation.save(folder / "evaluation.json")
+    replace_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    run = {"config": settings_tree(settings), "environment": environment, "result": result}
+    write_report(folder / "report.html", evaluation, title=f"Run {name}", run=run, metrics=metrics)
+    return RunOutcome(folder, result, evaluation, WORSE_EXIT_CODE if result["verdict"] == "worse" else 0)
+
+
+def _run_id(folder: Path, name: str, resume: bool) -> str:
+    """Name under which the run's calls stand in the ledger; kept over a resume."""
+    config = folder / "config.json"
+    if resume:
+        if not config.exists():
+            raise ResumeError(f"Run folder {folder} holds no run to resume; leave --resume out to start one.")
+        return str(json.loads(config.read_text(encoding="utf-8"))["run_id"])
+    return f"{name}-{uuid.uuid4().hex[:8]}"
+
+
+def _train(settings: RunSettings, splits: Splits, reader: Reader | None, folder: Path, resume: bool) -> tuple[Any, Any, Any]:
+    """(trained policy, frozen reference, TrainResult)."""
+    from rankwright.algorithms import RRPO, Supervised
+    from rankwright.rerankers import load
+    from rankwright.training import TrainConfig, dev_scorer, train
+
+    reference = load(settings.model.name, device=settings.model.device, max_length=settings.model.max_length or None)
+    policy = load(settings.model.name, device=settings.model.device, max_length=settings.model.max_length or None)
+    if settings.model.template:
+        reference.template = policy.template = settings.model.template
+    if settings.model.lora_rank:
+        policy.add_lora(settings.model.lora_rank, settings.model.lora_alpha)
+    config = TrainConfig(
+        epochs=settings.loop.epochs,
+        batch_size=settings.loop.batch_size,
+        accumulation=settings.loop.accumulation,
+        inner_epochs=settings.rrpo.inner_epochs if settings.method == "rrpo" else 1,
+        learning_rate=settings.loop.learning_rate,
+        eval_steps=settings.loop.eval_steps,
+        patience=settings.loop.patience,
+        top_k=settings.top_k,
+        seed=settings.seed,
+        trainer_arguments=settings.loop.trainer,
+    )
+    reward = resolve_reward(settings.reward)
+    if settings.method == "rrpo":
+        if reader is None:
+            raise ConfigurationError("Method rrpo was given --reader none; it learns from a reader's answers. Give a reader or --method supervised.")
+        algorithm: Any = RRPO(settings.rrpo, reader, reward, settings.seed)
+    else:
+        algorithm = Supervised()
+    score_dev = dev_scorer(splits.dev, reader, reward, settings.top_k) if reader else None
+    tree = settings_tree(settings)
+    for part in ("cache", "concurrency", "requests_per_minute", "tokens_per_minute", "api_key_env", "price_input", "price_output", "deadline"):
+        tree["reader"].pop(part)  # may change between sessions: they decide how fast answers come, not which
+    with training_bar() as tell:
+        result = train(
+            policy,
+            reference,
+            algorithm,
+            splits.train,
+            config,
+            folder,
+            score_dev=score_dev,
+            settings={"run": tree, "questions": [e.query.query_id for e in splits.train]},
+            resume=resume,
+            on_step=_teller(tell, algorithm.reads_per_question() * settings.loop.batch_size * settings.loop.accumulation),
+        )
+    return policy, reference, result
+
+
+def _teller(tell: Any, reads_per_step: int) -> Any:
+    """Progress of the training: reward, dev score and how many reader calls may still come."""
+    last: dict[str, float] = {}
+
+    def on_step(step: int, steps: int, logs: Mapping[str, float]) -> None:
+        last.update({k: v for k, v in logs.items() if k in ("reward", "reference_reward", "eval_reward", "loss")})
+        parts = [f"{label} {last[key]:.3f}" for key, label in (("reward", "reward"), ("reference_reward", "reference"), ("eval_reward", "dev"), ("loss", "loss")) if key in last]
+        if reads_per_step:
+            parts.append(f"at most {(steps - step) * reads_per_step} reader calls left")
+        tell(step, steps, ", ".join(parts))
+
+    return on_step
+
+
+def _compare(settings: RunSettings, splits: Splits, reader: Reader | None, reference: Any, policy: Any) -> tuple[Evaluation, int]:
+    """Reference and trained model on the test questions, and answers that the cache gave."""
+    rankers: dict[str, Reranker] = {FirstStage.name: FirstStage(), REFERENCE_ROW: reference, TRAINED_ROW: policy}
+    if any(example.relevance for example in splits.test):
+        rankers[GoldFirst.name] = GoldFirst(splits.test)
+    with progress_bars() as progress:
+        evaluation = evaluate(
+            rankers,
+            splits.test,
+            reader=reader,
+            top_k=settings.top_k,
+            depth=settings.data.eval_depth,
+            baseline=REFERENCE_ROW,
+            seed=settings.seed,
+            set_name=splits.name,
+            retriever=settings.data.retriever,
+            skipped=splits.skipped,
+            progress=progress,
+        )
+    # Models that put equal passages first share one read, which must count once.
+    hits = {
+        (query_id, model.rankings[query_id].doc_ids[: settings.top_k])
+        for model in evaluation.models.values()
+        for query_id, read in model.reads.items()
+        if isinstance(read, Answer) and not read.paid
+    }
+    return evaluation, len(hits)
+
+
+def _result(settings: RunSettings, evaluation: Evaluation, test: PairedTest | None, trained: Any, calls: int, hits: int) -> dict[str, Any]:
+    metric = evaluation.headline_metric
+    means = {name: evaluation.scores[name].get(metric) for name in (REFERENCE_ROW, TRAINED_ROW)}
+    f1 = {name: evaluation.scores[name].get("F1") for name in (REFERENCE_ROW, TRAINED_ROW)}
+    return {
+        "metric": metric,
+        "n": test.n if test else 0,
+        "seed": settings.seed,
+        "f1_reference": f1[REFERENCE_ROW].mean if f1[REFERENCE_ROW] else None,
+        "f1_trained": f1[TRAINED_ROW].mean if f1[TRAINED_ROW] else None,
+        "reference": means[REFERENCE_ROW].mean if means[REFERENCE_ROW] else None,
+        "trained": means[TRAINED_ROW].mean if means[TRAINED_ROW] else None,
+        "delta": test.delta if test else None,
+        "ci_low": test.ci_low if test else None,
+        "ci_high": test.ci_high if test else None,
+        "p_value": test.p if test else None,
+        "verdict": verdict(test) if test else "not shown",
+        "reader_calls": calls,
+        "cache_hits": hits,
+        "seconds": round(trained.seconds, 1),
+        "steps": trained.steps,
+        "best_step": trained.best_step,
+        "dev_before": trained.dev_before,
+        "dev_best": trained.dev_best,
+        "signature": evaluation.signature,
+    }
+
+
+def _environment() -> dict[str, Any]:
+    packages = {}
+    for name in ("torch", "transformers", "accelerate", "peft", "bm25s", "numpy", "openai"):
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            packages[name] = "not installed"
+    return {"rankwright": rankwright.__version__, "python": sys.version.split()[0], "platform": platform.platform(), "packages": packages}
+
+
+def verdict_line(result: Mapping[str, Any]) -> str:
+    """The last word of a run, for people."""
+    words = {
+        "better": "BETTER than its reference",
+        "not shown": "NO DIFFERENCE SHOWN to its reference",
+        "worse": "WORSE than its reference: do not use it",
+    }
+    if result["delta"] is None:
+        return "No question could be compared."
+    return (
+        f"The trained model is {words[result['verdict']]}: {result['metric']} {result['reference']:.3f} -> {result['trained']:.3f} "
+        f"({result['delta']:+.3f}, 95 % interval {result['ci_low']:+.3f} to {result['ci_high']:+.3f}, p = {result['p_value']:.4f}, "
+        f"n = {result['n']})."
+    )
+
+
+def show(outcome: RunOutcome) -> None:
+    """Table, verdict and where things are, on standard error."""
+    from rankwright.cli.common import console
+
+    console.print(score_table(outcome.evaluation))
+    result = outcome.result
+    say(f"Reader calls {result['reader_calls']}, cache hits {result['cache_hits']}, training {result['seconds']:.0f} s.")
+    say(f"Report {outcome.folder / 'report.html'}   model {outcome.folder / 'model'}")
+    say(verdict_line(result))
+
+
+def clear_run(name: str) -> None:
+    """Removes an earlier run of that name."""
+    shutil.rmtree(RUNS / name, ignore_errors=True)
+
+
+def _model_card(settings: RunSettings, splits: Splits, evaluation: Evaluation, result: Mapping[str, Any]) -> str:
+    """README.md of the model folder, with the metadata block that the hub reads."""
+    rows = []
+    for name in (FirstStage.name, REFERENCE_ROW, TRAINED_ROW):
+        scores = evaluation.scores[name]
+        rows.append(f"| {name} | " + " | ".join(f"{scores[m].mean:.3f} [{scores[m].ci_low:.3f}, {scores[m].ci_high:.3f}]" if m in scores else "-" for m in evaluation.metrics) + " |")
+    head = "| model | " + " | ".join(evaluation.metrics) + " |\n|" + "---|" * (len(evaluation.metrics) + 1)
+    learned = f"the answers of reader `{evaluation.settings.reader}` (reward {settings.reward})" if settings.method == "rrpo" else "relevance labels"
+    table = "\n".join([head, *rows])
+    return f"""---
+library_name: sentence-transformers
+pipeline_tag: text-ranking
+tags: [reranker, cross-encoder, rankwright, {settings.method}]
+---
+# A reranker trained by rankwright
+
+Trained from `{settings.model.name}` by `{settings.method}` on {len(splits.train)} questions of `{Path(settings.data.train).name or splits.name}`,
+learning from {learned}; the best of its checkpoints on {len(splits.dev)} dev questions.
+
+## Before and after
+{evaluation.n} questions of `{splits.name}` that were not used in training, mean [95 % interval]; gold-first and other rows are in the run's report.
+
+{table}
+
+{verdict_line(result)}
+Signature: `{result["signature"]}`
+
+## Use
+Documents with a title are scored as `{settings.model.template or "the template saved in config.json"}`; a document without a title is its bare text.
+
+```python
+import rankwright
+ranking = rankwright.load("this folder").rerank("question", ["passage", "another passage"])
+```
+
+The folder also opens in `sentence_transformers.CrossEncoder` and `transformers.AutoModelForSequenceClassification`; scores are raw logits.
+"""

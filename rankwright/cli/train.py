@@ -1,0 +1,178 @@
+"""Verbs `demo` and `train`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from rankwright.cli.common import OutputKind, emit, say
+from rankwright.cli.settings import RunSettings, load_settings
+
+DEMO_NAME = "demo"
+DEMO_FOLDER = Path(__file__).parents[1] / "assets" / "demo"
+DEMO_RECIPE = Path(__file__).parents[1] / "recipes" / "demo.yaml"
+
+TRAIN_EXAMPLES = """
+**Examples**
+
+The embedded reference learns from the embedded reader; questions.jsonl holds {"question", "answers"} rows:
+
+    rankwright train --name first --data questions.jsonl --corpus passages.jsonl
+
+A hub cross-encoder learns from an LLM behind an OpenAI-compatible endpoint:
+
+    rankwright train --name bge --data train.jsonl --corpus corpus.jsonl --model BAAI/bge-reranker-base
+      --reader http://localhost:8000/v1 --reader-model Qwen/Qwen2.5-7B-Instruct --reward f1
+
+Go on after an interruption, with the same settings:
+
+    rankwright train --name first --data questions.jsonl --corpus passages.jsonl --resume
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verbs."""
+    app.command(epilog="**Example** \\n\\n    rankwright demo --seed 1")(demo)
+    app.command(epilog=TRAIN_EXAMPLES)(train)
+
+
+def demo(
+    seed: int = typer.Option(0, help="Order of questions, sampling noise and resampling."),
+    shuffle_answers: bool = typer.Option(
+        False, help="Control: train with every question's answers exchanged for another's; nothing may be gained."
+    ),
+    config: Path | None = typer.Option(None, help="YAML file with settings that replace the demo's."),
+    set_: list[str] = typer.Option([], "--set", help="NAME=VALUE, for example --set rrpo.samples=8; may be repeated."),
+    name: str = typer.Option(DEMO_NAME, help="Run folder below runs/; an earlier one is replaced."),
+    output: OutputKind = typer.Option(OutputKind.text, help="json prints result.json as one line."),
+) -> int:
+    """Train the embedded reranker from the embedded reader on a bundled knowledge base, and show whether it got better."""
+    from rankwright.cli.run import clear_run, run_training, show
+
+    settings = load_settings(config or DEMO_RECIPE, set_, {"seed": seed})
+    splits = demo_splits(settings, shuffle_answers=shuffle_answers)
+    say("Demo: a knowledge base about the invented Sundrel Isles; no relevance label is used in training.")
+    clear_run(name)
+    outcome = run_training(settings, name, splits=splits, command=f"rankwright demo --seed {seed}")
+    show(outcome)
+    if output is OutputKind.json:
+        emit(outcome.result)
+    say("Next, on your own questions and passages:")
+    say("    rankwright train --name mine --data questions.jsonl --corpus passages.jsonl")
+    return outcome.exit_code
+
+
+def demo_splits(settings: RunSettings, *, shuffle_answers: bool = False) -> Any:
+    """The bundled questions with BM25 candidates, divided as their `split` field says."""
+    import json
+    import random
+
+    from rankwright.cli.build import Splits, candidates
+    from rankwright.data import load_examples
+    from rankwright.retrieval import BM25
+
+    dataset = load_examples(DEMO_FOLDER / "questions.jsonl", "jsonl", corpus=DEMO_FOLDER / "corpus.jsonl", need_answers=True)
+    rows = (DEMO_FOLDER / "questions.jsonl").read_text(encoding="utf-8").splitlines()
+    split_of = {row["query_id"]: row["split"] for row in map(json.loads, rows)}
+    parts: dict[str, list[Any]] = {"train": [], "dev": [], "test": []}
+    for example in dataset.examples:
+        parts[split_of[example.query.query_id]].append(example)
+    if shuffle_answers:
+        for part in ("train", "dev"):
+            answers = [example.answers for example in parts[part]]
+            random.Random(settings.seed).shuffle(answers)
+            parts[part] = [replace(e, answers=a) for e, a in zip(parts[part], answers, strict=True)]
+    index = BM25(dataset.corpus)
+    depths = {"train": settings.data.depth, "dev": settings.data.eval_depth, "test": settings.data.eval_depth}
+    ready = {part: candidates(rows, dataset.corpus, "bm25", depths[part], index) for part, rows in parts.items()}
+    return Splits(ready["train"], ready["dev"], ready["test"], "sundrel-test", dataset.skipped)
+
+
+def train(
+    data: str = typer.Option("", "--data", help="Training questions: file or folder in one of the formats."),
+    name: str = typer.Option(..., help="Name of the run; it is written to runs/NAME."),
+    dev: str | None = typer.Option(None, help="Questions that choose the checkpoint; without it, a share of --data."),
+    test: str | None = typer.Option(None, help="Questions of the comparison; without it, a share of --data."),
+    format: str | None = typer.Option(None, help="jsonl, hotpotqa, 2wiki, musique, dpr, squad, beir, trec, rank_llm. Default jsonl."),
+    corpus: str | None = typer.Option(None, help="Passages to retrieve from; without it, those of the question files."),
+    qrels: str | None = typer.Option(None, help="Relevance labels (TREC or BEIR), for --method supervised and nDCG."),
+    method: str | None = typer.Option(None, help="rrpo learns from the reader, supervised from labels. Default rrpo."),
+    model: str | None = typer.Option(None, help="Reranker to start from: reference, a folder or a hub name. Default reference."),
+    lora_rank: int | None = typer.Option(None, help="Train LoRA updates of this rank; 0 trains all weights. Default 0."),
+    template: str | None = typer.Option(None, help="Joins {title} and {text}; saved with the model."),
+    retriever: str | None = typer.Option(None, help="bm25, or given: candidates as in the data. Default bm25."),
+    depth: int | None = typer.Option(None, help="Candidates per training question. Default 10."),
+    eval_depth: int | None = typer.Option(None, help="Candidates per dev and test question. Default 20."),
+    top_k: int | None = typer.Option(None, help="Passages that the reader sees on dev and test. Default 3."),
+    train_k: int | None = typer.Option(None, help="Steps of a sampled ranking. Default 3."),
+    reader: str | None = typer.Option(None, help="embedded, none, an endpoint's base URL, or a local causal LM. Default embedded."),
+    reader_model: str | None = typer.Option(None, help="Model name at the endpoint."),
+    reader_prompt: str | None = typer.Option(None, help="Prompt file for an LLM reader."),
+    requests_per_minute: float | None = typer.Option(None, help="Limit on requests to the endpoint."),
+    tokens_per_minute: float | None = typer.Option(None, help="Limit on tokens to the endpoint."),
+    price_input: float | None = typer.Option(None, help="Price of a million input tokens, for the ledger."),
+    price_output: float | None = typer.Option(None, help="Price of a million output tokens."),
+    reward: str | None = typer.Option(None, help="f1, em, sub_em, rouge_l or package.module:function. Default f1."),
+    cache: str | None = typer.Option(None, help="SQLite file of all answers. Default runs/reads.sqlite."),
+    epochs: float | None = typer.Option(None, help="Passes over the training questions. Default 2."),
+    learning_rate: float | None = typer.Option(None, help="Peak learning rate. Default 2e-5."),
+    seed: int | None = typer.Option(None, help="Order of questions, sampling noise, splits. Default 0."),
+    device: str | None = typer.Option(None, help="Torch device. Default cpu."),
+    on_bad_row: str | None = typer.Option(None, help="error stops at a bad row, skip leaves it out and counts it. Default error."),
+    config: Path | None = typer.Option(None, help="YAML file with settings (docs/settings.md)."),
+    set_: list[str] = typer.Option([], "--set", help="NAME=VALUE for any setting, for example --set rrpo.beta=0.05."),
+    resume: bool = typer.Option(False, help="Go on with the run of this name from its last complete checkpoint."),
+    output: OutputKind = typer.Option(OutputKind.text, help="json prints result.json as one line on standard output."),
+) -> int:
+    """Train a reranker from a reader's answers (or from labels), compare it with its reference, write runs/NAME."""
+    from rankwright.cli.run import run_training, show
+
+    flags = {
+        "method": method,
+        "data.train": data or None,
+        "data.dev": dev,
+        "data.test": test,
+        "data.format": format,
+        "data.corpus": corpus,
+        "data.qrels": qrels,
+        "data.retriever": retriever,
+        "data.depth": depth,
+        "data.eval_depth": eval_depth,
+        "data.on_bad_row": on_bad_row,
+        "model.name": model,
+        "model.lora_rank": lora_rank,
+        "model.template": template,
+        "model.device": device,
+        "reader.reader": reader,
+        "reader.model": reader_model,
+        "reader.prompt": reader_prompt,
+        "reader.cache": cache,
+        "reader.requests_per_minute": requests_per_minute,
+        "reader.tokens_per_minute": tokens_per_minute,
+        "reader.price_input": price_input,
+        "reader.price_output": price_output,
+        "reward": reward,
+        "loop.epochs": epochs,
+        "loop.learning_rate": learning_rate,
+        "rrpo.train_k": train_k,
+        "top_k": top_k,
+        "seed": seed,
+    }
+    outcome = run_training(load_settings(config, set_, flags), name, resume=resume, command=_command())
+    show(outcome)
+    if output is OutputKind.json:
+        emit(outcome.result)
+    return outcome.exit_code
+
+
+def _command() -> str:
+    """The command line as typed, for the report."""
+    import shlex
+    import sys
+
+    return "rankwright " + shlex.join(sys.argv[1:])
+
+
