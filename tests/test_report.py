@@ -342,6 +342,17 @@ def test_curves_are_drawn_for_what_was_logged() -> None:
     assert titles == ["Reward", "Dev", "KL", "Entropy", "Spread", "Loss"]
 
 
+def test_several_quantities_of_one_kind_share_a_figure_with_a_legend() -> None:
+    drawn = curves([{"step": i, "reward": 0.5, "reference_reward": 0.4, "no_document_reward": 0.1} for i in (1, 2)])
+    assert drawn.count("<figure>") == 1
+    assert re.findall(r'<i class="key (s\d)"></i><bdi class="data">(\w+)</bdi>', drawn) == [
+        ("s0", "reward"),
+        ("s1", "reference_reward"),
+        ("s2", "no_document_reward"),
+    ]
+    assert len(re.findall("<polyline", drawn)) == 3
+
+
 def test_long_curves_are_thinned_and_smoothed_but_keep_their_end() -> None:
     drawn = curves([{"step": i, "reward": float(i % 2)} for i in range(5001)])
     raw, mean = re.findall(r'points="([^"]+)"', drawn)

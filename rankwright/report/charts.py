@@ -21,7 +21,11 @@ class _Curve(NamedTuple):
 
 
 _CURVES = (
-    _Curve("Reward", "mean reward of the sampled rankings", re.compile(r"(train[/_])?(mean_)?rewards?(_mean)?")),
+    _Curve(
+        "Reward",
+        "mean reward of the sampled rankings, and of what they are measured against",
+        re.compile(r"(train[/_])?(reference_|no_document_)?reward"),
+    ),
     _Curve(
         "Dev",
         "scores on development questions while training",
