@@ -1,8 +1,8 @@
 """The main comparison on real questions: `python -m benchmarks.protocol run` (resumable), then `... page`.
 
 600 training questions (the split's rrpo side, nq_open and xquad_en), BM25 over all pooled passages, 10 candidates while
-training, 20 in the test, top 3 to the embedded reader. Rows: BM25 order, reference, RRPO and supervised (three seeds each),
-gold-first order. Settings are chosen on dev (`... dev`); test is read once per trained model.
+training, 20 in the test, top 3 to the embedded reader. Rows: BM25 order, reference, RRPO and supervised (three seeds
+each), gold-first order. Settings are chosen on dev (`... dev`); test is read once per trained model.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def splits(train_depth: int = 10, depth: int = 20) -> dict[str, list[Example]]:
     }
 
 
-def train_one(method: str, seed: int, data: Mapping[str, list[Example]], settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+def train_one(
+    method: str, seed: int, data: Mapping[str, list[Example]], settings: Mapping[str, Any], name: str
+) -> dict[str, Any]:
     """Trains one model, saves it under WORK/name/model, returns what it took. Resumes a killed run."""
     from rankwright.algorithms import RRPO, RRPOConfig, Supervised
     from rankwright.llms.cache import ReadStore
@@ -82,7 +84,13 @@ def train_one(method: str, seed: int, data: Mapping[str, list[Example]], setting
             score_dev=dev_scorer(data["dev"], reader, reward, TOP_K),
             settings={"method": method, **settings},
             resume=True,
-            on_step=lambda step, steps, logs: print(name, step, steps, {k: round(v, 3) for k, v in logs.items() if k in ("reward", "reference_reward", "eval_reward", "kl")}, flush=True),
+            on_step=lambda step, steps, logs: print(
+                name,
+                step,
+                steps,
+                {k: round(v, 3) for k, v in logs.items() if k in ("reward", "reference_reward", "eval_reward", "kl")},
+                flush=True,
+            ),
         )
     policy.save(folder / "model")
     record = {
@@ -111,10 +119,14 @@ def test_one(name: str, model: Any, examples: Sequence[Example], set_name: str) 
         began = time.perf_counter()
         with ReadStore(WORK / "reads.sqlite") as store:
             reader = CachedReader(EmbeddedReader(), store, run=f"test-{name}")
-            evaluation = evaluate({name: model}, examples, reader=reader, top_k=TOP_K, depth=20, set_name=set_name, retriever="bm25")
+            evaluation = evaluate(
+                {name: model}, examples, reader=reader, top_k=TOP_K, depth=20, set_name=set_name, retriever="bm25"
+            )
         values = {metric: dict(per) for metric, per in evaluation.models[name].values.items()}
         seconds = time.perf_counter() - began
-        path.write_text(json.dumps({"signature": evaluation.signature, "values": values, "seconds": seconds}), encoding="utf-8")
+        path.write_text(
+            json.dumps({"signature": evaluation.signature, "values": values, "seconds": seconds}), encoding="utf-8"
+        )
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -124,7 +136,11 @@ def run_all(settings: Mapping[str, Mapping[str, Any]], only: Sequence[str]) -> N
     from rankwright.rerankers import load
 
     data = splits()
-    fixed = {"first-stage": FirstStage(), "gold-first": GoldFirst([*data["test"], *data["hotpot"]]), "reference": load("reference", max_length=160)}
+    fixed = {
+        "first-stage": FirstStage(),
+        "gold-first": GoldFirst([*data["test"], *data["hotpot"]]),
+        "reference": load("reference", max_length=160),
+    }
     for name, model in fixed.items():
         for set_name in ("test", "hotpot"):
             test_one(name, model, data[set_name], set_name)
@@ -165,7 +181,10 @@ def table(set_name: str) -> list[str]:
     """One line per row: F1, seeds, difference to the reference with interval and p, share of the gap closed."""
     values = {row: mean_over_seeds(names, set_name, "F1") for row, names in ROWS.items()}
     reference, gold = values["reference"], values["gold-first"]
-    lines = ["| row | n | F1 | by seed | EM | hit@3 | nDCG@10 | minus reference [95 %] | p | gap closed |", "|---|---|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| row | n | F1 | by seed | EM | hit@3 | nDCG@10 | minus reference [95 %] | p | gap closed |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
     for row, names in ROWS.items():
         per = values[row]
         if per is None or reference is None:
@@ -175,7 +194,11 @@ def table(set_name: str) -> list[str]:
         for metric in ("EM", "hit@3", "nDCG@10"):
             column = mean_over_seeds(names, set_name, metric)
             others.append(f"{np.mean(list(column.values())):.3f}" if column else "-")
-        seeds = " ".join(f"{np.mean(list((mean_over_seeds([n], set_name, 'F1') or {}).values())):.3f}" for n in names) if len(names) > 1 else ""
+        seeds = (
+            " ".join(f"{np.mean(list((mean_over_seeds([n], set_name, 'F1') or {}).values())):.3f}" for n in names)
+            if len(names) > 1
+            else ""
+        )
         differences = np.array([per[q] - reference[q] for q in reference])
         low, high = bootstrap_interval(differences, seed=0, resamples=10_000)
         p = paired_permutation_test(differences, seed=0, permutations=100_000)
@@ -185,7 +208,9 @@ def table(set_name: str) -> list[str]:
             closed = f"{differences.mean() / gap:.0%}"
         difference = "" if row == "reference" else f"{differences.mean():+.4f} [{low:+.4f}, {high:+.4f}]"
         lines.append(
-            f"| {row} | {len(per)} | {np.mean(list(per.values())):.4f} | {seeds} | " + " | ".join(others) + f" | {difference} | {'' if row == 'reference' else f'{p:.4f}'} | {closed} |"
+            f"| {row} | {len(per)} | {np.mean(list(per.values())):.4f} | {seeds} | "
+            + " | ".join(others)
+            + f" | {difference} | {'' if row == 'reference' else f'{p:.4f}'} | {closed} |"
         )
     return lines
 
@@ -195,9 +220,11 @@ def page() -> str:
     lines = [
         "# RRPO on real questions",
         "",
-        "Command: `python -m benchmarks.protocol run` then `python -m benchmarks.protocol page`. Seeds 0, 1, 2; interval: bootstrap over",
+        "Command: `python -m benchmarks.protocol run` then `python -m benchmarks.protocol page`. Seeds 0, 1, 2; "
+        "interval: bootstrap over",
         "questions of the per-question mean over seeds (10,000 resamples); p: paired sign-flip permutation test.",
-        "First stage BM25 (k1 0.9, b 0.4) over all pooled passages, queries as asked, no fusion; reader: the embedded one.",
+        "First stage BM25 (k1 0.9, b 0.4) over all pooled passages, queries as asked, no fusion; reader: the "
+        "embedded one.",
         "",
         "## nq_open + xquad_en, test side",
         "",
@@ -209,7 +236,8 @@ def page() -> str:
         "",
         "## Training",
         "",
-        "| run | steps | best step | dev reward before -> best | seconds | seconds per step | reader calls | cache hits | peak MiB |",
+        "| run | steps | best step | dev reward before -> best | seconds | seconds per step | reader calls | cache "
+        "hits | peak MiB |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name in [n for names in ROWS.values() for n in names if "-" in n and n[-1].isdigit()]:
@@ -219,8 +247,10 @@ def page() -> str:
             continue
         r = json.loads(path.read_text(encoding="utf-8"))
         lines.append(
-            f"| {name} | {r['steps']} | {r['best_step']} | {r['dev_before']:.4f} -> {r['dev_best']:.4f} | {r['seconds']:.0f} | "
-            f"{r['seconds'] / max(1, r['steps']):.1f} | {r['reader_calls']} | {r['cache_hits']} | {r['peak_memory_mib']:.0f} |"
+            f"| {name} | {r['steps']} | {r['best_step']} | {r['dev_before']:.4f} -> {r['dev_best']:.4f} | "
+            f"{r['seconds']:.0f} | "
+            f"{r['seconds'] / max(1, r['steps']):.1f} | {r['reader_calls']} | {r['cache_hits']} | "
+            f"{r['peak_memory_mib']:.0f} |"
         )
     return "\n".join(lines) + "\n"
 

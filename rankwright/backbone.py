@@ -3,9 +3,9 @@
 Hashes are verified, code in a model repository is never run, and only safetensors files are read.
 
 An *adapter* is one safetensors file that holds the difference between a fine-tuned model and the backbone: for every
-changed matrix W a low-rank pair (W + up @ down, the truncated singular value decomposition of the difference, Eckart and
-Young 1936), for every changed vector the vector's difference, and new heads as they are. It is a hundredth of the size of
-a fine-tuning run's folder and loses less than its noise (benchmarks/results/embedded.md).
+changed matrix W a low-rank pair (W + up @ down, the truncated singular value decomposition of the difference, Eckart
+and Young 1936), for every changed vector the vector's difference, and new heads as they are. It is a hundredth of the
+size of a fine-tuning run's folder and loses less than its noise (benchmarks/results/embedded.md).
 """
 
 from __future__ import annotations
@@ -107,7 +107,9 @@ def save_adapter(path: Path, adapter: Mapping[str, Tensor], metadata: Mapping[st
 def load_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and settings of an adapter file."""
     if not path.is_file():
-        raise ResourceNotFoundError(f"Adapter {path} does not exist; reinstall rankwright or train it (docs/embedded.md).")
+        raise ResourceNotFoundError(
+            f"Adapter {path} does not exist; reinstall rankwright or train it (docs/embedded.md)."
+        )
     with safe_open(str(path), framework="pt") as stream:
         tensors = {name: stream.get_tensor(name).float() for name in stream.keys()}  # noqa: SIM118
         metadata = {key: json.loads(value) for key, value in (stream.metadata() or {}).items()}
@@ -121,7 +123,9 @@ def apply_adapter(model: nn.Module, adapter: Mapping[str, Tensor]) -> None:
         for key, tensor in adapter.items():
             name, kind = key.rsplit(":", 1)
             if name not in state:
-                raise ModelError(f"Adapter holds '{name}', which the model does not have; use the adapter with its own backbone.")
+                raise ModelError(
+                    f"Adapter holds '{name}', which the model does not have; use the adapter with its own backbone."
+                )
             if kind == "new":
                 state[name].copy_(tensor)
             elif kind == "delta":

@@ -1,8 +1,8 @@
 """The loop: transformers.Trainer around a policy and an algorithm, with checkpoints that survive a kill.
 
 A step: the policy scores the candidates of a batch of questions; the algorithm samples rankings and asks the reader
-(`collect`, no gradient); the same scores then carry the gradient of the loss. Everything that decides the next step is in a
-checkpoint, so a resumed run on one thread is bit-equal to an unbroken one.
+(`collect`, no gradient); the same scores then carry the gradient of the loss. Everything that decides the next step is
+in a checkpoint, so a resumed run on one thread is bit-equal to an unbroken one.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ class Algorithm(Protocol):
 
     def reads_per_question(self) -> int: ...
 
-    def collect(self, scores_QD: Tensor, reference_scores_QD: Tensor, examples: Sequence[Example], rollout_number: int) -> Any: ...
+    def collect(
+        self, scores_QD: Tensor, reference_scores_QD: Tensor, examples: Sequence[Example], rollout_number: int
+    ) -> Any: ...
 
     def loss(self, scores_QD: Tensor, rollout: Any) -> tuple[Tensor, dict[str, float]]: ...
 
@@ -98,7 +100,8 @@ class TrainConfig:
         unknown = sorted(set(self.trainer_arguments) - SUPPORTED_ARGUMENTS)
         if unknown:
             raise ConfigurationError(
-                f"TrainingArguments {', '.join(unknown)} cannot be set; wanted some of {', '.join(sorted(SUPPORTED_ARGUMENTS))}. "
+                f"TrainingArguments {', '.join(unknown)} cannot be set; wanted some of "
+                f"{', '.join(sorted(SUPPORTED_ARGUMENTS))}. "
                 "Epochs, batch size, learning rate, evaluation and seed have settings of their own."
             )
         for name in ("epochs", "batch_size", "accumulation", "inner_epochs", "learning_rate", "eval_steps", "top_k"):
@@ -127,7 +130,8 @@ class TrainResult:
 
 
 class QuestionSampler(Sampler[int]):
-    """Question order of an epoch, decided by (seed, epoch) alone; each block of one optimizer step comes `repeats` times.
+    """Question order of an epoch, decided by (seed, epoch) alone; each block of one optimizer step comes `repeats`
+    times.
 
     With repeats the questions that do not fill a block are left out of the epoch, or the blocks would not line up.
     """
@@ -193,6 +197,7 @@ class FeedbackTrainer(Trainer):
         self._reference_scores: dict[str, Tensor] = {}
         self._rollouts: dict[tuple[str, ...], Any] = {}
         self._logged: dict[str, list[float]] = {}
+        self._policy, self._count = policy, len(examples)
         early = [EarlyStoppingCallback(config.patience)] if config.patience and score_dev else []
         super().__init__(
             model=policy,
@@ -209,10 +214,12 @@ class FeedbackTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> QuestionSampler:
         block = self.config.batch_size * self.config.accumulation
-        self.sampler = QuestionSampler(len(self.train_dataset), block, self.config.inner_epochs, self.config.seed)
+        self.sampler = QuestionSampler(self._count, block, self.config.inner_epochs, self.config.seed)
         return self.sampler
 
-    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """Scores, rollout (new, or the one of these questions while inner epochs last), loss."""
         examples: list[Example] = inputs["examples"]
         scores_QD = model(requests_of(examples))
@@ -231,7 +238,8 @@ class FeedbackTrainer(Trainer):
         loss, metrics = self.algorithm.loss(scores_QD, rollout)
         if not torch.isfinite(loss):
             raise TrainingError(
-                f"Loss is {loss.item()} at step {self.state.global_step}; wanted a finite number. Lower the learning rate "
+                f"Loss is {loss.item()} at step {self.state.global_step}; wanted a finite number. Lower the learning "
+                "rate "
                 f"(now {self.config.learning_rate}) and go on from the last checkpoint with --resume."
             )
         self._note(metrics)
@@ -270,7 +278,7 @@ class FeedbackTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Dev metrics of the current policy, named eval_*; also written to the log."""
         assert self.score_dev is not None
-        metrics = {f"eval_{name}": value for name, value in self.score_dev(self.model).items()}
+        metrics = {f"eval_{name}": value for name, value in self.score_dev(self._policy).items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -311,7 +319,8 @@ class FeedbackTrainer(Trainer):
             sync_folder(self.folder)
         except OSError as error:
             raise StorageError(
-                f"Checkpoint {final} cannot be written ({error.strerror or error}); wanted room and permission in {self.folder}. "
+                f"Checkpoint {final} cannot be written ({error.strerror or error}); wanted room and permission in "
+                f"{self.folder}. "
                 "Free some space and go on with --resume: the last complete checkpoint is intact."
             ) from error
         finally:
@@ -336,7 +345,7 @@ class FeedbackTrainer(Trainer):
         self._logged = {name: list(values) for name, values in state["logged"].items()}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_weights(self.model, Path(resume_from_checkpoint))
+        load_weights(self._policy, Path(resume_from_checkpoint))
 
 
 class _Rows(torch.utils.data.Dataset[Example]):
@@ -403,12 +412,15 @@ class MetricsFile(TrainerCallback):
             stream.write(json.dumps(clean) + "\n")
 
 
+def _cycles(config: TrainConfig) -> int:
+    """eval_steps rounded up to whole rollouts, so that no rollout has to be in a checkpoint."""
+    return math.ceil(config.eval_steps / config.inner_epochs) * config.inner_epochs
+
+
 def _training_arguments(config: TrainConfig, folder: Path, has_dev: bool) -> TrainingArguments:
-    cycle = config.inner_epochs
-    # Evaluations and checkpoints fall on the end of a rollout's last use: a rollout itself is never saved.
-    every = max(cycle, math.ceil(config.eval_steps / cycle) * cycle)
+    every = _cycles(config)
     given = {
-        "logging_steps": cycle,
+        "logging_steps": config.inner_epochs,
         "lr_scheduler_type": "linear",
         "max_grad_norm": 1.0,
         "report_to": "none",
@@ -461,12 +473,15 @@ def dev_scorer(
             contexts.append(Context(example.query, tuple(by_id[i] for i in ranking.doc_ids[:top_k])))
         results = reader.answer(contexts)
         outcomes = [
-            Outcome(e, c, r, len(c.documents), e.query.query_id) for e, c, r in zip(examples, contexts, results, strict=True)
+            Outcome(e, c, r, len(c.documents), e.query.query_id)
+            for e, c, r in zip(examples, contexts, results, strict=True)
         ]
         values = [value.value for value in reward(outcomes)]
         good = [value for value in values if value is not None]
         if not good:
-            raise TrainingError(f"None of the {len(values)} dev reads gave a reward; see the reader's errors above and --resume.")
+            raise TrainingError(
+                f"None of the {len(values)} dev reads gave a reward; see the reader's errors above and --resume."
+            )
         return {"reward": sum(good) / len(good), "failed_reads": float(len(values) - len(good))}
 
     return score
@@ -496,7 +511,8 @@ def train(
         config: settings of the loop.
         folder: run folder; gets metrics.jsonl and checkpoint-N/.
         score_dev: from `dev_scorer`; without it the last weights are the best.
-        settings: everything else that decides the result (data, model, reader); part of the fingerprint that --resume checks.
+        settings: everything else that decides the result (data, model, reader); part of the fingerprint that
+            --resume checks.
         resume: go on from the newest complete checkpoint, or start where there is none.
         on_step: told (step, steps, what was logged) after every log entry.
         callbacks: further transformers callbacks.
@@ -508,7 +524,10 @@ def train(
     """
     usable = [example for example in examples if len(example.candidates) > 1]
     if not usable:
-        raise TrainingError(f"None of the {len(examples)} training questions has two candidates or more; raise --depth or check the corpus.")
+        raise TrainingError(
+            f"None of the {len(examples)} training questions has two candidates or more; raise --depth or check the "
+            "corpus."
+        )
     make_folder(folder)
     fingerprint = _fingerprint({"train": asdict(config), **(settings or {})})
     # Dropout draws from one core and makes the ratio of a fresh rollout differ from 1.
@@ -517,7 +536,15 @@ def train(
             module.p = 0.0
     metrics_file = MetricsFile(folder / "metrics.jsonl")
     trainer = FeedbackTrainer(
-        policy, reference, algorithm, usable, score_dev, config, folder, fingerprint, [metrics_file, *([_Teller(on_step)] if on_step else []), *callbacks]
+        policy,
+        reference,
+        algorithm,
+        usable,
+        score_dev,
+        config,
+        folder,
+        fingerprint,
+        [metrics_file, *([_Teller(on_step)] if on_step else []), *callbacks],
     )
     checkpoint = newest_checkpoint(folder) if resume else None
     if checkpoint is not None:
@@ -531,10 +558,10 @@ def train(
         metrics_file.path.unlink(missing_ok=True)
     torch.manual_seed(config.seed)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if score_dev and trainer.state.global_step % trainer.args.eval_steps:
+    if score_dev and trainer.state.global_step % _cycles(config):
         # The last steps after the last evaluation deserve one, too.
         trainer._determine_best_metric(trainer.evaluate(), None)
-        trainer._save_checkpoint(trainer.model, None)
+        trainer._save_checkpoint(policy, None)
     seconds = trainer.seconds()
     best_step = trainer.state.best_global_step or trainer.state.global_step
     if score_dev and best_step != trainer.state.global_step:
@@ -564,7 +591,8 @@ def make_folder(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise StorageError(
-            f"Run folder {folder} cannot be written ({error.strerror}); wanted a writable folder. Choose another with --name."
+            f"Run folder {folder} cannot be written ({error.strerror}); wanted a writable folder. Choose another "
+            "with --name."
         ) from error
 
 
@@ -645,7 +673,9 @@ def check_fingerprint(checkpoint: Path, wanted: str) -> None:
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         return {prefix: value}
-    return {name: leaf for key, part in value.items() for name, leaf in _flat(part, f"{prefix}.{key}".lstrip(".")).items()}
+    return {
+        name: leaf for key, part in value.items() for name, leaf in _flat(part, f"{prefix}.{key}".lstrip(".")).items()
+    }
 
 
 def load_weights(policy: nn.Module, checkpoint: Path) -> None:

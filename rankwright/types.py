@@ -78,7 +78,8 @@ class Ranking:
             )
 
     def scored_docs(self) -> list[ScoredDoc]:
-        """Rows for ir_measures. Scores are replaced by descending ranks, because metric engines break ties differently."""
+        """Rows for ir_measures. Scores are replaced by descending ranks, because metric engines break ties
+        differently."""
         n = len(self.doc_ids)
         return [ScoredDoc(self.query_id, doc_id, float(n - i)) for i, doc_id in enumerate(self.doc_ids)]
 
@@ -236,9 +237,7 @@ class Reranker(Protocol):
         """One ranking per request, in order, holding every document of the request."""
         ...
 
-    def rerank(
-        self, query: str | Query, documents: Sequence[str | Document], top_k: int | None = None
-    ) -> Ranking:
+    def rerank(self, query: str | Query, documents: Sequence[str | Document], top_k: int | None = None) -> Ranking:
         """The one-request convenience over rerank_batch."""
         ...
 

@@ -22,11 +22,19 @@ from rankwright.training import (
 from rankwright.types import Document, Example, Query
 from tests.toy import ToyPolicy, ToyReader, examples
 
-LOOP = TrainConfig(epochs=2, batch_size=4, learning_rate=0.3, eval_steps=3, top_k=3, seed=1, trainer_arguments={"weight_decay": 0.0})
+LOOP = TrainConfig(
+    epochs=2, batch_size=4, learning_rate=0.3, eval_steps=3, top_k=3, seed=1, trainer_arguments={"weight_decay": 0.0}
+)
 
 
 def run(
-    folder: Path, config: TrainConfig = LOOP, rrpo: RRPOConfig | None = None, *, resume: bool = False, callbacks: tuple = (), count: int = 20
+    folder: Path,
+    config: TrainConfig = LOOP,
+    rrpo: RRPOConfig | None = None,
+    *,
+    resume: bool = False,
+    callbacks: tuple = (),
+    count: int = 20,
 ) -> tuple[ToyPolicy, TrainResult]:
     policy = ToyPolicy()
     rrpo = rrpo or RRPOConfig(beta=0.0)
@@ -49,7 +57,9 @@ def run(
 
 
 def test_rrpo_finds_the_document_that_the_reader_needs(tmp_path: Path) -> None:
-    policy, result = run(tmp_path, TrainConfig(epochs=8, batch_size=4, learning_rate=0.3, eval_steps=10, top_k=1, seed=1))
+    policy, result = run(
+        tmp_path, TrainConfig(epochs=8, batch_size=4, learning_rate=0.3, eval_steps=10, top_k=1, seed=1)
+    )
     assert result.dev_before == 0.0
     assert result.dev_best == 1.0
     assert int(policy.scores.argmax()) == 7
@@ -80,17 +90,17 @@ def test_inner_epochs_reuse_the_rollout(tmp_path: Path) -> None:
     assert max(value for value in clipped if value is not None) > 0
 
 
-class Stop(Exception):
+class StoppedError(Exception):
     pass
 
 
-def stop_at(step: int):  # noqa: ANN201
+def stop_at(step: int):
     from transformers import TrainerCallback
 
     class StopAt(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs) -> None:  # noqa: ANN001, ANN003
+        def on_step_begin(self, args, state, control, **kwargs) -> None:
             if state.global_step == step:
-                raise Stop
+                raise StoppedError
 
     return StopAt()
 
@@ -101,14 +111,24 @@ def test_a_resumed_run_is_bit_equal_to_an_unbroken_one(tmp_path: Path, step: int
     """20 questions, blocks of 4: an epoch ends at step 5; steps 3 and 5 have a checkpoint just written."""
     torch.set_num_threads(1)
     config = TrainConfig(
-        epochs=3, batch_size=4 // accumulation, accumulation=accumulation, learning_rate=0.3, eval_steps=1, top_k=1, seed=3
+        epochs=3,
+        batch_size=4 // accumulation,
+        accumulation=accumulation,
+        learning_rate=0.3,
+        eval_steps=1,
+        top_k=1,
+        seed=3,
     )
     whole, whole_result = run(tmp_path / "whole", config)
-    with pytest.raises(Stop):
+    with pytest.raises(StoppedError):
         run(tmp_path / "broken", config, callbacks=(stop_at(step),))
     policy, result = run(tmp_path / "broken", config, resume=True)
     assert torch.equal(policy.scores, whole.scores)
-    assert (result.steps, result.best_step, result.reader_calls) == (whole_result.steps, whole_result.best_step, whole_result.reader_calls)
+    assert (result.steps, result.best_step, result.reader_calls) == (
+        whole_result.steps,
+        whole_result.best_step,
+        whole_result.reader_calls,
+    )
     assert (tmp_path / "broken/metrics.jsonl").read_text() == (tmp_path / "whole/metrics.jsonl").read_text()
     last = f"checkpoint-{whole_result.steps}"
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
@@ -163,7 +183,9 @@ def test_when_every_read_fails_nothing_moves(tmp_path: Path) -> None:
     policy = ToyPolicy()
     before = policy.scores.detach().clone()
     algorithm = RRPO(RRPOConfig(max_failed_reads=1.0, beta=0.0), ToyReader(fail_every=1), answer_reward("f1"))
-    config = TrainConfig(epochs=1, batch_size=4, learning_rate=0.3, eval_steps=5, trainer_arguments={"weight_decay": 0.0})
+    config = TrainConfig(
+        epochs=1, batch_size=4, learning_rate=0.3, eval_steps=5, trainer_arguments={"weight_decay": 0.0}
+    )
     train(policy, copy.deepcopy(policy), algorithm, examples(20), config, tmp_path)
     assert torch.equal(policy.scores, before)
 
@@ -193,7 +215,9 @@ def test_a_run_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         run(tmp_path / "file" / "run")
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one_intact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one_intact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(tmp_path)
     before = newest_checkpoint(tmp_path)
     assert before is not None

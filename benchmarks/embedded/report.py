@@ -51,7 +51,9 @@ def full_reader(weights: Path) -> Any:
 def ranking_sets() -> dict[str, Callable[[], list[Example]]]:
     """Sets for nDCG@10 with BM25 candidates (trec_dl19: the run as given)."""
 
-    def bm25(corpus: Sequence[Document], rows: Sequence[tuple[str, str, Mapping[str, int]]], depth: int) -> list[Example]:
+    def bm25(
+        corpus: Sequence[Document], rows: Sequence[tuple[str, str, Mapping[str, int]]], depth: int
+    ) -> list[Example]:
         examples = [Example(Query(query_id, text), relevance=relevance) for query_id, text, relevance in rows]
         return with_candidates(examples, BM25(corpus), depth)
 
@@ -121,12 +123,15 @@ def page() -> str:
         "# The embedded models",
         "",
         "Commands: `python -m benchmarks.embedded.split`, `python -m benchmarks.embedded.train_reader`,",
-        "`python -m benchmarks.embedded.train_reference`, then `python -m benchmarks.embedded.report` for this page. Seed 0.",
-        "Questions are the test side of `benchmarks/embedded/split.json`: neither they nor their gold passages were used in training.",
+        "`python -m benchmarks.embedded.train_reference`, then `python -m benchmarks.embedded.report` for this "
+        "page. Seed 0.",
+        "Questions are the test side of `benchmarks/embedded/split.json`: neither they nor their gold passages were "
+        "used in training.",
         "",
         "## Reader: F1 / EM (share of empty answers)",
         "",
-        "gold+1 and gold+2 put BM25's hardest passages without an answer beside the gold ones; distractors: three such passages.",
+        "gold+1 and gold+2 put BM25's hardest passages without an answer beside the gold ones; distractors: three "
+        "such passages.",
         "",
         "| set | n | " + " | ".join(CONTEXTS) + " | tokens cut |",
         "|---|---|" + "---|" * (len(CONTEXTS) + 1),
@@ -137,7 +142,9 @@ def page() -> str:
             if part is None:
                 lines.append(f"| {label} | not run |" + " |" * (len(CONTEXTS) + 1))
                 continue
-            cells = [f"{c['F1']:.3f} / {c['EM']:.3f} ({c['empty']:.0%})" for c in (part["contexts"][k] for k in CONTEXTS)]
+            cells = [
+                f"{c['F1']:.3f} / {c['EM']:.3f} ({c['empty']:.0%})" for c in (part["contexts"][k] for k in CONTEXTS)
+            ]
             lines.append(f"| {label} | {part['n']} | " + " | ".join(cells) + f" | {part['share_cut']:.1%} |")
     lines += [
         "",
@@ -159,7 +166,8 @@ def page() -> str:
             low, high = part["intervals"][model]["nDCG@10"]
             cells.append(f"{part['models'][model]['nDCG@10']:.4f} [{low:.3f}, {high:.3f}]")
         lines.append(
-            f"| {name} | {part['n']} | {cells[0]} | {cells[1]} | {test['delta']:+.4f} [{test['ci_low']:+.4f}, {test['ci_high']:+.4f}] | {test['p']:.4f} |"
+            f"| {name} | {part['n']} | {cells[0]} | {cells[1]} | {test['delta']:+.4f} [{test['ci_low']:+.4f}, "
+            f"{test['ci_high']:+.4f}] | {test['p']:.4f} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -182,5 +190,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-
-

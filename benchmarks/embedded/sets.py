@@ -12,7 +12,7 @@ import re
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +66,16 @@ def _hotpot_row(name: str, row: dict[str, Any]) -> Question:
         titles = set(row["supporting_facts"]["title"])
     else:
         context, titles = row["context"], {fact[0] for fact in row["supporting_facts"]}
-    pairs = [(title in titles, document(title, "".join(s if s.startswith(" ") else " " + s for s in sentences))) for title, sentences in context]
+    pairs = [
+        (title in titles, document(title, "".join(s if s.startswith(" ") else " " + s for s in sentences)))
+        for title, sentences in context
+    ]
     return Question(
-        name, row["question"], (row["answer"],), tuple(d for gold, d in pairs if gold), tuple(d for gold, d in pairs if not gold)
+        name,
+        row["question"],
+        (row["answer"],),
+        tuple(d for gold, d in pairs if gold),
+        tuple(d for gold, d in pairs if not gold),
     )
 
 
@@ -104,7 +111,7 @@ LOADERS = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_set(name: str) -> tuple[Question, ...]:
     """All questions of one set, in file order."""
     return tuple(LOADERS[name]())

@@ -1,6 +1,7 @@
 """Trains the embedded reader on the split's reader side: `python -m benchmarks.embedded.train_reader`.
 
-Full fine-tuning of the backbone with distractors, then a low-rank adapter of the difference. The question's passages are
+Full fine-tuning of the backbone with distractors, then a low-rank adapter of the difference. The question's passages
+are
 mixed anew in every epoch: gold alone, gold among distractors (k = 2 to 5), or distractors alone (answer: nothing).
 """
 
@@ -47,7 +48,9 @@ def distractors(questions: Sequence[Question], depth: int = 30) -> dict[str, lis
         gold = {d.text for d in question.gold}
         hard = [*question.others, *documents]
         answers = () if set(question.answers) <= {"yes", "no"} else question.answers
-        result[question.key] = [d for d in hard if d.text not in gold and not (answers and contains_answer(d.text, answers))]
+        result[question.key] = [
+            d for d in hard if d.text not in gold and not (answers and contains_answer(d.text, answers))
+        ]
     return result
 
 
@@ -60,7 +63,13 @@ def mix(question: Question, hard: Sequence[Document], rng: random.Random, short:
     if draw < 0.15:
         return rng.sample(hard[:12], min(len(hard), rng.randint(1, 2 if short else 5))) if hard else [], False
     gold = list(question.gold)
-    extra = int(draw > 0.55) if short else 0 if draw < 0.30 else min(rng.choices((1, 2, 3, 4), (40, 35, 15, 10))[0], max(1, 5 - len(gold)))
+    extra = (
+        int(draw > 0.55)
+        if short
+        else 0
+        if draw < 0.30
+        else min(rng.choices((1, 2, 3, 4), (40, 35, 15, 10))[0], max(1, 5 - len(gold)))
+    )
     # Half of the distractors from the hardest ten, half from further down.
     near, far = list(hard[:10]), list(hard[10:])
     rng.shuffle(near)
@@ -88,7 +97,9 @@ def spans(item: Encoded, answers: Sequence[str]) -> list[tuple[int, int]]:
     return found
 
 
-def reading_loss(model: ExtractiveModel, batch: Sequence[tuple[Encoded, str, list[tuple[int, int]]]], pad: int) -> Tensor:
+def reading_loss(
+    model: ExtractiveModel, batch: Sequence[tuple[Encoded, str, list[tuple[int, int]]]], pad: int
+) -> Tensor:
     """Cross-entropy of the kind plus the marginal likelihood over all answer spans (Clark and Gardner 2018, eq. 2)."""
     items = [item for item, _, _ in batch]
     ids, types, attention = collate(items, pad)
@@ -131,7 +142,9 @@ def settings_of(question: Question, hard: Sequence[Document]) -> dict[str, tuple
     }
 
 
-def score(reader: EmbeddedReader, questions: Sequence[Question], hard: dict[str, list[Document]]) -> dict[str, dict[str, float]]:
+def score(
+    reader: EmbeddedReader, questions: Sequence[Question], hard: dict[str, list[Document]]
+) -> dict[str, dict[str, float]]:
     """Mean F1, EM and share of empty answers by context kind."""
     from rankwright.metrics.answer import exact_match
 
@@ -171,9 +184,13 @@ def main() -> None:
     heads = [p for n, p in model.named_parameters() if not n.startswith("encoder.")]
     body = [p for n, p in model.named_parameters() if n.startswith("encoder.") and "embeddings" not in n]
     model.encoder.embeddings.requires_grad_(False)  # kept frozen: the adapter stays small
-    optimizer = torch.optim.AdamW([{"params": body, "lr": args.lr}, {"params": heads, "lr": args.lr * 10}], weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        [{"params": body, "lr": args.lr}, {"params": heads, "lr": args.lr * 10}], weight_decay=0.01
+    )
     total = args.epochs * -(-len(questions) // args.batch)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / (0.1 * total), (total - s) / (0.9 * total)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: min((s + 1) / (0.1 * total), (total - s) / (0.9 * total))
+    )
     pad = encoder.tokenizer.pad_token_id
     reader = EmbeddedReader.from_model(model, encoder, 0.0)
     step, began = 0, time.time()

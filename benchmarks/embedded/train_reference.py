@@ -1,8 +1,9 @@
 """Trains the embedded reference cross-encoder: `python -m benchmarks.embedded.train_reference`.
 
-Listwise softmax cross-entropy on the split's reference side and on SciFact's training claims, plus the listwise divergence to the
-backbone's own embedding similarity (it is a bi-encoder), which also teaches on SciFact titles that have no labels but their
-abstract. Full fine-tuning with frozen word embeddings, then a low-rank adapter of the difference.
+Listwise softmax cross-entropy on the split's reference side and on SciFact's training claims, plus the listwise
+divergence to the backbone's own embedding similarity (it is a bi-encoder), which also teaches on SciFact titles that
+have no labels but their abstract. Full fine-tuning with frozen word embeddings, then a low-rank adapter of the
+difference.
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ class Teacher:
         """Normalised embeddings, remembered."""
         new = sorted({t for t in texts if t not in self.known}, key=len)
         for at in range(0, len(new), 16):
-            batch = self.tokenizer(new[at : at + 16], padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt")
+            batch = self.tokenizer(
+                new[at : at + 16], padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt"
+            )
             hidden = self.model(**batch).last_hidden_state
             mask = batch["attention_mask"][..., None]
             pooled = nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
@@ -104,7 +107,12 @@ def draw(item: List, width: int, rng: random.Random) -> tuple[list[Document], li
     return documents, [1.0] + [0.0] * len(chosen)
 
 
-def listwise_loss(policy: CrossEncoderReranker, teacher: Teacher, batch: Sequence[tuple[List, list[Document], list[float]]], weight: float) -> Tensor:
+def listwise_loss(
+    policy: CrossEncoderReranker,
+    teacher: Teacher,
+    batch: Sequence[tuple[List, list[Document], list[float]]],
+    weight: float,
+) -> Tensor:
     """Softmax cross-entropy on labels plus weight x cross-entropy to the teacher's distribution."""
     requests = [RerankRequest(Query("", item.query), tuple(documents)) for item, documents, _ in batch]
     scores_QD = policy(requests)
@@ -157,9 +165,13 @@ def main() -> None:
     base = {f"bert.{name}": tensor.clone() for name, tensor in policy.model.bert.state_dict().items()}
     body = [p for n, p in policy.named_parameters() if p.requires_grad and "classifier" not in n]
     head = list(policy.model.classifier.parameters())
-    optimizer = torch.optim.AdamW([{"params": body, "lr": args.lr}, {"params": head, "lr": args.lr * 10}], weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        [{"params": body, "lr": args.lr}, {"params": head, "lr": args.lr * 10}], weight_decay=0.01
+    )
     total = args.epochs * -(-len(lists) // args.batch)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / (0.1 * total), (total - s) / (0.9 * total)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: min((s + 1) / (0.1 * total), (total - s) / (0.9 * total))
+    )
     policy.train()
     step, began = 0, time.time()
     for epoch in range(args.epochs):
@@ -168,7 +180,11 @@ def main() -> None:
             batch = [(item, *draw(item, args.width, rng)) for item in lists[at : at + args.batch]]
             value = 0.0
             for part in range(0, len(batch), 4):
-                loss = listwise_loss(policy, teacher, batch[part : part + 4], args.teacher_weight) * len(batch[part : part + 4]) / len(batch)
+                loss = (
+                    listwise_loss(policy, teacher, batch[part : part + 4], args.teacher_weight)
+                    * len(batch[part : part + 4])
+                    / len(batch)
+                )
                 loss.backward()
                 value += loss.item()
             nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
@@ -183,7 +199,13 @@ def main() -> None:
     settings = {"template": policy.template, "max_length": 256, "rank": args.rank}
     save_adapter(args.out / "reference.safetensors", adapter, settings)
     print("bytes", (args.out / "reference.safetensors").stat().st_size)
-    print("dev MRR full", dev_mrr(policy), "adapter", dev_mrr(load_reference(args.out / "reference.safetensors")), flush=True)
+    print(
+        "dev MRR full",
+        dev_mrr(policy),
+        "adapter",
+        dev_mrr(load_reference(args.out / "reference.safetensors")),
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

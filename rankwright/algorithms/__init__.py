@@ -1,4 +1,5 @@
-"""How a policy learns: `collect` turns scores into a rollout without gradient, `loss` turns scores and rollout into a loss."""
+"""How a policy learns: `collect` turns scores into a rollout without gradient, `loss` turns scores and rollout into a
+loss."""
 
 from __future__ import annotations
 

@@ -25,9 +25,7 @@ class Readings:
     """Readings without a reward."""
 
 
-def read_prefixes(
-    prefixes: Iterable[tuple[Example, tuple[int, ...]]], reader: Reader, reward: Reward
-) -> Readings:
+def read_prefixes(prefixes: Iterable[tuple[Example, tuple[int, ...]]], reader: Reader, reward: Reward) -> Readings:
     """Asks the reader about each distinct prefix and prices the answers.
 
     Args:
@@ -37,7 +35,8 @@ def read_prefixes(
     """
     distinct = {(example.query.query_id, chosen): example for example, chosen in prefixes}
     contexts = [
-        Context(example.query, tuple(example.candidates[i] for i in chosen)) for (_, chosen), example in distinct.items()
+        Context(example.query, tuple(example.candidates[i] for i in chosen))
+        for (_, chosen), example in distinct.items()
     ]
     results = reader.answer(contexts) if contexts else []
     outcomes = [
@@ -54,7 +53,9 @@ def read_prefixes(
     )
 
 
-def prefixes_of(examples: Sequence[Example], actions_QSK: Tensor, taken_QK: Tensor) -> list[tuple[Example, tuple[int, ...]]]:
+def prefixes_of(
+    examples: Sequence[Example], actions_QSK: Tensor, taken_QK: Tensor
+) -> list[tuple[Example, tuple[int, ...]]]:
     """Every prefix of every ranking, t = 1..K, of the steps that exist."""
     result = []
     for example, rankings, taken in zip(examples, actions_QSK.tolist(), taken_QK.sum(-1).tolist(), strict=True):

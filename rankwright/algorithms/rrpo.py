@@ -79,7 +79,9 @@ class RRPO:
         return self.config.samples * self.config.train_k + self.config.train_k + 1
 
     @torch.no_grad()
-    def collect(self, scores_QD: Tensor, reference_scores_QD: Tensor, examples: Sequence[Example], rollout_number: int) -> Rollout:
+    def collect(
+        self, scores_QD: Tensor, reference_scores_QD: Tensor, examples: Sequence[Example], rollout_number: int
+    ) -> Rollout:
         """Samples S rankings per question and has the reader answer after each of their first K documents.
 
         Args:
@@ -95,7 +97,8 @@ class RRPO:
         scores_QD = scores_QD.detach().float() / config.temperature
         reference_scores_QD = reference_scores_QD.to(scores_QD.device).float() / config.temperature
         query_ids = [example.query.query_id for example in examples]
-        noise_QSD = gumbel_noise(self.seed, rollout_number, query_ids, config.samples, scores_QD.shape[1])
+        counts = [len(example.candidates) for example in examples]
+        noise_QSD = gumbel_noise(self.seed, rollout_number, query_ids, config.samples, counts)
         actions_QSK = sample_rankings(scores_QD, noise_QSD, config.train_k)
         greedy_Q1K = greedy_rankings(reference_scores_QD, config.train_k)[:, None, :]
         taken_QK = step_mask(scores_QD, config.train_k)
@@ -156,12 +159,16 @@ class RRPO:
             kl = sampled_kl(logprobs_QSK, reference_logprobs_QSK, taken_QSK).mean()
         loss = -gain + config.beta * kl
         detached = scores_QD.detach()
-        finite = torch.isfinite(detached)
+        documents = ~torch.isneginf(detached)
         metrics = {
             "kl": kl.item(),
             "entropy": entropy(detached).mean().item(),
             "clipped_share": clipped_share.item(),
-            "score_spread": torch.stack([row[keep].std(correction=0) for row, keep in zip(detached, finite, strict=True)]).mean().item(),
+            "score_spread": torch.stack(
+                [row[keep].std(correction=0) for row, keep in zip(detached, documents, strict=True)]
+            )
+            .mean()
+            .item(),
         }
         return loss, metrics
 
@@ -171,18 +178,18 @@ class RRPO:
         if self.reads >= 50 and self.failed > self.config.max_failed_reads * self.reads:
             raise ReaderError(
                 f"Reader '{self.reader.name}' failed on {self.failed} of {self.reads} reads; at most "
-                f"{self.config.max_failed_reads:.0%} may fail. Mend the reader and go on with --resume: all answers are kept."
+                f"{self.config.max_failed_reads:.0%} may fail. Mend the reader and go on with --resume: all answers "
+                "are kept."
             )
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold besides weights: the advantage window and the counters."""
-        return {"window": self.window.state(), "reads": self.reads, "failed": self.failed}
+        """What a checkpoint must hold besides weights: the advantage window. The counters of failed reads start anew on
+        resume, or a reader that was mended would be stopped for its past."""
+        return {"window": self.window.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Puts back what `state` gave."""
         self.window.restore(state["window"])
-        # The counters start anew: a reader that was mended must not be stopped for its past.
-        self.reads, self.failed = 0, 0
 
 
 def _last(rewards: Tensor, taken_QK: Tensor) -> Tensor:

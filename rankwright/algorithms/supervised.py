@@ -33,7 +33,9 @@ class Supervised:
         """Labels cost no reader call."""
         return 0
 
-    def collect(self, scores_QD: Tensor, reference_scores_QD: Tensor, examples: Sequence[Example], rollout_number: int) -> LabelledBatch:
+    def collect(
+        self, scores_QD: Tensor, reference_scores_QD: Tensor, examples: Sequence[Example], rollout_number: int
+    ) -> LabelledBatch:
         """Looks up the labels of the candidates."""
         labels_QD = torch.zeros_like(scores_QD, dtype=torch.float32)
         for q, example in enumerate(examples):
@@ -42,9 +44,9 @@ class Supervised:
         unlabelled = (labels_QD.sum(-1) == 0).double().mean().item()
         return LabelledBatch(labels_QD, reference_scores_QD, {"without_relevant_share": unlabelled})
 
-    def loss(self, scores_QD: Tensor, batch: LabelledBatch) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, scores_QD: Tensor, rollout: LabelledBatch) -> tuple[Tensor, dict[str, float]]:
         """The loss and what to log."""
-        return softmax_loss(scores_QD, batch.labels_QD), {"entropy": entropy(scores_QD.detach()).mean().item()}
+        return softmax_loss(scores_QD, rollout.labels_QD), {"entropy": entropy(scores_QD.detach()).mean().item()}
 
     def state(self) -> dict[str, Any]:
         """Nothing to keep."""

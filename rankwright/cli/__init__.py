@@ -1,8 +1,8 @@
 """The command line: where concrete parts meet. `rankwright --help` lists the verbs.
 
-Standard output carries results only, everything else goes to standard error. Exit codes: 0 done (better, or no difference
-shown), 2 wrong arguments, 3 something to install, 4 something not found, 5 bad data or model, 6 reader or runtime failed,
-7 done in part, 8 the trained model is worse than its reference, 130 interrupted.
+Standard output carries results only, everything else goes to standard error. Exit codes: 0 done (better, or no
+difference shown), 2 wrong arguments, 3 something to install, 4 something not found, 5 bad data or model, 6 reader or
+runtime failed, 7 done in part, 8 the trained model is worse than its reference, 130 interrupted.
 """
 
 from __future__ import annotations

@@ -55,9 +55,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 0
     except Exception as error:
         # Typer's own usage errors know how to show themselves.
-        if hasattr(error, "show") and hasattr(error, "exit_code"):
-            error.show()
-            return int(error.exit_code)
+        show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
+        if callable(show) and isinstance(code, int):
+            show()
+            return code
         traceback.print_exc()
         return _fail(f"Unexpected {type(error).__name__}: {error}. Please report it with the lines above.", 6)
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from rankwright.llms.cache import ReadStore
 
 
-
 @dataclass(frozen=True)
 class Splits:
     """Questions with candidates, for the three uses."""
@@ -38,7 +37,6 @@ def open_store(path: str) -> ReadStore:
     """The SQLite file of all answers, made with its folder where it is not there."""
     from rankwright.llms.cache import ReadStore
 
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     return ReadStore(path)
 
 
@@ -66,7 +64,9 @@ def build_reader(settings: ReaderSettings, store: ReadStore, run: str, device: s
         from rankwright.llms.http import HTTPLLM
 
         if not settings.model:
-            raise ConfigurationError(f"Reader {settings.reader} was given without a model name; add --reader-model NAME.")
+            raise ConfigurationError(
+                f"Reader {settings.reader} was given without a model name; add --reader-model NAME."
+            )
         known = settings.price_input is not None and settings.price_output is not None
         llm = HTTPLLM(
             settings.model,
@@ -85,17 +85,45 @@ def build_reader(settings: ReaderSettings, store: ReadStore, run: str, device: s
     return LLMReader(CachedLLM(llm, store, run=run), prompt)
 
 
+def checked_device(name: str) -> str:
+    """The name, if it is a torch device of this machine."""
+    if name == "cpu":  # needs no look at torch
+        return name
+    import torch
+
+    try:
+        torch.empty(0, device=torch.device(name))
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).split("\n")[0]
+        raise ConfigurationError(
+            f"Device is '{name}', which PyTorch cannot use here ({reason}); wanted for example cpu, cuda or mps. "
+            "See rankwright doctor."
+        ) from error
+    return name
+
+
 def build_reranker(name: str, device: str = "cpu") -> Reranker:
-    """`first-stage`, `reference`, a folder or a hub name."""
+    """`first-stage`, `reference`, a hub name, or a folder: of a model, or of a run that holds one."""
     if name == FirstStage.name:
         return FirstStage()
     from rankwright.rerankers import load
 
-    return load(name, device=device)
+    inside = Path(name) / "model"
+    return load(inside if (inside / "config.json").is_file() else name, device=checked_device(device))
+
+
+def tell_of_cut(reranker: Reranker) -> None:
+    """Says how many passages were longer than a model reads."""
+    share = getattr(reranker, "share_cut", 0.0)
+    if share:
+        say(
+            f"{reranker.name}: {share:.1%} of question-passage pairs reach its limit of "
+            f"{getattr(reranker, 'max_length', '?')} tokens; what lies beyond is not read. Split long passages."
+        )
 
 
 def load_one(path: str, data: DataSettings, *, need_answers: bool) -> Dataset:
-    """One file of questions, with what was skipped said."""
+    """One file of questions; what was left out is said."""
     dataset = load_examples(
         path,
         data.format,
@@ -104,8 +132,8 @@ def load_one(path: str, data: DataSettings, *, need_answers: bool) -> Dataset:
         on_bad_row=data.on_bad_row,
         need_answers=need_answers,
     )
-    if dataset.skipped:
-        say(f"{path}: {dataset.skipped} bad rows skipped; the first: {dataset.problems[0]}")
+    if dataset.unjudged:  # skipped rows have been logged by the loader
+        say(f"{path}: {dataset.unjudged} questions without relevance labels left out.")
     return dataset
 
 
@@ -118,7 +146,8 @@ def candidates(
     empty = next((e for e in examples if not e.candidates), None)
     if empty is not None:
         raise DataError(
-            f"Candidate list of query '{empty.query.query_id}' is empty; --retriever given wants candidates in the data. "
+            f"Candidate list of query '{empty.query.query_id}' is empty; --retriever given wants candidates in the "
+            "data. "
             "Add them, or take --retriever bm25."
         )
     return [replace(example, candidates=example.candidates[:depth]) for example in examples]
@@ -150,12 +179,15 @@ def load_splits(settings: RunSettings) -> Splits:
     for name, part in parts.items():
         if not part:
             raise DataError(
-                f"No questions are left for {name}: {data.train} has {len(rows)}. Give a --{name} file or more questions."
+                f"No questions are left for {name}: {data.train} has {len(rows)}. Give a --{name} file or more "
+                "questions."
             )
     sets = [s for s in (train, dev, test) if s is not None]
     corpus = list({d.doc_id: d for s in sets for d in s.corpus}.values())
     if len(corpus) < 2 and data.retriever == "bm25":
-        raise DataError(f"Corpus of {data.train} has {len(corpus)} passage; wanted at least two to rank. Give --corpus FILE.")
+        raise DataError(
+            f"Corpus of {data.train} has {len(corpus)} passage; wanted at least two to rank. Give --corpus FILE."
+        )
     index = BM25(corpus) if data.retriever == "bm25" else None
     return Splits(
         candidates(parts["train"], corpus, data.retriever, data.depth, index),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,12 @@ from rankwright.evaluation import Evaluation, Score
 console = Console(stderr=True, highlight=False, markup=False)
 """For people; results for machines go to standard output by `print`."""
 
+results = Console(highlight=False, markup=False, emoji=False)
+"""Results as text, on standard output."""
+
+PIPE_WIDTH = 240
+"""Columns that a table may take in a pipe or file, where no terminal says how wide it is."""
+
 
 class OutputKind(StrEnum):
     """--output."""
@@ -28,14 +33,41 @@ class OutputKind(StrEnum):
     json = "json"
 
 
+class RetrieverKind(StrEnum):
+    """--retriever."""
+
+    bm25 = "bm25"
+    given = "given"
+
+
+class BadRow(StrEnum):
+    """--on-bad-row."""
+
+    error = "error"
+    skip = "skip"
+
+
 def say(text: str) -> None:
     """One line for people, on standard error."""
     console.print(text, soft_wrap=True)
 
 
 def emit(record: Mapping[str, Any]) -> None:
-    """One JSON line for machines, on standard output."""
-    print(json.dumps(record, ensure_ascii=False))
+    """One JSON line for machines, on standard output, at once: another program may be waiting for it."""
+    print(json.dumps(record, ensure_ascii=False), flush=True)
+
+
+def results_width() -> int:
+    """Columns that results may take on standard output."""
+    return results.width if results.is_terminal else PIPE_WIDTH
+
+
+def print_out(what: str | Table) -> None:
+    """A line or a table of results for people, on standard output."""
+    if isinstance(what, str):
+        results.print(what, soft_wrap=True)
+    else:
+        results.print(what, width=results_width())
 
 
 @contextmanager
@@ -76,7 +108,8 @@ def _bars() -> Progress:
 
 @contextmanager
 def training_bar() -> Iterator[Callable[[int, int, str], None]]:
-    """A function to be told (step, steps, note) by a training: a bar on a terminal, a line every ten seconds elsewhere."""
+    """A function to be told (step, steps, note) by a training: a bar on a terminal, a line every ten seconds
+    elsewhere."""
     if console.is_terminal:
         with _bars() as bars:
             task = bars.add_task("training", total=None, note="")
@@ -97,12 +130,16 @@ def score_text(score: Score | None) -> str:
     return "-" if score is None else f"{score.mean:.3f} [{score.ci_low:.3f}, {score.ci_high:.3f}]"
 
 
-def score_table(evaluation: Evaluation) -> Table:
-    """One row per model, one column per metric, each with its 95 % interval."""
+def shown_metrics(evaluation: Evaluation, width: int) -> list[str]:
+    """A narrow terminal shows the metrics that decide; the JSON and the report have them all."""
+    return [m for m in evaluation.metrics if width >= 140 or m in ("EM", "F1", "nDCG@10") or m.startswith("hit@")]
+
+
+def score_table(evaluation: Evaluation, width: int | None = None) -> Table:
+    """One row per model, one column per metric, each with its 95 % interval; made for so many columns of text."""
     table = Table(title=f"{evaluation.settings.set_name}: {evaluation.n} questions, mean [95 % interval]")
     table.add_column("model", overflow="fold")
-    # A narrow terminal shows the metrics that decide; the JSON and the report have them all.
-    shown = [m for m in evaluation.metrics if console.width >= 140 or m in ("EM", "F1", "nDCG@10") or m.startswith("hit@")]
+    shown = shown_metrics(evaluation, width or console.width)
     for metric in shown:
         table.add_column(metric, justify="right")
     for row in evaluation.table():
@@ -117,4 +154,6 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ResourceNotFoundError(f"File {path} cannot be read ({error}); wanted a UTF-8 text file. Check the path.") from error
+        raise ResourceNotFoundError(
+            f"File {path} cannot be read ({error}); wanted a UTF-8 text file. Check the path."
+        ) from error

@@ -15,6 +15,7 @@ from typing import Any
 
 import rankwright
 from rankwright.cli.build import Splits, build_reader, load_splits, open_store
+from rankwright.cli.card import model_card
 from rankwright.cli.common import progress_bars, say, score_table, training_bar
 from rankwright.cli.settings import RunSettings, settings_tree
 from rankwright.errors import ConfigurationError, ResumeError
@@ -40,7 +41,9 @@ class RunOutcome:
     """0, or 8 where the trained model is worse than its reference."""
 
 
-def run_training(settings: RunSettings, name: str, *, splits: Splits | None = None, resume: bool = False, command: str = "") -> RunOutcome:
+def run_training(
+    settings: RunSettings, name: str, *, splits: Splits | None = None, resume: bool = False, command: str = ""
+) -> RunOutcome:
     """Trains, compares with the reference on questions never used in training, and writes runs/NAME.
 
     Args:
@@ -54,7 +57,9 @@ def run_training(settings: RunSettings, name: str, *, splits: Splits | None = No
 
     folder = RUNS / name
     if Path(name).name != name or name in ("", ".", ".."):
-        raise ConfigurationError(f"Run name is '{name}'; wanted a plain name without slashes. It becomes a folder in {RUNS}/.")
+        raise ConfigurationError(
+            f"Run name is '{name}'; wanted a plain name without slashes. It becomes a folder in {RUNS}/."
+        )
     make_folder(folder)
     run_id = _run_id(folder, name, resume)
     for stale in ("result.json", "evaluation.json", "report.html"):
@@ -63,7 +68,10 @@ def run_training(settings: RunSettings, name: str, *, splits: Splits | None = No
     environment = {"command": command or f"rankwright train --name {name}", **_environment()}
     replace_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
     splits = splits or load_splits(settings)
-    say(f"{len(splits.train)} training, {len(splits.dev)} dev and {len(splits.test)} test questions; run folder {folder}")
+    say(
+        f"{len(splits.train)} training, {len(splits.dev)} dev and {len(splits.test)} test questions; run folder "
+        f"{folder}"
+    )
     with open_store(settings.reader.cache) as store:
         reader = build_reader(settings.reader, store, run_id, settings.model.device)
         policy, reference, trained = _train(settings, splits, reader, folder, resume)
@@ -75,7 +83,8 @@ def run_training(settings: RunSettings, name: str, *, splits: Splits | None = No
     result = _result(settings, evaluation, test, trained, totals.calls, trained.cache_hits + hits)
     result["price"] = totals.price_text if settings.reader.reader not in ("embedded", "none") else "0"
     policy.save(folder / "model")
-    (folder / "model" / "README.md").write_text(_model_card(settings, splits, evaluation, result), encoding="utf-8")
+    card = model_card(settings, splits, evaluation, result, verdict_line(result))
+    (folder / "model" / "README.md").write_text(card, encoding="utf-8")
     evaluation.save(folder / "evaluation.json")
     replace_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -94,7 +103,9 @@ def _run_id(folder: Path, name: str, resume: bool) -> str:
     return f"{name}-{uuid.uuid4().hex[:8]}"
 
 
-def _train(settings: RunSettings, splits: Splits, reader: Reader | None, folder: Path, resume: bool) -> tuple[Any, Any, Any]:
+def _train(
+    settings: RunSettings, splits: Splits, reader: Reader | None, folder: Path, resume: bool
+) -> tuple[Any, Any, Any]:
     """(trained policy, frozen reference, TrainResult)."""
     from rankwright.algorithms import RRPO, Supervised
     from rankwright.rerankers import load
@@ -121,13 +132,25 @@ def _train(settings: RunSettings, splits: Splits, reader: Reader | None, folder:
     reward = resolve_reward(settings.reward)
     if settings.method == "rrpo":
         if reader is None:
-            raise ConfigurationError("Method rrpo was given --reader none; it learns from a reader's answers. Give a reader or --method supervised.")
+            raise ConfigurationError(
+                "Method rrpo was given --reader none; it learns from a reader's answers. Give a reader or --method "
+                "supervised."
+            )
         algorithm: Any = RRPO(settings.rrpo, reader, reward, settings.seed)
     else:
         algorithm = Supervised()
     score_dev = dev_scorer(splits.dev, reader, reward, settings.top_k) if reader else None
     tree = settings_tree(settings)
-    for part in ("cache", "concurrency", "requests_per_minute", "tokens_per_minute", "api_key_env", "price_input", "price_output", "deadline"):
+    for part in (
+        "cache",
+        "concurrency",
+        "requests_per_minute",
+        "tokens_per_minute",
+        "api_key_env",
+        "price_input",
+        "price_output",
+        "deadline",
+    ):
         tree["reader"].pop(part)  # may change between sessions: they decide how fast answers come, not which
     with training_bar() as tell:
         result = train(
@@ -140,7 +163,9 @@ def _train(settings: RunSettings, splits: Splits, reader: Reader | None, folder:
             score_dev=score_dev,
             settings={"run": tree, "questions": [e.query.query_id for e in splits.train]},
             resume=resume,
-            on_step=_teller(tell, algorithm.reads_per_question() * settings.loop.batch_size * settings.loop.accumulation),
+            on_step=_teller(
+                tell, algorithm.reads_per_question() * settings.loop.batch_size * settings.loop.accumulation
+            ),
         )
     return policy, reference, result
 
@@ -151,7 +176,16 @@ def _teller(tell: Any, reads_per_step: int) -> Any:
 
     def on_step(step: int, steps: int, logs: Mapping[str, float]) -> None:
         last.update({k: v for k, v in logs.items() if k in ("reward", "reference_reward", "eval_reward", "loss")})
-        parts = [f"{label} {last[key]:.3f}" for key, label in (("reward", "reward"), ("reference_reward", "reference"), ("eval_reward", "dev"), ("loss", "loss")) if key in last]
+        parts = [
+            f"{label} {last[key]:.3f}"
+            for key, label in (
+                ("reward", "reward"),
+                ("reference_reward", "reference"),
+                ("eval_reward", "dev"),
+                ("loss", "loss"),
+            )
+            if key in last
+        ]
         if reads_per_step:
             parts.append(f"at most {(steps - step) * reads_per_step} reader calls left")
         tell(step, steps, ", ".join(parts))
@@ -159,7 +193,9 @@ def _teller(tell: Any, reads_per_step: int) -> Any:
     return on_step
 
 
-def _compare(settings: RunSettings, splits: Splits, reader: Reader | None, reference: Any, policy: Any) -> tuple[Evaluation, int]:
+def _compare(
+    settings: RunSettings, splits: Splits, reader: Reader | None, reference: Any, policy: Any
+) -> tuple[Evaluation, int]:
     """Reference and trained model on the test questions, and answers that the cache gave."""
     rankers: dict[str, Reranker] = {FirstStage.name: FirstStage(), REFERENCE_ROW: reference, TRAINED_ROW: policy}
     if any(example.relevance for example in splits.test):
@@ -188,18 +224,23 @@ def _compare(settings: RunSettings, splits: Splits, reader: Reader | None, refer
     return evaluation, len(hits)
 
 
-def _result(settings: RunSettings, evaluation: Evaluation, test: PairedTest | None, trained: Any, calls: int, hits: int) -> dict[str, Any]:
+def _result(
+    settings: RunSettings, evaluation: Evaluation, test: PairedTest | None, trained: Any, calls: int, hits: int
+) -> dict[str, Any]:
     metric = evaluation.headline_metric
-    means = {name: evaluation.scores[name].get(metric) for name in (REFERENCE_ROW, TRAINED_ROW)}
-    f1 = {name: evaluation.scores[name].get("F1") for name in (REFERENCE_ROW, TRAINED_ROW)}
+
+    def mean(name: str, of: str) -> float | None:
+        score = evaluation.scores[name].get(of)
+        return score.mean if score else None
+
     return {
         "metric": metric,
         "n": test.n if test else 0,
         "seed": settings.seed,
-        "f1_reference": f1[REFERENCE_ROW].mean if f1[REFERENCE_ROW] else None,
-        "f1_trained": f1[TRAINED_ROW].mean if f1[TRAINED_ROW] else None,
-        "reference": means[REFERENCE_ROW].mean if means[REFERENCE_ROW] else None,
-        "trained": means[TRAINED_ROW].mean if means[TRAINED_ROW] else None,
+        "f1_reference": mean(REFERENCE_ROW, "F1"),
+        "f1_trained": mean(TRAINED_ROW, "F1"),
+        "reference": mean(REFERENCE_ROW, metric),
+        "trained": mean(TRAINED_ROW, metric),
         "delta": test.delta if test else None,
         "ci_low": test.ci_low if test else None,
         "ci_high": test.ci_high if test else None,
@@ -223,7 +264,12 @@ def _environment() -> dict[str, Any]:
             packages[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             packages[name] = "not installed"
-    return {"rankwright": rankwright.__version__, "python": sys.version.split()[0], "platform": platform.platform(), "packages": packages}
+    return {
+        "rankwright": rankwright.__version__,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": packages,
+    }
 
 
 def verdict_line(result: Mapping[str, Any]) -> str:
@@ -236,8 +282,10 @@ def verdict_line(result: Mapping[str, Any]) -> str:
     if result["delta"] is None:
         return "No question could be compared."
     return (
-        f"The trained model is {words[result['verdict']]}: {result['metric']} {result['reference']:.3f} -> {result['trained']:.3f} "
-        f"({result['delta']:+.3f}, 95 % interval {result['ci_low']:+.3f} to {result['ci_high']:+.3f}, p = {result['p_value']:.4f}, "
+        f"The trained model is {words[result['verdict']]}: {result['metric']} {result['reference']:.3f} -> "
+        f"{result['trained']:.3f} "
+        f"({result['delta']:+.3f}, 95 % interval {result['ci_low']:+.3f} to {result['ci_high']:+.3f}, p = "
+        f"{result['p_value']:.4f}, "
         f"n = {result['n']})."
     )
 
@@ -248,7 +296,9 @@ def show(outcome: RunOutcome) -> None:
 
     console.print(score_table(outcome.evaluation))
     result = outcome.result
-    say(f"Reader calls {result['reader_calls']}, cache hits {result['cache_hits']}, training {result['seconds']:.0f} s.")
+    say(
+        f"Reader calls {result['reader_calls']}, cache hits {result['cache_hits']}, training {result['seconds']:.0f} s."
+    )
     say(f"Report {outcome.folder / 'report.html'}   model {outcome.folder / 'model'}")
     say(verdict_line(result))
 
@@ -256,42 +306,3 @@ def show(outcome: RunOutcome) -> None:
 def clear_run(name: str) -> None:
     """Removes an earlier run of that name."""
     shutil.rmtree(RUNS / name, ignore_errors=True)
-
-
-def _model_card(settings: RunSettings, splits: Splits, evaluation: Evaluation, result: Mapping[str, Any]) -> str:
-    """README.md of the model folder, with the metadata block that the hub reads."""
-    rows = []
-    for name in (FirstStage.name, REFERENCE_ROW, TRAINED_ROW):
-        scores = evaluation.scores[name]
-        rows.append(f"| {name} | " + " | ".join(f"{scores[m].mean:.3f} [{scores[m].ci_low:.3f}, {scores[m].ci_high:.3f}]" if m in scores else "-" for m in evaluation.metrics) + " |")
-    head = "| model | " + " | ".join(evaluation.metrics) + " |\n|" + "---|" * (len(evaluation.metrics) + 1)
-    learned = f"the answers of reader `{evaluation.settings.reader}` (reward {settings.reward})" if settings.method == "rrpo" else "relevance labels"
-    table = "\n".join([head, *rows])
-    return f"""---
-library_name: sentence-transformers
-pipeline_tag: text-ranking
-tags: [reranker, cross-encoder, rankwright, {settings.method}]
----
-# A reranker trained by rankwright
-
-Trained from `{settings.model.name}` by `{settings.method}` on {len(splits.train)} questions of `{Path(settings.data.train).name or splits.name}`,
-learning from {learned}; the best of its checkpoints on {len(splits.dev)} dev questions.
-
-## Before and after
-{evaluation.n} questions of `{splits.name}` that were not used in training, mean [95 % interval]; gold-first and other rows are in the run's report.
-
-{table}
-
-{verdict_line(result)}
-Signature: `{result["signature"]}`
-
-## Use
-Documents with a title are scored as `{settings.model.template or "the template saved in config.json"}`; a document without a title is its bare text.
-
-```python
-import rankwright
-ranking = rankwright.load("this folder").rerank("question", ["passage", "another passage"])
-```
-
-The folder also opens in `sentence_transformers.CrossEncoder` and `transformers.AutoModelForSequenceClassification`; scores are raw logits.
-"""

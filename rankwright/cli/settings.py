@@ -1,4 +1,5 @@
-"""One set of settings behind flags, YAML files and --set: frozen dataclasses, checked by pydantic, stored in the run folder."""
+"""One set of settings behind flags, YAML files and --set: frozen dataclasses, checked by pydantic, stored in the run
+folder."""
 
 from __future__ import annotations
 
@@ -121,6 +122,7 @@ class RunSettings:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     method: Literal["rrpo", "supervised"] = "rrpo"
+    """Learn from the reader's answers, or from relevance labels."""
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     reader: ReaderSettings = field(default_factory=ReaderSettings)

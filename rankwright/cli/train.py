@@ -49,7 +49,8 @@ def demo(
     name: str = typer.Option(DEMO_NAME, help="Run folder below runs/; an earlier one is replaced."),
     output: OutputKind = typer.Option(OutputKind.text, help="json prints result.json as one line."),
 ) -> int:
-    """Train the embedded reranker from the embedded reader on a bundled knowledge base, and show whether it got better."""
+    """Train the embedded reranker from the embedded reader on a bundled knowledge base, and show whether it got
+    better."""
     from rankwright.cli.run import clear_run, run_training, show
 
     settings = load_settings(config or DEMO_RECIPE, set_, {"seed": seed})
@@ -74,7 +75,9 @@ def demo_splits(settings: RunSettings, *, shuffle_answers: bool = False) -> Any:
     from rankwright.data import load_examples
     from rankwright.retrieval import BM25
 
-    dataset = load_examples(DEMO_FOLDER / "questions.jsonl", "jsonl", corpus=DEMO_FOLDER / "corpus.jsonl", need_answers=True)
+    dataset = load_examples(
+        DEMO_FOLDER / "questions.jsonl", "jsonl", corpus=DEMO_FOLDER / "corpus.jsonl", need_answers=True
+    )
     rows = (DEMO_FOLDER / "questions.jsonl").read_text(encoding="utf-8").splitlines()
     split_of = {row["query_id"]: row["split"] for row in map(json.loads, rows)}
     parts: dict[str, list[Any]] = {"train": [], "dev": [], "test": []}
@@ -96,19 +99,27 @@ def train(
     name: str = typer.Option(..., help="Name of the run; it is written to runs/NAME."),
     dev: str | None = typer.Option(None, help="Questions that choose the checkpoint; without it, a share of --data."),
     test: str | None = typer.Option(None, help="Questions of the comparison; without it, a share of --data."),
-    format: str | None = typer.Option(None, help="jsonl, hotpotqa, 2wiki, musique, dpr, squad, beir, trec, rank_llm. Default jsonl."),
+    format: str | None = typer.Option(
+        None, help="jsonl, hotpotqa, 2wiki, musique, dpr, squad, beir, trec, rank_llm. Default jsonl."
+    ),
     corpus: str | None = typer.Option(None, help="Passages to retrieve from; without it, those of the question files."),
     qrels: str | None = typer.Option(None, help="Relevance labels (TREC or BEIR), for --method supervised and nDCG."),
     method: str | None = typer.Option(None, help="rrpo learns from the reader, supervised from labels. Default rrpo."),
-    model: str | None = typer.Option(None, help="Reranker to start from: reference, a folder or a hub name. Default reference."),
-    lora_rank: int | None = typer.Option(None, help="Train LoRA updates of this rank; 0 trains all weights. Default 0."),
+    model: str | None = typer.Option(
+        None, help="Reranker to start from: reference, a folder or a hub name. Default reference."
+    ),
+    lora_rank: int | None = typer.Option(
+        None, help="Train LoRA updates of this rank; 0 trains all weights. Default 0."
+    ),
     template: str | None = typer.Option(None, help="Joins {title} and {text}; saved with the model."),
     retriever: str | None = typer.Option(None, help="bm25, or given: candidates as in the data. Default bm25."),
     depth: int | None = typer.Option(None, help="Candidates per training question. Default 10."),
     eval_depth: int | None = typer.Option(None, help="Candidates per dev and test question. Default 20."),
     top_k: int | None = typer.Option(None, help="Passages that the reader sees on dev and test. Default 3."),
     train_k: int | None = typer.Option(None, help="Steps of a sampled ranking. Default 3."),
-    reader: str | None = typer.Option(None, help="embedded, none, an endpoint's base URL, or a local causal LM. Default embedded."),
+    reader: str | None = typer.Option(
+        None, help="embedded, none, an endpoint's base URL, or a local causal LM. Default embedded."
+    ),
     reader_model: str | None = typer.Option(None, help="Model name at the endpoint."),
     reader_prompt: str | None = typer.Option(None, help="Prompt file for an LLM reader."),
     requests_per_minute: float | None = typer.Option(None, help="Limit on requests to the endpoint."),
@@ -121,7 +132,9 @@ def train(
     learning_rate: float | None = typer.Option(None, help="Peak learning rate. Default 2e-5."),
     seed: int | None = typer.Option(None, help="Order of questions, sampling noise, splits. Default 0."),
     device: str | None = typer.Option(None, help="Torch device. Default cpu."),
-    on_bad_row: str | None = typer.Option(None, help="error stops at a bad row, skip leaves it out and counts it. Default error."),
+    on_bad_row: str | None = typer.Option(
+        None, help="error stops at a bad row, skip leaves it out and counts it. Default error."
+    ),
     config: Path | None = typer.Option(None, help="YAML file with settings (docs/settings.md)."),
     set_: list[str] = typer.Option([], "--set", help="NAME=VALUE for any setting, for example --set rrpo.beta=0.05."),
     resume: bool = typer.Option(False, help="Go on with the run of this name from its last complete checkpoint."),
@@ -174,5 +187,3 @@ def _command() -> str:
     import sys
 
     return "rankwright " + shlex.join(sys.argv[1:])
-
-

@@ -1,8 +1,8 @@
 """The Plackett-Luce distribution over rankings (Plackett 1975; Luce 1959).
 
 A ranking is drawn one document at a time: step k chooses among the documents not chosen yet with probability softmax of
-their scores. RRPO (arXiv 2604.02091) writes the step probability as p_c / (1 - sum of p over those already chosen); here it is
-a masked log-softmax over the remaining scores, which is the same number without cancellation.
+their scores. RRPO (arXiv 2604.02091) writes the step probability as p_c / (1 - sum of p over those already chosen);
+here it is a masked log-softmax over the remaining scores, which is the same number without cancellation.
 
 Padding documents have score -inf and are never chosen. Where a query has fewer documents than steps, the surplus steps
 have action 0 and log-probability 0, and `step_mask` marks them as not taken.
@@ -26,22 +26,33 @@ def step_mask(scores_QD: Tensor, steps: int) -> Tensor:
     [[True, True], [True, False]]
     """
     check_shapes(scores_QD="Q D")
-    count_Q = torch.isfinite(scores_QD).sum(-1)
+    # Only -inf is padding. A NaN score counts as a document, so that a diverged policy shows in the loss.
+    count_Q = (~torch.isneginf(scores_QD)).sum(-1)
     return torch.arange(steps, device=scores_QD.device)[None, :] < count_Q[:, None]
 
 
-def gumbel_noise(seed: int, step: int, query_ids: Sequence[str], samples: int, documents: int) -> Tensor:
-    """Standard Gumbel noise of shape (Q, S, D) that depends only on seed, step, query and sample number.
+def gumbel_noise(seed: int, step: int, query_ids: Sequence[str], samples: int, counts: Sequence[int]) -> Tensor:
+    """Standard Gumbel noise of shape (Q, S, D), keyed by seed, step, query and sample number; 0 on padding.
 
-    Keyed noise makes a sampled ranking independent of batch composition, of the number of processes and of how often a run was
-    interrupted: nothing has to be saved to go on exactly.
+    Keyed noise makes a sampled ranking independent of batch composition, of the number of processes and of how often a
+    run was interrupted: nothing has to be saved to go on exactly.
+
+    Args:
+        seed: of the run.
+        step: of the run; each has its own noise.
+        query_ids: one per query.
+        samples: S.
+        counts: documents of each query. D is the largest, but a query draws only for its own documents: the width of
+            the batch must not decide what its second sample gets.
     """
+    width = max(counts)
     rows = []
-    for query_id in query_ids:
+    for query_id, documents in zip(query_ids, counts, strict=True):
         digest = hashlib.sha256(f"{seed}|{step}|{query_id}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         uniform = torch.rand(samples, documents, generator=generator, dtype=torch.float64)
-        rows.append(-torch.log(-torch.log(uniform.clamp(1e-300, 1 - 1e-16))))
+        noise = -torch.log(-torch.log(uniform.clamp(1e-300, 1 - 1e-16)))
+        rows.append(torch.nn.functional.pad(noise, (0, width - documents)))
     return torch.stack(rows)
 
 

@@ -1,7 +1,7 @@
 """Advantages, the clipped objective and divergences of RRPO (Wu et al., ACL 2026, arXiv 2604.02091).
 
-Valid on rankings drawn from the policy that `old_logprobs_QSK` belong to. r_t is the *level* of the answer quality after
-the first t documents, not its increment.
+Valid on rankings drawn from the policy that `old_logprobs_QSK` belong to. r_t is the *level* of the answer quality
+after the first t documents, not its increment.
 """
 
 from __future__ import annotations
@@ -51,9 +51,10 @@ def reference_advantages(
     values_QSK = values_QK[:, None, :].expand_as(rewards_QSK)
     rewards = torch.where(taken_QSK, rewards_QSK, 0.0)
     values = torch.where(taken_QSK, values_QSK, 0.0)
+    # NaN x 0 is NaN: with gamma or gamma lam = 0 a failed later read must not reach an earlier step.
     if form == "gae":
         following = torch.nn.functional.pad(values[..., 1:], (0, 1))
-        deltas = rewards + gamma * following - values
+        deltas = rewards - values + (gamma * following if gamma else 0.0)
     elif form == "anchored":
         deltas = rewards - values
     elif form == "marginal":
@@ -65,7 +66,6 @@ def reference_advantages(
     advantages = torch.zeros_like(deltas)
     carry = torch.zeros_like(deltas[..., 0])
     for t in reversed(range(deltas.shape[-1])):
-        # NaN x 0 is NaN: with gamma lam = 0 a failed later read must not reach an earlier step.
         carry = deltas[..., t] + (gamma * lam * carry if gamma * lam else 0.0)
         advantages[..., t] = carry
     valid_QSK = taken_QSK & torch.isfinite(advantages)
@@ -121,7 +121,8 @@ def clipped_surrogate(
         epsilon: clip range.
     """
     check_shapes(logprobs_QSK="Q S K", old_logprobs_QSK="Q S K", advantages_QSK="Q S K", valid_QSK="Q S K")
-    ratio = (logprobs_QSK - old_logprobs_QSK.detach()).exp()
+    # An infinite ratio times a zero gradient would be NaN; e^60 is far beyond every clip and fits into float32.
+    ratio = (logprobs_QSK - old_logprobs_QSK.detach()).clamp(max=60).exp()
     clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
     gain = torch.minimum(ratio * advantages_QSK, clipped * advantages_QSK)
     gain = torch.where(valid_QSK, gain, 0.0)

@@ -9,8 +9,8 @@ from rankwright.maths import check_shapes
 
 
 def softmax_loss(scores_QD: Tensor, labels_QD: Tensor) -> Tensor:
-    """Listwise softmax cross-entropy (ListNet top-1, Cao et al. 2007): -sum of y/sum(y) log softmax(s), mean over queries
-    that have a relevant document; 0 where none has.
+    """Listwise softmax cross-entropy (ListNet top-1, Cao et al. 2007): -sum of y/sum(y) log softmax(s), mean over
+    queries that have a relevant document; 0 where none has.
 
     Args:
         scores_QD: raw scores, -inf on padding.

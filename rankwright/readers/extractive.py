@@ -1,8 +1,8 @@
 """The embedded reader: reads k passages jointly on a small encoder and answers with a span, yes, no or nothing.
 
-Input: [CLS] question [SEP] passage 1 [SEP] ... passage k [SEP]. The encoder has 512 positions, of which 62 are kept for the
-question and the separators, so every passage gets (512 - 62) // k tokens, at most 256: 90 tokens each at k = 5. What does not
-fit is cut off at the end of the passage and counted (`share_cut`).
+Input: [CLS] question [SEP] passage 1 [SEP] ... passage k [SEP]. The encoder has 512 positions, of which 62 are kept
+    for the question and the separators, so every passage gets (512 - 62) // k tokens, at most 256: 90 tokens each at k
+    = 5. What does not fit is cut off at the end of the passage and counted (`share_cut`).
 
 Heads: start and end logits on passage tokens (Devlin et al. 2019, arXiv 1810.04805, section 4.2), and a four-way choice
 on [CLS] between span, yes, no and nothing.
@@ -38,7 +38,8 @@ class ExtractiveModel(nn.Module):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        # Dropout on attention weights forbids the fused kernel, dropout on hidden states draws from one core: together they
+        # Dropout on attention weights forbids the fused kernel, dropout on hidden states draws from one core: together
+        # they
         # triple the time of a CPU step. Passages mixed anew in every epoch regularise instead.
         config.attention_probs_dropout_prob = 0.0
         config.hidden_dropout_prob = 0.0
@@ -136,7 +137,9 @@ def collate(items: Sequence[Encoded], pad_id: int) -> tuple[Tensor, Tensor, Tens
 
 def passage_mask(items: Sequence[Encoded], length: int) -> Tensor:
     """True on the tokens of passages, shape (batch, length)."""
-    return torch.tensor([[p >= 0 for p in item.passage_of] + [False] * (length - len(item.passage_of)) for item in items])
+    return torch.tensor(
+        [[p >= 0 for p in item.passage_of] + [False] * (length - len(item.passage_of)) for item in items]
+    )
 
 
 def best_span(start: Tensor, end: Tensor, passage_of: Tensor) -> tuple[int, int]:
@@ -175,14 +178,18 @@ class EmbeddedReader:
         self._fingerprint = sha256_file(adapter)[:16]
 
     @classmethod
-    def from_model(cls, model: ExtractiveModel, encoder: Encoder, nothing_bias: float, *, max_tokens: int = 4096) -> EmbeddedReader:
+    def from_model(
+        cls, model: ExtractiveModel, encoder: Encoder, nothing_bias: float, *, max_tokens: int = 4096
+    ) -> EmbeddedReader:
         """A reader around a model in memory, as training uses it."""
         reader = cls.__new__(cls)
         reader._setup(model, encoder, nothing_bias, max_tokens, "cpu")
         reader._fingerprint = "in-memory"
         return reader
 
-    def _setup(self, model: ExtractiveModel, encoder: Encoder, nothing_bias: float, max_tokens: int, device: str) -> None:
+    def _setup(
+        self, model: ExtractiveModel, encoder: Encoder, nothing_bias: float, max_tokens: int, device: str
+    ) -> None:
         self.model = model.eval().to(device)
         self.encoder = encoder
         self.nothing_bias = nothing_bias
@@ -211,7 +218,9 @@ class EmbeddedReader:
 
     @staticmethod
     def _last_character(encoded: Encoded, passage: int) -> int:
-        ends = [end for number, (_, end) in zip(encoded.passage_of, encoded.characters, strict=True) if number == passage]
+        ends = [
+            end for number, (_, end) in zip(encoded.passage_of, encoded.characters, strict=True) if number == passage
+        ]
         return ends[-1] if ends else 0
 
     def answer(self, contexts: Sequence[Context]) -> list[ReadResult]:
@@ -250,4 +259,8 @@ def backbone_weights(folder: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     weights = load_file(str(folder / "model.safetensors"))
-    return {name: tensor for name, tensor in weights.items() if not name.startswith("pooler.") and name != "embeddings.position_ids"}
+    return {
+        name: tensor
+        for name, tensor in weights.items()
+        if not name.startswith("pooler.") and name != "embeddings.position_ids"
+    }

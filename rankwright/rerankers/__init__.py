@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 REFERENCE = "reference"
 
 
-def load(path: str | Path, backend: str = "torch", *, device: str = "cpu", max_length: int | None = None) -> CrossEncoderReranker:
+def load(
+    path: str | Path, backend: str = "torch", *, device: str = "cpu", max_length: int | None = None
+) -> CrossEncoderReranker:
     """Opens a reranker: a folder, a hub name, or `reference` (the embedded one).
 
     Args:

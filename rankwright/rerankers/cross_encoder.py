@@ -14,7 +14,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+)
 
 from rankwright.backbone import ASSETS, apply_adapter, backbone_folder, load_adapter
 from rankwright.batching import token_batches
@@ -51,7 +57,15 @@ class CrossEncoderReranker(nn.Module):
         max_tokens: padded tokens of one forward pass.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, template: str = DEFAULT_TEMPLATE, name: str = "model", max_tokens: int = 8192) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        template: str = DEFAULT_TEMPLATE,
+        name: str = "model",
+        max_tokens: int = 8192,
+    ) -> None:
         super().__init__()
         if "{text}" not in template:
             raise ConfigurationError(f"Template is '{template}'; wanted one with {{text}} and, for titles, {{title}}.")
@@ -79,7 +93,8 @@ class CrossEncoderReranker(nn.Module):
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         except (OSError, json.JSONDecodeError) as error:
             raise ResourceNotFoundError(
-                f"Model '{path}' is neither a readable model folder nor a hub name that could be fetched ({_first_line(error)}). "
+                f"Model '{path}' is neither a readable model folder nor a hub name that could be fetched "
+                f"({_first_line(error)}). "
                 "Check the path, or the connection and HF_TOKEN for a hub name."
             ) from error
         except ModelError:
@@ -116,7 +131,9 @@ class CrossEncoderReranker(nn.Module):
 
     def _score_pairs(self, pairs: Sequence[tuple[str, str]]) -> Tensor:
         """Raw logits of (query, text) pairs in order."""
-        encoded = self.tokenizer([q for q, _ in pairs], [d for _, d in pairs], truncation=True, max_length=self.max_length)
+        encoded = self.tokenizer(
+            [q for q, _ in pairs], [d for _, d in pairs], truncation=True, max_length=self.max_length
+        )
         lengths = [len(ids) for ids in encoded["input_ids"]]
         self.pairs_seen += len(pairs)
         self.pairs_cut += sum(length >= self.max_length for length in lengths)
@@ -151,11 +168,14 @@ class CrossEncoderReranker(nn.Module):
         for document, score in zip(documents, scores, strict=True):
             if score - score != 0:  # NaN or infinite
                 raise ModelError(
-                    f"Model '{self.name}' scored document '{document.doc_id}' of query '{request.query.query_id}' {score}; "
+                    f"Model '{self.name}' scored document '{document.doc_id}' of query '{request.query.query_id}' "
+                    f"{score}; "
                     "wanted a finite number. The weights are damaged or training diverged: use an earlier checkpoint."
                 )
         order = sorted(range(len(documents)), key=lambda i: -scores[i])
-        return Ranking(request.query.query_id, tuple(documents[i].doc_id for i in order), tuple(scores[i] for i in order))
+        return Ranking(
+            request.query.query_id, tuple(documents[i].doc_id for i in order), tuple(scores[i] for i in order)
+        )
 
     def rerank(self, query: str | Query, documents: Sequence[str | Document], top_k: int | None = None) -> Ranking:
         """Orders strings or Documents for one query.
@@ -195,8 +215,8 @@ class CrossEncoderReranker(nn.Module):
     def save(self, folder: Path) -> None:
         """Writes a folder that CrossEncoder, AutoModelForSequenceClassification, TEI and vLLM open.
 
-        The activation is written twice: sentence-transformers 6 reads it from its own file, versions 4 to 5 from config.json
-        and would otherwise put a sigmoid on the scores.
+        The activation is written twice: sentence-transformers 6 reads it from its own file, versions 4 to 5 from
+            config.json and would otherwise put a sigmoid on the scores.
         """
         self.merge_lora()
         folder.mkdir(parents=True, exist_ok=True)
@@ -204,7 +224,7 @@ class CrossEncoderReranker(nn.Module):
         config.id2label, config.label2id = {0: "LABEL_0"}, {"LABEL_0": 0}
         config.sentence_transformers = {"activation_fn": IDENTITY, "version": "4.0.0"}
         config.rankwright = {"kind": "cross_encoder", "template": self.template}
-        self.model.save_pretrained(folder, safe_serialization=True)
+        self.model.save_pretrained(str(folder))
         self.tokenizer.save_pretrained(folder)
         for name, content in _sentence_transformers_files().items():
             (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -253,7 +273,9 @@ def untrained_reference() -> CrossEncoderReranker:
     return CrossEncoderReranker(model, AutoTokenizer.from_pretrained(folder), name="reference")
 
 
-def load_reference(adapter: Path = REFERENCE_ADAPTER, *, device: str = "cpu", max_length: int | None = None) -> CrossEncoderReranker:
+def load_reference(
+    adapter: Path = REFERENCE_ADAPTER, *, device: str = "cpu", max_length: int | None = None
+) -> CrossEncoderReranker:
     """The embedded reference: the offline backbone with the shipped reference adapter."""
     tensors, settings = load_adapter(adapter)
     reranker = untrained_reference()

@@ -1,0 +1,67 @@
+"""The README.md of a trained model's folder, with the metadata block that the hub reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rankwright.cli.build import Splits
+from rankwright.cli.common import score_text
+from rankwright.cli.settings import RunSettings
+from rankwright.evaluation import Evaluation, FirstStage
+
+USE = """## Use
+
+```python
+import rankwright
+
+ranking = rankwright.load("this folder").rerank("question", ["passage", "another passage"])
+```
+
+The folder also opens in `sentence_transformers.CrossEncoder` and `transformers.AutoModelForSequenceClassification`;
+scores are raw logits.
+"""
+
+
+def model_card(
+    settings: RunSettings, splits: Splits, evaluation: Evaluation, result: Mapping[str, Any], verdict: str
+) -> str:
+    """Data, reader, reward and the table before and after.
+
+    Args:
+        settings: of the run.
+        splits: its questions.
+        evaluation: reference and trained model on the test questions.
+        result: the content of result.json.
+        verdict: the last word of the run.
+    """
+    data = Path(settings.data.train).name or splits.name
+    source = "relevance labels"
+    if settings.method == "rrpo":
+        source = f"the answers of the reader `{evaluation.settings.reader}` (reward {settings.reward})"
+    parts = [
+        "---\nlibrary_name: sentence-transformers\npipeline_tag: text-ranking",
+        f"tags: [reranker, cross-encoder, rankwright, {settings.method}]\n---",
+        "# A reranker trained by rankwright\n",
+        f"Trained from `{settings.model.name}` by `{settings.method}` on {len(splits.train)} questions of `{data}`,",
+        f"learning from {source}; the best of its checkpoints on {len(splits.dev)} dev questions.\n",
+        f"Title and text are joined by `{settings.model.template or 'the template in config.json'}`; a document "
+        "without",
+        "a title is its bare text.\n",
+        "## Before and after\n",
+        f"{evaluation.n} questions of `{splits.name}` that were not used in training, mean [95 % interval].\n",
+        _table(evaluation),
+        f"\n{verdict}\n",
+        f"Signature: `{result['signature']}`\n",
+        USE,
+    ]
+    return "\n".join(parts)
+
+
+def _table(evaluation: Evaluation) -> str:
+    head = ["model", *evaluation.metrics]
+    rows = [head, ["---"] * len(head)]
+    for name in (FirstStage.name, "reference", "trained"):
+        rows.append([name, *(score_text(evaluation.scores[name].get(metric)) for metric in evaluation.metrics)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
