@@ -47,7 +47,7 @@ format: $(ALL_INSTALLED) ## let ruff repair what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(ALL_INSTALLED) ## write docs/api.md from the docstrings and check every relative link
+docs: $(ALL_INSTALLED) ## write the pages that come from code (api, cli, settings) and check all pages
 	$(BIN)/python docs/build.py
 
 clean: ## remove caches and build outputs; .venv and runs/ stay

@@ -1,14 +1,19 @@
-"""Docs: links lead somewhere, and the API page says what the docstrings say."""
+"""Docs: links lead somewhere, and pages that come from code say what the code says."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import re
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
+import yaml
 
 import rankwright
+from rankwright.cli.settings import RunSettings
+from rankwright.training import SUPPORTED_ARGUMENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,6 +48,68 @@ def test_the_link_check_finds_missing_files_and_anchors(tmp_path: Path) -> None:
 def test_the_api_page_is_what_the_docstrings_say() -> None:
     page = build.API_PAGE.read_text(encoding="utf-8") if build.API_PAGE.exists() else ""
     assert page == build.api_page(), "docs/api.md is out of date; run `make docs` and commit it"
+
+
+def test_the_command_line_page_is_what_help_says() -> None:
+    assert build.CLI_PAGE.read_text(encoding="utf-8") == build.cli_page(), "docs/cli.md is out of date; run `make docs`"
+
+
+def test_the_settings_page_is_what_the_fields_say() -> None:
+    page = build.SETTINGS_PAGE.read_text(encoding="utf-8")
+    assert page == build.settings_page(), "docs/settings.md is out of date; run `make docs` and commit it"
+
+
+def test_every_setting_is_on_its_page() -> None:
+    def names(settings: object, prefix: str = "") -> set[str]:
+        found: set[str] = set()
+        for field in dataclasses.fields(settings):  # pyright: ignore[reportArgumentType]
+            value = getattr(settings, field.name)
+            found |= names(value, f"{field.name}.") if dataclasses.is_dataclass(value) else {prefix + field.name}
+        return found
+
+    rows = set(re.findall(r"^\| `([\w.]+)` \|", build.settings_page(), re.MULTILINE))
+    assert rows == names(RunSettings()) | SUPPORTED_ARGUMENTS
+
+
+def test_a_setting_without_docstring_is_refused(tmp_path: Path) -> None:
+    source = tmp_path / "settings.py"
+    source.write_text('class S:\n    a: int = 1\n    """First."""\n    b: str | None = None\n', encoding="utf-8")
+    fields = build.fields_of(source, "S")
+    assert fields == {"a": ("int", "First."), "b": ("str or None", "")}
+    with pytest.raises(SystemExit, match=r"x\.b"):
+        build._settings_table("x.", {"b": fields["b"]}, SimpleNamespace(b=None))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(p.relative_to(ROOT)) for p in PAGES])
+def test_links_to_lines_lie_in_the_definition_they_name(page: Path) -> None:
+    assert build.astray_lines(page) == [], "run `make docs`, which renews the lines"
+
+
+def test_lines_are_found_and_renewed(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("X = 1\n\n\nclass A:\n    def b(self) -> None:\n        pass\n", encoding="utf-8")
+    page = tmp_path / "p.md"
+    page.write_text("[`X`](a.py#L1) [`A.b`](a.py#L6) [`A.b`](a.py#L4) [`gone`](a.py#L1)", encoding="utf-8")
+    assert build.astray_lines(page) == ["p.md: A.b in a.py, line 4", "p.md: gone in a.py, line 1"]
+    assert build.with_lines(page) == "[`X`](a.py#L1) [`A.b`](a.py#L5) [`A.b`](a.py#L5) [`gone`](a.py#L1)"
+
+
+def test_the_tree_in_the_readme_is_the_tree() -> None:
+    assert build.tree_differences() == []
+
+
+def test_the_tree_check_finds_what_is_left_out_and_invented(tmp_path: Path) -> None:
+    page = tmp_path / "README.md"
+    page.write_text("```\nrankwright/\n  types.py  nouns\n  nowhere.py  no\n  data/  loaders\n```\n", encoding="utf-8")
+    differences = build.tree_differences(page)
+    assert "README.md leaves out rankwright/errors.py" in differences
+    assert "README.md invents rankwright/nowhere.py" in differences
+    assert not [line for line in differences if "types.py" in line or "rankwright/data/" in line]
+
+
+def test_the_site_lists_every_page() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    listed = {page for entry in site["nav"] for page in entry.values()}
+    assert listed == {page.name for page in (ROOT / "docs").glob("*.md")}
 
 
 def test_the_api_page_refuses_a_name_without_docstring(monkeypatch: pytest.MonkeyPatch) -> None:
