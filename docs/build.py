@@ -57,7 +57,8 @@ TRAINING_ARGUMENTS: Mapping[str, str] = {
 
 def _signature(thing: Any) -> str:
     try:
-        return str(inspect.signature(thing))
+        # A default path below this checkout is printed as it lies in the package, the same on every machine.
+        return re.sub(rf"\w*Path\('{re.escape(str(ROOT))}/([^']*)'\)", r"Path('\1')", str(inspect.signature(thing)))
     except (TypeError, ValueError):
         return ""  # exceptions and protocols have none worth printing
 
