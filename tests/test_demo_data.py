@@ -54,7 +54,7 @@ def test_it_loads_in_our_own_format() -> None:
 
 
 def test_size() -> None:
-    on_side = Counter(question["split"] for question in QUESTIONS)
+    on_side = Counter(question["metadata"]["split"] for question in QUESTIONS)
     assert len(CORPUS) >= 400
     assert len(QUESTIONS) >= 450
     assert on_side["test"] >= 280
@@ -75,8 +75,8 @@ def test_shipped_passages_do_not_tell_their_role() -> None:
 @pytest.mark.parametrize("side", ["train", "dev", "test"])
 def test_every_side_has_every_type_and_every_part(side: str) -> None:
     part_of = {new: old.split("-")[0] for old, new in build.numbered(build.read_rows("questions"), "sundrel-q").items()}
-    here = [question for question in QUESTIONS if question["split"] == side]
-    assert {question["type"] for question in here} == {"single", "two-hop", "comparison"}
+    here = [question for question in QUESTIONS if question["metadata"]["split"] == side]
+    assert {question["metadata"]["type"] for question in here} == {"single", "two-hop", "comparison"}
     assert {part_of[question["query_id"]] for question in here} == set(build.PARTS)
 
 
@@ -84,13 +84,13 @@ def test_no_gold_passage_is_on_two_sides() -> None:
     sides_of: dict[str, set[str]] = {}
     for question in QUESTIONS:
         for doc_id in question["relevance"]:
-            sides_of.setdefault(doc_id, set()).add(question["split"])
+            sides_of.setdefault(doc_id, set()).add(question["metadata"]["split"])
     assert all(len(sides) == 1 for sides in sides_of.values())
 
 
 def test_one_gold_passage_for_single_questions_and_two_for_the_others() -> None:
     for question in QUESTIONS:
-        assert len(question["relevance"]) == (1 if question["type"] == "single" else 2), question["query_id"]
+        assert len(question["relevance"]) == (1 if question["metadata"]["type"] == "single" else 2), question["query_id"]
 
 
 def test_the_first_answer_stands_word_for_word_in_a_gold_passage() -> None:
@@ -102,13 +102,13 @@ def test_the_first_answer_stands_word_for_word_in_a_gold_passage() -> None:
 
 def test_the_answer_of_a_two_hop_question_stands_in_one_gold_passage_only() -> None:
     for question in QUESTIONS:
-        if question["type"] == "two-hop":
+        if question["metadata"]["type"] == "two-hop":
             assert sum(holds(text, question["answers"][0]) for text in gold_texts(question)) == 1, question["query_id"]
 
 
 def test_questions_do_not_hold_their_answer() -> None:
     for question in QUESTIONS:
-        if question["type"] != "comparison":
+        if question["metadata"]["type"] != "comparison":
             assert not holds(question["question"].lower(), question["answers"][0].lower()), question["query_id"]
 
 

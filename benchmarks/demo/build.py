@@ -73,9 +73,8 @@ def build(source: Path = SOURCE) -> tuple[list[Row], list[Row]]:
             "query_id": query_ids[row["id"]],
             "question": row["question"],
             "answers": row["answers"],
-            "type": row["type"],
             "relevance": {doc_ids[gold]: 1 for gold in row["gold"]},
-            "split": side_of[row["cluster"]],
+            "metadata": {"type": row["type"], "split": side_of[row["cluster"]]},
         }
         for row in questions
     ]

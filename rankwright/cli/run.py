@@ -82,6 +82,11 @@ def run_training(
     test = evaluation.test(TRAINED_ROW, REFERENCE_ROW, evaluation.headline_metric)
     result = _result(settings, evaluation, test, trained, totals.calls, trained.cache_hits + hits)
     result["price"] = totals.price_text if settings.reader.reader not in ("embedded", "none") else "0"
+    shares = {
+        "pairs_cut": round(policy.share_cut, 4),
+        "reader_tokens_cut": round(getattr(getattr(reader, "reader", None), "share_cut", 0.0), 4),
+    }
+    result.update(shares)
     policy.save(folder / "model")
     card = model_card(settings, splits, evaluation, result, verdict_line(result))
     (folder / "model" / "README.md").write_text(card, encoding="utf-8")
@@ -298,6 +303,10 @@ def show(outcome: RunOutcome) -> None:
     result = outcome.result
     say(
         f"Reader calls {result['reader_calls']}, cache hits {result['cache_hits']}, training {result['seconds']:.0f} s."
+    )
+    say(
+        f"Cut to length: {result['pairs_cut']:.1%} of question-passage pairs for the reranker, "
+        f"{result['reader_tokens_cut']:.1%} of passage tokens for the reader."
     )
     say(f"Report {outcome.folder / 'report.html'}   model {outcome.folder / 'model'}")
     say(verdict_line(result))

@@ -67,7 +67,7 @@ def demo(
 
 
 def demo_splits(settings: RunSettings, *, shuffle_answers: bool = False) -> Any:
-    """The bundled questions with BM25 candidates, divided as their `split` field says."""
+    """The bundled questions with BM25 candidates, divided as their metadata says."""
     import json
     import random
 
@@ -79,7 +79,7 @@ def demo_splits(settings: RunSettings, *, shuffle_answers: bool = False) -> Any:
         DEMO_FOLDER / "questions.jsonl", "jsonl", corpus=DEMO_FOLDER / "corpus.jsonl", need_answers=True
     )
     rows = (DEMO_FOLDER / "questions.jsonl").read_text(encoding="utf-8").splitlines()
-    split_of = {row["query_id"]: row["split"] for row in map(json.loads, rows)}
+    split_of = {row["query_id"]: row["metadata"]["split"] for row in map(json.loads, rows)}
     parts: dict[str, list[Any]] = {"train": [], "dev": [], "test": []}
     for example in dataset.examples:
         parts[split_of[example.query.query_id]].append(example)

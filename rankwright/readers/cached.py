@@ -34,11 +34,11 @@ class CachedReader:
 
     Equal contexts of one batch are read once. Failed reads are not stored. The ledger enters every read at a price of
     0, which is known: it was made on this machine. Counts over its lifetime: `paid` answers of the reader, `hits`
-    answered without it, `failed` reads.
+    answered without it, `failed` reads. `reader` is the one behind it.
     """
 
     def __init__(self, reader: KeyedReader, store: ReadStore, *, run: str = ""):
-        self._reader = reader
+        self.reader = reader
         self._store = store
         self._run = run
         self.paid = 0
@@ -47,11 +47,11 @@ class CachedReader:
 
     @property
     def name(self) -> str:
-        return self._reader.name
+        return self.reader.name
 
     def answer(self, contexts: Sequence[Context]) -> list[ReadResult]:
         """One result per context, in order; `paid` is False for what the store or an equal context answered."""
-        keys = [content_key("answer", {"reader_key": self._reader.cache_key(context)}) for context in contexts]
+        keys = [content_key("answer", {"reader_key": self.reader.cache_key(context)}) for context in contexts]
         results: dict[str, ReadResult] = {
             key: Answer(value["text"], paid=False) for key, value in self._store.get_many(keys).items()
         }
@@ -63,7 +63,7 @@ class CachedReader:
         return [self._counted(results, key, new) for key in keys]
 
     def _read(self, keys: Sequence[str], contexts: Sequence[Context]) -> dict[str, ReadResult]:
-        results = self._reader.answer(contexts)
+        results = self.reader.answer(contexts)
         if len(results) != len(contexts):
             raise ReaderError(
                 f"Reader {self.name} gave {len(results)} results for {len(contexts)} contexts; wanted one for each. "
