@@ -24,7 +24,7 @@ DEMO_INSTALLED := $(VENV)/.installed-demo
 ALL_INSTALLED := $(VENV)/.installed-all
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format docs clean
+.PHONY: help install demo test check format interop-st5 docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,13 @@ check: $(ALL_INSTALLED) ## lint, formatting, types, import floors
 format: $(ALL_INSTALLED) ## let ruff repair what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+interop-st5: $(ALL_INSTALLED) ## check a saved model in sentence-transformers 5.1, in .venv-st5 (it needs transformers below 5)
+	test -e .venv-st5/.made || ($(PYTHON) -m venv .venv-st5 && .venv-st5/bin/pip install --quiet $(PIP_ARGS) \
+		"$$(grep '^torch==' constraints.txt)" 'sentence-transformers==5.1.2' 'transformers<5' && touch .venv-st5/.made)
+	rm -rf build/interop-st5 && mkdir -p build/interop-st5
+	$(BIN)/python -m tests.interop_st5 write build/interop-st5
+	.venv-st5/bin/python tests/interop_st5.py check build/interop-st5
 
 docs: $(ALL_INSTALLED) ## write the pages that come from code (api, cli, settings) and check all pages
 	$(BIN)/python docs/build.py
