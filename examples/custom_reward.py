@@ -10,7 +10,7 @@ together.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,15 @@ def early_and_right(
     ]
 
 
+def show(step: int, steps: int, logs: Mapping[str, float]) -> None:
+    """One line for every log entry that has rewards."""
+    rewards = {name: round(value, 3) for name, value in logs.items() if "reward" in name}
+    if rewards:
+        print(f"step {step} of {steps}", rewards)
+
+
 def main() -> None:
-    """Price some answers, then train a few steps."""
+    """Train a few steps, then rank."""
     reward = function_reward("custom_reward:early_and_right")
     examples = [
         rankwright.Example(rankwright.Query(f"q{number}", question), PASSAGES, (answer,))
@@ -82,7 +89,7 @@ def main() -> None:
             TrainConfig(epochs=2, batch_size=4, eval_steps=1, top_k=2),
             Path(folder) / "run",
             score_dev=dev_scorer(examples, reader, reward, top_k=2),
-            on_step=lambda step, steps, logs: print(step, {k: round(v, 3) for k, v in logs.items() if "reward" in k}),
+            on_step=show,
         )
         print(f"{result.steps} steps, {result.reader_calls} reader calls, {result.cache_hits} answers from the cache")
         for question in QUESTIONS:

@@ -37,7 +37,7 @@ def main() -> None:
         folder / "questions.jsonl", "jsonl", corpus=folder / "corpus.jsonl", need_answers=True
     )
     rows = (folder / "questions.jsonl").read_text(encoding="utf-8").splitlines()
-    split_of = {row["query_id"]: row["split"] for row in map(json.loads, rows)}
+    split_of = {row["query_id"]: row["metadata"]["split"] for row in map(json.loads, rows)}
 
     # 2. First stage: BM25 candidates for every question.
     index = rankwright.BM25(dataset.corpus)
