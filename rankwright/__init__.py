@@ -25,7 +25,12 @@ _WHERE = {
     "answer_reward": "rankwright.rewards",
     "evaluate": "rankwright.evaluation",
     "train": "rankwright.training",
+    "RRPO": "rankwright.algorithms",
     "RRPOConfig": "rankwright.algorithms",
+    "TrainConfig": "rankwright.training",
+    "dev_scorer": "rankwright.training",
+    "ReadStore": "rankwright.llms.cache",
+    "with_candidates": "rankwright.retrieval",
     "write_report": "rankwright.report",
 }
 
