@@ -95,6 +95,7 @@ def train_one(
     policy.save(folder / "model")
     record = {
         "seconds": result.seconds,
+        "seconds_by_part": dict(result.seconds_by_part),
         "steps": result.steps,
         "best_step": result.best_step,
         "dev_before": result.dev_before,

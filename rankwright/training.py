@@ -14,6 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -135,6 +136,9 @@ class TrainResult:
     """Answers that the cache gave."""
     seconds: float
     """Time spent training, over all sessions of the run."""
+    seconds_by_part: Mapping[str, float]
+    """Of these: the policy's forward passes, collecting (sampling and reader), evaluations on dev; the rest is
+    backward, optimizer and checkpoints."""
 
 
 class QuestionSampler(Sampler[int]):
@@ -201,6 +205,7 @@ class FeedbackTrainer(Trainer):
         self.algorithm = algorithm
         self.score_dev = score_dev
         self.totals = {"reader_calls": 0.0, "cache_hits": 0.0, "seconds": 0.0}
+        self.parts = {"forward": 0.0, "collect": 0.0, "dev": 0.0}
         self.session_start = time.monotonic()
         self._reference_scores: dict[str, Tensor] = {}
         self._rollouts: dict[tuple[str, ...], Any] = {}
@@ -230,14 +235,17 @@ class FeedbackTrainer(Trainer):
     ) -> Any:
         """Scores, rollout (new, or the one of these questions while inner epochs last), loss."""
         examples: list[Example] = inputs["examples"]
-        scores_QD = model(requests_of(examples))
+        with self._timed("forward"):
+            scores_QD = model(requests_of(examples))
         key = tuple(example.query.query_id for example in examples)
         first_use = self.state.global_step % self.config.inner_epochs == 0
         if first_use:
             if self.config.inner_epochs > 1 and len(self._rollouts) >= self.config.accumulation:
                 self._rollouts.clear()
             number = self.state.global_step // self.config.inner_epochs
-            rollout = self.algorithm.collect(scores_QD.detach(), self._score_reference(examples), examples, number)
+            with self._timed("collect"):
+                reference_QD = self._score_reference(examples)
+                rollout = self.algorithm.collect(scores_QD.detach(), reference_QD, examples, number)
             self._rollouts[key] = rollout
             self._note(rollout.metrics)
         rollout = self._rollouts[key]
@@ -267,6 +275,12 @@ class FeedbackTrainer(Trainer):
 
     # --- what is told
 
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.parts[part] += time.monotonic() - began
+
     def _note(self, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
             self._logged.setdefault(name, []).append(value)
@@ -286,7 +300,8 @@ class FeedbackTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Dev metrics of the current policy, named eval_*; also written to the log."""
         assert self.score_dev is not None
-        metrics = {f"eval_{name}": value for name, value in self.score_dev(self._policy).items()}
+        with self._timed("dev"):
+            metrics = {f"eval_{name}": value for name, value in self.score_dev(self._policy).items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -317,6 +332,7 @@ class FeedbackTrainer(Trainer):
                 "fingerprint": self.fingerprint,
                 "algorithm": self.algorithm.state(),
                 "totals": {**self.totals, "seconds": self.seconds()},
+                "parts": self.parts,
                 "logged": self._logged,
             }
             (inner / ALGORITHM_STATE).write_text(json.dumps(state), encoding="utf-8")
@@ -350,6 +366,7 @@ class FeedbackTrainer(Trainer):
         state = json.loads((checkpoint / ALGORITHM_STATE).read_text(encoding="utf-8"))
         self.algorithm.restore(state["algorithm"])
         self.totals.update(state["totals"])
+        self.parts.update(state["parts"])
         self._logged = {name: list(values) for name, values in state["logged"].items()}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -584,6 +601,7 @@ def train(
         reader_calls=int(trainer.totals["reader_calls"]),
         cache_hits=int(trainer.totals["cache_hits"]),
         seconds=seconds,
+        seconds_by_part=dict(trainer.parts),
     )
 
 

@@ -70,12 +70,8 @@ def table(shuffled: bool) -> list[str]:
             f"| {r['seconds']:.0f} |"
         )
     if len(gains) > 1:
-        lines += [
-            "",
-            f"Gain over {len(gains)} seeds: mean {np.mean(gains):+.3f}, standard deviation {np.std(gains, ddof=1):.3f}, "
-            "",
-        ]
-        lines[-1] += f"smallest {min(gains):+.3f}, largest {max(gains):+.3f}."
+        spread = f"mean {np.mean(gains):+.3f}, standard deviation {np.std(gains, ddof=1):.3f}"
+        lines += ["", f"Gain over {len(gains)} seeds: {spread}, smallest {min(gains):+.3f}, largest {max(gains):+.3f}."]
     return lines
 
 

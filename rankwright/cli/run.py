@@ -254,6 +254,7 @@ def _result(
         "reader_calls": calls,
         "cache_hits": hits,
         "seconds": round(trained.seconds, 1),
+        "seconds_by_part": {part: round(seconds, 1) for part, seconds in trained.seconds_by_part.items()},
         "steps": trained.steps,
         "best_step": trained.best_step,
         "dev_before": trained.dev_before,
