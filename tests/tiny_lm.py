@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 PAD, UNKNOWN, END, USER, ASSISTANT = "<pad>", "<unk>", "</s>", "<user>", "<assistant>"
 SPECIAL = (PAD, UNKNOWN, END, USER, ASSISTANT)
+# "abcdef" is what transformers tries out on a vocabulary before it looks for a stop string.
 WORDS = (
     "paris",
     "rome",
@@ -26,6 +27,7 @@ WORDS = (
     "answer",
     "is",
     "it",
+    "abcdef",
     *"abcdefg",
 )
 VOCABULARY = {word: number for number, word in enumerate((*SPECIAL, *WORDS))}

@@ -96,6 +96,7 @@ class HTTPLLM:
         # Own generator: jitter drawn from the global one would shift the random numbers of a seeded training run.
         self._rng = random.Random()
         self._told: set[int] = set()
+        self._last_words = ""
 
     def __repr__(self) -> str:
         return f"HTTPLLM({self.name!r})"
@@ -198,6 +199,7 @@ class HTTPLLM:
     def _refusal(self, error: openai.APIStatusError) -> Reply:
         """A value for what concerns this call; raises for what concerns all calls."""
         status, said = error.status_code, self._quote(error)
+        self._last_words = said
         if replies.is_out_of_quota(status, error.code, error.type):
             raise BudgetExceededError(
                 f"Account behind {self.name} is out of quota (http {status}{said}). "
@@ -245,22 +247,22 @@ class HTTPLLM:
             )
 
     def _finished(self, index: int, reply: Reply, spent: Sequence[Reply]) -> Call:
-        self._note_usefulness(reply)
         input_tokens = _sum(attempt.input_tokens for attempt in spent)
         output_tokens = _sum(attempt.output_tokens for attempt in spent)
         price = self.prices.of(input_tokens, output_tokens) if self.prices else None
         return Call(index, reply.result, len(spent), input_tokens, output_tokens, price)
 
-    def _note_usefulness(self, reply: Reply) -> None:
-        """A server whose first calls all fail will not get better by asking it everything else."""
-        if isinstance(reply.result, Completion):
+    def note_usefulness(self, result: CompletionResult) -> None:
+        """Raises ReaderError when none of the first calls was answered: the others would fare no better."""
+        if isinstance(result, Completion):
             self._failed_before_first_answer = None
         elif self._failed_before_first_answer is not None:
             self._failed_before_first_answer += 1
             if self._failed_before_first_answer >= self._breaker.limit:
+                words = self._last_words if result.reason.startswith("http ") else ""
                 raise ReaderError(
                     f"The first {self._failed_before_first_answer} calls of {self.name} all failed "
-                    f"(last: {_reason(reply)}); wanted at least one answer. "
+                    f"(last: {result.reason}{words}); wanted at least one answer. "
                     "Check the model name, the sampling parameters (max_tokens) and the log of the server."
                 )
 
@@ -315,6 +317,7 @@ class _Batch:
             call = await self._llm.call(client, index, request, self._stopping)
             if call is not None:
                 self._report(call)
+                self._llm.note_usefulness(call.result)
             if self._stopping.is_set():
                 return
 

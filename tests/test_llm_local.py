@@ -1,0 +1,215 @@
+"""A real language model on this machine, and the same model behind a real server process."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_lm import END, WORDS, make_chain_model, make_random_model
+
+from rankwright.errors import ConfigurationError, ModelError, ReaderError, ResourceNotFoundError
+from rankwright.llms.cache import CachedLLM, ReadStore
+from rankwright.llms.calls import Call
+from rankwright.llms.http import HTTPLLM
+from rankwright.llms.local import LocalLLM
+from rankwright.readers.llm import LLMReader
+from rankwright.types import Answer, Completion, CompletionFailed, Context, Document, LLMRequest, Query
+
+START_SECONDS = 240  # the server imports torch and fastapi on a machine that may be busy
+
+
+def ask(text: str, **sampling: float | int | str) -> LLMRequest:
+    return LLMRequest((("user", text),), tuple(sorted(sampling.items())) or (("max_tokens", 8), ("temperature", 0.0)))
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_chain_model(tmp_path_factory.mktemp("models") / "chain", ["answer", "is", "paris", END])
+
+
+@pytest.fixture(scope="module")
+def llm(chain: Path) -> LocalLLM:
+    return LocalLLM(chain, device="cpu", dtype="float32")
+
+
+def test_it_writes_until_its_end_token(llm: LocalLLM) -> None:
+    # <user> capital of it <assistant> are 5 tokens in, three words and the end are 4 out
+    assert llm.complete([ask("capital of it")]) == [Completion("answer is paris", 5, 4)]
+
+
+def test_a_text_that_does_not_end_in_time_is_a_failure(llm: LocalLLM) -> None:
+    assert llm.complete([ask("it", max_tokens=3), ask("it", max_tokens=4)]) == [
+        CompletionFailed("length"),
+        Completion("answer is paris", 3, 4),
+    ]
+
+
+def test_the_models_own_limit_caps_every_request(chain: Path) -> None:
+    assert LocalLLM(chain, device="cpu", max_new_tokens=2).complete([ask("it", max_tokens=64)]) == [
+        CompletionFailed("length")
+    ]
+
+
+def test_a_stop_word_ends_the_text_before_it(llm: LocalLLM) -> None:
+    assert llm.complete([ask("it", stop="is", max_tokens=8)]) == [Completion("answer", 3, 2)]
+
+
+def test_silence_is_a_failure(tmp_path: Path) -> None:
+    assert LocalLLM(make_chain_model(tmp_path, [END]), device="cpu").complete([ask("it")]) == [
+        CompletionFailed("empty text")
+    ]
+
+
+def test_a_prompt_that_leaves_no_room_is_a_failure_and_the_rest_is_answered(llm: LocalLLM) -> None:
+    results = llm.complete([ask("it " * 300), ask("it")])
+    assert results == [CompletionFailed("prompt too long"), Completion("answer is paris", 3, 4)]
+
+
+def test_a_model_without_a_chat_template_gets_the_bare_texts(tmp_path: Path) -> None:
+    plain = LocalLLM(make_chain_model(tmp_path, ["rome", END], template=None), device="cpu")
+    request = LLMRequest((("system", "question"), ("user", "capital <assistant>")))
+    assert plain.complete([request]) == [Completion("rome", 3, 2)]
+
+
+def test_batches_padded_on_the_left_give_what_each_prompt_gives_alone(tmp_path: Path) -> None:
+    model = LocalLLM(make_random_model(tmp_path, seed=4), device="cpu", dtype="float32", batch_size=5)
+    rng = random.Random(1)
+    requests = [ask(" ".join(rng.choices(WORDS, k=rng.randint(1, 30))), max_tokens=12) for _ in range(24)]
+    together = model.complete(requests)
+    assert together == [model.complete([request])[0] for request in requests]
+    assert len({result.text for result in together if isinstance(result, Completion)}) > 10  # the prompts do matter
+
+
+def test_calls_are_reported_batch_by_batch_at_a_known_price_of_zero(chain: Path) -> None:
+    model = LocalLLM(chain, device="cpu", batch_size=2)
+    reports: list[list[Call]] = []
+    model.complete_each([ask("it"), ask("it is a"), ask("a b c d e")], lambda calls: reports.append(list(calls)))
+    assert [[call.index for call in calls] for calls in reports] == [[2, 1], [0]]  # longest first
+    assert {call.price for calls in reports for call in calls} == {0.0}
+
+
+def test_the_name_changes_with_the_weights_and_not_with_the_folder(tmp_path: Path, chain: Path, llm: LocalLLM) -> None:
+    same = LocalLLM(make_chain_model(tmp_path / "chain", ["answer", "is", "paris", END]), device="cpu")
+    other = LocalLLM(make_chain_model(tmp_path / "other" / "chain", ["oslo", END]), device="cpu")
+    assert same.name == llm.name
+    assert other.name != llm.name
+    assert llm.name.startswith("chain@sha256:")
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 0.7}, {"top_p": 0.9}, {"n": 2}])
+def test_sampling_it_does_not_do_is_refused(llm: LocalLLM, sampling: dict[str, float]) -> None:
+    with pytest.raises(ConfigurationError, match="greedily"):
+        llm.complete([ask("it", **sampling)])
+
+
+@pytest.mark.parametrize("setting", ["max_new_tokens", "batch_size"])
+def test_a_setting_below_one_is_refused(chain: Path, setting: str) -> None:
+    settings: dict[str, Any] = {setting: 0}
+    with pytest.raises(ConfigurationError, match=setting):
+        LocalLLM(chain, **settings)
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ResourceNotFoundError, match=r"nothing-here.*Check the name"):
+        LocalLLM(tmp_path / "nothing-here")
+
+
+def test_weights_in_pickle_are_not_loaded(tmp_path: Path) -> None:
+    folder = make_chain_model(tmp_path, [END])
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ResourceNotFoundError, match="safetensors"):
+        LocalLLM(folder)
+
+
+def test_a_model_that_brings_code_is_refused(tmp_path: Path) -> None:
+    folder = make_chain_model(tmp_path, [END])
+    canary = tmp_path / "ran"
+    (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w')\nclass C: pass\n")
+    (folder / "config.json").write_text('{"model_type": "evil", "auto_map": {"AutoConfig": "evil.C"}}')
+    with pytest.raises(ModelError, match="without running code"):
+        LocalLLM(folder)
+    assert not canary.exists()
+
+
+def test_it_reads_through_a_cache(llm: LocalLLM, tmp_path: Path) -> None:
+    context = Context(Query("q", "capital of it"), (Document("d", "paris is it"),))
+    with ReadStore(tmp_path / "reads.sqlite") as store:
+        reader = LLMReader(CachedLLM(llm, store, run="r"))
+        assert reader.answer([context]) == [Answer("paris")]
+        assert reader.answer([context]) == [Answer("paris", paid=False)]
+        assert (store.ledger.totals("r").calls, store.ledger.totals("r").price) == (1, 0.0)
+
+
+# --- the same model behind `transformers serve` -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def served(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(chain)]
+    command += ["--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
+    log = tmp_path_factory.mktemp("served") / "log.txt"
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            command, stdout=output, stderr=output, env=os.environ | {"HF_HUB_OFFLINE": "1"}, start_new_session=True
+        )
+        try:
+            _wait_until_up(f"http://127.0.0.1:{port}/health", server, log)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.kill()
+            server.wait()
+
+
+def _wait_until_up(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        assert server.poll() is None, log.read_text()
+        try:
+            with urllib.request.urlopen(address, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail(f"transformers serve did not come up: {log.read_text()}")
+
+
+@pytest.mark.timeout(START_SECONDS + 60)
+def test_a_served_model_answers_through_http_as_it_does_locally(
+    served: str, chain: Path, llm: LocalLLM, tmp_path: Path
+) -> None:
+    contexts = [
+        Context(Query("q1", "capital of it"), (Document("d1", "paris is it", "a"), Document("d2", "rome"))),
+        Context(Query("q2", "question"), ()),
+    ]
+    with ReadStore(tmp_path / "reads.sqlite") as store:
+        over_http = LLMReader(CachedLLM(HTTPLLM(str(chain), served), store, run="served"))
+        assert over_http.answer(contexts) == LLMReader(llm).answer(contexts) == [Answer("paris"), Answer("paris")]
+        assert over_http.answer(contexts) == [Answer("paris", paid=False)] * 2
+        totals = store.ledger.totals("served")
+    assert (totals.calls, totals.failed, totals.price_text) == (2, 0, "unknown")
+    assert totals.output_tokens == 2 * 4
+    assert totals.input_tokens > 2 * 50  # the prompts, counted by the server
+
+
+@pytest.mark.timeout(START_SECONDS + 60)
+def test_a_served_model_cut_short_is_a_failed_read(served: str, chain: Path) -> None:
+    results = HTTPLLM(str(chain), served).complete([ask("it", max_tokens=2, temperature=0.0)])
+    assert results == [CompletionFailed("length")]
+
+
+@pytest.mark.timeout(START_SECONDS + 60)
+def test_a_model_the_server_does_not_know_stops_the_run(served: str) -> None:
+    llm = HTTPLLM("other-model", served, stop_after=5, concurrency=1)
+    with pytest.raises(ReaderError, match=r"first 5 calls .*http 400.*other-model"):
+        llm.complete([ask(word) for word in WORDS])
