@@ -15,6 +15,16 @@ DEMO_NAME = "demo"
 DEMO_FOLDER = Path(__file__).parents[1] / "assets" / "demo"
 DEMO_RECIPE = Path(__file__).parents[1] / "recipes" / "demo.yaml"
 
+DEMO_EXAMPLES = """
+**Examples**
+
+    rankwright demo --seed 1
+
+The control, in which nothing may be gained:
+
+    rankwright demo --shuffle-answers --name control
+"""
+
 TRAIN_EXAMPLES = """
 **Examples**
 
@@ -35,7 +45,7 @@ Go on after an interruption, with the same settings:
 
 def register(app: typer.Typer) -> None:
     """Adds the verbs."""
-    app.command(epilog="**Example** \\n\\n    rankwright demo --seed 1")(demo)
+    app.command(epilog=DEMO_EXAMPLES)(demo)
     app.command(epilog=TRAIN_EXAMPLES)(train)
 
 
