@@ -23,12 +23,14 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from rankwright.backbone import ASSETS, apply_adapter, backbone_folder, load_adapter, sha256_file
 from rankwright.batching import token_batches
+from rankwright.errors import ConfigurationError
 from rankwright.types import Answer, Context, Document, ReadResult
 
 KINDS = ("span", "yes", "no", "nothing")
 POSITIONS = 512
 QUESTION_SHARE = 62
 PASSAGE_CAP = 256
+MAX_PASSAGES = 30
 MAX_ANSWER_TOKENS = 24
 READER_ADAPTER = ASSETS / "reader.safetensors"
 
@@ -100,6 +102,11 @@ class Encoder:
 
     def encode(self, question: str, documents: Sequence[Document]) -> Encoded:
         """One context; every passage gets an equal token share."""
+        if len(documents) > MAX_PASSAGES:
+            raise ConfigurationError(
+                f"The embedded reader was given {len(documents)} passages; wanted at most {MAX_PASSAGES}, or no room "
+                "is left for them and the question in its 512 positions. Lower --top-k."
+            )
         cls, sep = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         count = max(len(documents), 1)
         room = min(PASSAGE_CAP, (POSITIONS - QUESTION_SHARE) // count)
@@ -181,10 +188,14 @@ class EmbeddedReader:
     def from_model(
         cls, model: ExtractiveModel, encoder: Encoder, nothing_bias: float, *, max_tokens: int = 4096
     ) -> EmbeddedReader:
-        """A reader around a model in memory, as training uses it."""
+        """A reader around a model in memory, as training uses it; known by the hash of its present weights."""
         reader = cls.__new__(cls)
         reader._setup(model, encoder, nothing_bias, max_tokens, "cpu")
-        reader._fingerprint = "in-memory"
+        digest = hashlib.sha256()
+        for name, weight in sorted(model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(weight.cpu().contiguous().numpy().tobytes())
+        reader._fingerprint = digest.hexdigest()[:16]
         return reader
 
     def _setup(

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -87,20 +89,37 @@ class CrossEncoderReranker(nn.Module):
                     f"Model '{path}' has {getattr(config, 'num_labels', 'no')} labels; wanted 1. "
                     "Use a reranker (cross-encoder) checkpoint, not a classifier or an embedding model."
                 )
-            model = AutoModelForSequenceClassification.from_pretrained(
-                path, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                path,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
+            if report["missing_keys"]:  # transformers fills them with random numbers
+                raise ModelError(
+                    f"Model '{path}' has no weights for {', '.join(sorted(report['missing_keys']))}; wanted a complete "
+                    "cross-encoder. Use a reranker checkpoint, not an embedding model or a bare encoder."
+                )
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        except (OSError, json.JSONDecodeError) as error:
-            raise ResourceNotFoundError(
-                f"Model '{path}' is neither a readable model folder nor a hub name that could be fetched "
-                f"({_first_line(error)}). "
-                "Check the path, or the connection and HF_TOKEN for a hub name."
-            ) from error
+            if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a folder without one
+                raise ModelError(
+                    f"Model '{path}' has a tokenizer that knows no word; wanted tokenizer.json or a vocabulary "
+                    "file beside the weights. Save the tokenizer there with save_pretrained."
+                )
         except ModelError:
             raise
-        except ValueError as error:
-            raise ModelError(f"Model '{path}' cannot be opened as a cross-encoder: {_first_line(error)}.") from error
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            if isinstance(error, OSError) and not Path(path).is_dir():
+                raise ResourceNotFoundError(
+                    f"Model '{path}' is neither a model folder nor a hub name that could be fetched "
+                    f"({_first_line(error)}). Check the path, or the connection and HF_TOKEN for a hub name."
+                ) from error
+            raise ModelError(
+                f"Model '{path}' cannot be opened as a cross-encoder ({_first_line(error)}); wanted config.json, "
+                "tokenizer files and safetensors weights that fit together. Save it again with save_pretrained."
+            ) from error
         tokenizer.model_max_length = _pair_length(tokenizer, config, max_length)
         template = (getattr(config, "rankwright", None) or {}).get("template", DEFAULT_TEMPLATE)
         reranker = cls(model, tokenizer, template=template, name=str(path))
@@ -136,7 +155,9 @@ class CrossEncoderReranker(nn.Module):
         )
         lengths = [len(ids) for ids in encoded["input_ids"]]
         self.pairs_seen += len(pairs)
-        self.pairs_cut += sum(length >= self.max_length for length in lengths)
+        self.pairs_cut += self._count_cut(
+            [pair for pair, n in zip(pairs, lengths, strict=True) if n >= self.max_length]
+        )
         device = next(self.model.parameters()).device
         parts: list[Tensor] = []
         order: list[int] = []
@@ -147,6 +168,13 @@ class CrossEncoderReranker(nn.Module):
         back = torch.empty(len(order), dtype=torch.long, device=device)
         back[torch.tensor(order, device=device)] = torch.arange(len(order), device=device)
         return torch.cat(parts)[back]
+
+    def _count_cut(self, full: Sequence[tuple[str, str]]) -> int:
+        """How many of the pairs that fill max_length are in truth longer."""
+        if not full:
+            return 0
+        whole = self.tokenizer([q for q, _ in full], [d for _, d in full], truncation=False, verbose=False)
+        return sum(len(ids) > self.max_length for ids in whole["input_ids"])
 
     @torch.no_grad()
     def rerank_batch(self, requests: Sequence[RerankRequest]) -> list[Ranking]:
@@ -194,18 +222,22 @@ class CrossEncoderReranker(nn.Module):
             from peft import LoraConfig, TaskType, get_peft_model
         except ImportError as error:
             raise MissingDependencyError('LoRA needs peft; run pip install "rankwright[train]".') from error
-        linear = {n.rsplit(".", 1)[-1] for n, m in self.model.named_modules() if isinstance(m, nn.Linear)}
-        heads = [name for name in ("classifier", "score") if name in linear or hasattr(self.model, name)]
+        heads = [name for name in ("classifier", "score") if hasattr(self.model, name)]
+        linear = [name for name, module in self.model.named_modules() if isinstance(module, nn.Linear)]
         # The head stays frozen unless it is named here.
         config = LoraConfig(
             task_type=TaskType.SEQ_CLS,
             r=rank,
             lora_alpha=alpha,
             lora_dropout=dropout,
-            target_modules=sorted(linear - set(heads)),
+            # By full name: a head of several layers (RoBERTa's) is trained whole, not adapted as well.
+            target_modules=[name for name in linear if name.split(".")[0] not in heads],
             modules_to_save=heads,
         )
-        self.model = get_peft_model(self.model, config)
+        with warnings.catch_warnings():
+            # peft 0.21 asks transformers by a name that is about to change; nothing that a user could do about it.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            self.model = get_peft_model(self.model, config)
 
     def merge_lora(self) -> None:
         """Adds the low-rank updates to the weights, so that the saved folder is a plain model."""
@@ -281,5 +313,6 @@ def load_reference(
     reranker = untrained_reference()
     apply_adapter(reranker.model, tensors)
     reranker.template = settings["template"]
-    reranker.tokenizer.model_max_length = max_length or int(settings["max_length"])
+    length = max_length or int(settings["max_length"])
+    reranker.tokenizer.model_max_length = _pair_length(reranker.tokenizer, reranker.model.config, length)
     return reranker.to(device).eval()

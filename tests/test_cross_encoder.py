@@ -1,0 +1,452 @@
+"""The cross-encoder: equal scores here, in sentence-transformers and in transformers; refusals; LoRA; the hub."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertModel,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
+)
+
+import rankwright
+from rankwright.errors import ConfigurationError, ModelError, ResourceNotFoundError
+from rankwright.rerankers import cross_encoder
+from rankwright.rerankers.cross_encoder import CrossEncoderReranker, render
+from rankwright.types import Document, Query, RerankRequest
+from tests.tiny_bert import VOCABULARY, save_cross_encoder, spread, tiny_config, tiny_tokenizer
+
+MAX_LENGTH = 64
+QUERY = "where does the rain go?"
+DOCUMENTS = (
+    Document("a", "It goes into the river.", "Rain"),
+    Document("b", "The moon has no rain."),
+    Document("c", "A river is long, and so is this passage: " + "river moon rain " * 60, "River"),
+    Document("d", "{text} in {braces} {0} {title}", "{title} {x"),
+    Document("e", ""),
+    Document("f", "rain", "Moon"),
+)
+
+
+@pytest.fixture(scope="module")
+def plain_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_cross_encoder(tmp_path_factory.mktemp("plain"), max_length=MAX_LENGTH)
+
+
+@pytest.fixture
+def reranker(plain_folder: Path) -> CrossEncoderReranker:
+    return CrossEncoderReranker.from_pretrained(str(plain_folder))
+
+
+@pytest.fixture(scope="module")
+def saved_folder(plain_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    CrossEncoderReranker.from_pretrained(str(plain_folder)).save(folder)
+    return folder
+
+
+def scores_of(reranker: CrossEncoderReranker, documents: tuple[Document, ...] = DOCUMENTS) -> list[float]:
+    """Scores in the order of the documents."""
+    ranking = reranker.rerank_batch([RerankRequest(Query("q", QUERY), documents)])[0]
+    by_id = dict(zip(ranking.doc_ids, ranking.scores, strict=True))
+    return [by_id[document.doc_id] for document in documents]
+
+
+def pairs_of(template: str = cross_encoder.DEFAULT_TEMPLATE) -> list[tuple[str, str]]:
+    return [(QUERY, render(template, document)) for document in DOCUMENTS]
+
+
+# --- equal scores
+
+
+def test_scores_are_spread_enough_to_tell_models_apart(reranker: CrossEncoderReranker) -> None:
+    scores = scores_of(reranker)
+    assert max(scores) - min(scores) > 0.1
+    assert len({round(score, 4) for score in scores}) == len(scores)
+
+
+def test_saved_folder_gives_equal_scores_in_transformers_and_here(
+    reranker: CrossEncoderReranker, saved_folder: Path
+) -> None:
+    scores = scores_of(reranker)
+    assert scores_of(rankwright.load(saved_folder)) == pytest.approx(scores, abs=1e-5)
+    model = AutoModelForSequenceClassification.from_pretrained(saved_folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(saved_folder)
+    queries, texts = zip(*pairs_of(), strict=True)
+    with torch.no_grad():
+        batch = tokenizer(list(queries), list(texts), padding=True, truncation=True, return_tensors="pt")
+        found = model(**batch).logits[:, 0].tolist()
+    assert found == pytest.approx(scores, abs=1e-5)
+
+
+def test_saved_folder_gives_equal_raw_scores_in_sentence_transformers(
+    reranker: CrossEncoderReranker, saved_folder: Path
+) -> None:
+    from sentence_transformers import CrossEncoder
+
+    model = CrossEncoder(str(saved_folder), device="cpu")
+    found = model.predict(pairs_of(), show_progress_bar=False).tolist()
+    assert found == pytest.approx(scores_of(reranker), abs=1e-5)
+    assert type(model.activation_fn) is torch.nn.Identity
+
+
+def test_folder_names_the_activation_for_both_generations_and_one_label(saved_folder: Path) -> None:
+    config = json.loads((saved_folder / "config.json").read_text())
+    own = json.loads((saved_folder / "config_sentence_transformers.json").read_text())
+    assert config["sentence_transformers"]["activation_fn"] == own["activation_fn"] == cross_encoder.IDENTITY
+    assert config["id2label"] == {"0": "LABEL_0"}
+    assert (saved_folder / "model.safetensors").is_file()
+    assert not list(saved_folder.glob("*.bin"))
+
+
+def test_the_length_that_pairs_were_cut_to_is_saved(plain_folder: Path, tmp_path: Path) -> None:
+    short = rankwright.load(plain_folder, max_length=20)
+    short.save(tmp_path)
+    again = rankwright.load(tmp_path)
+    assert again.max_length == 20
+    assert scores_of(again) == pytest.approx(scores_of(short), abs=1e-6)
+    assert scores_of(short) != pytest.approx(scores_of(rankwright.load(plain_folder)), abs=1e-3)
+
+
+def test_length_never_exceeds_the_positions(tmp_path: Path) -> None:
+    folder = save_cross_encoder(tmp_path, max_length=10**6)
+    assert rankwright.load(folder).max_length == tiny_config().max_position_embeddings
+    assert rankwright.load(folder, max_length=4000).max_length == tiny_config().max_position_embeddings
+
+
+# --- text
+
+
+def test_doctests() -> None:
+    result = doctest.testmod(cross_encoder)
+    assert result.attempted >= 2
+    assert result.failed == 0
+
+
+def test_braces_in_passages_are_text() -> None:
+    document = Document("1", "{title} {0} {x", "{text}}")
+    assert render("{title}: {text}", document) == "{text}}: {title} {0} {x"
+    assert render("{{{text}}} \\1 {title}{title}", Document("1", "a\\g<0>", "T")) == "{{a\\g<0>}} \\1 TT"
+
+
+def test_template_is_saved_and_loaded(reranker: CrossEncoderReranker, tmp_path: Path) -> None:
+    reranker.template = "{text} ({title})"
+    before = scores_of(reranker)
+    reranker.save(tmp_path)
+    again = rankwright.load(tmp_path)
+    assert again.template == "{text} ({title})"
+    assert scores_of(again) == pytest.approx(before, abs=1e-6)
+
+
+def test_a_template_without_text_is_refused(reranker: CrossEncoderReranker) -> None:
+    with pytest.raises(ConfigurationError, match=r"Template is '\{title\}'; wanted one with \{text\}"):
+        CrossEncoderReranker(reranker.model, reranker.tokenizer, template="{title}")
+
+
+def test_documents_longer_than_the_model_are_counted(reranker: CrossEncoderReranker) -> None:
+    """One token a letter; [CLS] question [SEP] document [SEP] leaves 64 - 3 - 1 for the document of question "q"."""
+    exact, longer = Document("x", "z" * 60), Document("y", "z" * 61)
+    assert reranker.share_cut == 0
+    reranker.rerank("q", [exact])
+    assert reranker.share_cut == 0
+    reranker.rerank("q", [longer, exact, Document("s", "z")])
+    assert reranker.share_cut == 1 / 4
+
+
+# --- rankings
+
+
+def test_strings_get_their_position_as_id_and_top_k_keeps_the_best(reranker: CrossEncoderReranker) -> None:
+    texts = ["moon", "rain rain", "river, 7", "x"]
+    ranking = reranker.rerank(QUERY, texts)
+    assert ranking.query_id == "0"
+    assert sorted(ranking.doc_ids) == ["0", "1", "2", "3"]
+    assert list(ranking.scores) == sorted(ranking.scores, reverse=True)
+    best = reranker.rerank(QUERY, texts, top_k=2)
+    assert (best.doc_ids, best.scores) == (ranking.doc_ids[:2], ranking.scores[:2])
+    assert reranker.rerank(QUERY, texts, top_k=99) == ranking
+
+
+def test_equal_scores_keep_input_order(reranker: CrossEncoderReranker) -> None:
+    documents = [Document(name, "the same text") for name in "zyxwvutsrqponm"]
+    assert reranker.rerank(QUERY, documents).doc_ids == tuple("zyxwvutsrqponm")
+
+
+def test_empty_lists(reranker: CrossEncoderReranker) -> None:
+    assert reranker.rerank_batch([]) == []
+    assert reranker.rerank(QUERY, []).doc_ids == ()
+    query = Query("q", QUERY)
+    none, two = reranker.rerank_batch([RerankRequest(query, ()), RerankRequest(query, DOCUMENTS[:2])])
+    assert none.doc_ids == ()
+    assert sorted(two.doc_ids) == ["a", "b"]
+
+
+def test_scores_do_not_depend_on_the_batch(reranker: CrossEncoderReranker) -> None:
+    alone = [scores_of(reranker, (document,))[0] for document in DOCUMENTS]
+    requests = [RerankRequest(Query(str(n), QUERY), DOCUMENTS[n:] + DOCUMENTS[:n]) for n in range(len(DOCUMENTS))]
+    for max_tokens in (1, 150, 8192):
+        reranker.max_tokens = max_tokens
+        for ranking in reranker.rerank_batch(requests):
+            by_id = dict(zip(ranking.doc_ids, ranking.scores, strict=True))
+            assert [by_id[d.doc_id] for d in DOCUMENTS] == pytest.approx(alone, abs=1e-5)
+
+
+def test_forward_pads_with_minus_infinity_and_carries_gradient(reranker: CrossEncoderReranker) -> None:
+    query = Query("q", QUERY)
+    scores_QD = reranker([RerankRequest(query, DOCUMENTS[:1]), RerankRequest(query, DOCUMENTS)])
+    assert scores_QD.shape == (2, len(DOCUMENTS))
+    assert torch.isneginf(scores_QD[0, 1:]).all()
+    assert torch.isfinite(scores_QD[1]).all()
+    scores_QD[1].sum().backward()
+    assert reranker.model.classifier.weight.grad.abs().sum() > 0
+
+
+def test_nan_weights_are_a_model_error(reranker: CrossEncoderReranker) -> None:
+    with torch.no_grad():
+        reranker.model.classifier.bias.fill_(torch.nan)
+    with pytest.raises(ModelError, match="scored document 'a' of query 'q' nan; wanted a finite number"):
+        scores_of(reranker)
+
+
+# --- LoRA
+
+
+def trained_by_lora(reranker: CrossEncoderReranker) -> CrossEncoderReranker:
+    reranker.add_lora(rank=4, alpha=8)
+    optimizer = torch.optim.SGD([p for p in reranker.parameters() if p.requires_grad], lr=0.5)
+    for _ in range(3):
+        optimizer.zero_grad()
+        scores = reranker([RerankRequest(Query("q", QUERY), DOCUMENTS)])
+        (scores - torch.arange(len(DOCUMENTS))).square().mean().backward()
+        optimizer.step()
+    return reranker.eval()
+
+
+def small_xlm_roberta() -> CrossEncoderReranker:
+    """A head of two layers, as in the bge rerankers."""
+    config = XLMRobertaConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=MAX_LENGTH + 2,
+        type_vocab_size=2,
+        pad_token_id=0,
+    )
+    config.num_labels = 1
+    model = XLMRobertaForSequenceClassification(config).eval()
+    spread(model)
+    return CrossEncoderReranker(model, tiny_tokenizer(MAX_LENGTH))
+
+
+@pytest.mark.parametrize("family", ["bert", "xlm-roberta"])
+def test_lora_trains_low_rank_and_head_only_and_saves_a_plain_model(
+    family: str, reranker: CrossEncoderReranker, tmp_path: Path
+) -> None:
+    policy = reranker if family == "bert" else small_xlm_roberta()
+    frozen = {name: weight.clone() for name, weight in policy.model.state_dict().items()}
+    before = scores_of(policy)
+    trained = trained_by_lora(policy)
+    learning = {name for name, weight in trained.model.named_parameters() if weight.requires_grad}
+    assert all("lora_" in name or "classifier" in name for name in learning)
+    assert any("lora_" in name for name in learning)
+    assert not any("lora_" in name and "classifier" in name for name in learning)
+    assert sum("classifier" in name for name in learning) == sum(name.startswith("classifier.") for name in frozen)
+    after = scores_of(trained)
+    assert after != pytest.approx(before, abs=0.1)
+    trained.save(tmp_path)
+    assert scores_of(rankwright.load(tmp_path)) == pytest.approx(after, abs=1e-5)
+    assert not list(tmp_path.glob("adapter*"))
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path).state_dict()
+    assert plain.keys() == frozen.keys()
+    assert torch.equal(plain[name := next(n for n in frozen if "word_embeddings" in n)], frozen[name])
+
+
+# --- refusals
+
+
+def test_two_labels_are_refused(tmp_path: Path) -> None:
+    save_cross_encoder(tmp_path, labels=2)
+    with pytest.raises(ModelError, match="has 2 labels; wanted 1"):
+        rankwright.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["no-such-folder", "runs/demo/model", "./nowhere", "/nowhere/at/all", "someone/absent"]
+)
+def test_what_does_not_exist_is_named(name: str) -> None:
+    with pytest.raises(ResourceNotFoundError, match=f"Model '{name}' is neither a model folder nor a hub name"):
+        rankwright.load(name)
+
+
+@pytest.mark.parametrize("labels", [2, 1])
+def test_an_embedding_model_is_refused(tmp_path: Path, labels: int) -> None:
+    """With one label in its config, transformers would silently score with a random head."""
+    BertModel(tiny_config(labels)).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    if labels == 1:
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({**config, "id2label": {"0": "LABEL_0"}}))
+    wanted = "has 2 labels; wanted 1" if labels == 2 else "has no weights for classifier.bias, classifier.weight"
+    with pytest.raises(ModelError, match=wanted):
+        rankwright.load(tmp_path)
+
+
+@pytest.fixture
+def copy(plain_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(plain_folder, tmp_path / "copy"))
+
+
+def test_pickled_weights_are_never_read(copy: Path, reranker: CrossEncoderReranker) -> None:
+    (copy / "model.safetensors").unlink()
+    torch.save(reranker.model.state_dict(), copy / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"cannot be opened as a cross-encoder \(.*safetensors"):
+        rankwright.load(copy)
+
+
+def test_code_in_the_folder_is_never_run(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    code = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
+    (copy / "own.py").write_text(code + "from transformers import BertConfig as Own, BertModel as OwnModel\n")
+    auto_map = {"AutoConfig": "own.Own", "AutoModelForSequenceClassification": "own.OwnModel"}
+    (copy / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": auto_map}))
+    with pytest.raises(ModelError, match="cannot be opened as a cross-encoder"):
+        rankwright.load(copy)
+    assert not list(copy.rglob("ran"))
+
+
+@pytest.mark.parametrize("fault", ["torn weights", "broken json", "no config", "other shape"])
+def test_a_damaged_folder_is_a_model_error(copy: Path, fault: str) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    if fault == "torn weights":
+        data = (copy / "model.safetensors").read_bytes()
+        (copy / "model.safetensors").write_bytes(data[: len(data) // 2])
+    elif fault == "broken json":
+        (copy / "config.json").write_text("{")
+    elif fault == "no config":
+        (copy / "config.json").unlink()
+    else:
+        (copy / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
+    with pytest.raises(ModelError, match=f"Model '{copy}' cannot be opened as a cross-encoder"):
+        rankwright.load(copy)
+
+
+def test_a_folder_without_tokenizer_is_refused(copy: Path) -> None:
+    """Transformers would make one that maps every word to [UNK]."""
+    for path in [*copy.glob("tokenizer*"), *copy.glob("vocab*")]:
+        path.unlink()
+    with pytest.raises(ModelError, match="has a tokenizer that knows no word; wanted tokenizer"):
+        rankwright.load(copy)
+
+
+def test_unknown_backend_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="Backend is 'onnx'; wanted 'torch'"):
+        rankwright.load("reference", backend="onnx")
+
+
+# --- the hub, on loopback
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REPOSITORY = "someone/tiny-reranker"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The part of the hub's HTTP interface that a download needs, for one model repository."""
+
+    folder: Path
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, body: bool) -> None:
+        path = self.path.partition("?")[0]
+        names = sorted(file.name for file in self.folder.iterdir())
+        if path.startswith(f"/{REPOSITORY}/resolve/"):
+            name = path.split("/", 5)[5]
+            if name in names:
+                return self._send(200, (self.folder / name).read_bytes(), body, {"ETag": f'"{name}"'})
+            return self._send(404, b"", body, {"X-Error-Code": "EntryNotFound"})
+        if path.startswith(f"/api/models/{REPOSITORY}/tree/"):
+            size = {name: (self.folder / name).stat().st_size for name in names}
+            rows = [{"type": "file", "path": name, "size": size[name], "oid": name} for name in names]
+            return self._send(200, json.dumps(rows).encode(), body, {})
+        if path in (f"/api/models/{REPOSITORY}", f"/api/models/{REPOSITORY}/revision/main"):
+            about: dict[str, Any] = {"id": REPOSITORY, "sha": COMMIT, "siblings": [{"rfilename": n} for n in names]}
+            return self._send(200, json.dumps(about).encode(), body, {})
+        return self._send(404, b"", body, {"X-Error-Code": "RepoNotFound"})
+
+    def _send(self, status: int, content: bytes, body: bool, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "X-Repo-Commit": COMMIT, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Silent."""
+
+
+@pytest.fixture
+def hub(plain_folder: Path) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("OneHub", (Hub,), {"folder": plain_folder}))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+SCRIPT = """
+import json, sys
+import rankwright
+from rankwright.errors import ResourceNotFoundError
+from rankwright.types import Document
+reranker = rankwright.load("someone/tiny-reranker")
+ranking = reranker.rerank(sys.argv[1], [Document(*row) for row in json.loads(sys.argv[2])])
+try:
+    rankwright.load("someone/absent")
+except ResourceNotFoundError as error:
+    print(json.dumps([reranker.name, dict(zip(ranking.doc_ids, ranking.scores)), str(error)]))
+"""
+
+
+def test_a_hub_name_is_fetched(hub: str, reranker: CrossEncoderReranker, tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
+    environment |= {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    rows = json.dumps([[d.doc_id, d.text, d.title] for d in DOCUMENTS])
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, QUERY, rows],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    name, scores, message = json.loads(done.stdout)
+    assert name == REPOSITORY
+    assert [scores[d.doc_id] for d in DOCUMENTS] == pytest.approx(scores_of(reranker), abs=1e-5)
+    assert message.startswith("Model 'someone/absent' is neither a model folder nor a hub name")

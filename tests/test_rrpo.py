@@ -1,0 +1,459 @@
+"""RRPO over small worlds: what is read, where rewards land, and which way the gradient points."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from rankwright.algorithms import RRPO, RRPOConfig, Supervised
+from rankwright.algorithms.rrpo import Rollout
+from rankwright.errors import ConfigurationError, ReaderError
+from rankwright.maths.plackett_luce import step_logprobs
+from rankwright.maths.policy_gradient import exact_kl, sampled_kl
+from rankwright.rewards import answer_reward
+from rankwright.training import requests_of
+from rankwright.types import Answer, Context, Document, Example, Outcome, Query, ReadFailed, ReadResult, RewardValue
+from tests.toy import ToyPolicy, ToyReader, examples
+
+INF = math.inf
+Ids = tuple[str, ...]
+
+
+class EchoReader:
+    """Answers with the ids that it was given, and remembers what it was asked."""
+
+    name = "echo"
+
+    def __init__(self, fails: Callable[[Ids], bool] = lambda ids: False, paid: bool = True) -> None:
+        self.fails = fails
+        self.paid = paid
+        self.asked: list[tuple[str, Ids]] = []
+
+    def answer(self, contexts: Sequence[Context]) -> list[ReadResult]:
+        results: list[ReadResult] = []
+        for context in contexts:
+            ids = tuple(document.doc_id for document in context.documents)
+            self.asked.append((context.query.query_id, ids))
+            results.append(ReadFailed("planned") if self.fails(ids) else Answer(" ".join(ids), self.paid))
+        return results
+
+
+class Price:
+    """Pays an answer by the ids in it, in order."""
+
+    name = "price"
+
+    def __init__(self, of: Callable[[Ids], float | None]) -> None:
+        self.of = of
+
+    def __call__(self, outcomes: Sequence[Outcome]) -> list[RewardValue]:
+        return [RewardValue(None if isinstance(o.result, ReadFailed) else self.price(o)) for o in outcomes]
+
+    def price(self, outcome: Outcome) -> float | None:
+        assert isinstance(outcome.result, Answer)
+        ids = tuple(outcome.result.text.split())
+        assert outcome.position == len(ids)
+        return self.of(ids)
+
+
+def number(ids: Ids) -> float:
+    """A price that tells all prefixes apart: digits after the point."""
+    return float("0." + "".join(ids)) if ids else 0.0
+
+
+def questions(*lengths: int) -> list[Example]:
+    """Question i has lengths[i] candidates with the ids 1, 2, ..."""
+    return [
+        Example(Query(f"q{i}", f"question {i}?"), tuple(Document(str(d + 1), f"passage {d}") for d in range(length)))
+        for i, length in enumerate(lengths)
+    ]
+
+
+def scores_for(rows: Sequence[Example], seed: int = 0) -> Tensor:
+    """scores_QD, -inf on padding."""
+    generator = torch.Generator().manual_seed(seed)
+    width = max(len(row.candidates) for row in rows)
+    scores = torch.randn(len(rows), width, generator=generator)
+    for q, row in enumerate(rows):
+        scores[q, len(row.candidates) :] = -INF
+    return scores
+
+
+def ids_of(actions: Sequence[int], steps: int) -> Ids:
+    return tuple(str(a + 1) for a in actions[:steps])
+
+
+def greedy_ids(row: Tensor, steps: int) -> Ids:
+    order = sorted(range(len(row)), key=lambda d: -row[d].item())
+    return ids_of(order, steps)
+
+
+def prefixes(rollout: Rollout, rows: Sequence[Example], reference: Tensor, k: int) -> set[tuple[str, Ids]]:
+    """What a rollout needs read, by definition."""
+    wanted: set[tuple[str, Ids]] = set()
+    for q, row in enumerate(rows):
+        steps = min(k, len(row.candidates))
+        rankings = [*rollout.actions_QSK[q].tolist()]
+        wanted |= {(row.query.query_id, ids_of(ranking, t)) for ranking in rankings for t in range(1, steps + 1)}
+        wanted |= {(row.query.query_id, greedy_ids(reference[q], t)) for t in range(1, steps + 1)}
+        wanted.add((row.query.query_id, ()))
+    return wanted
+
+
+# --- what is read
+
+
+@pytest.mark.parametrize("lengths", [(5, 5), (5, 1, 2), (1,), (3, 9)])
+def test_each_distinct_prefix_is_read_once(lengths: tuple[int, ...]) -> None:
+    rows, config, reader = questions(*lengths), RRPOConfig(samples=6, train_k=3), EchoReader()
+    scores, reference = scores_for(rows), scores_for(rows, seed=1)
+    algorithm = RRPO(config, reader, Price(number))
+    rollout = algorithm.collect(scores, reference, rows, 0)
+    assert len(reader.asked) == len(set(reader.asked))
+    assert set(reader.asked) == prefixes(rollout, rows, reference, 3)
+    assert rollout.metrics["reader_calls"] == len(reader.asked)
+    assert len(reader.asked) <= algorithm.reads_per_question() * len(rows)
+    assert all(len(set(ids)) == len(ids) for _, ids in reader.asked)
+
+
+def test_reads_per_question_is_reached_but_never_exceeded() -> None:
+    rows, config = questions(40), RRPOConfig(samples=3, train_k=2)
+    algorithm = RRPO(config, EchoReader(), Price(number))
+    flat = torch.zeros(1, 40)
+    calls = [algorithm.collect(flat, flat, rows, step).metrics["reader_calls"] for step in range(20)]
+    assert max(calls) == algorithm.reads_per_question() == 3 * 2 + 2 + 1
+
+
+def test_answers_of_a_cache_are_hits_and_cost_nothing() -> None:
+    rows = questions(4)
+    reader = EchoReader(paid=False)
+    metrics = RRPO(RRPOConfig(), reader, Price(number)).collect(scores_for(rows), scores_for(rows), rows, 0).metrics
+    assert (metrics["reader_calls"], metrics["cache_hits"]) == (0, len(reader.asked))
+
+
+def test_sampled_rankings_depend_on_seed_and_rollout_but_not_on_the_batch() -> None:
+    """Question 0 has fewer candidates than question 1, so alone its scores have another width."""
+    rows = questions(4, 9)
+    scores, reference = scores_for(rows), scores_for(rows, seed=1)
+
+    def actions(seed: int, step: int, keep: slice, width: int) -> Tensor:
+        algorithm = RRPO(RRPOConfig(samples=8), EchoReader(), Price(number), seed=seed)
+        return algorithm.collect(scores[keep, :width], reference[keep, :width], rows[keep], step).actions_QSK
+
+    both = actions(0, 0, slice(0, 2), 9)
+    assert torch.equal(actions(0, 0, slice(0, 1), 4)[0], both[0])
+    assert torch.equal(actions(0, 0, slice(1, 2), 9)[0], both[1])
+    assert not torch.equal(actions(0, 1, slice(0, 2), 9), both)
+    assert not torch.equal(actions(1, 0, slice(0, 2), 9), both)
+
+
+# --- where rewards land
+
+
+def anchored(rewards: Sequence[float], values: Sequence[float]) -> list[float]:
+    return [sum(r - v for r, v in zip(rewards[t:], values[t:], strict=True)) for t in range(len(rewards))]
+
+
+@pytest.mark.parametrize("lengths", [(5, 5), (1, 4, 2)])
+def test_rewards_and_reference_values_are_those_of_the_prefixes(lengths: tuple[int, ...]) -> None:
+    rows = questions(*lengths)
+    scores, reference = scores_for(rows), scores_for(rows, seed=1)
+    rollout = RRPO(RRPOConfig(samples=3, train_k=3), EchoReader(), Price(number)).collect(scores, reference, rows, 0)
+    raw: list[float] = []
+    for q, row in enumerate(rows):
+        steps = min(3, len(row.candidates))
+        values = [number(greedy_ids(reference[q], t)) for t in range(1, steps + 1)]
+        for ranking in rollout.actions_QSK[q].tolist():
+            raw += anchored([number(ids_of(ranking, t)) for t in range(1, steps + 1)], values)
+    mean = sum(raw) / len(raw)
+    deviation = math.sqrt(sum((a - mean) ** 2 for a in raw) / len(raw))
+    found = rollout.advantages_QSK[rollout.valid_QSK].tolist()
+    assert found == pytest.approx([(a - mean) / (deviation + 1e-6) for a in raw], abs=1e-4)
+    assert rollout.metrics["advantage"] == pytest.approx(mean)
+    assert torch.equal(rollout.valid_QSK, rollout.taken_QK[:, None, :].expand_as(rollout.valid_QSK))
+    assert rollout.taken_QK.sum(-1).tolist() == [min(3, length) for length in lengths]
+    assert rollout.advantages_QSK[~rollout.valid_QSK].eq(0).all()
+
+
+def test_metrics_of_a_hand_made_rollout() -> None:
+    """Document 1 is worth 1 where it comes first, the question without documents 0.25; the second question is flat."""
+    rows = questions(3, 3)
+    scores = torch.tensor([[60.0, 0.0, -60.0], [0.0, 1.0, 2.0]])
+    reference = torch.tensor([[0.0, 60.0, 30.0], [0.0, 1.0, 2.0]])
+
+    def price(ids: Ids) -> float:
+        return 0.25 if not ids else float(ids[0] == "1")
+
+    algorithm = RRPO(RRPOConfig(samples=2, train_k=2), EchoReader(), Price(price))
+    rollout = algorithm.collect(scores[:1], reference[:1], rows[:1], 0)
+    assert rollout.actions_QSK.tolist() == [[[0, 1], [0, 1]]]
+    metrics = rollout.metrics
+    assert (metrics["reward"], metrics["reference_reward"], metrics["no_document_reward"]) == (1.0, 0.0, 0.25)
+    assert metrics["advantage"] == pytest.approx((2 + 1) / 2)  # 2 left to gain at the first step, 1 at the second
+    assert metrics["zero_variance_share"] == 1.0
+    assert (metrics["failed_reads"], metrics["masked_steps"]) == (0, 0)
+    assert metrics["reader_calls"] == 2 + 2 + 1
+
+
+def test_a_question_where_samples_differ_has_variance() -> None:
+    rows = questions(4)
+    flat = torch.zeros(1, 4)
+    algorithm = RRPO(RRPOConfig(samples=16, train_k=1), EchoReader(), Price(number))
+    assert algorithm.collect(flat, flat, rows, 0).metrics["zero_variance_share"] == 0.0
+
+
+# --- failed reads
+
+
+@pytest.mark.parametrize("by_reward", [False, True])
+def test_failed_reads_mask_the_steps_that_need_them_and_are_counted(by_reward: bool) -> None:
+    """Reading fails where document 2 comes last: by the reader, or by a reward without a value. Never a reward of 0."""
+    rows, k = questions(5), 3
+    scores, reference = scores_for(rows), torch.tensor([[9.0, 0.0, 7.0, 8.0, 6.0]])
+
+    def fails(ids: Ids) -> bool:
+        return bool(ids) and ids[-1] == "2"
+
+    if by_reward:
+        reader, reward = EchoReader(), Price(lambda ids: None if fails(ids) else number(ids))
+    else:
+        reader, reward = EchoReader(fails), Price(number)
+    algorithm = RRPO(RRPOConfig(samples=12, train_k=k), reader, reward)
+    rollout = algorithm.collect(scores, reference, rows, 0)
+    masked = 0
+    for ranking, valid in zip(rollout.actions_QSK[0].tolist(), rollout.valid_QSK[0].tolist(), strict=True):
+        broken = [fails(ids_of(ranking, t)) for t in range(1, k + 1)]
+        wanted = [not any(broken[t:]) for t in range(k)]
+        assert valid == wanted
+        masked += k - sum(wanted)
+    assert 0 < masked < 12 * k
+    assert rollout.metrics["masked_steps"] == masked
+    assert rollout.metrics["failed_reads"] == sum(fails(ids) for _, ids in reader.asked)
+    assert rollout.metrics["reader_calls"] == len(reader.asked)
+    assert torch.isfinite(rollout.advantages_QSK).all()
+    assert rollout.advantages_QSK[~rollout.valid_QSK].eq(0).all()
+
+
+def test_when_everything_fails_the_loss_is_only_the_divergence() -> None:
+    rows = questions(4)
+    scores = scores_for(rows).requires_grad_()
+    algorithm = RRPO(RRPOConfig(beta=0.5), EchoReader(lambda ids: True), Price(number))
+    rollout = algorithm.collect(scores.detach(), scores_for(rows, 1), rows, 0)
+    loss, metrics = algorithm.loss(scores, rollout)
+    assert loss.item() == pytest.approx(0.5 * metrics["kl"])
+    assert math.isnan(rollout.metrics["reward"])
+    assert rollout.metrics["zero_variance_share"] == 1.0
+
+
+def test_too_many_failed_reads_stop_the_run_after_fifty_reads() -> None:
+    rows = questions(4, 4, 4)
+    algorithm = RRPO(RRPOConfig(max_failed_reads=0.2), EchoReader(lambda ids: True), Price(number))
+    scores = scores_for(rows)
+    survived: list[int] = []
+
+    def spend() -> None:
+        for step in range(20):
+            algorithm.collect(scores, scores, rows, step)
+            survived.append(algorithm.reads)
+
+    with pytest.raises(ReaderError, match=r"Reader 'echo' failed on \d+ of \d+ reads; at most 20% may fail.*--resume"):
+        spend()
+    assert survived
+    assert max(survived) < 50 <= algorithm.reads
+
+
+@pytest.mark.parametrize(("fail_every", "stops"), [(5, False), (4, True)])
+def test_failures_up_to_the_threshold_are_allowed(fail_every: int, stops: bool) -> None:
+    rows = examples(10)
+    algorithm = RRPO(RRPOConfig(max_failed_reads=0.2), ToyReader(fail_every), answer_reward("f1"))
+    scores = torch.zeros(10, 10)
+    if stops:
+        with pytest.raises(ReaderError, match="may fail"):
+            algorithm.collect(scores, scores, rows, 0)
+    else:
+        assert algorithm.collect(scores, scores, rows, 0).metrics["failed_reads"] > 0
+
+
+# --- loss
+
+
+def collected(config: RRPOConfig, seed: int = 0) -> tuple[RRPO, Tensor, Tensor, Rollout]:
+    rows = questions(5, 3, 4)
+    scores, reference = scores_for(rows), scores_for(rows, seed=1)
+    algorithm = RRPO(config, EchoReader(), Price(number), seed=seed)
+    return algorithm, scores.requires_grad_(), reference, algorithm.collect(scores.detach(), reference, rows, 0)
+
+
+def finite_grad(scores: Tensor) -> Tensor:
+    assert scores.grad is not None
+    return scores.grad
+
+
+def test_on_policy_the_ratio_is_one_and_the_gradient_that_of_reinforce() -> None:
+    algorithm, scores, _, rollout = collected(RRPOConfig(beta=0.0))
+    assert torch.equal(step_logprobs(scores.detach(), rollout.actions_QSK), rollout.behaviour_logprobs_QSK)
+    loss, metrics = algorithm.loss(scores, rollout)
+    loss.backward()
+    assert metrics["clipped_share"] == 0
+    per_ranking = rollout.advantages_QSK.sum(-1) / rollout.taken_QK.sum(-1)[:, None]
+    assert loss.item() == pytest.approx(-per_ranking.mean().item(), abs=1e-6)
+    twin = scores.detach().clone().requires_grad_()
+    weights = rollout.advantages_QSK / rollout.taken_QK.sum(-1)[:, None, None] / rollout.actions_QSK[..., 0].numel()
+    (-(weights * step_logprobs(twin, rollout.actions_QSK)).sum()).backward()
+    assert torch.allclose(finite_grad(scores), finite_grad(twin), atol=1e-6)
+    assert finite_grad(scores)[torch.isneginf(scores.detach())].eq(0).all()
+
+
+def test_the_reference_anchor_takes_the_ratio_against_the_reference() -> None:
+    behaviour, scores, reference, rollout = collected(RRPOConfig(beta=0.0))
+    anchored_to_reference = RRPO(RRPOConfig(beta=0.0, ratio_anchor="reference"), EchoReader(), Price(number))
+    loss, metrics = anchored_to_reference.loss(scores, rollout)
+    assert loss.item() != pytest.approx(behaviour.loss(scores, rollout)[0].item(), abs=1e-3)
+    assert metrics["clipped_share"] > 0
+    policy, anchor = (step_logprobs(s.detach(), rollout.actions_QSK) for s in (scores, reference))
+    total = 0.0
+    for q, s in [(q, s) for q in range(3) for s in range(4)]:
+        steps = int(rollout.taken_QK[q].sum())
+        for t in range(steps):
+            a, rho = rollout.advantages_QSK[q, s, t].item(), math.exp((policy - anchor)[q, s, t].item())
+            total += min(rho * a, min(max(rho, 0.8), 1.2) * a) / steps / 12
+    assert loss.item() == pytest.approx(-total, rel=1e-4)
+
+
+def test_a_step_down_the_loss_makes_a_better_ranking_likelier() -> None:
+    """One question, two rankings: the better one gains log-probability, the worse one loses."""
+    rows, scores = questions(4), torch.zeros(1, 4)
+    algorithm = RRPO(RRPOConfig(samples=2, train_k=2, beta=0.0), EchoReader(), Price(number))
+    rollout = algorithm.collect(scores, scores, rows, 1)
+    totals = rollout.advantages_QSK[0].sum(-1)
+    better, worse = int(totals.argmax()), int(totals.argmin())
+    assert totals[better] > 0 > totals[worse]
+    leaf = scores.clone().requires_grad_()
+    algorithm.loss(leaf, rollout)[0].backward()
+    moved = scores - 0.01 * finite_grad(leaf)
+    change = (step_logprobs(moved, rollout.actions_QSK) - rollout.behaviour_logprobs_QSK).sum(-1)[0]
+    assert change[better] > 0 > change[worse]
+
+
+def test_the_document_that_the_reader_needs_is_pushed_up() -> None:
+    policy, rows = ToyPolicy(), examples(8)
+    algorithm = RRPO(RRPOConfig(beta=0.0), ToyReader(), answer_reward("f1"), seed=3)
+    scores = policy(requests_of(rows))
+    rollout = algorithm.collect(scores, scores.detach(), rows, 0)
+    algorithm.loss(scores, rollout)[0].backward()
+    assert policy.scores.grad is not None
+    assert int(policy.scores.grad.argmin()) == 7
+    assert policy.scores.grad[7] < 0
+
+
+@pytest.mark.parametrize("kl", ["exact", "sampled"])
+def test_the_divergence_is_weighted_by_beta(kl) -> None:
+    algorithm, scores, reference, rollout = collected(RRPOConfig(beta=0.3, kl=kl))
+    loss, metrics = algorithm.loss(scores, rollout)
+    free = RRPO(RRPOConfig(beta=0.0, kl=kl), EchoReader(), Price(number)).loss(scores, rollout)[0]
+    if kl == "exact":
+        wanted = exact_kl(scores, reference).mean()
+    else:
+        policy, anchor = (step_logprobs(s, rollout.actions_QSK) for s in (scores, reference))
+        wanted = sampled_kl(policy, anchor, rollout.taken_QK[:, None, :].expand_as(policy)).mean()
+    assert metrics["kl"] == pytest.approx(wanted.item())
+    assert metrics["kl"] > 0
+    assert (loss - free).item() == pytest.approx(0.3 * metrics["kl"], abs=1e-6)
+
+
+def test_temperature_divides_all_scores() -> None:
+    rows = questions(5, 3)
+    scores, reference = scores_for(rows), scores_for(rows, seed=1)
+
+    def run(temperature: float, factor: float) -> tuple[Rollout, Tensor, dict[str, float]]:
+        config = RRPOConfig(temperature=temperature, ratio_anchor="reference", beta=0.1)
+        algorithm = RRPO(config, EchoReader(), Price(number))
+        rollout = algorithm.collect(scores * factor, reference * factor, rows, 0)
+        return rollout, *algorithm.loss(scores * factor, rollout)
+
+    (cold, loss_1, metrics_1), (warm, loss_2, metrics_2), (plain, loss_3, _) = run(1, 1), run(2, 2), run(2, 1)
+    assert torch.equal(cold.actions_QSK, warm.actions_QSK)
+    assert loss_1.item() == pytest.approx(loss_2.item(), abs=1e-6)
+    assert metrics_1 == pytest.approx(metrics_2, abs=1e-6)
+    assert not torch.equal(cold.behaviour_logprobs_QSK, plain.behaviour_logprobs_QSK)
+    assert loss_3.item() != pytest.approx(loss_1.item(), abs=1e-4)
+
+
+def test_entropy_and_score_spread_are_of_the_policy_without_padding() -> None:
+    algorithm, scores, _, rollout = collected(RRPOConfig())
+    _, metrics = algorithm.loss(scores, rollout)
+    rows = [row[~torch.isneginf(row)].detach().double() for row in scores]
+    entropies = [-(torch.softmax(row, 0) * torch.log_softmax(row, 0)).sum().item() for row in rows]
+    assert metrics["entropy"] == pytest.approx(sum(entropies) / 3, abs=1e-5)
+    assert metrics["score_spread"] == pytest.approx(sum(row.std(correction=0).item() for row in rows) / 3, abs=1e-5)
+
+
+def test_a_diverged_policy_gives_a_loss_that_is_not_finite() -> None:
+    """So that the loop stops; NaN scores must not pass as a question without documents."""
+    rows, algorithm = questions(3), RRPO(RRPOConfig(kl="sampled", beta=0.0), EchoReader(), Price(number))
+    scores = torch.full((1, 3), torch.nan)
+    rollout = algorithm.collect(scores, torch.zeros(1, 3), rows, 0)
+    assert torch.isnan(algorithm.loss(scores, rollout)[0])
+
+
+def test_the_window_goes_through_a_checkpoint() -> None:
+    one, scores, reference, _ = collected(RRPOConfig(window=7))
+    state = json.loads(json.dumps(one.state()))
+    two = RRPO(RRPOConfig(window=7), EchoReader(), Price(number))
+    two.restore(state)
+    rows = questions(5, 3, 4)
+    results = [a.collect(scores.detach(), reference, rows, 5).advantages_QSK for a in (one, two)]
+    assert torch.equal(*results)
+    assert len(state["window"]) == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("train_k", 0),
+        ("samples", 0),
+        ("advantage", "td"),
+        ("ratio_anchor", "self"),
+        ("inner_epochs", 0),
+        ("gamma", 1.1),
+        ("lam", -0.1),
+        ("clip", 0.0),
+        ("kl", "none"),
+        ("beta", -1.0),
+        ("window", 1),
+        ("temperature", 0.0),
+        ("max_failed_reads", 2.0),
+    ],
+)
+def test_settings_out_of_range_are_named(name: str, value: object) -> None:
+    with pytest.raises(ConfigurationError, match=f"RRPO setting {name} is {value!r}"):
+        RRPOConfig(**{name: value})  # pyright: ignore[reportArgumentType]
+
+
+# --- labels
+
+
+def test_supervised_looks_up_labels_and_ignores_padding() -> None:
+    documents = tuple(Document(i, i) for i in "abc")
+    rows = [
+        Example(Query("q0", "?"), documents, relevance={"c": 2, "a": 1, "z": 3}),
+        Example(Query("q1", "?"), documents[:2], relevance={"b": -1}),
+    ]
+    scores = torch.tensor([[0.0, 1.0, 2.0], [0.0, 0.0, -INF]], requires_grad=True)
+    algorithm = Supervised()
+    batch = algorithm.collect(scores.detach(), scores.detach(), rows, 0)
+    assert batch.labels_QD.tolist() == [[1, 0, 2], [0, 0, 0]]
+    assert batch.metrics["without_relevant_share"] == 0.5
+    loss, metrics = algorithm.loss(scores, batch)
+    loss.backward()
+    log_p = torch.log_softmax(torch.tensor([0.0, 1.0, 2.0]), 0)
+    assert loss.item() == pytest.approx(-(log_p[0] / 3 + log_p[2] * 2 / 3).item())
+    assert torch.isfinite(finite_grad(scores)).all()
+    assert math.isfinite(metrics["entropy"])
+    assert algorithm.reads_per_question() == 0
+    assert algorithm.state() == {}
