@@ -90,7 +90,9 @@ def test_no_gold_passage_is_on_two_sides() -> None:
 
 def test_one_gold_passage_for_single_questions_and_two_for_the_others() -> None:
     for question in QUESTIONS:
-        assert len(question["relevance"]) == (1 if question["metadata"]["type"] == "single" else 2), question["query_id"]
+        assert len(question["relevance"]) == (1 if question["metadata"]["type"] == "single" else 2), question[
+            "query_id"
+        ]
 
 
 def test_the_first_answer_stands_word_for_word_in_a_gold_passage() -> None:

@@ -249,6 +249,15 @@ def test_best_span_is_the_best_of_those_allowed(case: tuple[Tensor, Tensor, Tens
     assert (start[first] + end[last]).item() == best
 
 
+@pytest.mark.parametrize(("tokens", "allowed"), [(MAX_ANSWER_TOKENS, True), (MAX_ANSWER_TOKENS + 1, False)])
+def test_the_longest_span(tokens: int, allowed: bool) -> None:
+    first, last = 3, 3 + tokens - 1
+    start, end = torch.zeros(2, 60)
+    start[first] = end[last] = 9.0
+    found = best_span(start, end, torch.tensor([-1] * 2 + [0] * 57 + [-1]))
+    assert (found == (first, last)) == allowed
+
+
 # --- cache keys
 
 

@@ -108,8 +108,16 @@ def build_reranker(name: str, device: str = "cpu") -> Reranker:
         return FirstStage()
     from rankwright.rerankers import load
 
+    _quiet_bars()
     inside = Path(name) / "model"
     return load(inside if (inside / "config.json").is_file() else name, device=checked_device(device))
+
+
+def _quiet_bars() -> None:
+    """No bar for every model that transformers loads: they last a moment and hide what matters."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def tell_of_cut(reranker: Reranker) -> None:
@@ -117,7 +125,7 @@ def tell_of_cut(reranker: Reranker) -> None:
     share = getattr(reranker, "share_cut", 0.0)
     if share:
         say(
-            f"{reranker.name}: {share:.1%} of question-passage pairs reach its limit of "
+            f"{reranker.name}: {share:.1%} of question-passage pairs are longer than its limit of "
             f"{getattr(reranker, 'max_length', '?')} tokens; what lies beyond is not read. Split long passages."
         )
 

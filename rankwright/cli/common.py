@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,9 +19,6 @@ from rankwright.evaluation import Evaluation, Score
 
 console = Console(stderr=True, highlight=False, markup=False)
 """For people; results for machines go to standard output by `print`."""
-
-results = Console(highlight=False, markup=False, emoji=False)
-"""Results as text, on standard output."""
 
 PIPE_WIDTH = 240
 """Columns that a table may take in a pipe or file, where no terminal says how wide it is."""
@@ -57,17 +55,15 @@ def emit(record: Mapping[str, Any]) -> None:
     print(json.dumps(record, ensure_ascii=False), flush=True)
 
 
-def results_width() -> int:
-    """Columns that results may take on standard output."""
-    return results.width if results.is_terminal else PIPE_WIDTH
-
-
 def print_out(what: str | Table) -> None:
     """A line or a table of results for people, on standard output."""
-    if isinstance(what, str):
-        results.print(what, soft_wrap=True)
-    else:
-        results.print(what, width=results_width())
+    paper = Console(width=results_width(), highlight=False, markup=False, emoji=False)
+    paper.print(what, soft_wrap=isinstance(what, str))
+
+
+def results_width() -> int:
+    """Columns that a table may take on standard output."""
+    return Console().width if sys.stdout.isatty() else PIPE_WIDTH
 
 
 @contextmanager

@@ -84,7 +84,7 @@ def run_training(
     result["price"] = totals.price_text if settings.reader.reader not in ("embedded", "none") else "0"
     shares = {
         "pairs_cut": round(policy.share_cut, 4),
-        "reader_tokens_cut": round(getattr(getattr(reader, "reader", None), "share_cut", 0.0), 4),
+        "reader_tokens_cut": round(getattr(reader, "share_cut", 0.0), 4),
     }
     result.update(shares)
     policy.save(folder / "model")

@@ -8,7 +8,7 @@ from rankwright.data.intake import Dataset
 from rankwright.data.jsonl import write_jsonl
 from rankwright.data.loading import FORMATS, load_examples
 from rankwright.data.problems import Problem, RowError
-from rankwright.data.trec import read_trec_run, write_trec_run
+from rankwright.data.trec import read_trec_run, trec_run_lines, write_trec_run
 from rankwright.data.validation import Lengths, ValidationReport, describe, validate
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "describe",
     "load_examples",
     "read_trec_run",
+    "trec_run_lines",
     "validate",
     "write_jsonl",
     "write_trec_run",

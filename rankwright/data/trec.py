@@ -94,13 +94,27 @@ def read_trec_run(path: str | Path) -> list[Ranking]:
 
 
 def write_trec_run(path: str | Path, rankings: Iterable[Ranking], tag: str = "rankwright") -> None:
-    """Write rankings as a TREC run (gzip where the name ends in .gz).
+    """Write rankings as a TREC run (gzip where the name ends in .gz), each as `trec_run_lines` says.
 
-    Evaluation tools sort a run by score and break ties in ways of their own. So a query's raw scores are written where
-    they fall strictly from line to line, and n, n - 1, ..., 1 where they do not: the run always reads back in the order
-    of the ranking. Raises DataError for an id or a tag with white space, StorageError where the file cannot be written.
+    Raises DataError for an id or a tag with white space, StorageError where the file cannot be written.
     """
-    write_lines(path, (line for ranking in rankings for line in _lines_of_ranking(ranking, tag)))
+    write_lines(path, (line for ranking in rankings for line in trec_run_lines(ranking, tag)))
+
+
+def trec_run_lines(ranking: Ranking, tag: str = "rankwright") -> Iterator[str]:
+    """The lines of one ranking in a TREC run.
+
+    Evaluation tools sort a run by score and break ties in ways of their own. So the raw scores are written where they
+    fall strictly from line to line, and n, n - 1, ..., 1 where they do not: the run always reads back in the order of
+    the ranking. Raises DataError for an id or a tag with white space.
+    """
+    for value in (ranking.query_id, tag, *ranking.doc_ids):
+        if value.split() != [value]:
+            raise DataError(f"{shown(value)} cannot stand in a TREC run; wanted an id without white space. Rename it.")
+    falling = all(a > b for a, b in zip(ranking.scores, ranking.scores[1:], strict=False))
+    count = len(ranking.doc_ids)
+    for rank, (doc_id, score) in enumerate(zip(ranking.doc_ids, ranking.scores, strict=True), start=1):
+        yield f"{ranking.query_id} Q0 {doc_id} {rank} {float(score) if falling else count + 1 - rank} {tag}"
 
 
 def load_trec(sources: Sources, intake: Intake) -> None:
@@ -231,13 +245,3 @@ def _topics_beside(run: AnyPath) -> AnyPath:
             "Name it (topics=...) or put it beside the run."
         )
     return found[0]
-
-
-def _lines_of_ranking(ranking: Ranking, tag: str) -> Iterator[str]:
-    for value in (ranking.query_id, tag, *ranking.doc_ids):
-        if value.split() != [value]:
-            raise DataError(f"{shown(value)} cannot stand in a TREC run; wanted an id without white space. Rename it.")
-    falling = all(a > b for a, b in zip(ranking.scores, ranking.scores[1:], strict=False))
-    count = len(ranking.doc_ids)
-    for rank, (doc_id, score) in enumerate(zip(ranking.doc_ids, ranking.scores, strict=True), start=1):
-        yield f"{ranking.query_id} Q0 {doc_id} {rank} {float(score) if falling else count + 1 - rank} {tag}"

@@ -49,6 +49,11 @@ class CachedReader:
     def name(self) -> str:
         return self.reader.name
 
+    @property
+    def share_cut(self) -> float:
+        """Share of passage tokens that the reader behind had to cut away; 0 for one that does not count them."""
+        return getattr(self.reader, "share_cut", 0.0)
+
     def answer(self, contexts: Sequence[Context]) -> list[ReadResult]:
         """One result per context, in order; `paid` is False for what the store or an equal context answered."""
         keys = [content_key("answer", {"reader_key": self.reader.cache_key(context)}) for context in contexts]

@@ -222,16 +222,15 @@ class CrossEncoderReranker(nn.Module):
             from peft import LoraConfig, TaskType, get_peft_model
         except ImportError as error:
             raise MissingDependencyError('LoRA needs peft; run pip install "rankwright[train]".') from error
-        heads = [name for name in ("classifier", "score") if hasattr(self.model, name)]
-        linear = [name for name, module in self.model.named_modules() if isinstance(module, nn.Linear)]
+        linear = {n.rsplit(".", 1)[-1] for n, m in self.model.named_modules() if isinstance(m, nn.Linear)}
+        heads = [name for name in ("classifier", "score") if name in linear or hasattr(self.model, name)]
         # The head stays frozen unless it is named here.
         config = LoraConfig(
             task_type=TaskType.SEQ_CLS,
             r=rank,
             lora_alpha=alpha,
             lora_dropout=dropout,
-            # By full name: a head of several layers (RoBERTa's) is trained whole, not adapted as well.
-            target_modules=[name for name in linear if name.split(".")[0] not in heads],
+            target_modules=sorted(linear - set(heads)),
             modules_to_save=heads,
         )
         with warnings.catch_warnings():

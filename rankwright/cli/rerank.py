@@ -1,0 +1,312 @@
+"""Verb `rerank`: one question, a stream of requests, or a TREC run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.table import Table
+
+from rankwright.cli.common import BadRow, OutputKind, emit, print_out, progress_bars, say
+from rankwright.errors import ConfigurationError, DataError
+from rankwright.types import Document, Query, Ranking, Reranker, RerankRequest
+
+STDIN = "standard input"
+PARTIAL_EXIT_CODE = 7
+_QUERIES_AT_ONCE = 64
+
+EXAMPLES = """
+**Examples**
+
+    rankwright rerank "who wrote Faust?" "Goethe wrote it." "A fist is a hand." --top-k 1
+
+Passages as JSON lines, from a file or from another program:
+
+    rankwright rerank "who wrote Faust?" --passages passages.jsonl --output json
+
+    cat passages.jsonl | rankwright rerank "who wrote Faust?" --model runs/first/model
+
+Many requests, one {"query", "documents"} object a line, each answered with one JSON line at once:
+
+    cat requests.jsonl | rankwright rerank --model reference > answers.jsonl
+
+A TREC run in, a TREC run out:
+
+    rankwright rerank --run bm25.run --topics topics.tsv --corpus corpus.jsonl > reranked.run
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verb."""
+    app.command(epilog=EXAMPLES)(rerank)
+
+
+def rerank(
+    question: str | None = typer.Argument(None, help="Without it, requests are read from standard input."),
+    passages: list[str] | None = typer.Argument(None, help="Passages; without any, JSON lines on standard input."),
+    model: str = typer.Option("reference", help="reference (embedded), a folder, a hub name, or first-stage."),
+    top_k: int | None = typer.Option(None, min=1, help="Keep only the best; all without it."),
+    passages_file: Path | None = typer.Option(
+        None, "--passages", help='Passages as JSON lines or array: {"text", "title"?, "doc_id"?}.'
+    ),
+    run: Path | None = typer.Option(None, help="TREC run to rerank; needs --corpus."),
+    topics: Path | None = typer.Option(None, help="Questions of the run; else topics* or queries* beside it."),
+    corpus: Path | None = typer.Option(None, help="Passages of the run."),
+    depth: int | None = typer.Option(None, min=1, help="Candidates of a run that are reranked; all without it."),
+    on_bad_row: BadRow = typer.Option(
+        BadRow.error,
+        help="Stop at a bad line, or go on; a bad request is then answered with an error, and the exit code is 7.",
+    ),
+    device: str = typer.Option("cpu", help="Torch device."),
+    output: OutputKind = typer.Option(OutputKind.text, help="json prints one line; requests are always answered so."),
+) -> int:
+    """Put passages in the order in which they help to answer a question, best first, with raw scores."""
+    from rankwright.cli.build import build_reranker, tell_of_cut
+
+    _check_arguments(question, passages_file, run, topics, corpus)
+    failed = 0
+    if run is not None:
+        examples = _run_requests(run, topics, corpus, depth, on_bad_row)
+        reranker = build_reranker(model, device)
+        _rerank_run(reranker, examples, top_k)
+    elif question is not None:
+        documents = _documents(passages or [], passages_file, on_bad_row)
+        reranker = build_reranker(model, device)
+        request = RerankRequest(Query("0", question), documents)
+        _print(_answer(reranker, request, model, top_k), output)
+    else:
+        reranker = build_reranker(model, device)
+        failed = _answer_requests(reranker, model, top_k, on_bad_row)
+    tell_of_cut(reranker)
+    return PARTIAL_EXIT_CODE if failed else 0
+
+
+def _check_arguments(
+    question: str | None, passages_file: Path | None, run: Path | None, topics: Path | None, corpus: Path | None
+) -> None:
+    if run is None and (topics or corpus):
+        raise ConfigurationError("--topics and --corpus were given without --run; wanted the run that they belong to.")
+    if run is not None and (question is not None or passages_file is not None):
+        raise ConfigurationError(
+            f"A question or --passages was given beside --run {run}; wanted one of the two. A run brings its own "
+            "questions and passages."
+        )
+    if question is not None and not question.strip():
+        raise ConfigurationError("The question is empty; wanted text. Quote it if it has spaces.")
+    if question is None and passages_file is not None:
+        raise ConfigurationError(f"--passages {passages_file} was given without a question; put it before the options.")
+
+
+# --- one question ------------------------------------------------------------------------------------------------
+
+
+def _documents(texts: Sequence[str], file: Path | None, on_bad_row: BadRow) -> tuple[Document, ...]:
+    """Passages of the arguments, then those of the file; of standard input where there are neither."""
+    from rankwright.data.intake import Intake
+    from rankwright.data.rows import json_rows
+
+    intake = Intake(skip_bad_rows=on_bad_row is BadRow.skip, need_answers=False)
+    documents: dict[str, Document] = {}
+    for number, text in enumerate(texts, start=1):
+        with intake.row(f"passage argument {number}", 0):
+            _take(documents, _document(text, len(documents)))
+    if file is not None:
+        _take_rows(documents, file, json_rows(file, intake), intake)
+    elif not texts:
+        _refuse_terminal("passages, one JSON object with a text a line")
+        _take_rows(documents, STDIN, _stdin_rows(intake), intake)
+    skipped = intake.dataset(file or Path(STDIN)).skipped  # logs what was skipped and unknown fields
+    if not documents:
+        raise DataError(
+            f"{file or STDIN} holds no usable passage ({skipped} bad lines); wanted at least one "
+            '{"text": "..."} a line. Give passages as arguments, with --passages FILE or on standard input.'
+        )
+    return tuple(documents.values())
+
+
+def _take_rows(
+    documents: dict[str, Document], place: object, rows: Iterable[tuple[int, Mapping[str, Any]]], intake: Any
+) -> None:
+    from rankwright.data.fields import PASSAGE_FIELDS
+
+    for line, row in rows:
+        with intake.row(place, line):
+            intake.note_fields(place, line, row, PASSAGE_FIELDS | {"score", "metadata"})
+            _take(documents, _document(row, len(documents)))
+
+
+def _stdin_rows(intake: Any) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """(line, object) of every good line of standard input."""
+    for line, raw in _stdin_lines():
+        row: Mapping[str, Any] | None = None
+        with intake.row(STDIN, line):
+            row = _parsed(raw)
+        if row is not None:
+            yield line, row
+
+
+def _stdin_lines() -> Iterator[tuple[int, bytes]]:
+    """(number, bytes) of every line that is not blank, as it arrives."""
+    for number, raw in enumerate(sys.stdin.buffer, start=1):
+        line = raw.removeprefix(b"\xef\xbb\xbf").strip()
+        if line:
+            yield number, line
+
+
+def _parsed(raw: bytes) -> Mapping[str, Any]:
+    from rankwright.data.files import decoded, parsed_object
+
+    return parsed_object(decoded(raw))
+
+
+def _document(value: object, position: int) -> Document:
+    """A string, or an object with text, title and doc_id; without an id it is named by its position."""
+    from rankwright.data.fields import ID_FIELDS, checked_text, document, id_field, object_of, passage
+
+    if isinstance(value, str):
+        return document("", checked_text(value, "passage"), str(position))
+    row = object_of(value, "passage")
+    found = passage(row)
+    return found if id_field(row, *ID_FIELDS) is not None else replace(found, doc_id=str(position))
+
+
+def _take(documents: dict[str, Document], found: Document) -> None:
+    from rankwright.data.problems import RowError
+
+    if found.doc_id in documents:
+        raise RowError(
+            f"doc_id '{found.doc_id}' stands twice among the passages",
+            "every doc_id once",
+            "Rename one; passages without a doc_id are named by their position, from 0.",
+        )
+    documents[found.doc_id] = found
+
+
+def _refuse_terminal(wanted: str) -> None:
+    if sys.stdin.isatty():
+        raise ConfigurationError(
+            f"Nothing to rerank was given and standard input is a terminal; wanted {wanted}. "
+            "See rankwright rerank --help for examples."
+        )
+
+
+def _answer(reranker: Reranker, request: RerankRequest, model: str, top_k: int | None) -> dict[str, Any]:
+    """The JSON answer to one request."""
+    ranking = reranker.rerank_batch([request])[0]
+    by_id = {document.doc_id: document for document in request.documents}
+    places = list(zip(ranking.doc_ids, ranking.scores, strict=True))[:top_k]
+    results = [
+        {"rank": rank, "doc_id": doc_id, "score": score, "title": by_id[doc_id].title, "text": by_id[doc_id].text}
+        for rank, (doc_id, score) in enumerate(places, start=1)
+    ]
+    return {"query": request.query.text, "model": model, "results": results}
+
+
+def _print(answer: Mapping[str, Any], output: OutputKind) -> None:
+    if output is OutputKind.json:
+        emit(answer)
+        return
+    table = Table()
+    for heading in ("rank", "score", "doc_id"):
+        table.add_column(heading, justify="right" if heading != "doc_id" else "left")
+    table.add_column("passage", overflow="fold")
+    for row in answer["results"]:
+        text = f"{row['title']}: {row['text']}" if row["title"] else row["text"]
+        table.add_row(str(row["rank"]), f"{row['score']:.4f}", _harmless(row["doc_id"]), _harmless(text))
+    print_out(table)
+
+
+def _harmless(text: str) -> str:
+    """Foreign text without characters by which it could steer a terminal."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+# --- requests ----------------------------------------------------------------------------------------------------
+
+
+def _answer_requests(reranker: Reranker, model: str, top_k: int | None, on_bad_row: BadRow) -> int:
+    """Answers every line of standard input as it arrives; the number of lines that could not be read."""
+    from rankwright.data.problems import RowError
+
+    _refuse_terminal('requests, one {"query", "documents"} object a line')
+    answered = failed = 0
+    for line, raw in _stdin_lines():
+        try:
+            query_id, request = _request(_parsed(raw))
+        except RowError as error:
+            problem = str(error.at(STDIN, line))
+            if on_bad_row is BadRow.error:
+                raise DataError(problem) from None
+            failed += 1
+            emit({"line": line, "error": problem})
+            continue
+        answered += 1
+        answer = _answer(reranker, request, model, top_k)
+        emit({"query_id": query_id, **answer} if query_id is not None else answer)
+    if not answered + failed:
+        raise DataError(
+            f'{STDIN} is empty; wanted requests, one {{"query", "documents"}} object a line. '
+            "Or give a question as argument."
+        )
+    say(f"{answered} requests answered, {failed} bad lines.")
+    return failed
+
+
+def _request(row: Mapping[str, Any]) -> tuple[str | None, RerankRequest]:
+    """The id that a request brings and what it asks: {"query", "documents" | "candidates"}, or a row of rank_llm."""
+    from rankwright.data import rank_llm
+    from rankwright.data.fields import id_field, list_field, shown, text_field
+    from rankwright.data.problems import RowError
+
+    names = [name for name in ("documents", "candidates") if name in row]
+    if len(names) != 1:
+        raise RowError(
+            f"a request with fields {shown(sorted(row))}",
+            "'query' and one of 'documents' and 'candidates'",
+            "Correct the line.",
+        )
+    if isinstance(row.get("query"), dict):
+        example = rank_llm.parse_row({**row, "candidates": row[names[0]]})
+        documents = {document.doc_id: document for document in example.candidates}
+        query_id, query = example.query.query_id, example.query
+    else:
+        documents = {}
+        for position, value in enumerate(list_field(row, names[0])):
+            _take(documents, _document(value, position))
+        query_id = id_field(row, "query_id", "_id", "id")
+        query = Query(query_id or "0", text_field(row, "query"))
+    if not documents:
+        raise RowError(f"field '{names[0]}' is empty", "at least one passage", "Add passages, or leave the line out.")
+    return query_id, RerankRequest(query, tuple(documents.values()))
+
+
+# --- a run -------------------------------------------------------------------------------------------------------
+
+
+def _run_requests(
+    run: Path, topics: Path | None, corpus: Path | None, depth: int | None, on_bad_row: BadRow
+) -> list[RerankRequest]:
+    from rankwright.data import load_examples
+
+    dataset = load_examples(run, "trec", topics=topics, corpus=corpus, on_bad_row=on_bad_row.value)
+    requests = [RerankRequest(e.query, e.candidates[:depth]) for e in dataset.examples if e.candidates]
+    if not requests:
+        raise DataError(f"{run} names no candidates; wanted a TREC run: query_id Q0 doc_id rank score tag.")
+    return requests
+
+
+def _rerank_run(reranker: Reranker, requests: Sequence[RerankRequest], top_k: int | None) -> None:
+    from rankwright.data import trec_run_lines
+
+    with progress_bars() as progress:
+        for start in range(0, len(requests), _QUERIES_AT_ONCE):
+            batch = requests[start : start + _QUERIES_AT_ONCE]
+            for found in reranker.rerank_batch(batch):
+                kept = Ranking(found.query_id, found.doc_ids[:top_k], found.scores[:top_k])
+                for line in trec_run_lines(kept):
+                    print(line)
+            progress("rerank", start + len(batch), len(requests))

@@ -1,0 +1,355 @@
+"""`rankwright report`, `push`, `cache` and `doctor`."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+from rankwright.cli import examination
+from rankwright.cli.app import run
+from rankwright.evaluation import FirstStage, GoldFirst, evaluate
+from rankwright.llms.cache import LedgerEntry, ReadStore
+from rankwright.types import Document, Example, Query
+from tests.cli_kit import MAIN, ROOT, make_model, one_line, run_process
+from tests.fake_hub import REVISION, TOKEN, FakeHub
+
+# --- report ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """What a finished run leaves behind, as far as the report reads it."""
+    folder = tmp_path / "runs" / "first"
+    folder.mkdir(parents=True)
+    documents = (Document("a", "Nothing."), Document("b", "It is here."))
+    examples = [Example(Query(f"q{i}", "Where?"), documents, ("here",), {"b": 1}) for i in range(3)]
+    rankers = {"first-stage": FirstStage(), "gold-first": GoldFirst(examples)}
+    evaluate(rankers, examples, set_name="places").save(folder / "evaluation.json")
+    (folder / "config.json").write_text('{"run_id": "first-1", "top_k": 3}', "utf-8")
+    (folder / "environment.json").write_text('{"command": "rankwright train --name first"}', "utf-8")
+    (folder / "result.json").write_text('{"verdict": "better", "reader_calls": 4711}', "utf-8")
+    (folder / "metrics.jsonl").write_text('{"step": 1, "reward": 0.25}\n{"step": 2, "reward": 0.75}\n', "utf-8")
+    return folder
+
+
+def test_a_report_is_made_again_from_a_run_folder(run_folder: Path) -> None:
+    assert run(["report", str(run_folder)]) == 0
+    page = (run_folder / "report.html").read_text("utf-8")
+    for part in ("Run first", "rankwright train --name first", "4711", "reward", "gold-first"):
+        assert part in page
+
+
+def test_a_run_folder_may_lack_all_but_the_evaluation(run_folder: Path) -> None:
+    for name in ("config.json", "environment.json", "result.json", "metrics.jsonl"):
+        (run_folder / name).unlink()
+    assert run(["report", str(run_folder), "--out", str(run_folder / "sub" / "page.html")]) == 0
+    assert "gold-first" in (run_folder / "sub" / "page.html").read_text("utf-8")
+
+
+def test_a_report_of_an_evaluation_file_lies_beside_it(run_folder: Path) -> None:
+    saved = (run_folder / "evaluation.json").rename(run_folder / "mine.json")
+    assert run(["report", str(saved)]) == 0
+    assert "Comparison on places" in (run_folder / "mine.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "message"),
+    [
+        ("evaluation.json", None, 4, "holds no evaluation.json"),
+        ("evaluation.json", "{", 5, "is not an evaluation or is damaged"),
+        ("result.json", "{", 5, "result.json is damaged"),
+        ("config.json", "[1]", 5, "config.json holds a list"),
+        ("metrics.jsonl", '{"step": 1}\n{"st', 5, "metrics.jsonl, line 2: broken JSON"),
+    ],
+)
+def test_a_damaged_run_folder_is_named(
+    run_folder: Path, name: str, content: str | None, code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is None:
+        (run_folder / name).unlink()
+    else:
+        (run_folder / name).write_text(content, "utf-8")
+    assert run(["report", str(run_folder)]) == code
+    assert message in capsys.readouterr().err
+
+
+# --- push --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`model/` of a run, with a card."""
+    folder = make_model(tmp_path_factory.mktemp("run") / "model")
+    (folder / "README.md").write_text("---\nlibrary_name: sentence-transformers\n---\n# A card\n", "utf-8")
+    (folder / ".secret").write_text("not for others", "utf-8")
+    return folder
+
+
+def test_a_dry_run_lists_the_files_of_the_model(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["push", str(model.parent), "owner/name", "--dry-run", "--output", "json"]) == 0
+    found = one_line(capsys.readouterr().out)
+    assert (found["repo_id"], found["folder"], found["url"]) == ("owner/name", str(model), None)
+    names = [file["name"] for file in found["files"]]
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= set(names)
+    assert ".secret" not in names
+    assert {f["name"]: f["bytes"] for f in found["files"]} == {name: (model / name).stat().st_size for name in names}
+    assert run(["push", str(model), "owner/name", "--dry-run"]) == 0
+    assert "Nothing was uploaded" in capsys.readouterr().out
+
+
+def test_a_model_that_is_worse_or_has_no_card_is_announced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "model" / name).write_text("{}", "utf-8")
+    (tmp_path / "result.json").write_text('{"verdict": "worse"}', "utf-8")
+    assert run(["push", str(tmp_path), "owner/name", "--dry-run"]) == 0
+    message = capsys.readouterr().err
+    assert "WORSE than its reference" in message
+    assert "no README.md" in message
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "code", "message"),
+    [
+        ("own er/name", 2, "Repository is 'own er/name'"),
+        ("a/b/c", 2, "wanted OWNER/NAME"),
+        ("a/b", 2, "no Hugging Face token"),
+    ],
+)
+def test_push_refuses_what_cannot_work(
+    model: Path,
+    repo_id: str,
+    code: int,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    assert run(["push", str(model), repo_id]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_push_wants_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["push", str(tmp_path), "a/b"]) == 5
+    assert run(["push", str(tmp_path / "no"), "a/b"]) == 4
+    assert "holds no model" in capsys.readouterr().err
+
+
+PUSH_AND_USE = """
+import sys
+from rankwright.cli.app import run
+model, name = sys.argv[1:]
+print(run(["push", model, name, "--private", "--output", "json"]))
+print(run(["push", model, name]))
+for path in (name, model):
+    print(run(["rerank", "What is the key?", "The wall.", "The key is word10.", "--model", path, "--output", "json"]))
+"""
+
+
+def hub_environment(address: str, home: Path, token: str = TOKEN) -> dict[str, str]:
+    names = {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_TOKEN": token, "HF_HUB_OFFLINE": "0"}
+    return names | {"HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+
+
+def test_a_pushed_model_scores_alike_when_fetched_by_name(model: Path, tmp_path: Path) -> None:
+    hub, name = FakeHub(), "owner/doors"
+    with hub.running() as address:
+        environment = hub_environment(address, tmp_path / "home")
+        done = run_process(str(model.parent), name, cwd=tmp_path, code=PUSH_AND_USE, **environment)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    pushed, fetched, local = json.loads(lines[0]), json.loads(lines[-4]), json.loads(lines[-2])
+    assert [line for line in lines if line.isdigit()] == ["0"] * 4
+    assert pushed["url"] == f"{address}/{name}"
+    assert hub.private == {name: True}
+    assert hub.files[name] == {file["name"]: (model / file["name"]).read_bytes() for file in pushed["files"]}
+    assert fetched["results"] == local["results"]
+    assert f"GET /{name}/resolve/{REVISION}/model.safetensors" in hub.requests
+
+
+PUSH_TWICE = """
+import os, sys
+from rankwright.cli.app import run
+model, name = sys.argv[1:]
+print(run(["push", model, name, "--private"]))
+os.environ["HF_TOKEN"] = "hf_wrong"
+print(run(["push", model, name]))
+"""
+
+
+def test_the_refusals_of_a_hub_are_named(model: Path, tmp_path: Path) -> None:
+    hub, name = FakeHub(), "owner/doors"
+    hub.files[name], hub.private[name] = {}, False
+    with hub.running() as address:
+        environment = hub_environment(address, tmp_path)
+        refused = run_process(str(model), name, cwd=tmp_path, code=PUSH_TWICE, **environment)
+    unreachable = run_process("push", str(model), name, cwd=tmp_path, **environment)
+    assert refused.stdout.split() == ["2", "6"]
+    assert hub.files[name] == {}
+    assert "exists and is public; wanted a private one" in refused.stderr
+    assert "status 401" in refused.stderr
+    assert "hf_wrong" not in refused.stderr
+    assert unreachable.returncode == 6
+    assert "cannot be reached" in unreachable.stderr
+
+
+# --- cache -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    path = tmp_path / "reads.sqlite"
+    with ReadStore(path) as store:
+        known = LedgerEntry("first", "m", "ok", 1, 100, 20, 0.25)
+        unknown = LedgerEntry("second", "m", "timeout", 3)
+        store.put_many({"k1": {"text": "a"}, "k2": {"text": "b"}}, [known, known, unknown])
+    return path
+
+
+def test_info_sums_up_and_says_unknown(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["cache", "info", "--cache", str(cache), "--output", "json"]) == 0
+    found = one_line(capsys.readouterr().out)
+    assert found == {
+        "path": str(cache),
+        "bytes": cache.stat().st_size,
+        "answers": 2,
+        "calls": 3,
+        "attempts": 5,
+        "failed": 1,
+        "input_tokens": 200,
+        "output_tokens": 40,
+        "uncounted_calls": 1,
+        "price": "0.5000 + unknown price of 1 calls",
+    }
+    assert run(["cache", "info", "--cache", str(cache)]) == 0
+    assert "The tokens of 1 calls are unknown" in capsys.readouterr().out
+
+
+def test_runs_are_listed_apart(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["cache", "runs", "--cache", str(cache), "--output", "json"]) == 0
+    runs = one_line(capsys.readouterr().out)["runs"]
+    assert [(row["run"], row["calls"], row["price"]) for row in runs] == [
+        ("first", 2, "0.5000"),
+        ("second", 1, "unknown"),
+    ]
+    assert run(["cache", "runs", "--cache", str(cache)]) == 0
+    assert "unknown" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("flags", "calls"), [([], 3), (["--ledger"], 0)])
+def test_clear_forgets_answers_and_on_demand_the_ledger(cache: Path, flags: list[str], calls: int) -> None:
+    assert run(["cache", "clear", "--cache", str(cache), "--yes", *flags]) == 0
+    with ReadStore(cache) as store:
+        assert (len(store), store.ledger.totals().calls) == (0, calls)
+
+
+def test_clear_asks_first(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = run_process("cache", "clear", "--cache", str(cache), cwd=cache.parent)  # standard input is at its end
+    assert done.returncode != 0
+    with ReadStore(cache) as store:
+        assert len(store) == 2
+
+
+def test_looking_at_a_cache_that_is_not_there_makes_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "no.sqlite"
+    for verb in ("info", "runs", "clear"):
+        assert run(["cache", verb, "--cache", str(path)]) == 4
+    assert not path.exists()
+    assert f"There is no read cache {path}" in capsys.readouterr().err
+
+
+# --- doctor ------------------------------------------------------------------------------------------------------
+
+
+def examined(
+    capsys: pytest.CaptureFixture[str], cache: Path
+) -> tuple[int, dict[str, dict[str, object]], dict[str, object]]:
+    """Exit code, checks by name, and the whole record."""
+    code = run(["doctor", "--cache", str(cache), "--output", "json"])
+    record = one_line(capsys.readouterr().out)
+    return code, {check["name"]: check for check in record["checks"]}, record
+
+
+def test_doctor_looks_at_everything_and_its_exit_code_follows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, checks, record = examined(capsys, tmp_path / "new" / "reads.sqlite")
+    assert record["ok"] is all(check["ok"] for check in checks.values() if check["required"])
+    assert code == (0 if record["ok"] else 3)
+    for name in (
+        "Python",
+        "torch (train)",
+        "bm25s",
+        "torch devices",
+        "torch threads",
+        "embedded reader",
+        "Hugging Face hub",
+    ):
+        assert name in checks
+    assert str(checks["SQLite"]["found"]).endswith(", journal mode delete")
+    assert "can be made" in str(checks[f"read cache {tmp_path / 'new' / 'reads.sqlite'}"]["found"])
+    assert list(tmp_path.iterdir()) == []
+    assert str(checks["backbone sentence-transformers/all-MiniLM-L6-v2"]["found"]).endswith("as expected")
+    for name in ("hosted endpoints", "Ollama", "llama.cpp", "vLLM", "GPUs", "TEI", "real Hugging Face hub"):
+        assert any(name in line and "untested here" in line for line in record["untested"])  # pyright: ignore[reportGeneralTypeIssues]
+
+
+def test_what_is_missing_comes_with_the_command_that_installs_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = metadata.version
+    missing = {"peft", "accelerate"}
+
+    def version(name: str) -> str:
+        if name in missing:
+            raise metadata.PackageNotFoundError(name)
+        return "1.9" if name == "torch" else installed(name)
+
+    monkeypatch.setattr(examination.metadata, "version", version)
+    code, checks, _ = examined(capsys, tmp_path / "reads.sqlite")
+    assert code == 3
+    assert [checks["peft (train)"][key] for key in ("ok", "required", "next_step")] == [
+        False,
+        False,
+        'pip install "rankwright[train]"',
+    ]
+    assert checks["accelerate (train)"]["required"] is True
+    assert checks["torch (train)"]["found"] == "1.9, wanted 2.6 or later"
+    assert checks["torch (train)"]["next_step"] == 'pip install "torch>=2.6"'
+    assert run(["doctor", "--cache", str(tmp_path / "reads.sqlite")]) == 3
+    text = capsys.readouterr().out
+    assert re.search(r"optional\W+peft", text)
+    assert re.search(r"MISSING\W+accelerate", text)
+
+
+def test_doctor_tells_a_cache_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("", "utf-8")
+    code, checks, _ = examined(capsys, tmp_path / "file" / "reads.sqlite")
+    assert code == 3
+    assert "cannot be written" in str(checks[f"read cache {tmp_path / 'file' / 'reads.sqlite'}"]["found"])
+
+
+def test_doctor_works_without_torch(tmp_path: Path) -> None:
+    hidden = f"import sys; sys.modules['torch'] = None; {MAIN}"
+    done = run_process("doctor", "--output", "json", cwd=tmp_path, code=hidden)
+    assert done.returncode in (0, 3), done.stderr
+    names = [check["name"] for check in one_line(done.stdout)["checks"]]
+    assert "bm25s" in names
+    assert "torch devices" not in names
+
+
+def test_the_packages_are_those_of_pyproject() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    listed = [("", line) for line in project["dependencies"]]
+    extras = project["optional-dependencies"].items()
+    listed += [(extra, line) for extra, lines in extras if extra != "all" for line in lines]
+    wanted = {(extra, *line.split(">=")) for extra, line in listed}
+    versions = {name: version for _, name, version in wanted}
+    # A package seen by another one is looked for without a version.
+    assert {(p.extra, p.name, p.at_least or versions[p.name]) for p in examination.PACKAGES} == wanted

@@ -1,0 +1,71 @@
+"""What every verb promises: help with examples, light starts, errors in one line."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from rankwright.cli.app import app, run
+from tests.cli_kit import run_process
+
+VERBS = ["demo", "train", "eval", "rerank", "retrieve", "validate", "report", "push", "cache", "doctor"]
+ALL_COMMANDS = [*([verb] for verb in VERBS), ["cache", "info"], ["cache", "runs"], ["cache", "clear"]]
+
+
+def test_the_verbs_are_those_of_the_documents() -> None:
+    groups = [str(group.name) for group in app.registered_groups]
+    commands = [c.name or c.callback.__name__ for c in app.registered_commands if c.callback]
+    assert sorted([*commands, *groups]) == sorted(VERBS)
+
+
+@pytest.mark.parametrize("command", ALL_COMMANDS, ids=" ".join)
+def test_help_shows_at_least_two_examples(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*command, "--help"]) == 0
+    text = capsys.readouterr().out
+    examples = re.findall(rf"^\W*(?:cat \S+ \| |HF_TOKEN=\S+ )?rankwright {' '.join(command)}\b", text, re.MULTILINE)
+    assert len(examples) >= 2, text
+
+
+LIGHT = (
+    "import sys; from rankwright.cli.app import run; code = run(sys.argv[1:]); "
+    "print([name for name in ('torch', 'transformers') if name in sys.modules]); sys.exit(code)"
+)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["validate", "--help"], ["--version"]], ids=" ".join)
+def test_help_loads_no_deep_learning_library(arguments: list[str], tmp_path: Path) -> None:
+    done = run_process(*arguments, cwd=tmp_path, code=LIGHT)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "[]"), done.stderr
+
+
+WITHOUT_TORCH = """
+import json, sys
+sys.modules["torch"] = None
+from rankwright.cli.app import run
+for arguments in json.loads(sys.argv[1]):
+    print(f"exit code {run(arguments)}")
+"""
+
+
+def test_only_models_need_torch(tmp_path: Path) -> None:
+    data = tmp_path / "x.jsonl"
+    data.write_text('{"question": "a b?", "answers": ["cd"], "candidates": ["ab cd", "ef"]}\n', "utf-8")
+    commands = [
+        ["validate", str(data)],
+        ["retrieve", "--data", str(data), "--out", "x.run"],
+        ["eval", "first-stage", "--data", str(data), "--reader", "none", "--report", "x.html"],
+        ["rerank", "a", "b", "--model", "first-stage"],
+        ["rerank", "a", "b", "--model", str(tmp_path)],
+    ]
+    done = run_process(json.dumps(commands), cwd=tmp_path, code=WITHOUT_TORCH)
+    assert re.findall(r"exit code (\d+)", done.stdout) == ["0", "0", "0", "0", "3"], done.stderr
+    assert 'pip install "rankwright[train,embedded]"' in done.stderr
+
+
+def test_an_unknown_verb_or_option_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["evaluate"]) == 2
+    assert run(["validate", "x", "--frmat", "jsonl"]) == 2
+    assert "--format" in capsys.readouterr().err  # the nearest known option is named
