@@ -8,11 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -29,6 +25,7 @@ from rankwright.errors import ConfigurationError, ModelError, ResourceNotFoundEr
 from rankwright.rerankers import cross_encoder
 from rankwright.rerankers.cross_encoder import CrossEncoderReranker, render
 from rankwright.types import Document, Query, RerankRequest
+from tests.fake_hub import FakeHub
 from tests.tiny_bert import VOCABULARY, save_cross_encoder, spread, tiny_config, tiny_tokenizer
 
 MAX_LENGTH = 64
@@ -363,62 +360,7 @@ def test_unknown_backend_is_refused() -> None:
 # --- the hub, on loopback
 
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORY = "someone/tiny-reranker"
-
-
-class Hub(BaseHTTPRequestHandler):
-    """The part of the hub's HTTP interface that a download needs, for one model repository."""
-
-    folder: Path
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
-
-    def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def _answer(self, body: bool) -> None:
-        path = self.path.partition("?")[0]
-        names = sorted(file.name for file in self.folder.iterdir())
-        if path.startswith(f"/{REPOSITORY}/resolve/"):
-            name = path.split("/", 5)[5]
-            if name in names:
-                return self._send(200, (self.folder / name).read_bytes(), body, {"ETag": f'"{name}"'})
-            return self._send(404, b"", body, {"X-Error-Code": "EntryNotFound"})
-        if path.startswith(f"/api/models/{REPOSITORY}/tree/"):
-            size = {name: (self.folder / name).stat().st_size for name in names}
-            rows = [{"type": "file", "path": name, "size": size[name], "oid": name} for name in names]
-            return self._send(200, json.dumps(rows).encode(), body, {})
-        if path in (f"/api/models/{REPOSITORY}", f"/api/models/{REPOSITORY}/revision/main"):
-            about: dict[str, Any] = {"id": REPOSITORY, "sha": COMMIT, "siblings": [{"rfilename": n} for n in names]}
-            return self._send(200, json.dumps(about).encode(), body, {})
-        return self._send(404, b"", body, {"X-Error-Code": "RepoNotFound"})
-
-    def _send(self, status: int, content: bytes, body: bool, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "X-Repo-Commit": COMMIT, "Content-Length": str(len(content))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Silent."""
-
-
-@pytest.fixture
-def hub(plain_folder: Path) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("OneHub", (Hub,), {"folder": plain_folder}))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
 SCRIPT = """
 import json, sys
 import rankwright
@@ -433,18 +375,22 @@ except ResourceNotFoundError as error:
 """
 
 
-def test_a_hub_name_is_fetched(hub: str, reranker: CrossEncoderReranker, tmp_path: Path) -> None:
+def test_a_hub_name_is_fetched(plain_folder: Path, reranker: CrossEncoderReranker, tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
-    environment |= {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    environment |= {"HF_HOME": str(tmp_path), "HF_HUB_DISABLE_TELEMETRY": "1"}
     rows = json.dumps([[d.doc_id, d.text, d.title] for d in DOCUMENTS])
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, QUERY, rows],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    hub = FakeHub()
+    hub.files[REPOSITORY] = {path.name: path.read_bytes() for path in plain_folder.iterdir()}
+    hub.private[REPOSITORY] = False
+    with hub.running() as address:
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, QUERY, rows],
+            env={**environment, "HF_ENDPOINT": address},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
     assert done.returncode == 0, done.stderr
     name, scores, message = json.loads(done.stdout)
     assert name == REPOSITORY
