@@ -109,6 +109,7 @@ def test_folder_names_the_activation_for_both_generations_and_one_label(saved_fo
     assert config["id2label"] == {"0": "LABEL_0"}
     assert (saved_folder / "model.safetensors").is_file()
     assert not list(saved_folder.glob("*.bin"))
+    assert len({path.stat().st_mode for path in saved_folder.iterdir()}) == 1  # who may read one may read all
 
 
 def test_the_length_that_pairs_were_cut_to_is_saved(plain_folder: Path, tmp_path: Path) -> None:

@@ -256,6 +256,9 @@ class CrossEncoderReranker(nn.Module):
         config.sentence_transformers = {"activation_fn": IDENTITY, "version": "4.0.0"}
         config.rankwright = {"kind": "cross_encoder", "template": self.template}
         self.model.save_pretrained(str(folder))
+        for weights in folder.glob("*.safetensors"):
+            # The library leaves them readable by their owner alone; a server is often another user.
+            weights.chmod((folder / "config.json").stat().st_mode)
         self.tokenizer.save_pretrained(folder)
         for name, content in _sentence_transformers_files().items():
             (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
