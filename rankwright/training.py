@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -26,6 +27,8 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 
 from rankwright.errors import ConfigurationError, ResumeError, StorageError, TrainingError
 from rankwright.types import Context, Example, Outcome, Reader, RerankRequest, Reward
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 ALGORITHM_STATE = "algorithm.json"
@@ -125,7 +128,7 @@ class TrainResult:
     steps: int
     """Optimizer steps done in all."""
     best_step: int
-    """Step whose weights the policy has now: best on dev."""
+    """Step whose weights the policy has now: best on dev; 0 where no step was better than the start."""
     dev_before: float | None
     """Dev reward of the starting policy; None without dev questions."""
     dev_best: float | None
@@ -302,6 +305,9 @@ class FeedbackTrainer(Trainer):
         assert self.score_dev is not None
         with self._timed("dev"):
             metrics = {f"eval_{name}": value for name, value in self.score_dev(self._policy).items()}
+        if self.state.global_step == 0:
+            # Weights that are never better than these are not worth having.
+            self.state.best_metric, self.state.best_global_step = metrics["eval_reward"], 0
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -553,6 +559,13 @@ def train(
             f"None of the {len(examples)} training questions has two candidates or more; raise --depth or check the "
             "corpus."
         )
+    if len(usable) < len(examples):
+        logger.warning(
+            "%d of %d training questions have fewer than two candidates and are left out; raise --depth or check "
+            "the corpus.",
+            len(examples) - len(usable),
+            len(examples),
+        )
     make_folder(folder)
     fingerprint = _fingerprint({"train": asdict(config), **(settings or {})})
     # Dropout draws from one core and makes the ratio of a fresh rollout differ from 1.
@@ -582,14 +595,19 @@ def train(
             shutil.rmtree(old)
         metrics_file.path.unlink(missing_ok=True)
     torch.manual_seed(config.seed)
+    start = {name: tensor.detach().cpu().clone() for name, tensor in policy.state_dict().items()}
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if score_dev and trainer.state.global_step % _cycles(config):
         # The last steps after the last evaluation deserve one, too.
         trainer._determine_best_metric(trainer.evaluate(), None)
         trainer._save_checkpoint(policy, None)
     seconds = trainer.seconds()
-    best_step = trainer.state.best_global_step or trainer.state.global_step
-    if score_dev and best_step != trainer.state.global_step:
+    best_step = trainer.state.best_global_step if score_dev else None
+    if best_step is None:
+        best_step = trainer.state.global_step
+    elif best_step == 0:
+        policy.load_state_dict(start)
+    elif best_step != trainer.state.global_step:
         load_weights(policy, folder / f"checkpoint-{best_step}")
     history = [row["eval_reward"] for row in trainer.state.log_history if "eval_reward" in row]
     policy.eval()

@@ -6,14 +6,17 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import rankwright
 from rankwright.cli.build import Splits
 from rankwright.cli.run import RunOutcome, run_training, verdict_line
 from rankwright.cli.settings import RunSettings, load_settings
 from rankwright.cli.train import DEMO_RECIPE, demo_splits
+from rankwright.training import TrainResult, train
 
 
 def small(settings: RunSettings, train: int, dev: int, test: int, *, shuffle: bool = False) -> Splits:
@@ -21,18 +24,23 @@ def small(settings: RunSettings, train: int, dev: int, test: int, *, shuffle: bo
     return replace(splits, train=splits.train[:train], dev=splits.dev[:dev], test=splits.test[:test])
 
 
+def spoiled(policy: torch.nn.Module, *args: Any, **kwargs: Any) -> TrainResult:
+    """Trains, then turns the ranking round: what comes out is worse than what went in."""
+    result = train(policy, *args, **kwargs)
+    with torch.no_grad():
+        policy.get_submodule("model.classifier").get_parameter("weight").neg_()
+    return result
+
+
 @pytest.fixture(scope="module")
 def worse(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunOutcome]:
-    """A run whose reward pays for wrong answers, at a high learning rate."""
+    """A run that ends with a spoiled model."""
     here = tmp_path_factory.mktemp("worse")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
-        settings = load_settings(
-            DEMO_RECIPE,
-            ["loop.epochs=2", "loop.learning_rate=2e-4", "loop.eval_steps=4", "rrpo.beta=0", "rrpo.train_k=1"],
-            {"reward": "tests.flipped:wrong_answers"},
-        )
-        outcome = run_training(settings, "flipped", splits=small(settings, 48, 8, 80))
+        patch.setattr("rankwright.training.train", spoiled)
+        settings = load_settings(DEMO_RECIPE, ["loop.epochs=1", "loop.eval_steps=2"], {})
+        outcome = run_training(settings, "spoiled", splits=small(settings, 16, 8, 100))
     return here, outcome
 
 
@@ -52,11 +60,11 @@ def test_a_run_folder_holds_what_it_promises(worse: tuple[Path, RunOutcome]) -> 
     result = json.loads((folder / "result.json").read_text())
     wanted = ["metric", "n", "seed", "f1_reference", "f1_trained", "delta", "ci_low", "ci_high", "p_value", "verdict"]
     assert [key for key in [*wanted, "reader_calls", "cache_hits", "seconds"] if key not in result] == []
-    assert result["n"] == 80
+    assert result["n"] == 100
     assert result["reader_calls"] > 0
     assert result["delta"] == pytest.approx(result["f1_trained"] - result["f1_reference"])
     assert "Before and after" in (folder / "model" / "README.md").read_text()
-    assert "flipped" in (folder / "report.html").read_text()
+    assert "spoiled" in (folder / "report.html").read_text()
 
 
 def test_a_model_worse_than_its_reference_is_called_so(worse: tuple[Path, RunOutcome]) -> None:
@@ -89,6 +97,6 @@ def test_shuffled_answers_teach_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     """With every question's answers exchanged for another's, no gain may be shown (benchmarks/results/demo.md has five
     seeds)."""
     monkeypatch.chdir(tmp_path)
-    settings = load_settings(DEMO_RECIPE, ["loop.epochs=1", "loop.eval_steps=6"], {})
-    outcome = run_training(settings, "shuffled", splits=small(settings, 96, 24, 120, shuffle=True))
+    settings = load_settings(DEMO_RECIPE, ["loop.epochs=1", "loop.eval_steps=8"], {})
+    outcome = run_training(settings, "shuffled", splits=small(settings, 64, 16, 80, shuffle=True))
     assert outcome.result["verdict"] != "better"

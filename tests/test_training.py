@@ -190,6 +190,20 @@ def test_when_every_read_fails_nothing_moves(tmp_path: Path) -> None:
     assert torch.equal(policy.scores, before)
 
 
+def test_weights_that_are_never_better_on_dev_are_not_kept(tmp_path: Path) -> None:
+    policy = ToyPolicy()
+    before = policy.scores.detach().clone()
+
+    def score_dev(module: torch.nn.Module) -> dict[str, float]:
+        return {"reward": 1.0 if torch.equal(policy.scores, before) else 0.0}
+
+    algorithm = RRPO(RRPOConfig(beta=0.0), ToyReader(), answer_reward("f1"))
+    result = train(policy, copy.deepcopy(policy), algorithm, examples(20), LOOP, tmp_path, score_dev=score_dev)
+    assert result.best_step == 0
+    assert result.steps == 10
+    assert torch.equal(policy.scores, before)
+
+
 def test_supervised_learns_from_labels(tmp_path: Path) -> None:
     policy = ToyPolicy()
     config = TrainConfig(epochs=6, batch_size=4, learning_rate=0.3, eval_steps=10)
