@@ -55,6 +55,10 @@ class BudgetExceededError(ReaderError):
     """The account behind the reader is out of quota or a limit set by the user was reached."""
 
 
+class RewardError(RankwrightError, RuntimeError):
+    """The user's reward function raised, or returned something that is not a reward. The cause is kept."""
+
+
 class StorageError(RankwrightError, OSError):
     """A file cannot be written or is damaged: full disk, read-only folder, broken database."""
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rankwright.errors import ConfigurationError, DataError, RankwrightError
+from rankwright.errors import ConfigurationError, DataError, RankwrightError, RewardError
 from rankwright.metrics.answer import exact_match, f1, rouge_l, sub_em
-from rankwright.rewards import RewardError, answer_reward, function_reward, resolve_reward
+from rankwright.rewards import answer_reward, function_reward, resolve_reward
 from rankwright.types import Answer, Context, Document, Example, Outcome, Query, ReadFailed, ReadResult, RewardValue
 
 DOCUMENTS = (Document("d1", "Paris is the capital."), Document("d2", "London is rainy."))

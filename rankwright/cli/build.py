@@ -57,7 +57,7 @@ def build_reader(settings: ReaderSettings, store: ReadStore, run: str, device: s
         return CachedReader(EmbeddedReader(device=device), store, run=run)
     from rankwright.llms.cache import CachedLLM
     from rankwright.prompts import load_prompt
-    from rankwright.readers import LLMReader
+    from rankwright.readers.llm import SAMPLING, LLMReader
 
     prompt = load_prompt(settings.prompt)
     if settings.reader.startswith(("http://", "https://")):
@@ -67,7 +67,13 @@ def build_reader(settings: ReaderSettings, store: ReadStore, run: str, device: s
             raise ConfigurationError(
                 f"Reader {settings.reader} was given without a model name; add --reader-model NAME."
             )
-        known = settings.price_input is not None and settings.price_output is not None
+        prices = {"input": settings.price_input, "output": settings.price_output}
+        given = {side: price for side, price in prices.items() if price is not None}
+        if len(given) == 1:
+            raise ConfigurationError(
+                f"Only the {next(iter(given))} price of reader {settings.reader} was given; wanted --price-input and "
+                "--price-output, or neither (the price is then unknown)."
+            )
         llm = HTTPLLM(
             settings.model,
             settings.reader,
@@ -76,13 +82,13 @@ def build_reader(settings: ReaderSettings, store: ReadStore, run: str, device: s
             deadline=settings.deadline,
             requests_per_minute=settings.requests_per_minute or None,
             tokens_per_minute=settings.tokens_per_minute or None,
-            prices={"input": settings.price_input or 0.0, "output": settings.price_output or 0.0} if known else None,
+            prices=given or None,
         )
     else:
         from rankwright.llms.local import LocalLLM
 
         llm = LocalLLM(settings.reader, device=device)
-    return LLMReader(CachedLLM(llm, store, run=run), prompt)
+    return LLMReader(CachedLLM(llm, store, run=run), prompt, sampling=settings.sampling or SAMPLING)
 
 
 def checked_device(name: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import rankwright
-from rankwright.cli.build import Splits, build_reader, load_splits, open_store
+from rankwright.cli.build import Splits, build_reader, checked_device, load_splits, open_store
 from rankwright.cli.card import model_card
 from rankwright.cli.common import progress_bars, say, score_table, training_bar
 from rankwright.cli.settings import RunSettings, settings_tree
@@ -60,6 +60,7 @@ def run_training(
         raise ConfigurationError(
             f"Run name is '{name}'; wanted a plain name without slashes. It becomes a folder in {RUNS}/."
         )
+    checked_device(settings.model.device)
     make_folder(folder)
     run_id = _run_id(folder, name, resume)
     for stale in ("result.json", "evaluation.json", "report.html"):

@@ -81,6 +81,9 @@ class ReaderSettings:
     """Model name at the endpoint."""
     prompt: str = "reader-1"
     """Name of a shipped prompt or a file."""
+    sampling: dict[str, float | int | str] = field(default_factory=dict)
+    """Sampling parameters of an LLM reader's requests; empty takes max_tokens 64 and temperature 0. A reasoning model
+    wants for example {max_completion_tokens: 2000}."""
     cache: str = "runs/reads.sqlite"
     """SQLite file that keeps all answers; shared by all runs."""
     concurrency: int = 16

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from rankwright.errors import ConfigurationError
 from rankwright.rewards.answer import ANSWER_METRICS, answer_reward
-from rankwright.rewards.function import RewardError, function_reward
+from rankwright.rewards.function import function_reward
 from rankwright.types import Reward
 
-__all__ = ["ANSWER_METRICS", "RewardError", "answer_reward", "function_reward", "resolve_reward"]
+__all__ = ["ANSWER_METRICS", "answer_reward", "function_reward", "resolve_reward"]
 
 
 def resolve_reward(name_or_spec: str) -> Reward:

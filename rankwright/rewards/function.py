@@ -16,14 +16,10 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from rankwright.errors import ConfigurationError, RankwrightError
+from rankwright.errors import ConfigurationError, RewardError
 from rankwright.types import Answer, Outcome, Reward, RewardValue
 
 _COLUMNS = ("prompts", "completions", "answers", "doc_ids", "position")
-
-
-class RewardError(RankwrightError, RuntimeError):
-    """The user's reward function raised, or returned something that is not a reward. The cause is kept."""
 
 
 def function_reward(spec: str) -> Reward:
