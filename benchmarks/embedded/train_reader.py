@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig
 
+from benchmarks.embedded.optimizer import optimizer_of
 from benchmarks.embedded.sets import Question, load_sets, side
 from rankwright.backbone import backbone_folder, difference, save_adapter
 from rankwright.batching import token_batches
@@ -191,15 +192,9 @@ def train_phase(
     phase: Phase, model: ExtractiveModel, encoder: Encoder, data: Data, rng: random.Random, batch_size: int
 ) -> None:
     """Trains the model in place and prints dev scores after every epoch."""
-    heads = [p for n, p in model.named_parameters() if not n.startswith("encoder.")]
-    body = [p for n, p in model.named_parameters() if n.startswith("encoder.") and p.requires_grad]
-    groups = [{"params": body, "lr": phase.learning_rate}, {"params": heads, "lr": phase.learning_rate * 10}]
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
     epochs = phase.short_epochs + phase.long_epochs
     total = epochs * -(-len(data.questions) // batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / (0.1 * total), (total - s) / (0.9 * total))
-    )
+    optimizer, schedule = optimizer_of(model, ("span.", "kind."), phase.learning_rate, total)
     reader = EmbeddedReader.from_model(model, encoder, 0.0)
     step, began = 0, time.time()
     for epoch in range(epochs):

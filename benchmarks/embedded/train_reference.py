@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from benchmarks.embedded.optimizer import optimizer_of
 from benchmarks.embedded.sets import load_sets, scifact, side
 from rankwright.backbone import backbone_folder, difference, save_adapter
 from rankwright.maths.ranking_losses import softmax_loss
@@ -163,15 +164,8 @@ def main() -> None:
             module.p = 0.0
     policy.model.bert.embeddings.requires_grad_(False)
     base = {f"bert.{name}": tensor.clone() for name, tensor in policy.model.bert.state_dict().items()}
-    body = [p for n, p in policy.named_parameters() if p.requires_grad and "classifier" not in n]
-    head = list(policy.model.classifier.parameters())
-    optimizer = torch.optim.AdamW(
-        [{"params": body, "lr": args.lr}, {"params": head, "lr": args.lr * 10}], weight_decay=0.01
-    )
     total = args.epochs * -(-len(lists) // args.batch)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / (0.1 * total), (total - s) / (0.9 * total))
-    )
+    optimizer, schedule = optimizer_of(policy, ("model.classifier.",), args.lr, total)
     policy.train()
     step, began = 0, time.time()
     for epoch in range(args.epochs):
