@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.embedded.sets import Question, load_sets, side
+from benchmarks.embedded.sets import Question, load_sets, passages, side
 from rankwright.metrics.significance import bootstrap_interval, paired_permutation_test
 from rankwright.retrieval import BM25, with_candidates
 from rankwright.types import Example, Query
@@ -35,7 +35,7 @@ METHODS = ("rrpo", "supervised")
 
 def examples_of(questions: Sequence[Question], pool_sets: Sequence[str], depth: int) -> list[Example]:
     """Questions with BM25 candidates from all passages of the pool's sets, answers and gold labels."""
-    pool = {d.doc_id: d for q in load_sets(pool_sets) for d in (*q.gold, *q.others)}
+    pool = passages(load_sets(pool_sets))
     plain = [Example(Query(q.key, q.text), (), q.answers, {d.doc_id: 1 for d in q.gold}) for q in questions]
     return with_candidates(plain, BM25(list(pool.values())), depth)
 

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.embedded.sets import ROOT, load_set, load_sets, scifact, side
+from benchmarks.embedded.sets import ROOT, load_set, load_sets, passages, scifact_corpus, scifact_test, side
 from rankwright.evaluation import FirstStage, evaluate
 from rankwright.retrieval import BM25, with_candidates
 from rankwright.types import Document, Example, Query
+
+if TYPE_CHECKING:
+    from rankwright.readers import EmbeddedReader
 
 WORK = Path(__file__).parents[1] / "work" / "embedded"
 PAGE = Path(__file__).parents[1] / "results" / "embedded.md"
@@ -26,16 +28,19 @@ DEPTH = 50
 
 def reader_part(name: str, full: Path | None) -> dict[str, Any]:
     """F1, EM and share of empty answers on the test side of one set, by context."""
-    from benchmarks.embedded.train_reader import distractors, score
+    from benchmarks.embedded.train_reader import TRAIN_SETS, best_bias, distractors, score
     from rankwright.readers import EmbeddedReader
 
-    questions = side("test", READER_SETS[name])
-    hard = distractors(questions)
+    pool = list(passages(load_sets((*TRAIN_SETS, "hotpotqa/dev"))).values())
+    questions, dev = side("test", READER_SETS[name]), side("dev", TRAIN_SETS)
+    hard = distractors(questions, pool)
     reader = full_reader(full) if full else EmbeddedReader()
+    if full:  # its own offset, chosen as the adapter's was
+        reader.nothing_bias = best_bias(reader, dev, distractors(dev, pool))
     return {"n": len(questions), "contexts": score(reader, questions, hard), "share_cut": reader.share_cut}
 
 
-def full_reader(weights: Path) -> Any:
+def full_reader(weights: Path) -> EmbeddedReader:
     """The fully fine-tuned reader that the adapter was cut from."""
     import torch
     from transformers import BertConfig
@@ -58,23 +63,9 @@ def ranking_sets() -> dict[str, Callable[[], list[Example]]]:
         return with_candidates(examples, BM25(corpus), depth)
 
     def hotpot() -> list[Example]:
-        pool = {d.doc_id: d for q in load_sets(("hotpotqa/train", "hotpotqa/dev")) for d in (*q.gold, *q.others)}
+        pool = passages(load_sets(("hotpotqa/train", "hotpotqa/dev")))
         rows = [(q.key, q.text, {d.doc_id: 1 for d in q.gold}) for q in load_set("hotpotqa/dev")]
         return bm25(list(pool.values()), rows, DEPTH)
-
-    def scifact_test() -> list[Example]:
-        import csv
-        import io
-
-        corpus, _ = scifact()
-        lines = (ROOT / "scifact" / "qrels.beir-v1.0.0-scifact.test.txt").read_text(encoding="utf-8").splitlines()
-        relevance: dict[str, dict[str, int]] = {}
-        for query_id, _, doc_id, grade in (line.split() for line in lines):
-            relevance.setdefault(query_id, {})[doc_id] = int(grade)
-        with zipfile.ZipFile(ROOT / "scifact" / "scifact.zip") as archive:
-            claims = list(csv.DictReader(io.StringIO(archive.read("claims_validation.csv").decode("utf-8"))))
-        texts = {row["id"]: row["claim"] for row in claims}
-        return bm25(corpus, [(i, texts[i], labels) for i, labels in relevance.items()], DEPTH)
 
     def nfcorpus() -> list[Example]:
         from rankwright.data import load_examples
@@ -88,7 +79,12 @@ def ranking_sets() -> dict[str, Callable[[], list[Example]]]:
         folder = ROOT / "trec_dl19"
         return list(load_examples(folder / "bm25_top100.json", "rank_llm", qrels=folder / "qrels.txt").examples)
 
-    return {"scifact test": scifact_test, "nfcorpus test": nfcorpus, "trec_dl19": dl19, "hotpotqa/dev": hotpot}
+    return {
+        "scifact test": lambda: bm25(scifact_corpus(), scifact_test(), DEPTH),
+        "nfcorpus test": nfcorpus,
+        "trec_dl19": dl19,
+        "hotpotqa/dev": hotpot,
+    }
 
 
 def ranking_part(name: str) -> dict[str, Any]:
@@ -174,7 +170,7 @@ def page() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--full-reader", type=Path, help="full.pt of train_reader, to measure what the adapter loses")
+    parser.add_argument("--full-reader", type=Path, help="last phase-N.pt of train_reader: what the adapter loses")
     parser.add_argument("--only", choices=("reader", "ranking"), help="measure only one half")
     args = parser.parse_args()
     if args.only != "ranking":

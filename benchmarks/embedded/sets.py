@@ -128,20 +128,47 @@ def side(name: str, sets: Iterable[str] = LOADERS) -> list[Question]:
     return [question for question in load_sets(sets) if question.key in keys]
 
 
-def scifact() -> tuple[list[Document], list[tuple[str, dict[str, int]]]]:
-    """SciFact's corpus and its training claims with their cited abstracts, without those cited in the test labels."""
+def passages(questions: Iterable[Question]) -> dict[str, Document]:
+    """doc_id -> passage of all that comes with the questions."""
+    return {d.doc_id: d for question in questions for d in (*question.gold, *question.others)}
+
+
+def passages_for(name: str, sets: Iterable[str]) -> list[Document]:
+    """What training on one side may show: passages of the sets that are gold for no question of another side."""
+    own = {question.key for question in side(name, sets)}
+    questions = load_sets(sets)
+    elsewhere = {d.doc_id for question in questions if question.key not in own for d in question.gold}
+    return [d for doc_id, d in passages(questions).items() if doc_id not in elsewhere]
+
+
+def scifact_corpus() -> list[Document]:
+    """All abstracts of SciFact."""
+    rows = _scifact_rows("corpus_train.csv")
+    return [Document(row["doc_id"], " ".join(sentences(row["abstract"])), row["title"]) for row in rows]
+
+
+def scifact_test() -> list[tuple[str, str, dict[str, int]]]:
+    """query_id, claim and labels (doc_id -> grade) of the BEIR test side."""
+    labels: dict[str, dict[str, int]] = {}
+    path = ROOT / "scifact" / "qrels.beir-v1.0.0-scifact.test.txt"
+    for line in path.read_text(encoding="utf-8").splitlines():
+        query_id, _, doc_id, grade = line.split()
+        labels.setdefault(query_id, {})[doc_id] = int(grade)
+    texts = {row["id"]: row["claim"] for row in _scifact_rows("claims_validation.csv")}
+    return [(query_id, texts[query_id], of) for query_id, of in labels.items()]
+
+
+def scifact_training() -> tuple[list[Document], list[tuple[str, set[str]]]]:
+    """Abstracts and training claims with the ids of the abstracts that they cite; nothing that the test labels name."""
+    tested = {doc_id for _, _, labels in scifact_test() for doc_id in labels}
+    cited = {row["claim"]: set(re.findall(r"\d+", row["cited_doc_ids"])) for row in _scifact_rows("claims_train.csv")}
+    corpus = [d for d in scifact_corpus() if d.doc_id not in tested]
+    return corpus, [(claim, ids) for claim, ids in cited.items() if not tested & ids]
+
+
+def _scifact_rows(name: str) -> list[dict[str, str]]:
     with zipfile.ZipFile(ROOT / "scifact" / "scifact.zip") as archive:
-        corpus_rows = _csv(archive, "corpus_train.csv")
-        claims = _csv(archive, "claims_train.csv")
-    corpus = [Document(r["doc_id"], " ".join(sentences(r["abstract"])), r["title"]) for r in corpus_rows]
-    qrels = (ROOT / "scifact" / "qrels.beir-v1.0.0-scifact.test.txt").read_text(encoding="utf-8").split("\n")
-    tested = {line.split()[2] for line in qrels if line}
-    cited = {row["claim"]: re.findall(r"\d+", row["cited_doc_ids"]) for row in claims}
-    return corpus, [(claim, dict.fromkeys(ids, 1)) for claim, ids in cited.items() if not tested & set(ids)]
-
-
-def _csv(archive: zipfile.ZipFile, name: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(archive.read(name).decode("utf-8"))))
+        return list(csv.DictReader(io.StringIO(archive.read(name).decode("utf-8"))))
 
 
 def sentences(listed: str) -> list[str]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import BertConfig
 
 from benchmarks.embedded.optimizer import optimizer_of
-from benchmarks.embedded.sets import Question, load_sets, side
+from benchmarks.embedded.sets import Question, load_sets, passages, passages_for, side
 from rankwright.backbone import backbone_folder, difference, save_adapter
 from rankwright.batching import token_batches
 from rankwright.metrics.answer import contains_answer, f1
@@ -50,17 +50,20 @@ class Data:
     hard: dict[str, list[Document]]
 
 
-def distractors(questions: Sequence[Question], depth: int = 30) -> dict[str, list[Document]]:
-    """Hard negatives of each question: its own non-gold passages and BM25's best, none of which holds an answer."""
-    pool = {d.doc_id: d for q in load_sets(TRAIN_SETS) for d in (*q.gold, *q.others)}
-    found = BM25(list(pool.values())).retrieve([Query(q.key, q.text) for q in questions], depth)
+def distractors(questions: Sequence[Question], pool: Sequence[Document], depth: int = 30) -> dict[str, list[Document]]:
+    """Hard negatives of each question: its own non-gold passages and BM25's best of the pool, none of which holds an
+    answer."""
+    found = BM25(pool).retrieve([Query(q.key, q.text) for q in questions], depth)
+    allowed = {d.doc_id for d in pool}
     result = {}
     for question, documents in zip(questions, found, strict=True):
         gold = {d.text for d in question.gold}
         hard = [*question.others, *documents]
         answers = () if set(question.answers) <= {"yes", "no"} else question.answers
         result[question.key] = [
-            d for d in hard if d.text not in gold and not (answers and contains_answer(d.text, answers))
+            d
+            for d in hard
+            if d.doc_id in allowed and d.text not in gold and not (answers and contains_answer(d.text, answers))
         ]
     return result
 
@@ -253,7 +256,8 @@ def main() -> None:
     model.encoder.load_state_dict(base)
     model.encoder.embeddings.requires_grad_(False)  # kept frozen: the adapter stays small
     questions, dev = side("reader", TRAIN_SETS), side("dev", TRAIN_SETS)
-    data = Data(questions, dev, distractors([*questions, *dev]))
+    hard = distractors(questions, passages_for("reader", TRAIN_SETS))
+    data = Data(questions, dev, {**hard, **distractors(dev, list(passages(load_sets(TRAIN_SETS)).values()))})
     for number, phase in enumerate(PHASES):
         done = args.out / f"phase-{number}.pt"
         if done.exists():  # a finished phase is not trained again

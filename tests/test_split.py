@@ -1,0 +1,53 @@
+"""The split of the real questions: what trains one part of the project is never shown to another."""
+
+from __future__ import annotations
+
+import json
+import random
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from benchmarks.embedded import sets
+
+SIDES = ("reader", "reference", "rrpo", "dev", "test")
+SPLIT = Path(sets.__file__).parent / "split.json"
+
+
+@pytest.fixture
+def gold(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
+    """side -> ids of its gold passages."""
+    monkeypatch.setattr(sets, "ROOT", data_root)
+    return {name: {d.doc_id for q in sets.side(name) for d in q.gold} for name in SIDES}
+
+
+def test_no_question_is_on_two_sides() -> None:
+    keys = [key for name in SIDES for key in json.loads(SPLIT.read_text(encoding="utf-8"))[name]]
+    assert len(keys) == len(set(keys)) > 4000
+
+
+@pytest.mark.parametrize(("one", "other"), combinations(SIDES, 2), ids="-".join)
+def test_no_gold_passage_is_on_two_sides(gold: dict[str, set[str]], one: str, other: str) -> None:
+    assert gold[one]
+    assert not gold[one] & gold[other]
+
+
+@pytest.mark.parametrize("name", ["reader", "reference"])
+def test_training_shows_no_gold_passage_of_another_side(gold: dict[str, set[str]], name: str) -> None:
+    from benchmarks.embedded.train_reader import TRAIN_SETS
+
+    shown = {d.doc_id for d in sets.passages_for(name, TRAIN_SETS)}
+    others = [ids for side, ids in gold.items() if side != name]
+    assert shown
+    assert not shown & set().union(*others)
+
+
+def test_the_reference_never_sees_what_scifact_tests(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.embedded.train_reference import training_lists
+
+    monkeypatch.setattr(sets, "ROOT", data_root)
+    tested = {doc_id for _, _, labels in sets.scifact_test() for doc_id in labels}
+    shown = {d.doc_id for item in training_lists(random.Random(0), 200) for d in (*item.gold, *item.hard)}
+    assert len(tested) > 200
+    assert not shown & tested
