@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from rankwright.cli.app import run
-from rankwright.cli.build import build_reader, open_store
-from rankwright.cli.settings import ReaderSettings
-from rankwright.errors import ConfigurationError
+from rankwright.cli.build import build_reader, load_splits, open_store
+from rankwright.cli.settings import ReaderSettings, settings_from
+from rankwright.errors import ConfigurationError, DataError
 from rankwright.types import Context, Document, Query
-from tests.cli_kit import body_of, reply, serving
+from tests.cli_kit import body_of, reply, rows, serving, write_rows
 
 CONTEXT = Context(Query("q", "Where is the Louvre?"), (Document("d", "The Louvre is in Paris."),))
 
@@ -48,3 +48,39 @@ def test_sampling_parameters_reach_the_endpoint(tmp_path: Path) -> None:
         assert len(reader.answer([CONTEXT])) == 1
     assert bodies[0]["max_completion_tokens"] == 2000
     assert not {"max_tokens", "temperature"} & bodies[0].keys()
+
+
+def test_a_question_of_the_test_is_taken_out_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = write_rows(tmp_path / "train.jsonl", rows())
+    again = {**rows()[0], "query_id": "other", "question": rows()[0]["question"].upper()}
+    test = write_rows(tmp_path / "test.jsonl", [again])
+    splits = load_splits(settings_from({"data": {"train": str(train), "test": str(test), "dev_share": 0.2}}))
+    kept = [e.query.query_id for e in (*splits.train, *splits.dev)]
+    assert (len(splits.test), len(kept), rows()[0]["query_id"] in kept) == (1, len(rows()) - 1, False)
+    assert "1 questions left out" in capsys.readouterr().err
+
+
+def test_no_training_question_may_be_left_by_the_test(tmp_path: Path) -> None:
+    train = str(write_rows(tmp_path / "train.jsonl", rows()))
+    with pytest.raises(DataError, match=r"No questions are left for dev.*Give a --dev file"):
+        load_splits(settings_from({"data": {"train": train, "test": train}}))
+
+
+def test_one_id_for_two_texts_in_two_files_is_refused(tmp_path: Path) -> None:
+    train = write_rows(tmp_path / "train.jsonl", rows()[:6])
+    changed = [{**row, "candidates": [{"doc_id": "wall-10", "text": "Other."}]} for row in rows()[6:]]
+    test = write_rows(tmp_path / "test.jsonl", changed)
+    with pytest.raises(DataError, match=r"Passage id 'wall-10' of .* names another text"):
+        load_splits(settings_from({"data": {"train": str(train), "test": str(test), "dev_share": 0.5}}))
+
+
+def test_a_refused_run_leaves_the_earlier_one_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    for name in ("config.json", "result.json", "report.html"):
+        (folder / name).write_text('{"run_id": "mine-1"}', "utf-8")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for extra, code in (([], 2), (["--overwrite"], 4), (["--resume"], 4), (["--resume", "--overwrite"], 2)):
+        assert run(["train", "--name", "mine", "--data", "typo.jsonl", *extra]) == code
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

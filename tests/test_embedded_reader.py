@@ -27,7 +27,8 @@ from rankwright.backbone import (
     sha256_file,
 )
 from rankwright.errors import ConfigurationError, ModelError, ResourceNotFoundError
-from rankwright.readers import EmbeddedReader
+from rankwright.llms.cache import ReadStore
+from rankwright.readers import CachedReader, EmbeddedReader
 from rankwright.readers.extractive import (
     KINDS,
     MAX_ANSWER_TOKENS,
@@ -103,8 +104,9 @@ def test_every_passage_gets_an_equal_share(encoder: Encoder, count: int, room: i
     item = encoder.encode(letters("w", 200), documents)
     kept = [item.passage_of.count(i) for i in range(count)]
     assert kept == [room] * (count - 1) + [10]
-    assert item.tokens_all == 600 * (count - 1) + 10
-    assert item.tokens_cut == (600 - room) * (count - 1)
+    question_cut = 200 - item.input_ids.index(encoder.tokenizer.sep_token_id) + 1
+    assert item.tokens_all == 200 + 600 * (count - 1) + 10
+    assert item.tokens_cut == question_cut + (600 - room) * (count - 1)
     assert len(item.input_ids) <= POSITIONS
     assert len(item.input_ids) == len(item.token_types) == len(item.passage_of) == len(item.characters)
 
@@ -126,11 +128,16 @@ def test_too_many_passages_are_refused(encoder: Encoder) -> None:
         encoder.encode(QUESTION, [Document(str(i), "z") for i in range(MAX_PASSAGES + 1)])
 
 
-def test_share_cut_is_reported(encoder: Encoder) -> None:
-    reader = reader_that_says("span", encoder)
+def test_share_cut_counts_questions_passages_and_cached_answers(folder: Path, tmp_path: Path) -> None:
+    reader = reader_that_says("span", Encoder(folder))
     assert reader.share_cut == 0
-    reader.answer([context(letters("z", 356)), context(letters("y", 44))])
-    assert reader.share_cut == 100 / 400
+    contexts = [context(letters("z", 356), question=letters("w", 100)), context(question=letters("v", 44))]
+    with ReadStore(tmp_path / "reads.sqlite") as store:
+        cached = CachedReader(reader, store)
+        cached.answer(contexts)
+        assert cached.share_cut == (100 + 41) / 500
+        cached.answer(contexts)
+        assert (cached.hits, cached.share_cut) == (2, (100 + 41) / 500)
 
 
 def test_title_is_read_before_the_text(encoder: Encoder) -> None:

@@ -252,7 +252,7 @@ def test_the_request_carries_prompt_sampling_and_version() -> None:
 
 
 def test_its_name_tells_model_and_prompt() -> None:
-    assert LLMReader(Canned()).name == "canned@here|prompt:reader-1"
+    assert LLMReader(Canned()).name == "canned@here|prompt:reader-1|max_tokens=64,temperature=0.0"
 
 
 # --- CachedReader -------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -190,14 +190,15 @@ def load_splits(settings: RunSettings) -> Splits:
         "dev": list(dev.examples) if dev else rows[n_test : n_test + n_dev],
         "train": rows[n_test + n_dev :],
     }
+    parts = _without_overlap(parts)
     for name, part in parts.items():
         if not part:
             raise DataError(
-                f"No questions are left for {name}: {data.train} has {len(rows)}. Give a --{name} file or more "
-                "questions."
+                f"No questions are left for {name}: {data.train} has {len(rows)}. Give a --{name} file of other "
+                "questions, or more of them."
             )
     sets = [s for s in (train, dev, test) if s is not None]
-    corpus = list({d.doc_id: d for s in sets for d in s.corpus}.values())
+    corpus = _pooled(sets)
     if len(corpus) < 2 and data.retriever == "bm25":
         raise DataError(
             f"Corpus of {data.train} has {len(corpus)} passage; wanted at least two to rank. Give --corpus FILE."
@@ -210,3 +211,30 @@ def load_splits(settings: RunSettings) -> Splits:
         test.name if test else f"{train.name}-held-out",
         sum(s.skipped for s in sets),
     )
+
+
+def _without_overlap(parts: Mapping[str, Sequence[Example]]) -> dict[str, list[Example]]:
+    """No question may train or choose a model and be its test, too: it stays in the last of train, dev and test."""
+    seen: set[str] = set()
+    kept = {}
+    for name in ("test", "dev", "train"):
+        texts = [" ".join(example.query.text.lower().split()) for example in parts[name]]
+        kept[name] = [example for example, text in zip(parts[name], texts, strict=True) if text not in seen]
+        if len(kept[name]) < len(parts[name]):
+            say(f"{len(parts[name]) - len(kept[name])} questions left out of {name}: they stand in dev or test, too.")
+        seen.update(texts)
+    return kept
+
+
+def _pooled(sets: Sequence[Dataset]) -> list[Document]:
+    """The passages of several data sets; equal ids must be equal passages."""
+    pool: dict[str, Document] = {}
+    for dataset in sets:
+        for document in dataset.corpus:
+            known = pool.setdefault(document.doc_id, document)
+            if (known.title, known.text) != (document.title, document.text):
+                raise DataError(
+                    f"Passage id '{document.doc_id}' of {dataset.name} names another text than in the files before it; "
+                    "wanted one text per id. Rename it, or give all passages once with --corpus."
+                )
+    return list(pool.values())

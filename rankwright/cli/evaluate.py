@@ -207,7 +207,7 @@ def _opened_reader(settings: ReaderSettings, device: str) -> Iterator[Reader | N
         yield reader
         share_cut = getattr(reader, "share_cut", 0.0)
         if reader is not None and share_cut:
-            say(f"{reader.name}: {share_cut:.1%} of the passage tokens that were read now lay beyond its limit.")
+            say(f"{reader.name}: {share_cut:.1%} of the tokens of questions and passages lay beyond its limit.")
         totals = store.ledger.totals(run)
         calls = f"Reader calls {totals.calls} ({totals.failed} failed), price {totals.price_text}"
         say(f"{calls}; they stand in {settings.cache} as {run}.")

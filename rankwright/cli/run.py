@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import shutil
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +23,7 @@ from rankwright.errors import ConfigurationError, ResumeError
 from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, PairedTest, evaluate, verdict
 from rankwright.report import write_report
 from rankwright.rewards import resolve_reward
-from rankwright.types import Answer, Reader, Reranker
+from rankwright.types import Answer, Example, Reader, Reranker
 
 RUNS = Path("runs")
 WORSE_EXIT_CODE = 8
@@ -42,7 +43,13 @@ class RunOutcome:
 
 
 def run_training(
-    settings: RunSettings, name: str, *, splits: Splits | None = None, resume: bool = False, command: str = ""
+    settings: RunSettings,
+    name: str,
+    *,
+    splits: Splits | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    command: str = "",
 ) -> RunOutcome:
     """Trains, compares with the reference on questions never used in training, and writes runs/NAME.
 
@@ -51,6 +58,7 @@ def run_training(
         name: of the run folder.
         splits: questions with candidates; by default loaded as the settings say.
         resume: go on with the run of that name.
+        overwrite: replace a run of that name.
         command: how to repeat the run, for the report.
     """
     from rankwright.training import make_folder, replace_text
@@ -61,21 +69,26 @@ def run_training(
             f"Run name is '{name}'; wanted a plain name without slashes. It becomes a folder in {RUNS}/."
         )
     checked_device(settings.model.device)
-    make_folder(folder)
-    run_id = _run_id(folder, name, resume)
-    for stale in ("result.json", "evaluation.json", "report.html"):
-        (folder / stale).unlink(missing_ok=True)
-    replace_text(folder / "config.json", json.dumps({"run_id": run_id, **settings_tree(settings)}, indent=2) + "\n")
-    environment = {"command": command or f"rankwright train --name {name}", **_environment()}
-    replace_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+    run_id = _run_id(folder, name, resume, overwrite)
     splits = splits or load_splits(settings)
+    make_folder(folder)
+    environment = {"command": command or f"rankwright train --name {name}", **_environment()}
+
+    def begin() -> None:
+        """Only now, with data and settings found good, may an earlier result go."""
+        for stale in ("result.json", "evaluation.json", "report.html"):
+            (folder / stale).unlink(missing_ok=True)
+        config = {"run_id": run_id, **settings_tree(settings)}
+        replace_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+        replace_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+
     say(
         f"{len(splits.train)} training, {len(splits.dev)} dev and {len(splits.test)} test questions; run folder "
         f"{folder}"
     )
     with open_store(settings.reader.cache) as store:
         reader = build_reader(settings.reader, store, run_id, settings.model.device)
-        policy, reference, trained = _train(settings, splits, reader, folder, resume)
+        policy, reference, trained = _train(settings, splits, reader, folder, resume, begin)
         evaluation, hits = _compare(settings, splits, reader, reference, policy)
         from rankwright.llms.cache import Ledger
 
@@ -99,9 +112,14 @@ def run_training(
     return RunOutcome(folder, result, evaluation, WORSE_EXIT_CODE if result["verdict"] == "worse" else 0)
 
 
-def _run_id(folder: Path, name: str, resume: bool) -> str:
+def _run_id(folder: Path, name: str, resume: bool, overwrite: bool) -> str:
     """Name under which the run's calls stand in the ledger; kept over a resume."""
     config = folder / "config.json"
+    if config.exists() and not (resume or overwrite):
+        raise ConfigurationError(
+            f"Run folder {folder} already holds a run; wanted a new name. Go on with it by --resume, replace it by "
+            "--overwrite, or give another --name."
+        )
     if resume:
         if not config.exists():
             raise ResumeError(f"Run folder {folder} holds no run to resume; leave --resume out to start one.")
@@ -110,7 +128,12 @@ def _run_id(folder: Path, name: str, resume: bool) -> str:
 
 
 def _train(
-    settings: RunSettings, splits: Splits, reader: Reader | None, folder: Path, resume: bool
+    settings: RunSettings,
+    splits: Splits,
+    reader: Reader | None,
+    folder: Path,
+    resume: bool,
+    begin: Callable[[], None],
 ) -> tuple[Any, Any, Any]:
     """(trained policy, frozen reference, TrainResult)."""
     from rankwright.algorithms import RRPO, Supervised
@@ -146,18 +169,6 @@ def _train(
     else:
         algorithm = Supervised()
     score_dev = dev_scorer(splits.dev, reader, reward, settings.top_k) if reader else None
-    tree = settings_tree(settings)
-    for part in (
-        "cache",
-        "concurrency",
-        "requests_per_minute",
-        "tokens_per_minute",
-        "api_key_env",
-        "price_input",
-        "price_output",
-        "deadline",
-    ):
-        tree["reader"].pop(part)  # may change between sessions: they decide how fast answers come, not which
     with training_bar() as tell:
         result = train(
             policy,
@@ -167,13 +178,71 @@ def _train(
             config,
             folder,
             score_dev=score_dev,
-            settings={"run": tree, "questions": [e.query.query_id for e in splits.train]},
+            settings=_deciding(settings, splits, reader, reference),
             resume=resume,
+            callbacks=[_on_begin(begin)],
             on_step=_teller(
                 tell, algorithm.reads_per_question() * settings.loop.batch_size * settings.loop.accumulation
             ),
         )
     return policy, reference, result
+
+
+HOW_FAST = (
+    "cache",
+    "concurrency",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "api_key_env",
+    "price_input",
+    "price_output",
+    "deadline",
+)
+"""Reader settings that may change between sessions: they decide how fast answers come, not which."""
+
+
+def _deciding(settings: RunSettings, splits: Splits, reader: Reader | None, reference: Any) -> dict[str, Any]:
+    """All that decides a run's result, for the check of --resume: settings, and hashes of what they point to. (The code
+    of a reward function of the user is not among it.)"""
+    tree = settings_tree(settings)
+    for part in HOW_FAST:
+        tree["reader"].pop(part)
+    weights = hashlib.sha256()
+    for name, tensor in reference.state_dict().items():
+        weights.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
+    return {
+        "run": tree,
+        "training questions": _digest(splits.train),
+        "dev questions": _digest(splits.dev),
+        "reader": reader.name if reader else "none",
+        "starting weights": weights.hexdigest()[:16],
+    }
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    """Hash of questions, answers, labels and candidates."""
+    rows = [
+        (
+            e.query.query_id,
+            e.query.text,
+            e.answers,
+            dict(e.relevance),
+            [(d.doc_id, d.title, d.text) for d in e.candidates],
+        )
+        for e in examples
+    ]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+
+def _on_begin(work: Callable[[], None]) -> Any:
+    """A callback of the Trainer that does the work when training begins."""
+    from transformers import TrainerCallback
+
+    class Begin(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            work()
+
+    return Begin()
 
 
 def _teller(tell: Any, reads_per_step: int) -> Any:
@@ -308,7 +377,7 @@ def show(outcome: RunOutcome) -> None:
     )
     say(
         f"Cut to length: {result['pairs_cut']:.1%} of question-passage pairs for the reranker, "
-        f"{result['reader_tokens_cut']:.1%} of passage tokens for the reader."
+        f"{result['reader_tokens_cut']:.1%} of tokens for the reader."
     )
     say(f"Report {outcome.folder / 'report.html'}   model {outcome.folder / 'model'}")
     say(verdict_line(result))

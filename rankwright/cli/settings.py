@@ -58,7 +58,7 @@ class ModelSettings:
     name: str = "reference"
     """Folder, hub name or "reference" (embedded); also the frozen reference of RRPO."""
     max_length: int = 0
-    """Tokens of question and passage together while training; 0 takes the model's own."""
+    """Tokens of question and passage together, in training and in the saved model; 0 takes the model's own."""
     template: str = ""
     """Joins title and text, with {title} and {text}; empty takes the model's own. Saved with the model."""
     lora_rank: int = 0

@@ -10,6 +10,7 @@ import typer
 
 from rankwright.cli.common import OutputKind, emit, say
 from rankwright.cli.settings import RunSettings, load_settings
+from rankwright.errors import ConfigurationError
 
 DEMO_NAME = "demo"
 DEMO_FOLDER = Path(__file__).parents[1] / "assets" / "demo"
@@ -148,6 +149,7 @@ def train(
     config: Path | None = typer.Option(None, help="YAML file with settings (docs/settings.md)."),
     set_: list[str] = typer.Option([], "--set", help="NAME=VALUE for any setting, for example --set rrpo.beta=0.05."),
     resume: bool = typer.Option(False, help="Go on with the run of this name from its last complete checkpoint."),
+    overwrite: bool = typer.Option(False, help="Replace an earlier run of this name."),
     output: OutputKind = typer.Option(OutputKind.text, help="json prints result.json as one line on standard output."),
 ) -> int:
     """Train a reranker from a reader's answers (or from labels), compare it with its reference, write runs/NAME."""
@@ -184,7 +186,13 @@ def train(
         "top_k": top_k,
         "seed": seed,
     }
-    outcome = run_training(load_settings(config, set_, flags), name, resume=resume, command=_command())
+    if resume and overwrite:
+        raise ConfigurationError(
+            "--resume and --overwrite were both given; wanted one: go on with the run or replace it."
+        )
+    outcome = run_training(
+        load_settings(config, set_, flags), name, resume=resume, overwrite=overwrite, command=_command()
+    )
     show(outcome)
     if output is OutputKind.json:
         emit(outcome.result)

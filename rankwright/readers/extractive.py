@@ -72,9 +72,9 @@ class Encoded:
     """Where each passage token stands in its passage's text."""
     texts: list[str]
     tokens_cut: int
-    """Passage tokens that did not fit."""
+    """Tokens of question and passages that did not fit."""
     tokens_all: int
-    """Passage tokens before cutting."""
+    """Tokens of question and passages before cutting."""
 
 
 def passage_text(document: Document) -> str:
@@ -90,6 +90,8 @@ class Encoder:
         # Cutting is done here, by share; the tokenizer must neither cut nor warn about lengths.
         self.tokenizer.model_max_length = 10**9
         self._passages: dict[str, tuple[list[int], list[tuple[int, int]]]] = {}
+        self.tokens_cut = 0
+        self.tokens_all = 0
 
     def _tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids and character offsets of a text, remembered: the same passage is read in many contexts."""
@@ -110,10 +112,11 @@ class Encoder:
         cls, sep = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         count = max(len(documents), 1)
         room = min(PASSAGE_CAP, (POSITIONS - QUESTION_SHARE) // count)
-        question_ids = self._tokens(question)[0][: QUESTION_SHARE - 2 - count]
+        whole_question = self._tokens(question)[0]
+        question_ids = whole_question[: QUESTION_SHARE - 2 - count]
         ids = [cls, *question_ids, sep]
         types, passage_of, characters = [0] * len(ids), [-1] * len(ids), [(0, 0)] * len(ids)
-        texts, cut, total = [], 0, 0
+        texts, cut, total = [], len(whole_question) - len(question_ids), len(whole_question)
         for number, document in enumerate(documents):
             text = passage_text(document)
             tokens, offsets = self._tokens(text)
@@ -125,6 +128,8 @@ class Encoder:
             passage_of += [number] * len(kept) + [-1]
             characters += [*offsets[:room], (0, 0)]
             texts.append(text)
+        self.tokens_cut += cut
+        self.tokens_all += total
         return Encoded(ids, types, passage_of, characters, texts, cut, total)
 
 
@@ -206,8 +211,6 @@ class EmbeddedReader:
         self.nothing_bias = nothing_bias
         self.max_tokens = max_tokens
         self.device = device
-        self.tokens_cut = 0
-        self.tokens_all = 0
 
     @property
     def name(self) -> str:
@@ -216,8 +219,8 @@ class EmbeddedReader:
 
     @property
     def share_cut(self) -> float:
-        """Share of passage tokens that were cut away in all readings so far."""
-        return self.tokens_cut / self.tokens_all if self.tokens_all else 0.0
+        """Share of tokens that were cut away from all contexts so far, those that a cache answered among them."""
+        return self.encoder.tokens_cut / self.encoder.tokens_all if self.encoder.tokens_all else 0.0
 
     def cache_key(self, context: Context) -> str:
         """Hash of weights, question and the ordered passages as cut; equal keys give equal answers."""
@@ -237,8 +240,6 @@ class EmbeddedReader:
     def answer(self, contexts: Sequence[Context]) -> list[ReadResult]:
         """One answer per context, in order; an empty text means that the reader found nothing."""
         encoded = [self.encoder.encode(context.query.text, context.documents) for context in contexts]
-        self.tokens_cut += sum(item.tokens_cut for item in encoded)
-        self.tokens_all += sum(item.tokens_all for item in encoded)
         results: list[ReadResult] = [Answer("")] * len(encoded)
         for group in token_batches([len(item.input_ids) for item in encoded], self.max_tokens):
             for position, text in zip(group, self._read([encoded[i] for i in group]), strict=True):
@@ -255,7 +256,7 @@ class EmbeddedReader:
     @staticmethod
     def _decode(item: Encoded, start: Tensor, end: Tensor, kind: Tensor) -> str:
         choice = KINDS[int(kind.argmax())]
-        if choice == "nothing" or not item.tokens_all:
+        if choice == "nothing" or max(item.passage_of) < 0:  # nothing to copy from
             return ""
         if choice != "span":
             return choice

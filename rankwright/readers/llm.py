@@ -41,7 +41,8 @@ class LLMReader:
 
     @property
     def name(self) -> str:
-        return f"{self._llm.name}|prompt:{self._prompt.version}"
+        sampling = ",".join(f"{name}={value}" for name, value in self._sampling)
+        return f"{self._llm.name}|prompt:{self._prompt.version}|{sampling}"
 
     def answer(self, contexts: Sequence[Context]) -> list[ReadResult]:
         """One result per context, in order. Answer("") where the model says that the passages hold no answer."""
