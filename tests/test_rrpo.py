@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rankwright.algorithms import RRPO, RRPOConfig, Supervised
 from rankwright.algorithms.rrpo import Rollout
-from rankwright.errors import ConfigurationError, ReaderError
+from rankwright.errors import ConfigurationError, ReaderError, TrainingError
 from rankwright.maths.plackett_luce import step_logprobs
 from rankwright.maths.policy_gradient import exact_kl, sampled_kl
 from rankwright.rewards import answer_reward
@@ -250,6 +250,13 @@ def test_when_everything_fails_the_loss_is_only_the_divergence() -> None:
     assert rollout.metrics["zero_variance_share"] == 1.0
 
 
+def test_a_rollout_without_a_valid_step_teaches_nothing() -> None:
+    rows = questions(4)
+    for fails, teaches in ((True, False), (False, True)):
+        algorithm = RRPO(RRPOConfig(), EchoReader(lambda ids, fails=fails: fails), Price(number))
+        assert algorithm.collect(scores_for(rows), scores_for(rows, 1), rows, 0).teaches is teaches
+
+
 def test_too_many_failed_reads_stop_the_run_after_fifty_reads() -> None:
     rows = questions(4, 4, 4)
     algorithm = RRPO(RRPOConfig(max_failed_reads=0.2), EchoReader(lambda ids: True), Price(number))
@@ -259,12 +266,59 @@ def test_too_many_failed_reads_stop_the_run_after_fifty_reads() -> None:
     def spend() -> None:
         for step in range(20):
             algorithm.collect(scores, scores, rows, step)
-            survived.append(algorithm.reads)
+            survived.append(len(algorithm.recent))
 
-    with pytest.raises(ReaderError, match=r"Reader 'echo' failed on \d+ of \d+ reads; at most 20% may fail.*--resume"):
+    wanted = r"Reader 'echo' failed on \d+ of \d+ recent reads; at most 20% may fail.*--resume"
+    with pytest.raises(ReaderError, match=wanted):
         spend()
     assert survived
-    assert max(survived) < 50 <= algorithm.reads
+    assert max(survived) < 50 <= len(algorithm.recent)
+
+
+def test_a_reader_that_breaks_after_thousands_of_good_reads_is_noticed_as_fast() -> None:
+    rows, broken = questions(9, 9, 9), False
+    reader = EchoReader(lambda ids: broken)
+    algorithm = RRPO(RRPOConfig(max_failed_reads=0.2), reader, Price(number))
+    scores = scores_for(rows)
+    for step in range(100):
+        algorithm.collect(scores, scores, rows, step)
+    before, broken = len(reader.asked), True
+    assert before > 2000
+
+    def spend() -> None:
+        for step in range(100):
+            algorithm.collect(scores, scores, rows, step)
+
+    with pytest.raises(ReaderError, match="of 300 recent reads"):
+        spend()
+    assert 60 < len(reader.asked) - before < 60 + 3 * algorithm.reads_per_question()
+
+
+def test_answers_of_a_cache_do_not_hide_failures() -> None:
+    """All prefixes of length 1 and 0 come from the cache; all paid reads fail."""
+
+    class Half(EchoReader):
+        def answer(self, contexts: Sequence[Context]) -> list[ReadResult]:
+            return [
+                ReadFailed("planned")
+                if len(c.documents) == 2
+                else Answer(" ".join(d.doc_id for d in c.documents), False)
+                for c in contexts
+            ]
+
+    rows = questions(*[6] * 8)
+    algorithm = RRPO(RRPOConfig(train_k=2, max_failed_reads=0.9), Half(), Price(lambda ids: 1.0))
+    flat = torch.zeros(8, 6)
+
+    def spend() -> None:
+        for step in range(10):
+            algorithm.collect(flat, flat, rows, step)
+
+    with pytest.raises(ReaderError, match=r"failed on (\d+) of \1 recent reads"):
+        spend()
+    cached = RRPO(RRPOConfig(max_failed_reads=0.0), EchoReader(paid=False), Price(lambda ids: None))
+    cached.collect(scores_for(rows), scores_for(rows), rows, 0)
+    assert not cached.recent
 
 
 @pytest.mark.parametrize(("fail_every", "stops"), [(5, False), (4, True)])
@@ -457,3 +511,19 @@ def test_supervised_looks_up_labels_and_ignores_padding() -> None:
     assert math.isfinite(metrics["entropy"])
     assert algorithm.reads_per_question() == 0
     assert algorithm.state() == {}
+    assert batch.teaches
+    assert not algorithm.collect(scores.detach()[1:], scores.detach()[1:], rows[1:], 0).teaches
+
+
+def test_supervised_needs_a_relevant_candidate(caplog: pytest.LogCaptureFixture) -> None:
+    labelled, plain = examples(1)[0], questions(3)[0]
+    unfound = Example(plain.query, plain.candidates, relevance={"z": 1, "1": 0})
+    with pytest.raises(TrainingError, match=r"None of the 2 training questions .*\(1 have labels\).*--method rrpo"):
+        Supervised().check([plain, unfound])
+    Supervised().check([labelled])
+    assert not caplog.records
+    Supervised().check([labelled, plain, unfound, labelled])
+    assert [record.getMessage() for record in caplog.records] == [
+        "2 of 4 training questions (50%) have no relevant candidate and teach nothing; raise --depth or label more "
+        "passages."
+    ]

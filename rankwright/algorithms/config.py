@@ -38,7 +38,8 @@ class RRPOConfig:
     temperature: float = 1.0
     """Divides the scores before sampling and in all probabilities. Ours."""
     max_failed_reads: float = 0.1
-    """The run stops when a larger share of the reads failed (after at least 50 reads)."""
+    """The run stops when a larger share of the last 300 reads failed (after at least 50; answers of the cache do not
+    count)."""
 
     def __post_init__(self) -> None:
         wanted = {

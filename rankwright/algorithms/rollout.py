@@ -8,7 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rankwright.errors import ReaderError
 from rankwright.types import Context, Example, Outcome, Reader, ReadFailed, Reward
+
+MINIMUM_READS = 50
+"""Fewer reads say little about the share that fails."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class Readings:
     """Answers that came from the cache."""
     failed: int
     """Readings without a reward."""
+    asked: tuple[bool, ...]
+    """Of each reading that no cache answered: whether it has a reward."""
 
 
 def read_prefixes(prefixes: Iterable[tuple[Example, tuple[int, ...]]], reader: Reader, reward: Reward) -> Readings:
@@ -45,12 +51,27 @@ def read_prefixes(prefixes: Iterable[tuple[Example, tuple[int, ...]]], reader: R
     ]
     values = reward(outcomes) if outcomes else []
     answers = [result for result in results if not isinstance(result, ReadFailed)]
+    uncached = [isinstance(result, ReadFailed) or result.paid for result in results]
     return Readings(
         {key: value.value for key, value in zip(distinct, values, strict=True)},
         paid=sum(answer.paid for answer in answers) + len(results) - len(answers),
         hits=sum(not answer.paid for answer in answers),
         failed=sum(value.value is None for value in values),
+        asked=tuple(value.value is not None for value, new in zip(values, uncached, strict=True) if new),
     )
+
+
+def check_failed_reads(reader: Reader, failed: int, reads: int, allowed: float, kind: str) -> None:
+    """Stops the run where a larger share than allowed failed; `kind` tells the user which reads were counted.
+
+    Raises:
+        ReaderError: too many failed.
+    """
+    if failed > allowed * reads:
+        raise ReaderError(
+            f"Reader '{reader.name}' failed on {failed} of {reads} {kind}; at most {allowed:.0%} may fail. Mend the "
+            "reader and go on with --resume: all answers are kept."
+        )
 
 
 def prefixes_of(

@@ -7,6 +7,7 @@ r_t - V_t instead of GAE's deltas, and the KL is exact over the candidates (docs
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,7 @@ import torch
 from torch import Tensor
 
 from rankwright.algorithms.config import RRPOConfig
-from rankwright.algorithms.rollout import prefixes_of, read_prefixes, rewards_tensor
-from rankwright.errors import ReaderError
+from rankwright.algorithms.rollout import MINIMUM_READS, check_failed_reads, prefixes_of, read_prefixes, rewards_tensor
 from rankwright.maths.plackett_luce import (
     entropy,
     greedy_rankings,
@@ -33,6 +33,9 @@ from rankwright.maths.policy_gradient import (
     sampled_kl,
 )
 from rankwright.types import Example, Reader, Reward
+
+RECENT_READS = 300
+"""Reads whose share of failed ones counts; over all reads, one that breaks after hours would go unnoticed for hours."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,11 @@ class Rollout:
     metrics: Mapping[str, float]
     """What happened, for the log."""
 
+    @property
+    def teaches(self) -> bool:
+        """False where no step has a valid advantage: the KL alone must not move the weights."""
+        return bool(self.valid_QSK.any())
+
 
 class RRPO:
     """The algorithm over a reader and a reward.
@@ -71,8 +79,10 @@ class RRPO:
         self.reward = reward
         self.seed = seed
         self.window = AdvantageWindow(config.window)
-        self.reads = 0
-        self.failed = 0
+        self.recent: deque[bool] = deque(maxlen=RECENT_READS)
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Any question with candidates will do."""
 
     def reads_per_question(self) -> int:
         """Upper bound of the reader calls that one visit of a question can cost."""
@@ -91,7 +101,7 @@ class RRPO:
             rollout_number: counts rollouts of the run; part of the key of the noise.
 
         Raises:
-            ReaderError: more reads failed than `max_failed_reads` allows.
+            ReaderError: more of the recent reads failed than `max_failed_reads` allows.
         """
         config = self.config
         scores_QD = scores_QD.detach().float() / config.temperature
@@ -105,7 +115,7 @@ class RRPO:
         sampled = prefixes_of(examples, actions_QSK, taken_QK)
         greedy = prefixes_of(examples, greedy_Q1K, taken_QK)
         readings = read_prefixes([*sampled, *greedy, *((e, ()) for e in examples)], self.reader, self.reward)
-        self._count(len(readings.rewards), readings.failed)
+        self._watch(readings.asked)
         rewards_QSK = rewards_tensor(examples, actions_QSK, taken_QK, readings).to(scores_QD.device)
         values_QK = rewards_tensor(examples, greedy_Q1K, taken_QK, readings)[:, 0].to(scores_QD.device)
         raw_QSK, valid_QSK = reference_advantages(
@@ -172,18 +182,14 @@ class RRPO:
         }
         return loss, metrics
 
-    def _count(self, reads: int, failed: int) -> None:
-        self.reads += reads
-        self.failed += failed
-        if self.reads >= 50 and self.failed > self.config.max_failed_reads * self.reads:
-            raise ReaderError(
-                f"Reader '{self.reader.name}' failed on {self.failed} of {self.reads} reads; at most "
-                f"{self.config.max_failed_reads:.0%} may fail. Mend the reader and go on with --resume: all answers "
-                "are kept."
-            )
+    def _watch(self, asked: Sequence[bool]) -> None:
+        self.recent.extend(asked)
+        if (reads := len(self.recent)) >= MINIMUM_READS:
+            failed = reads - sum(self.recent)
+            check_failed_reads(self.reader, failed, reads, self.config.max_failed_reads, "recent reads")
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold besides weights: the advantage window. The counters of failed reads start anew on
+        """What a checkpoint must hold besides weights: the advantage window. The recent reads start anew on
         resume, or a reader that was mended would be stopped for its past."""
         return {"window": self.window.state()}
 

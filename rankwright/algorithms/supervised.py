@@ -3,6 +3,7 @@ embedded reference was warmed up."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rankwright.errors import TrainingError
 from rankwright.maths.plackett_luce import entropy
 from rankwright.maths.ranking_losses import softmax_loss
 from rankwright.types import Example
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,11 @@ class LabelledBatch:
     """Not used by the loss; kept so that all algorithms are called alike."""
     metrics: Mapping[str, float]
 
+    @property
+    def teaches(self) -> bool:
+        """False where no candidate is relevant: the loss has nothing to say."""
+        return bool((self.labels_QD > 0).any())
+
 
 class Supervised:
     """Listwise softmax cross-entropy on labelled candidates; has no reader and no state."""
@@ -32,6 +41,29 @@ class Supervised:
     def reads_per_question(self) -> int:
         """Labels cost no reader call."""
         return 0
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Refuses questions without any relevant candidate, and tells the share of those that lack one.
+
+        Raises:
+            TrainingError: no question has one.
+        """
+        without = sum(not _has_relevant(example) for example in examples)
+        if without == len(examples):
+            labelled = sum(bool(example.relevance) for example in examples)
+            raise TrainingError(
+                f"None of the {len(examples)} training questions has a relevant candidate ({labelled} have labels); "
+                "--method supervised learns from nothing else. Label candidates by their doc_id, raise --depth so "
+                "that labelled passages are found, or train with --method rrpo, which needs no labels."
+            )
+        if without:
+            logger.warning(
+                "%d of %d training questions (%.0f%%) have no relevant candidate and teach nothing; raise --depth or "
+                "label more passages.",
+                without,
+                len(examples),
+                100 * without / len(examples),
+            )
 
     def collect(
         self, scores_QD: Tensor, reference_scores_QD: Tensor, examples: Sequence[Example], rollout_number: int
@@ -54,3 +86,7 @@ class Supervised:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Nothing to put back."""
+
+
+def _has_relevant(example: Example) -> bool:
+    return any(example.relevance.get(document.doc_id, 0) > 0 for document in example.candidates)
