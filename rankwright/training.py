@@ -23,8 +23,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
+from rankwright.algorithms.rollout import MINIMUM_READS, check_failed_reads
 from rankwright.errors import ConfigurationError, ResumeError, StorageError, TrainingError
 from rankwright.types import Context, Example, Outcome, Reader, RerankRequest, Reward
 
@@ -40,7 +41,6 @@ SUPPORTED_ARGUMENTS = frozenset(
         "bf16",
         "dataloader_num_workers",
         "fp16",
-        "logging_steps",
         "lr_scheduler_kwargs",
         "lr_scheduler_type",
         "max_grad_norm",
@@ -64,10 +64,15 @@ class Algorithm(Protocol):
         """Upper bound of reader calls that a visit of one question costs."""
         ...
 
+    def check(self, examples: Sequence[Example]) -> None:
+        """Raises a TrainingError where nothing can be learned from these training questions."""
+        ...
+
     def collect(
         self, scores_QD: Tensor, reference_scores_QD: Tensor, examples: Sequence[Example], rollout_number: int
     ) -> Any:
-        """What the loss needs besides scores, without gradient."""
+        """What the loss needs besides scores, without gradient. Has `metrics` for the log, and `teaches`: False where
+        nothing in it may move the weights."""
         ...
 
     def loss(self, scores_QD: Tensor, rollout: Any) -> tuple[Tensor, dict[str, float]]:
@@ -88,7 +93,7 @@ class TrainConfig:
     """Settings of the loop, the same for every algorithm."""
 
     epochs: float = 2.0
-    """Passes over the training questions."""
+    """Passes over the training questions; rounded up to whole rollouts."""
     batch_size: int = 8
     """Questions of one forward and backward pass."""
     accumulation: int = 1
@@ -100,7 +105,8 @@ class TrainConfig:
     eval_steps: int = 25
     """Optimizer steps between two evaluations on dev, each followed by a checkpoint."""
     patience: int = 0
-    """Evaluations without a better dev reward after which training stops; 0 never stops early."""
+    """Evaluations without a better dev reward after which training stops, not counting the one before training; 0
+    never stops early."""
     top_k: int = 3
     """Documents the reader sees in the evaluation on dev."""
     seed: int = 0
@@ -213,25 +219,87 @@ class FeedbackTrainer(Trainer):
         self._reference_scores: dict[str, Tensor] = {}
         self._rollouts: dict[tuple[str, ...], Any] = {}
         self._logged: dict[str, list[float]] = {}
-        self._policy, self._count = policy, len(examples)
-        early = [EarlyStoppingCallback(config.patience)] if config.patience and score_dev else []
+        self._taught = False
+        self._policy, self._own_forward = policy, vars(policy).get("forward")
+        block = config.batch_size * config.accumulation
+        self.sampler = QuestionSampler(len(examples), block, config.inner_epochs, config.seed)
+        if not len(self.sampler):
+            raise TrainingError(
+                f"With inner_epochs {config.inner_epochs} a rollout takes {block} questions (batch_size x "
+                f"accumulation), but there are {len(examples)} for training. Lower batch_size or accumulation, or give "
+                "more questions."
+            )
+        device = next(policy.parameters()).device
+        arguments = _training_arguments(config, folder, bool(score_dev), device.type)
+        _keep_to_one_device(arguments, device)
+        arguments.max_steps = _count_steps(config, len(self.sampler), arguments.max_steps)
         super().__init__(
             model=policy,
-            args=_training_arguments(config, folder, bool(score_dev)),
+            args=arguments,
             train_dataset=_Rows(examples),
             eval_dataset=_Rows([]),  # `evaluate` is our own; the Trainer only wants to see one
             data_collator=lambda rows: {"examples": rows},
-            callbacks=[_SetEpoch(self), *early, *callbacks],
+            callbacks=[_Hooks(self), *callbacks],
         )
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)  # metrics.jsonl and the progress bar say it better
 
+    # --- the whole run
+
+    def run(self, checkpoint: Path | None) -> None:
+        """Trains from the start or from a checkpoint; of a run that has ended, only the weights are put back."""
+        if checkpoint is not None and self._has_ended():
+            load_weights(self._policy, checkpoint)
+            return
+        try:
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            self._unwrap()
+
+    def _has_ended(self) -> bool:
+        """Whether all steps are done or patience is used up."""
+        return self.state.global_step >= self.args.max_steps or self.out_of_patience()
+
+    def out_of_patience(self) -> bool:
+        """Decided by the log alone, which every checkpoint has."""
+        gainless, best = -1, -math.inf
+        for row in self.state.log_history:
+            if "eval_reward" in row:
+                better = row["eval_reward"] > best or gainless < 0
+                gainless, best = (0, row["eval_reward"]) if better else (gainless + 1, best)
+        return 0 < self.config.patience <= gainless
+
+    def _unwrap(self) -> None:
+        """Takes mixed precision off the policy, which is to score as it will be saved."""
+        self.accelerator.unwrap_model(self._policy, keep_fp32_wrapper=False)
+        vars(self._policy).pop("forward", None)  # accelerate leaves one in the instance, in front of that of the class
+        if self._own_forward is not None:
+            self._policy.forward = self._own_forward
+
+    @contextmanager
+    def _without_autocast(self) -> Iterator[None]:
+        """Dev is scored as the saved model will score, not in the precision of training."""
+        wrapped, plain = (vars(self._policy).get(name) for name in ("forward", "_original_forward"))
+        if wrapped is None or plain is None:
+            yield
+            return
+        self._policy.forward = plain
+        try:
+            yield
+        finally:
+            self._policy.forward = wrapped
+
     # --- one step
 
     def _get_train_sampler(self, train_dataset: Any = None) -> QuestionSampler:
-        block = self.config.batch_size * self.config.accumulation
-        self.sampler = QuestionSampler(self._count, block, self.config.inner_epochs, self.config.seed)
         return self.sampler
+
+    def drop_empty_gradients(self) -> None:
+        """Leaves the optimizer nothing to do where no rollout of this step teaches anything. Zero gradients would not
+        do: weight decay and momentum go on with them, and the KL still pulls."""
+        if not self._taught:
+            self._policy.zero_grad(set_to_none=True)
+        self._taught = False
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -252,6 +320,7 @@ class FeedbackTrainer(Trainer):
             self._rollouts[key] = rollout
             self._note(rollout.metrics)
         rollout = self._rollouts[key]
+        self._taught = self._taught or rollout.teaches
         if self.config.inner_epochs == 1:
             self._rollouts.clear()
         loss, metrics = self.algorithm.loss(scores_QD, rollout)
@@ -265,12 +334,16 @@ class FeedbackTrainer(Trainer):
         return (loss, scores_QD) if return_outputs else loss
 
     def _score_reference(self, examples: Sequence[Example]) -> Tensor:
-        """The frozen reference's scores_QD, computed once per question."""
-        new = [e for e in examples if e.query.query_id not in self._reference_scores]
-        if new:
-            with torch.no_grad(), torch.autocast(self.args.device.type, enabled=False):
-                for example, row in zip(new, self.reference(requests_of(new)).float().cpu(), strict=True):
-                    self._reference_scores[example.query.query_id] = row[: len(example.candidates)]
+        """The frozen reference's scores_QD, computed once per question.
+
+        Each question alone: in a batch its scores depend on the others' lengths in the last bits, and after a resume
+        the batch in which a question comes first is another one.
+        """
+        for example in examples:
+            if example.query.query_id not in self._reference_scores:
+                with torch.no_grad(), torch.autocast(self.args.device.type, enabled=False):
+                    row = self.reference(requests_of([example]))[0].float().cpu()
+                self._reference_scores[example.query.query_id] = row
         rows = [self._reference_scores[e.query.query_id] for e in examples]
         width = max(len(row) for row in rows)
         padded = [nn.functional.pad(row, (0, width - len(row)), value=-torch.inf) for row in rows]
@@ -303,7 +376,7 @@ class FeedbackTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Dev metrics of the current policy, named eval_*; also written to the log."""
         assert self.score_dev is not None
-        with self._timed("dev"):
+        with self._timed("dev"), self._without_autocast():
             metrics = {f"eval_{name}": value for name, value in self.score_dev(self._policy).items()}
         if self.state.global_step == 0:
             # Weights that are never better than these are not worth having.
@@ -367,8 +440,10 @@ class FeedbackTrainer(Trainer):
                 if step_of(folder) != best:
                     shutil.rmtree(folder)
 
-    def restore_algorithm(self, checkpoint: Path) -> None:
-        """Puts back what the Trainer itself does not know of."""
+    def restore(self, checkpoint: Path) -> None:
+        """Puts back where the run was, and what the Trainer itself does not know of."""
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        self.args.eval_on_start = False
         state = json.loads((checkpoint / ALGORITHM_STATE).read_text(encoding="utf-8"))
         self.algorithm.restore(state["algorithm"])
         self.totals.update(state["totals"])
@@ -392,14 +467,27 @@ class _Rows(torch.utils.data.Dataset[Example]):
         return self.examples[index]
 
 
-class _SetEpoch(TrainerCallback):
-    """Tells the sampler the epoch; the Trainer's own call does not reach it through a resumed loader."""
+class _Hooks(TrainerCallback):
+    """What has to happen at moments that the Trainer shows to callbacks only."""
 
     def __init__(self, trainer: FeedbackTrainer) -> None:
         self.trainer = trainer
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # The Trainer's own call does not reach the sampler through a resumed loader.
         self.trainer.sampler.epoch = int(state.epoch or 0)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.drop_empty_gradients()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # The last steps after the last cycle deserve an evaluation, too; not every Trainer asks for one.
+        if self.trainer.score_dev and state.global_step >= state.max_steps:
+            control.should_evaluate = True
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.out_of_patience():
+            control.should_training_stop = True
 
 
 class _Teller(TrainerCallback):
@@ -448,17 +536,40 @@ def _cycles(config: TrainConfig) -> int:
     return math.ceil(config.eval_steps / config.inner_epochs) * config.inner_epochs
 
 
-def _training_arguments(config: TrainConfig, folder: Path, has_dev: bool) -> TrainingArguments:
+def _count_steps(config: TrainConfig, questions: int, max_steps: int) -> int:
+    """Optimizer steps of the whole run, rounded up to whole rollouts: the last checkpoint holds no rollout either.
+
+    Args:
+        config: the loop.
+        questions: of an epoch, repeats included.
+        max_steps: replaces the epochs where positive.
+    """
+    per_epoch = math.ceil(math.ceil(questions / config.batch_size) / config.accumulation)
+    wanted = max_steps if max_steps > 0 else math.ceil(config.epochs * per_epoch)
+    return math.ceil(wanted / config.inner_epochs) * config.inner_epochs
+
+
+def _keep_to_one_device(arguments: TrainingArguments, device: torch.device) -> None:
+    """Trains on the policy's own GPU. Left alone the Trainer moves the policy to the first one, away from its
+    reference, and splits the batch, which is a list of dataclasses, over all of them."""
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    if device.type == "cuda" and arguments.device.type == "cuda":
+        torch.cuda.set_device(device)
+        vars(arguments)["_setup_devices"] = device  # where the property `device` keeps its value
+
+
+def _training_arguments(
+    config: TrainConfig, folder: Path, has_dev: bool, device_type: str = "cpu"
+) -> TrainingArguments:
     every = _cycles(config)
     given = {
-        "logging_steps": config.inner_epochs,
         "lr_scheduler_type": "linear",
         "max_grad_norm": 1.0,
         "report_to": "none",
         "save_total_limit": 2,
         "warmup_steps": 0.1,
         "weight_decay": 0.01,
-        "use_cpu": not torch.cuda.is_available(),
+        "use_cpu": device_type == "cpu",
         **config.trainer_arguments,
     }
     return TrainingArguments(
@@ -467,6 +578,7 @@ def _training_arguments(config: TrainConfig, folder: Path, has_dev: bool) -> Tra
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.accumulation,
         learning_rate=config.learning_rate,
+        logging_steps=config.inner_epochs,  # a checkpoint holds no half-summed loss
         seed=config.seed,
         data_seed=config.seed,
         eval_strategy="steps" if has_dev else "no",
@@ -487,12 +599,21 @@ def _training_arguments(config: TrainConfig, folder: Path, has_dev: bool) -> Tra
 
 
 def dev_scorer(
-    examples: Sequence[Example], reader: Reader, reward: Reward, top_k: int
+    examples: Sequence[Example], reader: Reader, reward: Reward, top_k: int, max_failed_reads: float = 0.1
 ) -> Callable[[nn.Module], dict[str, float]]:
     """A function that has the policy rank the dev questions, the reader answer from the first top_k, and returns
     {"reward", "failed_reads"}; failed reads are left out of the mean.
 
+    Args:
+        examples: the dev questions.
+        reader: answers from the first top_k.
+        reward: prices the answers.
+        top_k: documents the reader sees.
+        max_failed_reads: a larger share of reads without a reward is an error, or the few that are left would choose
+            the weights. With fewer than 50 dev questions half of them may fail in any case.
+
     Raises (when called):
+        ReaderError: more reads failed than allowed.
         TrainingError: no read succeeded.
     """
 
@@ -509,6 +630,8 @@ def dev_scorer(
         ]
         values = [value.value for value in reward(outcomes)]
         good = [value for value in values if value is not None]
+        allowed = max_failed_reads if len(values) >= MINIMUM_READS else max(0.5, max_failed_reads)
+        check_failed_reads(reader, len(values) - len(good), len(values), allowed, "dev reads")
         if not good:
             raise TrainingError(
                 f"None of the {len(values)} dev reads gave a reward; see the reader's errors above and --resume."
@@ -550,22 +673,12 @@ def train(
 
     Raises:
         TrainingError: nothing to train on, or the loss is not finite.
+        ReaderError: too many reads failed.
         ResumeError: the settings changed, or the folder holds another run.
         StorageError: the folder cannot be written.
     """
-    usable = [example for example in examples if len(example.candidates) > 1]
-    if not usable:
-        raise TrainingError(
-            f"None of the {len(examples)} training questions has two candidates or more; raise --depth or check the "
-            "corpus."
-        )
-    if len(usable) < len(examples):
-        logger.warning(
-            "%d of %d training questions have fewer than two candidates and are left out; raise --depth or check "
-            "the corpus.",
-            len(examples) - len(usable),
-            len(examples),
-        )
+    usable = _usable(examples)
+    algorithm.check(usable)
     make_folder(folder)
     fingerprint = _fingerprint({"train": asdict(config), **(settings or {})})
     # Dropout draws from one core and makes the ratio of a fresh rollout differ from 1.
@@ -587,20 +700,15 @@ def train(
     checkpoint = newest_checkpoint(folder) if resume else None
     if checkpoint is not None:
         check_fingerprint(checkpoint, fingerprint)
-        trainer.restore_algorithm(checkpoint)
+        trainer.restore(checkpoint)
         metrics_file.truncate(step_of(checkpoint))
-        trainer.args.eval_on_start = False
     else:
         for old in sorted_checkpoints(folder):
             shutil.rmtree(old)
         metrics_file.path.unlink(missing_ok=True)
     torch.manual_seed(config.seed)
     start = {name: tensor.detach().cpu().clone() for name, tensor in policy.state_dict().items()}
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if score_dev and trainer.state.global_step % _cycles(config):
-        # The last steps after the last evaluation deserve one, too.
-        trainer._determine_best_metric(trainer.evaluate(), None)
-        trainer._save_checkpoint(policy, None)
+    trainer.run(checkpoint)
     seconds = trainer.seconds()
     best_step = trainer.state.best_global_step if score_dev else None
     if best_step is None:
@@ -621,6 +729,24 @@ def train(
         seconds=seconds,
         seconds_by_part=dict(trainer.parts),
     )
+
+
+def _usable(examples: Sequence[Example]) -> list[Example]:
+    """The questions that have a choice to learn."""
+    usable = [example for example in examples if len(example.candidates) > 1]
+    if not usable:
+        raise TrainingError(
+            f"None of the {len(examples)} training questions has two candidates or more; raise --depth or check the "
+            "corpus."
+        )
+    if len(usable) < len(examples):
+        logger.warning(
+            "%d of %d training questions have fewer than two candidates and are left out; raise --depth or check "
+            "the corpus.",
+            len(examples) - len(usable),
+            len(examples),
+        )
+    return usable
 
 
 # --- files

@@ -1,25 +1,38 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
+import random
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy
 import pytest
 import torch
+from transformers import BertForSequenceClassification, TrainerCallback
 
 from rankwright.algorithms import RRPO, RRPOConfig, Supervised
 from rankwright.errors import ConfigurationError, ReaderError, ResumeError, StorageError, TrainingError
+from rankwright.rerankers import load
+from rankwright.rerankers.cross_encoder import CrossEncoderReranker
 from rankwright.rewards import answer_reward
 from rankwright.training import (
     TrainConfig,
     TrainResult,
+    _keep_to_one_device,
+    _training_arguments,
     dev_scorer,
     is_complete,
     newest_checkpoint,
+    requests_of,
     sorted_checkpoints,
+    step_of,
     train,
 )
-from rankwright.types import Document, Example, Query
+from rankwright.types import Answer, Context, Document, Example, Query, ReadFailed, ReadResult
+from tests.tiny_bert import tiny_config, tiny_tokenizer
 from tests.toy import ToyPolicy, ToyReader, examples
 
 LOOP = TrainConfig(
@@ -94,9 +107,7 @@ class StoppedError(Exception):
     pass
 
 
-def stop_at(step: int):
-    from transformers import TrainerCallback
-
+def stop_at(step: int) -> TrainerCallback:
     class StopAt(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs) -> None:
             if state.global_step == step:
@@ -105,23 +116,75 @@ def stop_at(step: int):
     return StopAt()
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def same(one: Any, two: Any) -> bool:
+    """Equal to the last bit, at any depth. The text of a tensor leaves out most of its numbers."""
+    if type(one) is not type(two):
+        return False
+    if isinstance(one, torch.Tensor):
+        return one.dtype == two.dtype and torch.equal(one, two)
+    if isinstance(one, numpy.ndarray):
+        return numpy.array_equal(one, two)
+    if isinstance(one, dict):
+        return list(one) == list(two) and all(same(one[key], two[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(two) and all(map(same, one, two))
+    return one == two
+
+
+def assert_same_run(whole: Path, broken: Path) -> None:
+    """Metrics and the last checkpoint of two runs are equal."""
+    assert (broken / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+    one, two = (sorted_checkpoints(folder)[-1] for folder in (whole, broken))
+    assert one.name == two.name
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        assert same(*(torch.load(folder / name, weights_only=False) for folder in (one, two))), name
+    assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
+    states = [json.loads((folder / "algorithm.json").read_text()) for folder in (one, two)]
+    assert states[0]["algorithm"] == states[1]["algorithm"]
+    assert states[0]["logged"] == states[1]["logged"]
+
+
+def test_the_comparison_sees_a_single_bit() -> None:
+    """Both pairs print alike."""
+    long = torch.zeros(5000, dtype=torch.uint8)
+    assert not same({"a": [long]}, {"a": [long.index_fill(0, torch.tensor([2500]), 1)]})
+    assert not same((torch.tensor([1.0]),), (torch.tensor([1.0]).nextafter(torch.tensor(2.0)),))
+    assert same({"a": [long, 1.0]}, {"a": [long.clone(), 1.0]})
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("step", [1, 3, 5, 7, 10])
 def test_a_resumed_run_is_bit_equal_to_an_unbroken_one(tmp_path: Path, step: int, accumulation: int) -> None:
-    """20 questions, blocks of 4: an epoch ends at step 5; steps 3 and 5 have a checkpoint just written."""
-    torch.set_num_threads(1)
+    """20 questions, blocks of 4: an epoch ends at step 5. Step 3 has a checkpoint just written; at the other steps
+    lines after the last checkpoint must go, and before step 3 there is none."""
     config = TrainConfig(
         epochs=3,
         batch_size=4 // accumulation,
         accumulation=accumulation,
         learning_rate=0.3,
-        eval_steps=1,
+        eval_steps=3,
         top_k=1,
         seed=3,
     )
     whole, whole_result = run(tmp_path / "whole", config)
     with pytest.raises(StoppedError):
         run(tmp_path / "broken", config, callbacks=(stop_at(step),))
+    saved = newest_checkpoint(tmp_path / "broken")
+    assert (step_of(saved) if saved else 0) == step // 3 * 3
+    assert rows_of(tmp_path / "broken")[-1]["step"] == step
     policy, result = run(tmp_path / "broken", config, resume=True)
     assert torch.equal(policy.scores, whole.scores)
     assert (result.steps, result.best_step, result.reader_calls) == (
@@ -129,14 +192,89 @@ def test_a_resumed_run_is_bit_equal_to_an_unbroken_one(tmp_path: Path, step: int
         whole_result.best_step,
         whole_result.reader_calls,
     )
-    assert (tmp_path / "broken/metrics.jsonl").read_text() == (tmp_path / "whole/metrics.jsonl").read_text()
-    last = f"checkpoint-{whole_result.steps}"
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
-        one = torch.load(tmp_path / "whole" / last / name, weights_only=False)
-        two = torch.load(tmp_path / "broken" / last / name, weights_only=False)
-        assert str(one) == str(two), name
-    states = [json.loads((tmp_path / r / last / "algorithm.json").read_text()) for r in ("whole", "broken")]
-    assert states[0]["algorithm"] == states[1]["algorithm"]
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def wide_cross_encoder() -> CrossEncoderReranker:
+    """One layer as wide as small real models: sums over 384 numbers differ in the last bits from batch to batch, those
+    of the tiny model hardly ever."""
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(tiny_config(hidden=384, layers=1, heads=12, inner=384))
+    return CrossEncoderReranker(model, tiny_tokenizer()).eval()
+
+
+def padded_examples(count: int) -> list[Example]:
+    """Questions and passages of many lengths, so that batches are padded; passage 7 answers."""
+    draw, words = random.Random(0), ["rain", "moon", "river", "ab", "cd", "xyz"]
+
+    def text(low: int, high: int) -> str:
+        return " ".join(draw.choices(words, k=draw.randint(low, high)))
+
+    return [
+        Example(
+            Query(f"q{i}", f"where is {text(1, 6)}"),
+            tuple(Document(str(d), text(2, 16)) for d in range(4, 10)),
+            ("seven",),
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_resumed_run_of_a_padded_bert_is_bit_equal_too(tmp_path: Path) -> None:
+    """Two steps an epoch, and the checkpoint lies inside the second. The resumed run scores the frozen reference anew,
+    with other questions in a batch than in the first epoch, and other numbers of them."""
+    base = wide_cross_encoder()
+    config = TrainConfig(epochs=3, batch_size=4, learning_rate=1e-3, eval_steps=3, top_k=1, seed=1)
+
+    def once(folder: Path, *, resume: bool = False, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
+        policy, rrpo = copy.deepcopy(base), RRPOConfig(beta=0.1, samples=2, train_k=1)
+        algorithm = RRPO(rrpo, ToyReader(), answer_reward("f1"), seed=1)
+        reference = copy.deepcopy(base)
+        train(policy, reference, algorithm, padded_examples(8), config, folder, resume=resume, callbacks=callbacks)
+        return policy.state_dict()
+
+    whole = once(tmp_path / "whole")
+    with pytest.raises(StoppedError):
+        once(tmp_path / "broken", callbacks=[stop_at(4)])
+    assert same(dict(once(tmp_path / "broken", resume=True)), dict(whole))
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_after_training_in_bf16_the_policy_scores_as_the_saved_model(tmp_path: Path) -> None:
+    policy, questions = wide_cross_encoder(), padded_examples(8)
+    seen: list[Any] = []
+
+    def score_dev(module: Any) -> dict[str, float]:
+        seen.append([ranking.scores for ranking in module.rerank_batch(requests_of(questions))])
+        return {"reward": float(len(seen))}  # the last weights are the best
+
+    config = TrainConfig(
+        epochs=1, batch_size=4, learning_rate=1e-3, eval_steps=1, trainer_arguments={"bf16": True, "use_cpu": True}
+    )
+    algorithm = RRPO(RRPOConfig(samples=2, train_k=1), ToyReader(), answer_reward("f1"))
+    train(policy, copy.deepcopy(policy), algorithm, questions, config, tmp_path, score_dev=score_dev)
+    policy.save(tmp_path / "model")
+    in_memory, reopened = policy, load(str(tmp_path / "model"), max_length=64)
+    scores = [[r.scores for r in model.rerank_batch(requests_of(questions))] for model in (in_memory, reopened)]
+    assert scores[0] == scores[1]
+    assert seen[-1] == scores[1]
+    assert seen[0] != seen[-1]
+    assert "forward" not in vars(policy)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_in_bf16_the_training_itself_is_in_bf16(tmp_path: Path) -> None:
+    """So that the test above does not pass because nothing was rounded."""
+    base, after = wide_cross_encoder(), []
+    for precision in ({}, {"bf16": True}):
+        policy = copy.deepcopy(base)
+        config = TrainConfig(epochs=1, batch_size=4, learning_rate=1e-3, trainer_arguments=precision)
+        algorithm = RRPO(RRPOConfig(samples=2, train_k=1), ToyReader(), answer_reward("f1"))
+        train(policy, copy.deepcopy(base), algorithm, padded_examples(8), config, tmp_path)
+        after.append(dict(policy.state_dict()))
+    assert not same(*after)
 
 
 def test_resume_refuses_other_settings_and_names_them(tmp_path: Path) -> None:
@@ -165,6 +303,103 @@ def test_resuming_a_finished_run_trains_no_further(tmp_path: Path) -> None:
     assert torch.equal(policy.scores, again.scores)
 
 
+@pytest.mark.parametrize(
+    ("length", "inner_epochs", "steps"),
+    [
+        ({"epochs": 1.5}, 1, 8),
+        ({"epochs": 1.5}, 2, 16),  # 15 is half a rollout
+        ({"trainer_arguments": {"max_steps": 7}}, 1, 7),
+        ({"trainer_arguments": {"max_steps": 7}}, 2, 8),
+    ],
+)
+def test_a_finished_run_of_any_length_is_left_as_it_is(
+    tmp_path: Path, length: dict[str, Any], inner_epochs: int, steps: int
+) -> None:
+    """Evaluations every 5 or 6 steps, so the last step has one of its own, once."""
+    loop = {"batch_size": 4, "learning_rate": 0.01, "eval_steps": 5, "top_k": 1, "inner_epochs": inner_epochs}
+    config, rrpo = TrainConfig(**{**loop, **length}), RRPOConfig(beta=0.0, inner_epochs=inner_epochs)
+    policy, result = run(tmp_path, config, rrpo)
+    assert result.steps == steps
+    assert [row["step"] for row in rows_of(tmp_path) if "eval_reward" in row].count(steps) == 1
+    before = (tmp_path / "metrics.jsonl").read_text()
+    for _ in range(2):
+        again, second = run(tmp_path, config, rrpo, resume=True)
+        assert second.steps == steps
+        assert (second.best_step, second.dev_best) == (result.best_step, result.dev_best)
+        assert second.reader_calls == result.reader_calls
+        assert torch.equal(policy.scores, again.scores)
+        assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("step", [4, 7, 9])
+def test_a_resumed_run_with_inner_epochs_is_bit_equal(tmp_path: Path, step: int) -> None:
+    config = TrainConfig(epochs=1.5, batch_size=4, inner_epochs=2, learning_rate=0.3, eval_steps=3, top_k=1, seed=3)
+    rrpo = RRPOConfig(beta=0.1, inner_epochs=2)
+    run(tmp_path / "whole", config, rrpo)
+    with pytest.raises(StoppedError):
+        run(tmp_path / "broken", config, rrpo, callbacks=(stop_at(step),))
+    run(tmp_path / "broken", config, rrpo, resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_inner_epochs_need_questions_for_one_rollout(tmp_path: Path) -> None:
+    config = TrainConfig(batch_size=2, accumulation=2, inner_epochs=2)
+    with pytest.raises(TrainingError, match=r"a rollout takes 4 questions .* there are 3 for training"):
+        run(tmp_path, config, RRPOConfig(inner_epochs=2), count=3)
+
+
+def with_dev(folder: Path, config: TrainConfig, rewards: Sequence[float] = (), **more: Any) -> TrainResult:
+    """A run with planned dev rewards, 0 when they are used up."""
+    policy, planned = ToyPolicy(), iter(rewards)
+    algorithm = RRPO(RRPOConfig(beta=0.0), ToyReader(), answer_reward("f1"))
+
+    def score_dev(module: Any) -> dict[str, float]:
+        return {"reward": next(planned, 0.0)}
+
+    return train(policy, copy.deepcopy(policy), algorithm, examples(20), config, folder, score_dev=score_dev, **more)
+
+
+@pytest.mark.parametrize(
+    ("patience", "rewards", "steps"),
+    [
+        (1, [], 3),
+        (2, [], 6),
+        (2, [0.0, 0.0, 1.0, 1.0, 0.5, 2.0], 12),  # the gain at step 6 starts the count anew
+        (1, [0.0, 1.0, 2.0, 3.0, 3.0], 12),
+        (0, [], 30),
+    ],
+)
+def test_patience_counts_evaluations_after_the_first(
+    tmp_path: Path, patience: int, rewards: list[float], steps: int
+) -> None:
+    config = TrainConfig(epochs=6, batch_size=4, eval_steps=3, patience=patience)
+    assert with_dev(tmp_path, config, rewards).steps == steps
+
+
+def test_patience_goes_through_a_resume(tmp_path: Path) -> None:
+    """Two of three evaluations without a gain lie before the break; and what has run out of patience stays so."""
+    config = TrainConfig(epochs=6, batch_size=4, eval_steps=2, patience=3)
+    assert with_dev(tmp_path / "whole", config).steps == 6
+    with pytest.raises(StoppedError):
+        with_dev(tmp_path / "broken", config, callbacks=[stop_at(5)])
+    for _ in range(2):
+        assert with_dev(tmp_path / "broken", config, resume=True).steps == 6
+        assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_the_device_is_that_of_the_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here without a GPU: one that is there must not draw a policy away from the CPU, nor four share a batch."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    moved: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", moved.append)
+    assert _training_arguments(TrainConfig(), tmp_path, False, "cpu").device == torch.device("cpu")
+    arguments = _training_arguments(TrainConfig(), tmp_path, False, "cpu")
+    vars(arguments).update(_setup_devices=torch.device("cuda:0"), _n_gpu=4)
+    _keep_to_one_device(arguments, torch.device("cuda:1"))
+    assert (arguments.n_gpu, arguments.device, moved) == (1, torch.device("cuda:1"), [torch.device("cuda:1")])
+
+
 def test_failed_reads_are_masked_counted_and_above_a_threshold_stop_the_run(tmp_path: Path) -> None:
     def once(fail_every: int, allowed: float) -> None:
         policy = ToyPolicy()
@@ -179,15 +414,61 @@ def test_failed_reads_are_masked_counted_and_above_a_threshold_stop_the_run(tmp_
         once(fail_every=2, allowed=0.2)
 
 
-def test_when_every_read_fails_nothing_moves(tmp_path: Path) -> None:
-    policy = ToyPolicy()
-    before = policy.scores.detach().clone()
-    algorithm = RRPO(RRPOConfig(max_failed_reads=1.0, beta=0.0), ToyReader(fail_every=1), answer_reward("f1"))
-    config = TrainConfig(
-        epochs=1, batch_size=4, learning_rate=0.3, eval_steps=5, trainer_arguments={"weight_decay": 0.0}
-    )
-    train(policy, copy.deepcopy(policy), algorithm, examples(20), config, tmp_path)
-    assert torch.equal(policy.scores, before)
+class FailsAfter(ToyReader):
+    """Answers the first `good` rollouts, then no more."""
+
+    def __init__(self, good: int) -> None:
+        super().__init__()
+        self.good = good
+
+    def answer(self, contexts: Sequence[Context]) -> list[ReadResult]:
+        self.good -= 1
+        return [ReadFailed("planned") for _ in contexts] if self.good < 0 else super().answer(contexts)
+
+
+@pytest.mark.parametrize("good", [0, 2])
+def test_when_every_read_fails_nothing_moves(tmp_path: Path, good: int) -> None:
+    """Neither by weight decay, nor by the KL to a reference that is elsewhere, nor by momentum of earlier steps."""
+    policy, reference = ToyPolicy(), ToyPolicy()
+    with torch.no_grad():
+        reference.scores.neg_()
+    seen = [policy.scores.detach().clone()]
+
+    class Remember(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs) -> None:
+            seen.append(policy.scores.detach().clone())
+
+    algorithm = RRPO(RRPOConfig(max_failed_reads=1.0), FailsAfter(good), answer_reward("f1"))
+    no_warmup = {"warmup_steps": 0}  # its first step has a learning rate of 0
+    config = TrainConfig(epochs=1, batch_size=4, learning_rate=0.3, eval_steps=5, trainer_arguments=no_warmup)
+    train(policy, reference, algorithm, examples(20), config, tmp_path, callbacks=[Remember()])
+    assert len(seen) == 6
+    assert [torch.equal(*pair) for pair in itertools.pairwise(seen)] == [False] * good + [True] * (5 - good)
+
+
+@pytest.mark.parametrize(
+    ("failed", "of", "allowed", "stops"),
+    [
+        (99, 100, 0.1, True),
+        (11, 100, 0.1, True),
+        (10, 100, 0.1, False),
+        (11, 100, 0.2, False),
+        (3, 4, 0.1, True),
+        (2, 4, 0.1, False),
+        (3, 4, 0.8, False),
+    ],
+)
+def test_dev_is_not_judged_by_the_few_reads_that_succeed(failed: int, of: int, allowed: float, stops: bool) -> None:
+    class Broken(ToyReader):
+        def answer(self, contexts: Sequence[Context]) -> list[ReadResult]:
+            return [ReadFailed("planned")] * failed + [Answer("seven")] * (len(contexts) - failed)
+
+    score = dev_scorer(examples(of), Broken(), answer_reward("f1"), 3, max_failed_reads=allowed)
+    if stops:
+        with pytest.raises(ReaderError, match=rf"'toy' failed on {failed} of {of} dev reads.* --resume"):
+            score(ToyPolicy())
+    else:
+        assert score(ToyPolicy()) == {"reward": 1.0, "failed_reads": failed}
 
 
 def test_weights_that_are_never_better_on_dev_are_not_kept(tmp_path: Path) -> None:
@@ -218,9 +499,17 @@ def test_candidate_lists_of_one_are_nothing_to_learn_from(tmp_path: Path) -> Non
         train(policy, copy.deepcopy(policy), Supervised(), lone, LOOP, tmp_path)
 
 
-def test_unsupported_training_arguments_are_named() -> None:
-    with pytest.raises(ConfigurationError, match="fsdp cannot be set; wanted some of"):
-        TrainConfig(trainer_arguments={"fsdp": "full_shard"})
+def test_labels_that_name_no_candidate_are_nothing_to_learn_from(tmp_path: Path) -> None:
+    policy = ToyPolicy()
+    unlabelled = [Example(e.query, e.candidates, e.answers, {"99": 1}) for e in examples(4)]
+    with pytest.raises(TrainingError, match="has a relevant candidate"):
+        train(policy, copy.deepcopy(policy), Supervised(), unlabelled, LOOP, tmp_path)
+
+
+@pytest.mark.parametrize("argument", ["fsdp", "logging_steps"])
+def test_unsupported_training_arguments_are_named(argument: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{argument} cannot be set; wanted some of"):
+        TrainConfig(trainer_arguments={argument: 5})
 
 
 def test_a_run_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""BERT models of a few thousand weights with a WordPiece vocabulary of their own, for tests that need a real one."""
+"""BERT models of few weights with a WordPiece vocabulary of their own, for tests that need a real one."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ def tiny_tokenizer(max_length: int = 64) -> BertTokenizer:
     return BertTokenizer(vocab=VOCABULARY, do_lower_case=True, model_max_length=max_length)
 
 
-def tiny_config(labels: int = 1, positions: int = 512) -> BertConfig:
+def tiny_config(
+    labels: int = 1, positions: int = 512, *, hidden: int = 32, layers: int = 2, heads: int = 4, inner: int = 64
+) -> BertConfig:
     config = BertConfig(
         vocab_size=len(VOCABULARY),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=inner,
         max_position_embeddings=positions,
         pad_token_id=VOCABULARY["[PAD]"],
     )
