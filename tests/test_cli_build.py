@@ -10,6 +10,7 @@ import pytest
 
 from rankwright.cli.app import run
 from rankwright.cli.build import build_reader, load_splits, open_store
+from rankwright.cli.run import clear_run
 from rankwright.cli.settings import ReaderSettings, settings_from
 from rankwright.errors import ConfigurationError, DataError
 from rankwright.types import Context, Document, Query
@@ -84,3 +85,29 @@ def test_a_refused_run_leaves_the_earlier_one_as_it_was(tmp_path: Path, monkeypa
     for extra, code in (([], 2), (["--overwrite"], 4), (["--resume"], 4), (["--resume", "--overwrite"], 2)):
         assert run(["train", "--name", "mine", "--data", "typo.jsonl", *extra]) == code
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("verb", ["demo", "train"])
+@pytest.mark.parametrize("name", ["", ".", "..", "../other", "a/b", "/tmp/x", "a\\b", "a\0b"])
+def test_a_run_name_that_leads_elsewhere_removes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("runs/kept", "other"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "file").write_text("mine", "utf-8")
+    assert run([verb, "--name", name]) == 2
+    assert "wanted a plain name" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.rglob("file")) == ["file", "file"]
+    with pytest.raises(ConfigurationError, match="plain name"):
+        clear_run(name)
+
+
+def test_a_refused_demo_leaves_the_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    assert run(["demo", "--device", "abacus"]) == 2
+    assert "Device is 'abacus'" in capsys.readouterr().err
+    assert (tmp_path / "runs" / "demo").is_dir()

@@ -63,11 +63,7 @@ def run_training(
     """
     from rankwright.training import make_folder, replace_text
 
-    folder = RUNS / name
-    if Path(name).name != name or name in ("", ".", ".."):
-        raise ConfigurationError(
-            f"Run name is '{name}'; wanted a plain name without slashes. It becomes a folder in {RUNS}/."
-        )
+    folder = run_folder(name)
     checked_device(settings.model.device)
     run_id = _run_id(folder, name, resume, overwrite)
     splits = splits or load_splits(settings)
@@ -110,6 +106,19 @@ def run_training(
     run = {"config": settings_tree(settings), "environment": environment, "result": result}
     write_report(folder / "report.html", evaluation, title=f"Run {name}", run=run, metrics=metrics)
     return RunOutcome(folder, result, evaluation, WORSE_EXIT_CODE if result["verdict"] == "worse" else 0)
+
+
+def run_folder(name: str) -> Path:
+    """runs/NAME; whatever writes or removes a run asks here first.
+
+    Raises:
+        ConfigurationError: the name would lead anywhere else.
+    """
+    if name in ("", ".", "..") or not name.isprintable() or {"/", "\\"} & set(name):
+        raise ConfigurationError(
+            f"Run name is {name!r}; wanted a plain name without slashes. It becomes a folder in {RUNS}/."
+        )
+    return RUNS / name
 
 
 def _run_id(folder: Path, name: str, resume: bool, overwrite: bool) -> str:
@@ -384,5 +393,9 @@ def show(outcome: RunOutcome) -> None:
 
 
 def clear_run(name: str) -> None:
-    """Removes an earlier run of that name."""
-    shutil.rmtree(RUNS / name, ignore_errors=True)
+    """Removes an earlier run of that name.
+
+    Raises:
+        ConfigurationError: the name is none.
+    """
+    shutil.rmtree(run_folder(name), ignore_errors=True)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from rankwright.cli.common import OutputKind, emit, say
 from rankwright.cli.settings import RunSettings, load_settings
 from rankwright.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from rankwright.cli.run import RunOutcome
 
 DEMO_NAME = "demo"
 DEMO_FOLDER = Path(__file__).parents[1] / "assets" / "demo"
@@ -51,7 +54,8 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    seed: int = typer.Option(0, help="Order of questions, sampling noise and resampling."),
+    seed: int | None = typer.Option(None, help="Order of questions, sampling noise and resampling. Default 0."),
+    device: str | None = typer.Option(None, help="Torch device. Default cpu."),
     shuffle_answers: bool = typer.Option(
         False, help="Control: train with every question's answers exchanged for another's; nothing may be gained."
     ),
@@ -62,19 +66,29 @@ def demo(
 ) -> int:
     """Train the embedded reranker from the embedded reader on a bundled knowledge base, and show whether it got
     better."""
-    from rankwright.cli.run import clear_run, run_training, show
+    from rankwright.cli.run import show
 
-    settings = load_settings(config or DEMO_RECIPE, set_, {"seed": seed})
-    splits = demo_splits(settings, shuffle_answers=shuffle_answers)
-    say("Demo: a knowledge base about the invented Sundrel Isles; no relevance label is used in training.")
-    clear_run(name)
-    outcome = run_training(settings, name, splits=splits, command=f"rankwright demo --seed {seed}")
+    settings = load_settings(config or DEMO_RECIPE, set_, {"seed": seed, "model.device": device})
+    outcome = run_demo(settings, name, shuffle_answers=shuffle_answers, command=_command())
     show(outcome)
     if output is OutputKind.json:
         emit(outcome.result)
     say("Next, on your own questions and passages:")
     say("    rankwright train --name mine --data questions.jsonl --corpus passages.jsonl")
     return outcome.exit_code
+
+
+def run_demo(settings: RunSettings, name: str, *, shuffle_answers: bool = False, command: str = "") -> RunOutcome:
+    """The whole demo under these settings; an earlier run of that name is replaced as soon as all is found good."""
+    from rankwright.cli.build import checked_device
+    from rankwright.cli.run import clear_run, run_folder, run_training
+
+    run_folder(name)
+    checked_device(settings.model.device)
+    splits = demo_splits(settings, shuffle_answers=shuffle_answers)
+    say("Demo: a knowledge base about the invented Sundrel Isles; no relevance label is used in training.")
+    clear_run(name)
+    return run_training(settings, name, splits=splits, command=command or "rankwright demo")
 
 
 def demo_splits(settings: RunSettings, *, shuffle_answers: bool = False) -> Any:
