@@ -9,13 +9,22 @@ from pathlib import Path
 import pytest
 
 from rankwright.cli.app import run
-from rankwright.cli.build import build_reader, load_splits, open_store
-from rankwright.cli.run import clear_run
-from rankwright.cli.settings import ReaderSettings, settings_from
+from rankwright.cli.build import Splits, build_reader, load_splits, open_store
+from rankwright.cli.run import _compare, clear_run
+from rankwright.cli.settings import (
+    ReaderSettings,
+    load_reader_settings,
+    load_settings,
+    settings_from,
+    settings_tree,
+)
 from rankwright.errors import ConfigurationError, DataError
-from rankwright.types import Context, Document, Query
+from rankwright.evaluation import FirstStage
+from rankwright.llms.http import HTTPLLM
+from rankwright.types import Context, Document, Example, Query
 from tests.cli_kit import body_of, reply, rows, serving, write_rows
 
+TWO = (FirstStage(), FirstStage())
 CONTEXT = Context(Query("q", "Where is the Louvre?"), (Document("d", "The Louvre is in Paris."),))
 
 
@@ -111,3 +120,73 @@ def test_a_refused_demo_leaves_the_earlier_one(
     assert run(["demo", "--device", "abacus"]) == 2
     assert "Device is 'abacus'" in capsys.readouterr().err
     assert (tmp_path / "runs" / "demo").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("data.eval_depth=2", "Setting top_k is 3; wanted 1 to 2"),
+        ("top_k=0", "Setting top_k is 0"),
+        ("seed=-1", "Setting seed is -1"),
+        ("data.depth=0", "Setting data.depth is 0; wanted 1 or more"),
+        ("data.test_share=-0.2", "Setting data.test_share is -0.2"),
+        ("data.test_share=0.95", "below 1 together with dev_share"),
+        ("data.dev_share=.nan", "Setting data.dev_share is nan"),
+        ("model.lora_rank=-3", "Setting model.lora_rank is -3; wanted 0 or more"),
+        ("model.lora_alpha=0", "Setting model.lora_alpha is 0"),
+        ("model.max_length=-1", "Setting model.max_length is -1"),
+        ("loop.learning_rate=.nan", "Setting loop.learning_rate is nan; wanted a number above 0"),
+        ("loop.learning_rate=-1e-5", "Setting loop.learning_rate is -1e-05"),
+        ("loop.epochs=.inf", "Setting loop.epochs is inf"),
+        ("loop.batch_size=0", "Setting loop.batch_size is 0"),
+        ("loop.patience=-1", "Setting loop.patience is -1"),
+        ("rrpo.beta=-1", "RRPO setting beta is -1"),
+        ("reader.deadline=0", "Setting reader.deadline is 0"),
+        ("reader.attempt_timeout=0", "Setting reader.attempt_timeout is 0"),
+        ("reader.max_retries=-1", "Setting reader.max_retries is -1"),
+        ("reader.concurrency=0", "Setting reader.concurrency is 0"),
+        ("reader.price_input=-1", "Setting reader.price_input is -1"),
+        ("reader.reader=none", "learns from a reader's answers"),
+        ("model.template='{title}'", "lacks {text}"),
+        ("model.template='{text} {body}'", "unknown field {body}"),
+        ("rrpo.samples={", "is no YAML"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], setting: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["train", "--name", "a", "--data", "not-there.jsonl", "--set", setting]) == 2
+    found = capsys.readouterr().err
+    assert (message in found, found.count("\n")) == (True, 1), found
+
+
+def test_labels_that_are_all_0_are_no_order_to_compare_with() -> None:
+    documents = (Document("a", "one"), Document("b", "two"))
+    test = [Example(Query(f"q{i}", "what?"), documents, ("one",), {"a": 0}) for i in range(3)]
+    splits = Splits([], [], test, "set", 0)
+    evaluation, _ = _compare(settings_from({"reader": {"reader": "none"}, "method": "supervised"}), splits, None, *TWO)
+    assert list(evaluation.models) == ["first-stage", "reference", "trained"]
+
+
+def test_attempts_and_their_time_reach_the_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr("rankwright.llms.http.HTTPLLM", lambda *names, **options: made.append(options))
+    for given in ({}, {"attempt_timeout": 7.0, "max_retries": 1, "deadline": 30.0}):
+        settings = ReaderSettings(reader="http://127.0.0.1:9/v1", model="m", **given)
+        with open_store(str(tmp_path / "reads.sqlite")) as store:
+            build_reader(settings, store, "run")
+    names = ("deadline", "attempt_timeout", "max_retries")
+    assert [tuple(options[name] for name in names) for options in made] == [(120.0, None, 4), (30.0, 7.0, 1)]
+    monkeypatch.undo()
+    assert HTTPLLM("m", "http://127.0.0.1:9/v1", deadline=200.0).attempt_timeout == 200.0
+
+
+def test_the_settings_of_a_run_folder_are_settings(tmp_path: Path) -> None:
+    settings = settings_from({"rrpo": {"samples": 6}, "reader": {"sampling": {"max_tokens": 9}}})
+    stored = tmp_path / "config.json"
+    stored.write_text(json.dumps({"run_id": "mine-1", **settings_tree(settings)}), "utf-8")
+    assert load_settings(stored, [], {}) == settings
+    assert load_reader_settings(stored, ["reader.deadline=9"], {}).sampling == {"max_tokens": 9}
+    with pytest.raises(ConfigurationError, match=r"top_k, which says nothing here"):
+        load_reader_settings(stored, ["top_k=9"], {})

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 import rankwright
-from rankwright.errors import ConfigurationError, ModelError, ResourceNotFoundError
+from rankwright.errors import ConfigurationError, ModelError, ResourceNotFoundError, StorageError
 from rankwright.rerankers import cross_encoder
 from rankwright.rerankers.cross_encoder import CrossEncoderReranker, render
 from rankwright.types import Document, Query, RerankRequest
@@ -152,8 +152,23 @@ def test_template_is_saved_and_loaded(reranker: CrossEncoderReranker, tmp_path: 
 
 
 def test_a_template_without_text_is_refused(reranker: CrossEncoderReranker) -> None:
-    with pytest.raises(ConfigurationError, match=r"Template is '\{title\}'; wanted one with \{text\}"):
+    with pytest.raises(ConfigurationError, match=r"Template is '\{title\}', which lacks \{text\}"):
         CrossEncoderReranker(reranker.model, reranker.tokenizer, template="{title}")
+
+
+@pytest.mark.parametrize("template", ["{title}", "{text} {body}", "{text} {}", "{ text }", ""])
+def test_a_template_set_later_is_checked_too(reranker: CrossEncoderReranker, template: str) -> None:
+    before = reranker.template
+    with pytest.raises(ConfigurationError, match="Template is"):
+        reranker.template = template
+    assert reranker.template == before
+
+
+def test_a_model_folder_that_cannot_be_written_is_named(reranker: CrossEncoderReranker, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("", "utf-8")
+    with pytest.raises(StorageError, match=r"Model folder .* cannot be written"):
+        reranker.save(blocked / "model")
 
 
 def test_documents_longer_than_the_model_are_counted(reranker: CrossEncoderReranker) -> None:

@@ -169,11 +169,7 @@ def _train(
     )
     reward = resolve_reward(settings.reward)
     if settings.method == "rrpo":
-        if reader is None:
-            raise ConfigurationError(
-                "Method rrpo was given --reader none; it learns from a reader's answers. Give a reader or --method "
-                "supervised."
-            )
+        assert reader is not None  # RunSettings sees to it
         algorithm: Any = RRPO(settings.rrpo, reader, reward, settings.seed)
     else:
         algorithm = Supervised()
@@ -206,6 +202,8 @@ HOW_FAST = (
     "price_input",
     "price_output",
     "deadline",
+    "attempt_timeout",
+    "max_retries",
 )
 """Reader settings that may change between sessions: they decide how fast answers come, not which."""
 
@@ -282,7 +280,7 @@ def _compare(
 ) -> tuple[Evaluation, int]:
     """Reference and trained model on the test questions, and answers that the cache gave."""
     rankers: dict[str, Reranker] = {FirstStage.name: FirstStage(), REFERENCE_ROW: reference, TRAINED_ROW: policy}
-    if any(example.relevance for example in splits.test):
+    if any(grade > 0 for example in splits.test for grade in example.relevance.values()):
         rankers[GoldFirst.name] = GoldFirst(splits.test)
     with progress_bars() as progress:
         evaluation = evaluate(

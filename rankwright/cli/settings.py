@@ -1,8 +1,11 @@
-"""One set of settings behind flags, YAML files and --set: frozen dataclasses, checked by pydantic, stored in the run
-folder."""
+"""One set of settings behind flags, YAML files and --set: frozen dataclasses, stored in the run folder.
+
+Pydantic checks names and kinds, the classes themselves what a value may be: before any question is read or paid for.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,8 +16,28 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from rankwright.algorithms.config import RRPOConfig
 from rankwright.errors import ConfigurationError, ResourceNotFoundError
+from rankwright.prompts.passage import checked_template
 
 _STRICT = ConfigDict(extra="forbid")
+LARGEST_SEED = 2**32 - 1
+"""What numpy takes."""
+
+
+def _require(prefix: str, settings: Any, wanted: Mapping[str, tuple[bool, str]]) -> None:
+    """Raises a ConfigurationError for the first setting that is not as wanted: name -> (is good, what is good)."""
+    for name, (good, words) in wanted.items():
+        if not good:
+            raise ConfigurationError(
+                f"Setting {prefix}{name} is {getattr(settings, name)!r}; wanted {words}. See docs/settings.md."
+            )
+
+
+def _at_least(smallest: float, value: float) -> tuple[bool, str]:
+    return smallest <= value < math.inf, f"{smallest:g} or more"
+
+
+def _above_zero(value: float) -> tuple[bool, str]:
+    return 0 < value < math.inf, "a number above 0"
 
 
 @dataclass(frozen=True)
@@ -34,7 +57,15 @@ class DataSettings:
     corpus: str = ""
     """Passages to retrieve from; empty pools the passages of the question files."""
     qrels: str = ""
-    """Relevance labels; needed only by --method supervised and for nDCG."""
+    """Relevance labels, for --method supervised and nDCG; for beir a file or a split, by default train where it
+    exists."""
+    dev_qrels: str = ""
+    """Labels of the dev file; empty takes those of `qrels`, for beir the split dev where it exists."""
+    test_qrels: str = ""
+    """Labels of the test file; empty takes those of `qrels`, for beir the split test where it exists."""
+    topics: str = ""
+    """Questions of TREC runs, the same file for train, dev and test; empty looks for topics* or queries* beside each
+    run."""
     retriever: Literal["bm25", "given"] = "bm25"
     """First stage: bm25 over the corpus, or the candidates as given."""
     depth: int = 10
@@ -47,6 +78,19 @@ class DataSettings:
     """Share that becomes test where no test file is given."""
     on_bad_row: Literal["error", "skip"] = "error"
     """Stop at a bad row, or leave it out and count it."""
+
+    def __post_init__(self) -> None:
+        shares = self.dev_share + self.test_share
+        _require(
+            "data.",
+            self,
+            {
+                "depth": _at_least(1, self.depth),
+                "eval_depth": _at_least(1, self.eval_depth),
+                "dev_share": (0 <= self.dev_share < 1, "a share from 0 to below 1"),
+                "test_share": (self.test_share >= 0 and shares < 1, "0 or more, and below 1 together with dev_share"),
+            },
+        )
 
 
 @dataclass(frozen=True)
@@ -67,6 +111,19 @@ class ModelSettings:
     """LoRA's scale."""
     device: str = "cpu"
     """Torch device."""
+
+    def __post_init__(self) -> None:
+        _require(
+            "model.",
+            self,
+            {
+                "max_length": _at_least(0, self.max_length),
+                "lora_rank": _at_least(0, self.lora_rank),
+                "lora_alpha": _at_least(1, self.lora_alpha),
+            },
+        )
+        if self.template:
+            checked_template(self.template)
 
 
 @dataclass(frozen=True)
@@ -100,6 +157,26 @@ class ReaderSettings:
     """Price of a million output tokens."""
     deadline: float = 120.0
     """Seconds that a call with all its retries may take."""
+    attempt_timeout: float | None = None
+    """Seconds that one attempt of a call may take; without it, as many as the call has left."""
+    max_retries: int = 4
+    """Further attempts of a call that failed for a reason that may pass."""
+
+    def __post_init__(self) -> None:
+        _require(
+            "reader.",
+            self,
+            {
+                "concurrency": _at_least(1, self.concurrency),
+                "requests_per_minute": _at_least(0, self.requests_per_minute),
+                "tokens_per_minute": _at_least(0, self.tokens_per_minute),
+                "price_input": _at_least(0, self.price_input or 0),
+                "price_output": _at_least(0, self.price_output or 0),
+                "deadline": _above_zero(self.deadline),
+                "attempt_timeout": _above_zero(1 if self.attempt_timeout is None else self.attempt_timeout),
+                "max_retries": _at_least(0, self.max_retries),
+            },
+        )
 
 
 @dataclass(frozen=True)
@@ -116,6 +193,20 @@ class LoopSettings:
     patience: int = 0
     trainer: dict[str, Any] = field(default_factory=dict)
     """Further TrainingArguments."""
+
+    def __post_init__(self) -> None:
+        _require(
+            "loop.",
+            self,
+            {
+                "epochs": _above_zero(self.epochs),
+                "batch_size": _at_least(1, self.batch_size),
+                "accumulation": _at_least(1, self.accumulation),
+                "learning_rate": _above_zero(self.learning_rate),
+                "eval_steps": _at_least(1, self.eval_steps),
+                "patience": _at_least(0, self.patience),
+            },
+        )
 
 
 @dataclass(frozen=True)
@@ -138,22 +229,64 @@ class RunSettings:
     seed: int = 0
     """Order of questions, sampling noise, splits and resampling."""
 
+    def __post_init__(self) -> None:
+        depth = self.data.eval_depth
+        _require(
+            "",
+            self,
+            {
+                "top_k": (1 <= self.top_k <= depth, f"1 to {depth}, the candidates of a question (data.eval_depth)"),
+                "seed": (0 <= self.seed <= LARGEST_SEED, f"0 to {LARGEST_SEED}"),
+            },
+        )
+        if self.method == "rrpo" and self.reader.reader == "none":
+            raise ConfigurationError(
+                "Method rrpo was given --reader none; it learns from a reader's answers. Give a reader or --method "
+                "supervised."
+            )
 
-_ADAPTER = TypeAdapter(RunSettings)
+
+_RUN = TypeAdapter(RunSettings)
+_READER = TypeAdapter(ReaderSettings)
 
 
 def load_settings(config: Path | None, assignments: Sequence[str], flags: Mapping[str, Any]) -> RunSettings:
     """Settings out of a YAML file, then flags that were given, then `--set a.b=c`; the later wins.
 
     Args:
-        config: YAML file with the fields of RunSettings.
+        config: YAML file with the fields of RunSettings, or config.json of a run.
         assignments: texts like "rrpo.samples=8".
         flags: dotted name -> value; None means not given.
 
     Raises:
-        ConfigurationError: an unknown name or a value of the wrong kind.
+        ConfigurationError: an unknown name, a value of the wrong kind or out of range.
     """
-    tree = _read_yaml(config) if config else {}
+    return settings_from(_filled(_read_yaml(config) if config else {}, assignments, flags))
+
+
+def load_reader_settings(config: Path | None, assignments: Sequence[str], flags: Mapping[str, Any]) -> ReaderSettings:
+    """The reader's part alone, by the same names and rules; of a training run's file the other parts are passed over.
+
+    Raises:
+        ConfigurationError: as load_settings; also for a name outside of `reader.`.
+    """
+    reader = (_read_yaml(config) if config else {}).get("reader") or {}
+    tree = _filled({"reader": reader}, assignments, flags)
+    others = sorted(set(tree) - {"reader"})
+    if others:
+        raise ConfigurationError(
+            f"--set was given {others[0]}, which says nothing here; wanted a name that begins with reader. "
+            "The rest has flags of its own: see --help."
+        )
+    return _validated(_READER, tree["reader"], "reader.")
+
+
+def settings_from(tree: Mapping[str, Any]) -> RunSettings:
+    """Checks a tree of plain values and makes settings of it."""
+    return _validated(_RUN, dict(tree), "")
+
+
+def _filled(tree: dict[str, Any], assignments: Sequence[str], flags: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in flags.items():
         if value is not None:
             _assign(tree, name, value)
@@ -161,17 +294,28 @@ def load_settings(config: Path | None, assignments: Sequence[str], flags: Mappin
         name, sign, value = text.partition("=")
         if not sign:
             raise ConfigurationError(f"--set was given '{text}'; wanted NAME=VALUE, for example --set rrpo.samples=8.")
-        _assign(tree, name.strip(), yaml.safe_load(value))
-    return settings_from(tree)
+        _assign(tree, name.strip(), _value(name, value))
+    return tree
 
 
-def settings_from(tree: Mapping[str, Any]) -> RunSettings:
-    """Checks a tree of plain values and makes settings of it."""
+def _value(name: str, text: str) -> Any:
     try:
-        return _ADAPTER.validate_python(dict(tree))
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(
+            f"--set {name} was given '{text}', which is no YAML; wanted a value like 8, text or {{a: 1}}. Quote it."
+        ) from error
+
+
+def _validated(adapter: TypeAdapter[Any], tree: Any, prefix: str) -> Any:
+    try:
+        return adapter.validate_python(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        own = first.get("ctx", {}).get("error")
+        if isinstance(own, ConfigurationError):  # a class refused its values; its sentence is whole
+            raise own from None
+        place = prefix + ".".join(str(part) for part in first["loc"])
         raise ConfigurationError(
             f"Setting {place} is {first.get('input')!r}: {first['msg']}. See docs/settings.md for all names and values."
         ) from error
@@ -193,6 +337,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(tree, dict):
         raise ConfigurationError(f"Config file {path} holds a {type(tree).__name__}; wanted settings as NAME: VALUE.")
+    tree.pop("run_id", None)  # stands in config.json of a run
     return tree
 
 

@@ -51,7 +51,8 @@ class HTTPLLM:
     `api_key_env`, the environment variable that holds the key (optional except at api.openai.com).
     `concurrency`, requests in flight at most. `max_retries`, further attempts per call (the SDK's own loop is off).
     `deadline`, seconds for a whole call with all its attempts and waits; time spent under our own rate limits does not
-    count. `attempt_timeout`, seconds for one attempt. `requests_per_minute` and `tokens_per_minute`, kept on this side.
+    count. `attempt_timeout`, seconds for one attempt, by default all that the call has left. `requests_per_minute` and
+    `tokens_per_minute`, kept on this side.
     `prices`, {"input": x, "output": y} per million tokens. `stop_after`, failures in a row before the run stops.
     `first_backoff`, seconds; `progress`, called after every call; `transport`, a transport of the SDK's HTTP library.
 
@@ -68,7 +69,7 @@ class HTTPLLM:
         concurrency: int = 16,
         max_retries: int = 4,
         deadline: float = 120.0,
-        attempt_timeout: float = 60.0,
+        attempt_timeout: float | None = None,
         requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
         prices: Mapping[str, float] | None = None,
@@ -83,7 +84,9 @@ class HTTPLLM:
         self.concurrency = _at_least("concurrency", concurrency, 1)
         self.max_retries = _at_least("max_retries", max_retries, 0)
         self.deadline = _positive("deadline", deadline)
-        self.attempt_timeout = _positive("attempt_timeout", attempt_timeout)
+        self.attempt_timeout = (
+            self.deadline if attempt_timeout is None else _positive("attempt_timeout", attempt_timeout)
+        )
         self.progress = progress
         self.prices = Prices.from_mapping(prices)
         self._first_backoff = _positive("first_backoff", first_backoff)

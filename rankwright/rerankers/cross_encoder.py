@@ -26,7 +26,8 @@ from transformers import (
 
 from rankwright.backbone import ASSETS, apply_adapter, backbone_folder, load_adapter
 from rankwright.batching import token_batches
-from rankwright.errors import ConfigurationError, MissingDependencyError, ModelError, ResourceNotFoundError
+from rankwright.errors import MissingDependencyError, ModelError, ResourceNotFoundError, StorageError
+from rankwright.prompts.passage import checked_template
 from rankwright.types import Document, Query, Ranking, RerankRequest, as_documents, as_query
 
 DEFAULT_TEMPLATE = "{title}: {text}"
@@ -69,8 +70,6 @@ class CrossEncoderReranker(nn.Module):
         max_tokens: int = 8192,
     ) -> None:
         super().__init__()
-        if "{text}" not in template:
-            raise ConfigurationError(f"Template is '{template}'; wanted one with {{text}} and, for titles, {{title}}.")
         self.model = model
         self.tokenizer = tokenizer
         self.template = template
@@ -124,6 +123,15 @@ class CrossEncoderReranker(nn.Module):
         template = (getattr(config, "rankwright", None) or {}).get("template", DEFAULT_TEMPLATE)
         reranker = cls(model, tokenizer, template=template, name=str(path))
         return reranker.to(device).eval()
+
+    @property
+    def template(self) -> str:
+        """Joins title and text; setting one that cannot do so raises ConfigurationError."""
+        return self._template
+
+    @template.setter
+    def template(self, template: str) -> None:
+        self._template = checked_template(template)
 
     @property
     def name(self) -> str:
@@ -248,9 +256,21 @@ class CrossEncoderReranker(nn.Module):
 
         The activation is written twice: sentence-transformers 6 reads it from its own file, versions 4 to 5 from
             config.json and would otherwise put a sigmoid on the scores.
+
+        Raises:
+            StorageError: the folder cannot be written.
         """
         self.merge_lora()
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._write(folder)
+        except (OSError, SafetensorError) as error:
+            raise StorageError(
+                f"Model folder {folder} cannot be written ({_first_line(error)}); wanted a writable folder and "
+                "free space. Free some, or name another place."
+            ) from error
+
+    def _write(self, folder: Path) -> None:
         config = self.model.config
         config.id2label, config.label2id = {0: "LABEL_0"}, {"LABEL_0": 0}
         config.sentence_transformers = {"activation_fn": IDENTITY, "version": "4.0.0"}
