@@ -64,7 +64,10 @@ def train_one(
     folder = WORK / name
     done = folder / "train.json"
     if done.exists():
-        return json.loads(done.read_text(encoding="utf-8"))
+        record = json.loads(done.read_text(encoding="utf-8"))
+        if record["settings"] != settings:
+            sys.exit(f"{folder} was trained with {record['settings']}, not {settings}; move it away to train it anew.")
+        return record
     loop = {"epochs": 1.0, "batch_size": 8, "learning_rate": 2e-5, "eval_steps": 19, **settings.get("loop", {})}
     config = TrainConfig(**loop, seed=seed, top_k=TOP_K)
     reward = answer_reward("f1")
@@ -94,6 +97,7 @@ def train_one(
         )
     policy.save(folder / "model")
     record = {
+        "settings": settings,
         "seconds": result.seconds,
         "seconds_by_part": dict(result.seconds_by_part),
         "steps": result.steps,
@@ -241,18 +245,22 @@ def page() -> str:
         "hits | peak MiB |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
+    chosen: dict[str, str] = {}
     for name in [n for names in ROWS.values() for n in names if "-" in n and n[-1].isdigit()]:
         path = WORK / name / "train.json"
         if not path.exists():
             lines.append(f"| {name} | not run |" + " |" * 7)
             continue
         r = json.loads(path.read_text(encoding="utf-8"))
+        chosen[name.split("-")[0]] = json.dumps(r["settings"])
         lines.append(
             f"| {name} | {r['steps']} | {r['best_step']} | {r['dev_before']:.4f} -> {r['dev_best']:.4f} | "
             f"{r['seconds']:.0f} | "
             f"{r['seconds'] / max(1, r['steps']):.1f} | {r['reader_calls']} | {r['cache_hits']} | "
             f"{r['peak_memory_mib']:.0f} |"
         )
+    lines += ["", "Settings that differ from the defaults, chosen on dev:", ""]
+    lines += [f"- {method}: `{settings}`" for method, settings in chosen.items()]
     return "\n".join(lines) + "\n"
 
 
