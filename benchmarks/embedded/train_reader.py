@@ -1,8 +1,8 @@
 """Trains the embedded reader on the split's reader side: `python -m benchmarks.embedded.train_reader`.
 
-Full fine-tuning of the backbone with distractors, then a low-rank adapter of the difference. The question's passages
-are
-mixed anew in every epoch: gold alone, gold among distractors (k = 2 to 5), or distractors alone (answer: nothing).
+Cloze questions first, then full fine-tuning of the backbone with distractors, then a low-rank adapter of the
+difference. The question's passages are mixed anew in every epoch: gold alone, gold among distractors (k = 2 to 5), or
+distractors alone (answer: nothing).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig
 
+from benchmarks.embedded.cloze import cloze_questions
 from benchmarks.embedded.optimizer import optimizer_of
 from benchmarks.embedded.sets import Question, load_sets, passages, passages_for, side
 from rankwright.backbone import backbone_folder, difference, save_adapter
@@ -77,13 +78,12 @@ def mix(question: Question, hard: Sequence[Document], rng: random.Random, short:
     if draw < 0.15:
         return rng.sample(hard[:12], min(len(hard), rng.randint(1, 2 if short else 5))) if hard else [], False
     gold = list(question.gold)
-    extra = (
-        int(draw > 0.55)
-        if short
-        else 0
-        if draw < 0.30
-        else min(rng.choices((1, 2, 3, 4), (30, 45, 15, 10))[0], max(1, 5 - len(gold)))
-    )
+    if short:
+        extra = int(draw > 0.55)
+    elif draw < 0.30:
+        extra = 0
+    else:
+        extra = min(rng.choices((1, 2, 3, 4), (30, 45, 15, 10))[0], max(1, 5 - len(gold)))
     # Half of the distractors from the hardest ten, half from further down.
     near, far = list(hard[:10]), list(hard[10:])
     rng.shuffle(near)
@@ -185,10 +185,12 @@ class Phase:
     """Epochs with up to four."""
     learning_rate: float
     """Peak; the heads learn ten times as fast."""
+    cloze: bool = False
+    """On questions made from passages instead of the real ones."""
 
 
 # Dev F1 on gold passages after two epochs: 0.434 at 6e-5, 0.572 at 2e-4 (docs/experiments.md).
-PHASES = (Phase(3, 4, 2.5e-4),)
+PHASES = (Phase(1, 0, 2.5e-4, cloze=True), Phase(3, 4, 2e-4))
 
 
 def train_phase(
@@ -227,7 +229,7 @@ def best_bias(reader: EmbeddedReader, dev: Sequence[Question], hard: dict[str, l
     """The offset of the `nothing` logit with the best dev F1 with one distractor: abstaining too soon costs answers."""
     contexts = [Context(Query(q.key, q.text), settings_of(q, hard[q.key])["gold+1"]) for q in dev]
     means = {}
-    for bias in (0.0, -1.0, -2.0, -3.0):
+    for bias in (0.0, -1.0, -2.0, -3.0, -4.0):
         reader.nothing_bias = bias
         texts = [r.text if isinstance(r, Answer) else "" for r in reader.answer(contexts)]
         means[bias] = sum(f1(text, q.answers) for text, q in zip(texts, dev, strict=True)) / len(texts)
@@ -256,22 +258,25 @@ def main() -> None:
     model.encoder.load_state_dict(base)
     model.encoder.embeddings.requires_grad_(False)  # kept frozen: the adapter stays small
     questions, dev = side("reader", TRAIN_SETS), side("dev", TRAIN_SETS)
-    hard = distractors(questions, passages_for("reader", TRAIN_SETS))
-    data = Data(questions, dev, {**hard, **distractors(dev, list(passages(load_sets(TRAIN_SETS)).values()))})
+    allowed = passages_for("reader", TRAIN_SETS)
+    hard = distractors(dev, list(passages(load_sets(TRAIN_SETS)).values()))
+    sources = {False: questions, True: cloze_questions(allowed, random.Random(args.seed))}
     for number, phase in enumerate(PHASES):
         done = args.out / f"phase-{number}.pt"
         if done.exists():  # a finished phase is not trained again
             model.load_state_dict(torch.load(done, weights_only=True))
             continue
+        source = sources[phase.cloze]
+        data = Data(source, dev, {**hard, **distractors(source, allowed)})
         train_phase(phase, model, encoder, data, random.Random(args.seed + number), args.batch)
         torch.save(model.state_dict(), done)
     adapter = difference(model, {f"encoder.{name}": tensor for name, tensor in base.items()}, args.rank)
     path = args.out / "reader.safetensors"
     save_adapter(path, adapter, {"nothing_bias": 0.0, "rank": args.rank})
-    bias = best_bias(EmbeddedReader(path), dev, data.hard)
+    bias = best_bias(EmbeddedReader(path), dev, hard)
     save_adapter(path, adapter, {"nothing_bias": bias, "rank": args.rank})
     print("bytes", path.stat().st_size, "nothing bias", bias)
-    print("adapter", shown(score(EmbeddedReader(args.out / "reader.safetensors"), dev, data.hard)))
+    print("adapter", shown(score(EmbeddedReader(args.out / "reader.safetensors"), dev, hard)))
 
 
 if __name__ == "__main__":
