@@ -36,7 +36,6 @@ TRAINING_ARGUMENTS: Mapping[str, str] = {
     "dataloader_num_workers": "Processes that prepare batches of questions.",
     "fp16": "fp16 autocast; needs a GPU.",
     "gradient_checkpointing": "Compute activations again in the backward pass instead of keeping them.",
-    "logging_steps": "Optimizer steps between two lines of metrics.jsonl.",
     "lr_scheduler_kwargs": "Further settings of the schedule.",
     "lr_scheduler_type": "How the learning rate goes down after the warm-up.",
     "max_grad_norm": "Longer gradients are shortened to this.",
