@@ -22,7 +22,7 @@ from rankwright.errors import ConfigurationError, DataError
 from rankwright.evaluation import FirstStage
 from rankwright.llms.http import HTTPLLM
 from rankwright.types import Context, Document, Example, Query
-from tests.cli_kit import body_of, reply, rows, serving, write_rows
+from tests.cli_kit import DOORS, body_of, reply, rows, serving, write_rows
 
 TWO = (FirstStage(), FirstStage())
 CONTEXT = Context(Query("q", "Where is the Louvre?"), (Document("d", "The Louvre is in Paris."),))
@@ -190,3 +190,41 @@ def test_the_settings_of_a_run_folder_are_settings(tmp_path: Path) -> None:
     assert load_reader_settings(stored, ["reader.deadline=9"], {}).sampling == {"max_tokens": 9}
     with pytest.raises(ConfigurationError, match=r"top_k, which says nothing here"):
         load_reader_settings(stored, ["top_k=9"], {})
+
+
+@pytest.fixture
+def beir(tmp_path: Path) -> Path:
+    """A BEIR set whose splits train, dev and test share out the questions, and one file of labels for all."""
+    folder = tmp_path / "set"
+    (folder / "qrels").mkdir(parents=True)
+    write_rows(folder / "corpus.jsonl", [passage for row in rows() for passage in row["candidates"]])
+    write_rows(folder / "queries.jsonl", [{"_id": row["query_id"], "text": row["question"]} for row in rows()])
+    for number, split in enumerate(("train", "dev", "test")):
+        lines = [f"q{door}\tkey-{door}\t1\n" for door in DOORS[number::3]]
+        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines), "utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("named", "splits"),
+    [
+        ({}, ("train", "dev", "test")),
+        ({"qrels": "test", "dev_qrels": "train", "test_qrels": "dev"}, ("test", "train", "dev")),
+    ],
+)
+def test_each_side_of_a_beir_set_has_labels_of_its_own(
+    beir: Path, named: dict[str, str], splits: tuple[str, str, str]
+) -> None:
+    data = {"train": str(beir), "dev": str(beir), "test": str(beir), "format": "beir", **named}
+    found = load_splits(settings_from({"data": data, "method": "supervised", "reader": {"reader": "none"}}))
+    sides = [{e.query.query_id for e in side} for side in (found.train, found.dev, found.test)]
+    all_of = {split: {f"q{door}" for door in DOORS[i::3]} for i, split in enumerate(("train", "dev", "test"))}
+    assert sides == [all_of[split] for split in splits]
+
+
+def test_a_beir_set_without_such_splits_keeps_its_default(beir: Path) -> None:
+    for split in ("train", "dev"):
+        (beir / "qrels" / f"{split}.tsv").unlink()
+    data = {"train": str(beir), "format": "beir", "dev_share": 0.25, "test_share": 0.25}
+    found = load_splits(settings_from({"data": data, "method": "supervised", "reader": {"reader": "none"}}))
+    assert {e.query.query_id for e in (*found.train, *found.dev, *found.test)} == {f"q{d}" for d in DOORS[2::3]}

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rankwright.cli.app import run
+from rankwright.cli.build import load_splits
+from rankwright.cli.settings import ReaderSettings, settings_from, settings_tree
+from rankwright.errors import DataError
 from rankwright.llms.cache import ReadStore
 from rankwright.readers import CachedReader
 from rankwright.types import Answer, Context, ReadResult
@@ -226,6 +231,16 @@ def test_an_empty_candidate_list_is_named_or_skipped(tmp_path: Path, capsys: pyt
     assert f"{data}, line 1: candidate list 'candidates'" in failed(capsys, 5, "first-stage", "--data", data, *GIVEN)
     found = evaluated(capsys, "first-stage", "--data", data, *GIVEN, "--on-bad-row", "skip")
     assert (found["n"], found["skipped"]) == (QUESTIONS - 2, 2)
+    some[0]["candidates"] = rows()[0]["candidates"]
+    write_rows(data, some)
+    assert f"{data}, line 2: candidate list of query 'q11' is empty" in failed(
+        capsys, 5, "first-stage", "--data", data, *GIVEN
+    )
+    tree = {"data": {"train": str(data), "retriever": "given"}}
+    with pytest.raises(DataError, match=r"some.jsonl, line 2: candidate list of query 'q11' is empty"):
+        load_splits(settings_from(tree))
+    tree["data"]["on_bad_row"] = "skip"
+    assert load_splits(settings_from(tree)).skipped == 1
     write_rows(data, some[1:2])
     message = failed(capsys, 5, "first-stage", "--data", data, *GIVEN, "--on-bad-row", "skip")
     assert "take --retriever bm25" in message
@@ -238,6 +253,59 @@ def test_a_reader_that_refuses_the_key_ends_with_6(data: Path, capsys: pytest.Ca
             capsys, 6, "first-stage", "--data", data, "--reader", url, "--reader-model", "stub", "--cache", cache
         )
     assert "401" in message
+    assert re.search(r"Reader calls \d+ \(\d+ failed\), price unknown", message)
+
+
+def test_the_reader_of_a_run_is_taken_with_all_its_settings(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[ReaderSettings] = []
+
+    def build(settings: ReaderSettings, store: ReadStore, run: str, device: str) -> CachedReader:
+        asked.append(settings)
+        return CachedReader(CuttingReader(), store, run=run)
+
+    monkeypatch.setattr("rankwright.cli.build.build_reader", build)
+    monkeypatch.chdir(data.parent)
+    trained = settings_from({"reader": {"reader": "http://127.0.0.1:9/v1", "model": "m", "sampling": {"top_p": 0.5}}})
+    config = data.with_name("config.json")
+    config.write_text(json.dumps({"run_id": "x-1", **settings_tree(trained)}), "utf-8")
+    arguments = ["eval", "first-stage", "--data", str(data), "--config", str(config), "--reader-model", "other"]
+    assert run([*arguments, "--set", "reader.deadline=300", "--set", "reader.concurrency=2"]) == 0
+    assert asked == [replace(trained.reader, model="other", deadline=300.0, concurrency=2)]
+    assert run([*arguments, "--set", "reader.deadline=-1"]) == 2
+    assert run([*arguments, "--set", "top_k=1"]) == 2
+    assert run([*arguments, "--set", "reader.dedline=1"]) == 2
+    assert len(asked) == 1
+    message = capsys.readouterr().err
+    for part in ("Setting reader.deadline is -1", "top_k, which says nothing here", "reader.dedline"):
+        assert part in message
+
+
+def test_topics_of_a_run_may_lie_anywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, elsewhere = given_run(tmp_path)
+    arguments = ["--data", str(data), "--format", "trec", "--corpus", str(tmp_path / "corpus.jsonl")]
+    labels = ["--qrels", str(tmp_path / "labels.txt")]
+    assert run(["eval", "first-stage", *arguments, *labels, *GIVEN]) == 2  # none beside the run
+    found = evaluated(capsys, "first-stage", *arguments, *labels, *GIVEN, "--topics", elsewhere)
+    assert found["n"] == QUESTIONS
+    out = ["--out", str(tmp_path / "out.jsonl")]
+    assert run(["retrieve", *arguments, *out, "--topics", str(elsewhere)]) == 0
+    settings = {"train": str(data), "format": "trec", "corpus": str(tmp_path / "corpus.jsonl"), "retriever": "given"}
+    tree = {"method": "supervised", "reader": {"reader": "none"}, "data": {**settings, "topics": str(elsewhere)}}
+    assert len(load_splits(settings_from(tree)).train) > 0
+
+
+def given_run(folder: Path) -> tuple[Path, Path]:
+    """A run, and its questions in another folder."""
+    write_rows(folder / "corpus.jsonl", [passage for row in rows() for passage in row["candidates"]])
+    (folder / "elsewhere").mkdir()
+    topics = folder / "elsewhere" / "asked.tsv"
+    topics.write_text("".join(f"{r['query_id']}\t{r['question']}\n" for r in rows()), "utf-8")
+    (folder / "labels.txt").write_text("".join(f"q{i} 0 key-{i} 1\n" for i in DOORS), "utf-8")
+    lines = [f"q{i} Q0 {kind}-{i} 1 {score} x\n" for i in DOORS for kind, score in (("wall", 1), ("key", 2))]
+    (folder / "first.run").write_text("".join(lines), "utf-8")
+    return folder / "first.run", topics
 
 
 def test_passages_that_reach_the_limit_of_a_model_are_counted(
@@ -272,7 +340,7 @@ def test_what_a_reader_cut_away_is_said(
 
     monkeypatch.setattr("rankwright.cli.build.build_reader", build)
     assert run(["eval", "first-stage", "--data", str(data), "--cache", str(data.parent / "reads.sqlite")]) == 0
-    assert "cutter: 25.0% of the passage tokens that were read now lay beyond its limit." in capsys.readouterr().err
+    assert "cutter: 25.0% of the tokens of questions and passages lay beyond its limit." in capsys.readouterr().err
 
 
 def test_a_result_that_cannot_be_saved_is_still_printed(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

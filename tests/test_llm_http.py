@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from chaos_reader import FAULTS, ChaosReader
 from openai import DefaultAsyncHttpxClient
 
-from rankwright.errors import BudgetExceededError, ConfigurationError, ReaderError
+from rankwright.errors import BudgetExceededError, ConfigurationError, ReaderError, StorageError
 from rankwright.llms.calls import Call
 from rankwright.llms.http import HTTPLLM
 from rankwright.types import Completion, CompletionFailed, CompletionResult, LLMRequest
@@ -195,7 +196,8 @@ def test_what_all_calls_would_meet_stops_at_once(fault: str, error: type[Excepti
         answered: list[Call] = []
         with pytest.raises(error, match=message) as raised:
             llm.complete_each([ask(f"q{number}") for number in range(9)], answered.extend)
-        assert [call.index for call in answered] == [0, 1, 2]
+        assert [call.index for call in answered] == [0, 1, 2, 3]
+        assert answered[-1] == Call(3, CompletionFailed("aborted"), 1, None, None, None)  # sent, so perhaps billed
         assert len(server.ledger) == 4
     assert KEY not in str(raised.value)
     assert raised.value.__cause__ is None
@@ -208,8 +210,26 @@ def test_calls_in_flight_may_end_when_the_run_stops() -> None:
         answered: list[Call] = []
         with pytest.raises(BudgetExceededError):
             client(server, concurrency=5).complete_each([ask(question) for question in questions], answered.extend)
-        assert len(server.ledger) == 1 + len(answered)  # every answer the server gave has been handed out
-    assert len(answered) < 49
+        assert len(server.ledger) == len(answered)  # every request the server saw has been handed out
+    assert [call.result.reason for call in answered if isinstance(call.result, CompletionFailed)] == ["aborted"]
+    assert len(answered) < 50
+
+
+def test_attempts_before_the_one_that_stops_the_run_are_counted() -> None:
+    with ChaosReader({"q": ["503", "html", "401"]}) as server:
+        reported: list[Call] = []
+        with pytest.raises(ReaderError, match="refused the key"):
+            client(server, prices={"input": 1.0, "output": 1.0}).complete_each([ask("q")], reported.extend)
+        assert len(server.ledger) == 3
+    assert reported == [Call(0, CompletionFailed("aborted"), 3, None, None, None)]
+
+
+def test_an_error_of_the_ledger_does_not_hide_why_the_run_stops() -> None:
+    def full(calls: Sequence[Call]) -> None:
+        raise StorageError("disk full")
+
+    with ChaosReader({"q": ["401"]}) as server, pytest.raises(ReaderError, match="refused the key"):
+        client(server).complete_each([ask("q")], full)
 
 
 def test_the_key_is_never_carried_to_another_host() -> None:
@@ -487,7 +507,7 @@ from rankwright.types import LLMRequest
 answered = []
 def tell(calls):
     answered.extend(calls)
-    print("answered", flush=True)
+    print([getattr(call.result, "reason", "answered") for call in calls], calls[0].attempts, flush=True)
 
 with ChaosReader({"hang": ["hang"] * 9}) as server:
     requests = [LLMRequest((("user", question),)) for question in ("a", "hang", "b")]
@@ -511,7 +531,8 @@ def test_ctrl_c_ends_the_calls_in_flight_and_keeps_the_answers(place: str) -> No
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=TESTS.parent
     ) as job:
         assert job.stdout is not None
-        assert [job.stdout.readline(), job.stdout.readline()] == ["answered\n"] * 2
+        assert [job.stdout.readline(), job.stdout.readline()] == ["['answered'] 1\n"] * 2
         job.send_signal(signal.SIGINT)
-        assert job.stdout.readline() == "interrupted after 2\n"
+        assert job.stdout.readline() == "['aborted'] 1\n"
+        assert job.stdout.readline() == "interrupted after 3\n"
         job.wait(30)

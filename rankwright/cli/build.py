@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING
 from rankwright.cli.common import say
 from rankwright.cli.settings import DataSettings, ReaderSettings, RunSettings
 from rankwright.data import Dataset, load_examples
-from rankwright.errors import ConfigurationError, DataError
+from rankwright.data.beir import has_split
+from rankwright.errors import ConfigurationError, DataError, StorageError
 from rankwright.evaluation import FirstStage
 from rankwright.retrieval import BM25, with_candidates
 from rankwright.types import Document, Example, Reader, Reranker
@@ -93,6 +95,14 @@ def build_reader(settings: ReaderSettings, store: ReadStore, run: str, device: s
     return LLMReader(CachedLLM(llm, store, run=run), prompt, sampling=settings.sampling or SAMPLING)
 
 
+def tell_of_calls(store: ReadStore, cache: str, run: str) -> None:
+    """Says what the reader calls of a run came to; a ledger that cannot be read must not hide why the run stopped."""
+    with contextlib.suppress(StorageError):
+        totals = store.ledger.totals(run)
+        calls = f"Reader calls {totals.calls} ({totals.failed} failed), price {totals.price_text}"
+        say(f"{calls}; they stand in {cache} as {run}.")
+
+
 def checked_device(name: str) -> str:
     """The name, if it is a torch device of this machine."""
     if name == "cpu":  # needs no look at torch
@@ -138,15 +148,17 @@ def tell_of_cut(reranker: Reranker) -> None:
         )
 
 
-def load_one(path: str, data: DataSettings, *, need_answers: bool) -> Dataset:
-    """One file of questions; what was left out is said."""
+def load_one(path: str, data: DataSettings, *, need_answers: bool, labels: str = "") -> Dataset:
+    """One file of questions, with these labels or else those of the settings; what was left out is said."""
     dataset = load_examples(
         path,
         data.format,
-        qrels=data.qrels or None,
+        qrels=labels or data.qrels or None,
         corpus=data.corpus or None,
+        topics=data.topics or None,
         on_bad_row=data.on_bad_row,
         need_answers=need_answers,
+        need_candidates=data.retriever == "given",
     )
     if dataset.unjudged:  # skipped rows have been logged by the loader
         say(f"{path}: {dataset.unjudged} questions without relevance labels left out.")
@@ -156,16 +168,9 @@ def load_one(path: str, data: DataSettings, *, need_answers: bool) -> Dataset:
 def candidates(
     examples: Sequence[Example], corpus: Sequence[Document], retriever: str, depth: int, index: BM25 | None = None
 ) -> list[Example]:
-    """The examples with their first-stage candidates, at most `depth`."""
+    """The examples with their first-stage candidates, at most `depth`. (That given ones are there, the loader sees.)"""
     if retriever == "bm25":
         return with_candidates(examples, index or BM25(corpus), depth)
-    empty = next((e for e in examples if not e.candidates), None)
-    if empty is not None:
-        raise DataError(
-            f"Candidate list of query '{empty.query.query_id}' is empty; --retriever given wants candidates in the "
-            "data. "
-            "Add them, or take --retriever bm25."
-        )
     return [replace(example, candidates=example.candidates[:depth]) for example in examples]
 
 
@@ -180,9 +185,13 @@ def load_splits(settings: RunSettings) -> Splits:
         raise ConfigurationError("No training questions were given; add --data FILE (see rankwright train --help).")
     # dev and test ask a reader unless there is none; so must every question.
     need_answers = settings.reader.reader != "none"
-    train = load_one(data.train, data, need_answers=need_answers)
-    dev = load_one(data.dev, data, need_answers=need_answers) if data.dev else None
-    test = load_one(data.test, data, need_answers=need_answers) if data.test else None
+
+    def side(name: str, path: str) -> Dataset:
+        return load_one(path, data, need_answers=need_answers, labels=_labels(data, name, path))
+
+    train = side("train", data.train)
+    dev = side("dev", data.dev) if data.dev else None
+    test = side("test", data.test) if data.test else None
     rows = list(train.examples)
     random.Random(settings.seed).shuffle(rows)
     n_test = 0 if test else round(len(rows) * data.test_share)
@@ -213,6 +222,14 @@ def load_splits(settings: RunSettings) -> Splits:
         test.name if test else f"{train.name}-held-out",
         sum(s.skipped for s in sets),
     )
+
+
+def _labels(data: DataSettings, side: str, path: str) -> str:
+    """Labels of one side: those named for it; of a BEIR set else the split of that name; else those of training."""
+    named = {"train": data.qrels, "dev": data.dev_qrels, "test": data.test_qrels}[side]
+    if not named and data.format == "beir" and has_split(path, side):
+        return side
+    return named or data.qrels
 
 
 def _without_overlap(parts: Mapping[str, Sequence[Example]]) -> dict[str, list[Example]]:

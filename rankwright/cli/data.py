@@ -63,6 +63,7 @@ def retrieve(
     data: Path = typer.Option(..., "--data", help="Questions: file or folder in one of the formats."),
     format: str = typer.Option("jsonl", "--format", help=FORMAT_HELP),
     corpus: Path | None = typer.Option(None, help="Passages; without it and --index, those of the data file."),
+    topics: Path | None = typer.Option(None, help="Questions of a TREC run; else topics* or queries* beside it."),
     depth: int = typer.Option(100, min=1, help="Candidates per question."),
     out: Path | None = typer.Option(None, help="FILE.jsonl or FILE.run (TREC), with .gz where wanted."),
     index: Path | None = typer.Option(None, help="Folder of a saved index to search instead of a corpus."),
@@ -82,7 +83,7 @@ def retrieve(
             f"--index {index} was given beside --corpus or --save-index; wanted either a saved index or a corpus."
         )
     searched = BM25.load(index) if index is not None else None
-    dataset = load_examples(data, format, corpus=corpus, on_bad_row=on_bad_row.value)
+    dataset = load_examples(data, format, corpus=corpus, topics=topics, on_bad_row=on_bad_row.value)
     searched = searched or BM25(dataset.corpus)
     if save_index is not None:
         searched.save(save_index)

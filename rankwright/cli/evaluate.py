@@ -26,9 +26,9 @@ from rankwright.cli.common import (
     score_table,
     shown_metrics,
 )
-from rankwright.cli.settings import DataSettings, ReaderSettings
+from rankwright.cli.settings import LARGEST_SEED, DataSettings, ReaderSettings, load_reader_settings
 from rankwright.data import Dataset
-from rankwright.errors import ConfigurationError, DataError
+from rankwright.errors import ConfigurationError
 from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, PairedTest, evaluate, verdict
 from rankwright.types import Example, Reader, Reranker
 
@@ -45,6 +45,10 @@ Ranking quality alone, by relevance labels, on candidates as they were given:
 
     rankwright eval first-stage reference --data run.trec --format trec --corpus corpus.jsonl
       --qrels qrels.txt --retriever given --depth 100 --reader none --output json
+
+The reader of a training run, with all its settings, on other questions:
+
+    rankwright eval reference runs/first --data other.jsonl --config runs/first/config.json
 
 An LLM reads; its answers and their price are kept in the cache:
 
@@ -69,79 +73,80 @@ def compare(
         "jsonl", "--format", help="jsonl, hotpotqa, 2wiki, musique, dpr, squad, beir, trec or rank_llm."
     ),
     qrels: Path | None = typer.Option(None, help="Relevance labels (TREC or BEIR); they choose the questions."),
+    topics: Path | None = typer.Option(None, help="Questions of a TREC run; else topics* or queries* beside it."),
     corpus: Path | None = typer.Option(None, help="Passages to retrieve from; without it, those of the data file."),
     retriever: RetrieverKind = typer.Option(
         RetrieverKind.bm25, help="bm25 over the corpus, or given: candidates in the order of the data."
     ),
     depth: int = typer.Option(20, min=1, help="Candidates per question."),
     top_k: int = typer.Option(3, min=1, help="Passages that the reader sees; the k of hit@k."),
-    reader: str = typer.Option(
-        "embedded", help="embedded, none, the base URL of an OpenAI-compatible endpoint, or a local causal LM."
+    reader: str | None = typer.Option(
+        None,
+        help="embedded, none, the base URL of an OpenAI-compatible endpoint, or a local causal LM. Default embedded.",
     ),
-    reader_model: str = typer.Option("", help="Model name at the endpoint."),
-    reader_prompt: str = typer.Option("reader-1", help="A shipped prompt or a file with {passages} and {question}."),
-    requests_per_minute: float = typer.Option(0.0, min=0.0, help="Limit on requests to the endpoint; 0 sets none."),
-    tokens_per_minute: float = typer.Option(0.0, min=0.0, help="Limit on tokens to the endpoint; 0 sets none."),
-    price_input: float | None = typer.Option(None, min=0.0, help="Price of a million input tokens, for the ledger."),
-    price_output: float | None = typer.Option(None, min=0.0, help="Price of a million output tokens."),
-    api_key_env: str = typer.Option("OPENAI_API_KEY", help="Environment variable that holds the endpoint's key."),
-    cache: str = typer.Option("runs/reads.sqlite", help="SQLite file of all answers, shared by all runs."),
+    reader_model: str | None = typer.Option(None, help="Model name at the endpoint."),
+    reader_prompt: str | None = typer.Option(
+        None, help="A shipped prompt or a file with {passages} and {question}. Default reader-1."
+    ),
+    requests_per_minute: float | None = typer.Option(None, help="Limit on requests to the endpoint."),
+    tokens_per_minute: float | None = typer.Option(None, help="Limit on tokens to the endpoint."),
+    price_input: float | None = typer.Option(None, help="Price of a million input tokens, for the ledger."),
+    price_output: float | None = typer.Option(None, help="Price of a million output tokens."),
+    api_key_env: str | None = typer.Option(
+        None, help="Environment variable that holds the endpoint's key. Default OPENAI_API_KEY."
+    ),
+    cache: str | None = typer.Option(None, help="SQLite file of all answers. Default runs/reads.sqlite."),
+    config: Path | None = typer.Option(
+        None, help="YAML file, or config.json of a run, whose reader settings are taken: the reader of that training."
+    ),
+    set_: list[str] = typer.Option(
+        [], "--set", help="NAME=VALUE for any reader setting, for example --set reader.deadline=300."
+    ),
     on_bad_row: BadRow = typer.Option(BadRow.error, help="Stop at a bad row, or leave it out and count it."),
     baseline: str | None = typer.Option(
         None,
         help="The MODEL that all others are tested against, with exit code 8 if one is worse; else all pairs are.",
     ),
     gold_first: bool = typer.Option(False, "--gold-first", help="Add a row with labelled passages put first."),
-    seed: int = typer.Option(0, help="Seed of the bootstrap and of the permutation test."),
+    seed: int = typer.Option(0, min=0, max=LARGEST_SEED, help="Seed of the bootstrap and of the permutation test."),
     device: str = typer.Option("cpu", help="Torch device of models and local readers."),
     output: OutputKind = typer.Option(OutputKind.text, help="json prints one line on standard output."),
     report: Path | None = typer.Option(None, help="Write the comparison as one HTML file."),
     save: Path | None = typer.Option(None, help="Write rankings, answers and scores as JSON, for rankwright report."),
 ) -> int:
     """Compare models on the same questions and candidates: scores with intervals, paired tests, a signature."""
-    from rankwright.cli.build import checked_device, load_one, tell_of_cut
     from rankwright.report import write_report
 
-    names = _checked_names([*models, *([GoldFirst.name] if gold_first else [])], baseline)
     data_settings = DataSettings(
         format=format,
         corpus=str(corpus or ""),
         qrels=str(qrels or ""),
+        topics=str(topics or ""),
         retriever=retriever.value,
         depth=depth,
         on_bad_row=on_bad_row.value,
     )
-    reader_settings = ReaderSettings(
-        reader=reader,
-        model=reader_model,
-        prompt=reader_prompt,
-        cache=cache,
-        requests_per_minute=requests_per_minute,
-        tokens_per_minute=tokens_per_minute,
-        api_key_env=api_key_env,
-        price_input=price_input,
-        price_output=price_output,
+    flags = {
+        "reader.reader": reader,
+        "reader.model": reader_model,
+        "reader.prompt": reader_prompt,
+        "reader.cache": cache,
+        "reader.requests_per_minute": requests_per_minute,
+        "reader.tokens_per_minute": tokens_per_minute,
+        "reader.api_key_env": api_key_env,
+        "reader.price_input": price_input,
+        "reader.price_output": price_output,
+    }
+    evaluation = run_evaluation(
+        [*models, *([GoldFirst.name] if gold_first else [])],
+        data,
+        data_settings,
+        load_reader_settings(config, set_, flags),
+        top_k=top_k,
+        baseline=baseline,
+        seed=seed,
+        device=device,
     )
-    checked_device(device)
-    dataset = load_one(str(data), data_settings, need_answers=reader != "none")
-    examples, first_stage, skipped = _with_candidates(dataset, data_settings)
-    rankers = {name: _ranker(name, examples, device) for name in names}
-    with _opened_reader(reader_settings, device) as opened, progress_bars() as progress:
-        evaluation = evaluate(
-            rankers,
-            examples,
-            reader=opened,
-            top_k=top_k,
-            depth=depth,
-            baseline=baseline,
-            seed=seed,
-            set_name=dataset.name,
-            retriever=first_stage,
-            skipped=skipped,
-            progress=progress,
-        )
-    for ranker in rankers.values():
-        tell_of_cut(ranker)
     worse = _worse_than_baseline(evaluation)
     _print(evaluation, worse, output)
     if save is not None:
@@ -149,9 +154,52 @@ def compare(
         say(f"Saved to {save}")
     if report is not None:
         run = {"environment": {"command": "rankwright " + shlex.join(sys.argv[1:])}}
-        write_report(report, evaluation, title=f"Comparison on {dataset.name}", run=run)
+        write_report(report, evaluation, title=f"Comparison on {evaluation.settings.set_name}", run=run)
         say(f"Report {report}")
     return WORSE_EXIT_CODE if worse else 0
+
+
+def run_evaluation(
+    models: Sequence[str],
+    data: Path,
+    data_settings: DataSettings,
+    reader_settings: ReaderSettings,
+    *,
+    top_k: int = 3,
+    baseline: str | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Evaluation:
+    """The models, by name, on the questions of one file; `data_settings.depth` candidates each."""
+    from rankwright.cli.build import checked_device, load_one, tell_of_cut
+
+    names = _checked_names(models, baseline)
+    if top_k > data_settings.depth:  # said before models are loaded
+        raise ConfigurationError(
+            f"Evaluation has top_k {top_k} above depth {data_settings.depth}; the reader can only see candidates. "
+            "Raise --depth."
+        )
+    checked_device(device)
+    dataset = load_one(str(data), data_settings, need_answers=reader_settings.reader != "none")
+    examples, first_stage = _with_candidates(dataset, data_settings)
+    rankers = {name: _ranker(name, examples, device) for name in names}
+    with _opened_reader(reader_settings, device) as opened, progress_bars() as progress:
+        evaluation = evaluate(
+            rankers,
+            examples,
+            reader=opened,
+            top_k=top_k,
+            depth=data_settings.depth,
+            baseline=baseline,
+            seed=seed,
+            set_name=dataset.name,
+            retriever=first_stage,
+            skipped=dataset.skipped,
+            progress=progress,
+        )
+    for ranker in rankers.values():
+        tell_of_cut(ranker)
+    return evaluation
 
 
 def _checked_names(names: Sequence[str], baseline: str | None) -> Sequence[str]:
@@ -165,26 +213,15 @@ def _checked_names(names: Sequence[str], baseline: str | None) -> Sequence[str]:
     return names
 
 
-def _with_candidates(dataset: Dataset, settings: DataSettings) -> tuple[list[Example], str, int]:
-    """Examples with candidates, the first stage as it belongs in a signature, and the rows left out."""
+def _with_candidates(dataset: Dataset, settings: DataSettings) -> tuple[list[Example], str]:
+    """Examples with candidates, and the first stage as it belongs in a signature."""
     from rankwright.cli.build import candidates
     from rankwright.retrieval import BM25
 
-    if settings.retriever == RetrieverKind.bm25:
-        index = BM25(dataset.corpus)
-        return candidates(dataset.examples, dataset.corpus, "bm25", settings.depth, index), index.name, dataset.skipped
-    usable: Sequence[Example] = dataset.examples
-    if settings.on_bad_row == BadRow.skip:
-        usable = [example for example in dataset.examples if example.candidates]
-    left_out = len(dataset.examples) - len(usable)
-    if left_out:
-        say(f"{left_out} questions with an empty candidate list skipped.")
-    if not usable:
-        raise DataError(
-            f"None of {len(dataset.examples)} questions of {dataset.name} has candidates; --retriever given wants them "
-            "in the data. Add them, or take --retriever bm25."
-        )
-    return candidates(usable, dataset.corpus, "given", settings.depth), "given", dataset.skipped + left_out
+    if settings.retriever == RetrieverKind.given:
+        return candidates(dataset.examples, dataset.corpus, "given", settings.depth), "given"
+    index = BM25(dataset.corpus)
+    return candidates(dataset.examples, dataset.corpus, "bm25", settings.depth, index), index.name
 
 
 def _ranker(name: str, examples: Sequence[Example], device: str) -> Reranker:
@@ -196,7 +233,7 @@ def _ranker(name: str, examples: Sequence[Example], device: str) -> Reranker:
 @contextmanager
 def _opened_reader(settings: ReaderSettings, device: str) -> Iterator[Reader | None]:
     """The reader over its cache; at the end its calls are summed up."""
-    from rankwright.cli.build import build_reader, open_store
+    from rankwright.cli.build import build_reader, open_store, tell_of_calls
 
     if settings.reader == "none":
         yield None
@@ -204,13 +241,13 @@ def _opened_reader(settings: ReaderSettings, device: str) -> Iterator[Reader | N
     run = f"eval-{uuid.uuid4().hex[:8]}"
     with open_store(settings.cache) as store:
         reader = build_reader(settings, store, run, device)
-        yield reader
+        try:
+            yield reader
+        finally:  # after an error or Ctrl-C too: what was sent may be on the bill
+            tell_of_calls(store, settings.cache, run)
         share_cut = getattr(reader, "share_cut", 0.0)
         if reader is not None and share_cut:
             say(f"{reader.name}: {share_cut:.1%} of the tokens of questions and passages lay beyond its limit.")
-        totals = store.ledger.totals(run)
-        calls = f"Reader calls {totals.calls} ({totals.failed} failed), price {totals.price_text}"
-        say(f"{calls}; they stand in {settings.cache} as {run}.")
 
 
 def _worse_than_baseline(evaluation: Evaluation) -> list[PairedTest]:

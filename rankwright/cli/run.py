@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import rankwright
-from rankwright.cli.build import Splits, build_reader, checked_device, load_splits, open_store
+from rankwright.cli.build import Splits, build_reader, checked_device, load_splits, open_store, tell_of_calls
 from rankwright.cli.card import model_card
 from rankwright.cli.common import progress_bars, say, score_table, training_bar
 from rankwright.cli.settings import RunSettings, settings_tree
@@ -84,11 +84,14 @@ def run_training(
     )
     with open_store(settings.reader.cache) as store:
         reader = build_reader(settings.reader, store, run_id, settings.model.device)
-        policy, reference, trained = _train(settings, splits, reader, folder, resume, begin)
-        evaluation, hits = _compare(settings, splits, reader, reference, policy)
-        from rankwright.llms.cache import Ledger
-
-        totals = Ledger(store).totals(run_id)
+        try:
+            policy, reference, trained = _train(settings, splits, reader, folder, resume, begin)
+            evaluation, hits = _compare(settings, splits, reader, reference, policy)
+        except BaseException:  # Ctrl-C too: what was sent may be on the bill
+            if reader is not None:
+                tell_of_calls(store, settings.reader.cache, run_id)
+            raise
+        totals = store.ledger.totals(run_id)
     test = evaluation.test(TRAINED_ROW, REFERENCE_ROW, evaluation.headline_metric)
     result = _result(settings, evaluation, test, trained, totals.calls, trained.cache_hits + hits)
     result["price"] = totals.price_text if settings.reader.reader not in ("embedded", "none") else "0"

@@ -128,7 +128,16 @@ def train(
         None, help="jsonl, hotpotqa, 2wiki, musique, dpr, squad, beir, trec, rank_llm. Default jsonl."
     ),
     corpus: str | None = typer.Option(None, help="Passages to retrieve from; without it, those of the question files."),
-    qrels: str | None = typer.Option(None, help="Relevance labels (TREC or BEIR), for --method supervised and nDCG."),
+    qrels: str | None = typer.Option(
+        None, help="Relevance labels (TREC or BEIR file, or a BEIR split), for --method supervised and nDCG."
+    ),
+    dev_qrels: str | None = typer.Option(
+        None, help="Labels of --dev; without it, for beir the split dev, else those of --qrels."
+    ),
+    test_qrels: str | None = typer.Option(
+        None, help="Labels of --test; without it, for beir the split test, else those of --qrels."
+    ),
+    topics: str | None = typer.Option(None, help="Questions of TREC runs; else topics* or queries* beside each run."),
     method: str | None = typer.Option(None, help="rrpo learns from the reader, supervised from labels. Default rrpo."),
     model: str | None = typer.Option(
         None, help="Reranker to start from: reference, a folder or a hub name. Default reference."
@@ -151,6 +160,9 @@ def train(
     tokens_per_minute: float | None = typer.Option(None, help="Limit on tokens to the endpoint."),
     price_input: float | None = typer.Option(None, help="Price of a million input tokens, for the ledger."),
     price_output: float | None = typer.Option(None, help="Price of a million output tokens."),
+    api_key_env: str | None = typer.Option(
+        None, help="Environment variable that holds the endpoint's key. Default OPENAI_API_KEY."
+    ),
     reward: str | None = typer.Option(None, help="f1, em, sub_em, rouge_l or package.module:function. Default f1."),
     cache: str | None = typer.Option(None, help="SQLite file of all answers. Default runs/reads.sqlite."),
     epochs: float | None = typer.Option(None, help="Passes over the training questions. Default 2."),
@@ -177,6 +189,9 @@ def train(
         "data.format": format,
         "data.corpus": corpus,
         "data.qrels": qrels,
+        "data.dev_qrels": dev_qrels,
+        "data.test_qrels": test_qrels,
+        "data.topics": topics,
         "data.retriever": retriever,
         "data.depth": depth,
         "data.eval_depth": eval_depth,
@@ -193,6 +208,7 @@ def train(
         "reader.tokens_per_minute": tokens_per_minute,
         "reader.price_input": price_input,
         "reader.price_output": price_output,
+        "reader.api_key_env": api_key_env,
         "reward": reward,
         "loop.epochs": epochs,
         "loop.learning_rate": learning_rate,

@@ -31,6 +31,12 @@ def resolve(sources: Sources) -> Sources:
     return replace(sources, path=queries, corpus=corpus, qrels=_labels(root, sources.qrels))
 
 
+def has_split(path: str | Path, name: str) -> bool:
+    """Whether the set at this path (folder, zip or queries.jsonl) has labels qrels/NAME.tsv."""
+    root, _ = _root_and_queries(Path(path))
+    return _present(root, f"qrels/{name}.tsv") is not None
+
+
 def _root_and_queries(path: AnyPath) -> tuple[AnyPath, AnyPath]:
     if isinstance(path, Path) and not path.is_dir():
         if not (path.exists() and zipfile.is_zipfile(path)):

@@ -49,11 +49,12 @@ class Sources:
 class Intake:
     """Collects the examples of one data set, row by row."""
 
-    def __init__(self, *, skip_bad_rows: bool, need_answers: bool) -> None:
+    def __init__(self, *, skip_bad_rows: bool, need_answers: bool, need_candidates: bool = False) -> None:
         self.relevance: Mapping[str, Mapping[str, int]] | None = None
         """Labels of a qrels file; they replace those of the rows and choose the questions."""
         self._skip_bad_rows = skip_bad_rows
         self._need_answers = need_answers
+        self._need_candidates = need_candidates
         self._corpus: dict[str, Document] | None = None
         self._by_content: dict[str, Document] | None = None
         self._pool: dict[str, Document] = {}
@@ -112,6 +113,12 @@ class Intake:
                 f"question '{query_id}' has no answer",
                 "at least one accepted answer, because a reader is asked",
                 "Add answers, or evaluate without a reader (--reader none).",
+            )
+        if self._need_candidates and not example.candidates:
+            raise RowError(
+                f"candidate list of query '{query_id}' is empty",
+                "at least one passage, because candidates are taken as given",
+                "Add passages, or take --retriever bm25.",
             )
         example = self._with_corpus_ids(example)
         for document in example.candidates:

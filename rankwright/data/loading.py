@@ -29,6 +29,7 @@ def load_examples(
     topics: str | Path | None = None,
     on_bad_row: Literal["error", "skip"] | str = "error",
     need_answers: bool = False,
+    need_candidates: bool = False,
 ) -> Dataset:
     """Read a data set in one of the known formats.
 
@@ -38,9 +39,10 @@ def load_examples(
         qrels: Relevance labels, TREC or BEIR. They replace labels of the rows; questions they do not know are left out
             (counted in Dataset.unjudged).
         corpus: The passages to retrieve from, as JSON lines or `doc_id TAB text`.
-        topics: For trec, the questions of a run.
+        topics: For trec, the questions of a run; else topics* or queries* beside it.
         on_bad_row: "error" stops at the first bad row, "skip" leaves bad rows out and counts them.
         need_answers: True where a reader will be asked: a question without answers is then a bad row.
+        need_candidates: True where no retriever will run: a question without candidates is then a bad row.
 
     Returns:
         The examples with everything the source knows: candidates best first, answers, relevance. A doc_id means the
@@ -52,7 +54,14 @@ def load_examples(
         DataError: A bad row (with file and line) while on_bad_row is "error"; a damaged file; no usable row.
     """
     dataset = read_dataset(
-        path, format, qrels=qrels, corpus=corpus, topics=topics, on_bad_row=on_bad_row, need_answers=need_answers
+        path,
+        format,
+        qrels=qrels,
+        corpus=corpus,
+        topics=topics,
+        on_bad_row=on_bad_row,
+        need_answers=need_answers,
+        need_candidates=need_candidates,
     )
     if not dataset.examples:
         raise file_problem(path, *_nothing_left(dataset))
@@ -68,6 +77,7 @@ def read_dataset(
     topics: str | Path | None,
     on_bad_row: str,
     need_answers: bool,
+    need_candidates: bool = False,
 ) -> Dataset:
     """load_examples without its last check: the data set may come out empty."""
     if format not in FORMATS:
@@ -76,7 +86,7 @@ def read_dataset(
         raise ConfigurationError(f"on_bad_row is {on_bad_row!r}; wanted 'error' or 'skip'. Choose one of them.")
     if topics is not None and format != "trec":
         raise ConfigurationError(f"topics were given with format {format}; wanted format trec. Leave them out.")
-    intake = Intake(skip_bad_rows=on_bad_row == "skip", need_answers=need_answers)
+    intake = Intake(skip_bad_rows=on_bad_row == "skip", need_answers=need_answers, need_candidates=need_candidates)
     sources = Sources(Path(path), _path(qrels), _path(corpus), _path(topics))
     FORMATS[format](sources, intake)
     return intake.dataset(Path(path))

@@ -242,6 +242,6 @@ def _topics_beside(run: AnyPath) -> AnyPath:
         names = ", ".join(path.name for path in found) or "none"
         raise ConfigurationError(
             f"The run '{run}' needs its questions; found {names} in its folder, wanted one file topics* or queries*. "
-            "Name it (topics=...) or put it beside the run."
+            "Name it (topics=..., --topics FILE) or put it beside the run."
         )
     return found[0]

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import openai
 
-from rankwright.errors import BudgetExceededError, ConfigurationError, ReaderError
+from rankwright.errors import BudgetExceededError, ConfigurationError, ReaderError, StorageError
 from rankwright.llms import replies
 from rankwright.llms.calls import Call, CallsReport, Prices, collect
 from rankwright.llms.pacing import Breaker, TokenBucket, retry_after_seconds, retry_wait
@@ -122,14 +122,19 @@ class HTTPLLM:
     # One call ---------------------------------------------------------------------------------------------------------
 
     async def call(
-        self, client: openai.AsyncOpenAI, index: int, request: LLMRequest, stopping: asyncio.Event
+        self,
+        client: openai.AsyncOpenAI,
+        index: int,
+        request: LLMRequest,
+        stopping: asyncio.Event,
+        spent: list[Reply],
     ) -> Call | None:
         """Sends one request until it has an answer, may not be retried, or its time is over: the only retry loop.
 
-        None where the run stopped before the request was ever sent.
+        None where the run stopped before the request was ever sent. Fills `spent` with what each attempt came to, so
+        that the caller has it when this ends by an error or is cancelled.
         """
         left = self.deadline
-        spent: list[Reply] = []
         while True:
             reserved = await self._own_limits(request, stopping)
             started = time.monotonic()
@@ -137,13 +142,13 @@ class HTTPLLM:
             if stopping.is_set() and not spent:
                 return None
             if reply is None:
-                reply = await self._attempt(client, request, left - (time.monotonic() - started))
-                spent.append(reply)
+                spent.append(replies.unfinished())
+                spent[-1] = reply = await self._attempt(client, request, left - (time.monotonic() - started))
                 self._settle(reserved, reply)
             left -= time.monotonic() - started
             wait = retry_wait(max(0, len(spent) - 1), reply.retry_after, self._first_backoff, self._rng)
             if not reply.retry or len(spent) > self.max_retries or wait >= left or stopping.is_set():
-                return self._finished(index, reply, spent)
+                return self.finished(index, reply.result, spent)
             await _pause(wait, stopping)
             left -= wait
 
@@ -249,11 +254,12 @@ class HTTPLLM:
                 f"(last: {_reason(reply)}). Start the server or check the address and the network, then resume."
             )
 
-    def _finished(self, index: int, reply: Reply, spent: Sequence[Reply]) -> Call:
+    def finished(self, index: int, result: CompletionResult, spent: Sequence[Reply]) -> Call:
+        """The call that these attempts were, with their sum on the bill."""
         input_tokens = _sum(attempt.input_tokens for attempt in spent)
         output_tokens = _sum(attempt.output_tokens for attempt in spent)
         price = self.prices.of(input_tokens, output_tokens) if self.prices else None
-        return Call(index, reply.result, len(spent), input_tokens, output_tokens, price)
+        return Call(index, result, len(spent), input_tokens, output_tokens, price)
 
     def note_usefulness(self, result: CompletionResult) -> None:
         """Raises ReaderError when none of the first calls was answered: the others would fare no better."""
@@ -317,12 +323,23 @@ class _Batch:
 
     async def _work(self, client: openai.AsyncOpenAI) -> None:
         for index, request in self._todo:
-            call = await self._llm.call(client, index, request, self._stopping)
+            spent: list[Reply] = []
+            try:
+                call = await self._llm.call(client, index, request, self._stopping, spent)
+            except BaseException:  # an error that stops the run, or cancelled by one or by Ctrl-C
+                self._report_aborted(index, spent)
+                raise
             if call is not None:
                 self._report(call)
                 self._llm.note_usefulness(call.result)
             if self._stopping.is_set():
                 return
+
+    def _report_aborted(self, index: int, spent: Sequence[Reply]) -> None:
+        """What was sent may be billed, whatever became of it."""
+        if spent:
+            with contextlib.suppress(StorageError):  # why the run stops is the greater news
+                self._on_calls([self._llm.finished(index, CompletionFailed(replies.ABORTED), spent)])
 
     def _report(self, call: Call) -> None:
         self._on_calls([call])

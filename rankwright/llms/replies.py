@@ -22,6 +22,7 @@ TIMEOUT = "timeout"
 NOT_REACHED = "connection failed"
 BROKEN = "connection broken"
 BAD_ENCODING = "bad encoding"
+ABORTED = "aborted"
 
 RETRIED_STATUSES = frozenset({408, 409, 425, 429})
 """Besides all of 5xx. The others would fail the same way again."""
@@ -97,6 +98,11 @@ def _count(value: object) -> int | None:
 
 def _malformed(reason: str) -> Reply:
     return Reply(CompletionFailed(reason), retry=True, input_tokens=None, output_tokens=None)
+
+
+def unfinished() -> Reply:
+    """Stands for an attempt that is under way; what it costs is not known."""
+    return Reply(CompletionFailed(ABORTED), input_tokens=None, output_tokens=None)
 
 
 def timed_out() -> Reply:
