@@ -21,7 +21,7 @@ from rankwright.cli.settings import (
 from rankwright.errors import ConfigurationError, DataError
 from rankwright.evaluation import FirstStage
 from rankwright.llms.http import HTTPLLM
-from rankwright.types import Context, Document, Example, Query
+from rankwright.types import Answer, Context, Document, Example, Query, ReadFailed
 from tests.cli_kit import DOORS, body_of, reply, rows, serving, write_rows
 
 TWO = (FirstStage(), FirstStage())
@@ -228,3 +228,21 @@ def test_a_beir_set_without_such_splits_keeps_its_default(beir: Path) -> None:
     data = {"train": str(beir), "format": "beir", "dev_share": 0.25, "test_share": 0.25}
     found = load_splits(settings_from({"data": data, "method": "supervised", "reader": {"reader": "none"}}))
     assert {e.query.query_id for e in (*found.train, *found.dev, *found.test)} == {f"q{d}" for d in DOORS[2::3]}
+
+
+def test_a_reply_without_an_answer_is_failed_and_not_kept(tmp_path: Path) -> None:
+    replies = ["<think>Rome?</think>", "It says Paris.</think>\n\nParis"]
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        body_of(request)
+        choice = {"index": 0, "message": {"role": "assistant", "content": replies.pop(0)}, "finish_reason": "stop"}
+        reply(request, {"id": "x", "object": "chat.completion", "choices": [choice]})
+
+    with serving(answer) as address, open_store(str(tmp_path / "reads.sqlite")) as store:
+        reader = build_reader(ReaderSettings(reader=f"{address}/v1", model="m"), store, "run")
+        assert reader is not None
+        assert reader.answer([CONTEXT]) == [ReadFailed("empty text")]
+        assert (len(store), store.ledger.totals("run").failed) == (0, 1)
+        assert reader.answer([CONTEXT]) == [Answer("Paris")]
+        assert reader.answer([CONTEXT]) == [Answer("Paris", paid=False)]
+        assert (len(store), store.ledger.totals("run").failed) == (1, 1)

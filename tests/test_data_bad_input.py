@@ -303,10 +303,29 @@ def test_unanswerable_squad_questions_are_named_with_their_line(tmp_path: Path) 
     assert ([example.query.query_id for example in dataset.examples], dataset.skipped) == (["yes"], 1)
 
 
+def test_bad_rows_of_squad_without_envelope_are_named_or_skipped(tmp_path: Path) -> None:
+    article = {
+        "title": "T",
+        "paragraphs": [{"context": "kelp", "qas": [{"id": "a", "question": "What?"}, {"id": "b"}]}],
+    }
+    flat = {"id": "c", "title": "T", "context": "kelp", "question": "Why?", "answers": {"text": [], "answer_start": []}}
+    path = write(tmp_path / "dev.jsonl", article, flat, {"id": "d"}, {**flat, "id": "e", "answers": {"text": ["kelp"]}})
+    dataset = load_examples(path, "squad", on_bad_row="skip")
+    assert [example.query.query_id for example in dataset.examples] == ["a", "e"]
+    assert [(problem.line, problem.found[:20]) for problem in dataset.problems] == [
+        (1, "no such field in ['i"),
+        (2, "question 'c' is mark"),
+        (3, "no such field in ['i"),
+    ]
+    with pytest.raises(DataError, match=r"dev.jsonl, line 1: no such field"):
+        load_examples(path, "squad")
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("[]", "without the list 'data'"),
+        ("[]", "no question; wanted at least one"),
+        ('{"dato": []}', "without the list 'data'; wanted .* or flat rows"),
         ('{"data": [{"paragraphs": [{"qas": []}]}]}', "wanted field 'context'"),
         ('{"data": [3]}', "article is 3"),
         ('{"data": ', "broken JSON"),

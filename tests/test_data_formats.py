@@ -216,6 +216,29 @@ def test_squad_makes_the_paragraph_the_labelled_candidate(tmp_path: Path) -> Non
     assert second.candidates == (paragraph,)
 
 
+FLAT_SQUAD = [
+    {
+        "id": question["id"],
+        "title": SQUAD["data"][0]["title"],
+        "context": paragraph["context"],
+        "question": question["question"],
+        "answers": {"text": [answer["text"] for answer in question["answers"]], "answer_start": [0]},
+    }
+    for paragraph in SQUAD["data"][0]["paragraphs"]
+    for question in paragraph["qas"]
+]
+
+
+@pytest.mark.parametrize("rows", [SQUAD["data"], FLAT_SQUAD], ids=["articles", "flat"])
+@pytest.mark.parametrize("as_array", [True, False], ids=["array", "lines"])
+def test_squad_may_come_without_its_envelope(tmp_path: Path, rows: list[Any], as_array: bool) -> None:
+    whole = load_examples(write(tmp_path / "squad.json", json.dumps(SQUAD)), "squad")
+    text = json.dumps(rows, indent=2) if as_array else json_lines(*rows)
+    found = load_examples(write(tmp_path / "other.json", text), "squad")
+    assert found.examples == whole.examples
+    assert [problem.found for problem in found.warnings] == [problem.found for problem in whole.warnings]
+
+
 @pytest.mark.parametrize("row", [RANK_LLM_HITS, RANK_LLM_REQUEST], ids=["hits", "candidates"])
 def test_rank_llm_reads_both_shapes_alike(tmp_path: Path, row: object) -> None:
     assert only(load_rows(tmp_path, "rank_llm", row)) == Example(

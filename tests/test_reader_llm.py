@@ -198,6 +198,11 @@ def test_a_prompt_that_is_not_there_is_named_with_those_that_are(name: str) -> N
         ("Answer:", None),
         ('""', None),
         ("<think>Rome?</think>", None),
+        ("The passages say Rome.\nNo: Oslo.</think>\n\nParis", "Paris"),
+        ("</think>Paris", "Paris"),
+        ("<think>a</think> b <think>c</think>\nAnswer: Paris", "Paris"),
+        ("Rome, then.</think>\n", None),
+        ("<think>\nRome, or", None),
     ],
 )
 def test_the_short_answer_in_what_models_write(text: str, answer: str | None) -> None:

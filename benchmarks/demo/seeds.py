@@ -16,6 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from rankwright.cli.settings import load_settings
+from rankwright.cli.train import DEMO_RECIPE
+
 PAGE = Path(__file__).parents[1] / "results" / "demo.md"
 SEEDS = range(5)
 
@@ -77,14 +80,16 @@ def table(shuffled: bool) -> list[str]:
 
 def page() -> str:
     """The results page."""
+    recipe = load_settings(DEMO_RECIPE, [], {})
     return "\n".join(
         [
             "# The demo over five seeds",
             "",
             "Command: `python -m benchmarks.demo.seeds`. Questions of the bundled knowledge base that were not used "
             "in training;",
-            "BM25 first stage, embedded reference and reader, top 3 to the reader. Settings: "
-            "`rankwright/recipes/demo.yaml`.",
+            f"BM25 first stage ({recipe.data.depth} candidates in training, {recipe.data.eval_depth} in the "
+            f"comparison), embedded reference and reader, top {recipe.top_k} to the reader.",
+            "Settings: `rankwright/recipes/demo.yaml`.",
             f"Machine: {platform.machine()}, 2 cores.",
             "",
             "## Trained on the questions' own answers",

@@ -58,7 +58,7 @@ def build_reader(settings: ReaderSettings, store: ReadStore, run: str, device: s
 
         return CachedReader(EmbeddedReader(device=device), store, run=run)
     from rankwright.llms.cache import CachedLLM
-    from rankwright.prompts import load_prompt
+    from rankwright.prompts import load_prompt, parse_answer
     from rankwright.readers.llm import SAMPLING, LLMReader
 
     prompt = load_prompt(settings.prompt)
@@ -92,7 +92,8 @@ def build_reader(settings: ReaderSettings, store: ReadStore, run: str, device: s
         from rankwright.llms.local import LocalLLM
 
         llm = LocalLLM(settings.reader, device=device)
-    return LLMReader(CachedLLM(llm, store, run=run), prompt, sampling=settings.sampling or SAMPLING)
+    cached = CachedLLM(llm, store, run=run, accepts=lambda text: parse_answer(text) is not None)
+    return LLMReader(cached, prompt, sampling=settings.sampling or SAMPLING)
 
 
 def tell_of_calls(store: ReadStore, cache: str, run: str) -> None:

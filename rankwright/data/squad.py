@@ -1,5 +1,8 @@
 """SQuAD v1.1 and v2: one JSON object {"data": [{title, paragraphs: [{context, qas: [...]}]}]}.
 
+Also without that envelope, as an array or JSON lines: of articles, or of flat rows as on Hugging Face, {id, title,
+context, question, answers: {text: [...]}}, where an empty list of texts marks an unanswerable question.
+
 The paragraph of a question is its one candidate and labelled 1. Questions marked `is_impossible` are a named problem.
 Article titles are Wikipedia page keys: percent escapes and underscores become the plain title.
 """
@@ -22,12 +25,23 @@ from rankwright.data.fields import (
     text_field,
     unanswerable,
 )
-from rankwright.data.files import AnyPath, file_problem, parsed_file
+from rankwright.data.files import (
+    AnyPath,
+    decoded,
+    file_problem,
+    first_line,
+    is_json_array,
+    parsed_file,
+    parsed_object,
+)
 from rankwright.data.intake import Intake
 from rankwright.data.problems import RowError
+from rankwright.data.rows import json_rows
 from rankwright.types import Document, Example, Query
 
 _QUESTION_FIELDS = frozenset({"id", "question", "answers", "is_impossible", "plausible_answers"})
+_FLAT_FIELDS = frozenset({"id", "title", "context", "question", "answers"})
+_SHAPES = 'SQuAD\'s {"data": [{"title", "paragraphs"}]}, articles {"title", "paragraphs"} or flat rows {"context", ...}'
 _ID_KEY = re.compile(r'"id"\s*:')
 
 
@@ -45,14 +59,59 @@ def parse_question(question: Row, paragraph: Document) -> Example:
     )
 
 
+def parse_flat(row: Row) -> Example:
+    """One question with its paragraph in one row. Raises RowError, also where it is unanswerable."""
+    answers = row.get("answers")
+    if isinstance(answers, dict):
+        texts = list_field(answers, "text")
+        if not texts:
+            raise unanswerable(required_id(row, "id"))
+        answers = [{"text": text} for text in texts]
+    return parse_question({**row, "answers": answers}, document(_title(row), text_field(row, "context")))
+
+
 def take_questions(path: AnyPath, intake: Intake) -> None:
-    """Give every question of a SQuAD file to the intake. Raises DataError where the envelope itself is not SQuAD's."""
+    """Give every question of a SQuAD file to the intake. Raises DataError where an envelope is not SQuAD's."""
+    if _has_envelope(path):
+        _take_envelope(path, intake)
+        return
+    for line, row in json_rows(path, intake):
+        if "paragraphs" in row:
+            _take_article(path, line, row, intake)
+            continue
+        with intake.row(path, line):
+            intake.note_fields(path, line, row, _FLAT_FIELDS)
+            intake.add(parse_flat(row), line)
+
+
+def _has_envelope(path: AnyPath) -> bool:
+    """False for an array, and for JSON lines, which a whole article or flat row in the first line gives away."""
+    if is_json_array(path):
+        return False
+    try:
+        row = parsed_object(decoded(first_line(path)))
+    except RowError:  # an object over several lines, or damage that the envelope's reader names
+        return True
+    return "data" in row or not {"paragraphs", "context"} & row.keys()
+
+
+def _take_article(path: AnyPath, line: int, article: Row, intake: Intake) -> None:
+    questions: list[tuple[Document, Row]] = []
+    with intake.row(path, line):
+        questions = list(_questions([article]))
+    for paragraph, question in questions:
+        with intake.row(path, line):
+            intake.note_fields(path, line, question, _QUESTION_FIELDS)
+            intake.add(parse_question(question, paragraph), line)
+
+
+def _take_envelope(path: AnyPath, intake: Intake) -> None:
     envelope, text = parsed_file(path)
     if not isinstance(envelope, dict) or not isinstance(envelope.get("data"), list):
         raise file_problem(
             path,
             f"a JSON {type(envelope).__name__} without the list 'data'",
-            'SQuAD\'s {"data": [{"title", "paragraphs"}]}',
+            _SHAPES,
             "Check that the format (--format) is squad.",
         )
     try:
@@ -68,12 +127,16 @@ def take_questions(path: AnyPath, intake: Intake) -> None:
 def _questions(articles: list[object]) -> Iterator[tuple[Document, Row]]:
     for value in articles:
         article = object_of(value, "article")
-        title = unquote(optional_text(article, "title")).replace("_", " ")
+        title = _title(article)
         for entry in list_field(article, "paragraphs"):
             paragraph = object_of(entry, "paragraph")
             candidate = document(title, text_field(paragraph, "context"))
             for question in list_field(paragraph, "qas"):
                 yield candidate, object_of(question, "question")
+
+
+def _title(row: Row) -> str:
+    return unquote(optional_text(row, "title")).replace("_", " ")
 
 
 def _lines_of(text: str, count: int) -> list[int]:

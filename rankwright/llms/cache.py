@@ -23,7 +23,8 @@ from typing import Any, TypeVar
 
 from rankwright.errors import ReaderError, StorageError
 from rankwright.llms.calls import Call, CallsReport, IncrementalLLM, price_text
-from rankwright.types import LLM, Completion, CompletionResult, LLMRequest
+from rankwright.llms.replies import EMPTY_TEXT
+from rankwright.types import LLM, Completion, CompletionFailed, CompletionResult, LLMRequest
 
 log = logging.getLogger(__name__)
 
@@ -322,14 +323,16 @@ class CachedLLM:
     """An LLM that asks the store first and the LLM behind it only for what is new.
 
     Identical requests of one batch are sent once; the others share the answer, also where the sampling is random. Every
-    new answer is stored as soon as it is there. Counts over its lifetime: `paid` answers of the LLM, `hits` answered
-    without a call, `failed` calls.
+    new answer is stored as soon as it is there. A text that `accepts` turns down (by default none but blank ones) is no
+    answer: it fails, is not stored, and is asked again. Counts over its lifetime: `paid` answers of the LLM, `hits`
+    answered without a call, `failed` calls.
     """
 
-    def __init__(self, llm: LLM, store: ReadStore, *, run: str = ""):
+    def __init__(self, llm: LLM, store: ReadStore, *, run: str = "", accepts: Callable[[str], object] = str.strip):
         self._llm = llm
         self._store = store
         self._run = run
+        self._accepts = accepts
         self.paid = 0
         self.hits = 0
         self.failed = 0
@@ -344,11 +347,13 @@ class CachedLLM:
         results: dict[str, CompletionResult] = {
             key: Completion(value["text"], value["input_tokens"], value["output_tokens"], paid=False)
             for key, value in self._store.get_many(keys).items()
+            if self._accepts(value["text"])
         }
         new = {key: request for key, request in zip(keys, requests, strict=True) if key not in results}
         new_keys = list(new)
 
-        def keep(calls: Sequence[Call]) -> None:
+        def keep(made: Sequence[Call]) -> None:
+            calls = [self._judged(call) for call in made]
             results.update((new_keys[call.index], call.result) for call in calls)
             self._keep(new_keys, calls)
 
@@ -356,6 +361,12 @@ class CachedLLM:
         finished = list(_paid_once(keys, results))
         self.hits += sum(isinstance(result, Completion) and not result.paid for result in finished)
         return finished
+
+    def _judged(self, call: Call) -> Call:
+        """The call, failed where its text holds no answer."""
+        if not isinstance(call.result, Completion) or self._accepts(call.result.text):
+            return call
+        return replace(call, result=CompletionFailed(EMPTY_TEXT))
 
     def _keep(self, keys: Sequence[str], calls: Sequence[Call]) -> None:
         answers = {
@@ -365,7 +376,7 @@ class CachedLLM:
                 "output_tokens": call.result.output_tokens,
             }
             for call in calls
-            if isinstance(call.result, Completion) and call.result.text.strip()
+            if isinstance(call.result, Completion)
         }
         self._store.put_many(answers, [self._entry(call) for call in calls if call.attempts])
         answered = sum(isinstance(call.result, Completion) for call in calls)

@@ -30,7 +30,8 @@ _INVISIBLE = re.compile(
 _NUMBER_OR_TAG = re.compile(r"\[\s*(/?\s*(?:\d+|[A-Z_]{2,}))\s*\]")
 _OPENING = re.compile(r"<(?=[\w/|<!｜])")
 
-_THINKING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+_THINKING = re.compile(r"\A(?:.*</think>|\s*<think>.*\Z)", re.DOTALL)
+"""Up to the last closing tag (a server's template may have written the opening one); the whole where none closes."""
 _PREFIX = re.compile(r"\A(?:(?:the|short|final)\s+)?answer\s*(?::|\bis\b:?)\s*", re.IGNORECASE)
 _CITATIONS = re.compile(r"(?:\s*\[\d+(?:\s*,\s*\d+)*\])+(?=\s*\.?\s*\Z)")
 _NO_ANSWER = re.compile(rf"\A{NO_ANSWER}\s*(?:[.:,;!(—–-].*)?\Z", re.IGNORECASE)
@@ -117,8 +118,8 @@ def quoted(text: str) -> str:
 def parse_answer(text: str) -> str | None:
     """The short answer in what a model wrote: "" for an agreed NO ANSWER, None where nothing is left.
 
-    Leaves out a leading <think> block, "Answer:" and the like, everything after the first line, citations such as [2]
-    at the end, and surrounding quotes or emphasis.
+    Leaves out everything up to the last </think>, "Answer:" and the like, everything after the first line, citations
+    such as [2] at the end, and surrounding quotes or emphasis.
     """
     lines = [line.strip() for line in _THINKING.sub("", text).splitlines()]
     for line in lines:

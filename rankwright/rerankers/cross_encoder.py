@@ -131,6 +131,7 @@ class CrossEncoderReranker(nn.Module):
 
     @template.setter
     def template(self, template: str) -> None:
+        """Checked as the constructor's."""
         self._template = checked_template(template)
 
     @property
