@@ -498,7 +498,9 @@ def test_jitter_leaves_the_global_random_numbers_alone() -> None:
 
 
 CTRL_C = """
-import asyncio, sys
+import asyncio, signal, sys
+# A shell that runs the tests in the background has its children ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, sys.argv[1])
 from chaos_reader import ChaosReader
 from rankwright.llms.http import HTTPLLM

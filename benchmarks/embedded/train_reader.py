@@ -21,7 +21,7 @@ from transformers import BertConfig
 
 from benchmarks.embedded.cloze import cloze_questions
 from benchmarks.embedded.optimizer import optimizer_of
-from benchmarks.embedded.sets import Question, load_sets, passages, passages_for, side
+from benchmarks.embedded.sets import Question, load_set, load_sets, passages, passages_for, side
 from rankwright.backbone import backbone_folder, difference, save_adapter
 from rankwright.batching import token_batches
 from rankwright.metrics.answer import contains_answer, f1
@@ -186,7 +186,7 @@ class Phase:
     learning_rate: float
     """Peak; the heads learn ten times as fast."""
     cloze: bool = False
-    """On questions made from passages instead of the real ones."""
+    """On questions made from passages instead of written ones."""
 
 
 # Dev F1 on gold passages after two epochs: 0.434 at 6e-5, 0.572 at 2e-4 (docs/experiments.md).
@@ -194,16 +194,24 @@ PHASES = (Phase(1, 0, 2.5e-4, cloze=True), Phase(2, 3, 2e-4))
 
 
 def train_phase(
-    phase: Phase, model: ExtractiveModel, encoder: Encoder, data: Data, rng: random.Random, batch_size: int
+    phase: Phase, model: ExtractiveModel, encoder: Encoder, data: Data, seed: int, batch_size: int, partial: Path
 ) -> None:
-    """Trains the model in place and prints dev scores after every epoch."""
+    """Trains the model in place and prints dev scores after every epoch; goes on from the last epoch in `partial`."""
     epochs = phase.short_epochs + phase.long_epochs
     total = epochs * -(-len(data.questions) // batch_size)
     optimizer, schedule = optimizer_of(model, ("span.", "kind."), phase.learning_rate, total)
     reader = EmbeddedReader.from_model(model, encoder, 0.0)
-    step, began = 0, time.time()
-    for epoch in range(epochs):
+    first, began = 0, time.time()
+    if partial.exists():
+        state = torch.load(partial, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        first = state["epochs"]
+    step = first * (total // epochs)
+    for epoch in range(first, epochs):
         model.train()
+        rng = random.Random(seed + 1000 * epoch)
         items = training_items(data.questions, data.hard, encoder, rng, short=epoch < phase.short_epochs)
         rng.shuffle(items)
         for at in range(0, len(items), batch_size):
@@ -223,6 +231,10 @@ def train_phase(
         model.eval()
         last = epoch == epochs - 1
         print(epoch, shown(score(reader, data.dev if last else data.dev[::3], data.hard)), flush=True)
+        states = {"model": model, "optimizer": optimizer, "schedule": schedule}
+        aside = partial.with_suffix(".new")
+        torch.save({"epochs": epoch + 1, **{name: part.state_dict() for name, part in states.items()}}, aside)
+        aside.replace(partial)
 
 
 def best_bias(reader: EmbeddedReader, dev: Sequence[Question], hard: dict[str, list[Document]]) -> float:
@@ -260,16 +272,21 @@ def main() -> None:
     questions, dev = side("reader", TRAIN_SETS), side("dev", TRAIN_SETS)
     allowed = passages_for("reader", TRAIN_SETS)
     hard = distractors(dev, list(passages(load_sets(TRAIN_SETS)).values()))
-    sources = {False: questions, True: cloze_questions(allowed, random.Random(args.seed))}
+    prose = list(load_set("prose"))
+    sources = {False: [*questions, *prose], True: cloze_questions(allowed, random.Random(args.seed))}
+    hard.update(distractors(questions, allowed))
+    hard.update(distractors(prose, list(passages(prose).values())))
+    hard.update(distractors(sources[True], allowed))
     for number, phase in enumerate(PHASES):
         done = args.out / f"phase-{number}.pt"
         if done.exists():  # a finished phase is not trained again
             model.load_state_dict(torch.load(done, weights_only=True))
             continue
-        source = sources[phase.cloze]
-        data = Data(source, dev, {**hard, **distractors(source, allowed)})
-        train_phase(phase, model, encoder, data, random.Random(args.seed + number), args.batch)
+        partial = args.out / f"phase-{number}.partial.pt"
+        data = Data(sources[phase.cloze], dev, hard)
+        train_phase(phase, model, encoder, data, args.seed + number, args.batch, partial)
         torch.save(model.state_dict(), done)
+        partial.unlink()
     adapter = difference(model, {f"encoder.{name}": tensor for name, tensor in base.items()}, args.rank)
     path = args.out / "reader.safetensors"
     save_adapter(path, adapter, {"nothing_bias": 0.0, "rank": args.rank})
