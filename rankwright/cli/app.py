@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -32,10 +31,15 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
         raise typer.Exit
 
 
+INTERRUPTED = "Interrupted. What was read and saved is kept; train goes on with --resume, the others from the cache."
+
+
 def run(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; errors made for users are one line, others a traceback."""
     try:
         result = app(list(arguments) if arguments is not None else None, standalone_mode=False)
+        if result == 130:  # what Typer makes of Ctrl-C
+            return _fail(INTERRUPTED, 130)
         return result if isinstance(result, int) else 0
     except RankwrightError as error:
         return _fail(str(error), error.exit_code)
@@ -47,12 +51,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         )
         return _fail(str(missing), missing.exit_code)
     except KeyboardInterrupt:
-        return _fail("Interrupted. What was read and saved is kept; go on with --resume.", 130)
+        return _fail(INTERRUPTED, 130)
     except typer.Exit as stop:
         return stop.exit_code
-    except BrokenPipeError:  # the reader of a pipe has gone, as in `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except typer.Abort:
+        return _fail("Nothing was done: the question was not answered with yes. Give --yes where nobody can answer.", 2)
     except Exception as error:
         # Typer's own usage errors know how to show themselves.
         show, code = getattr(error, "show", None), getattr(error, "exit_code", None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,14 +13,16 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from rankwright.errors import StorageError
 from rankwright.evaluation import Evaluation, Score
 
 console = Console(stderr=True, highlight=False, markup=False)
-"""For people; results for machines go to standard output by `print`."""
+"""For people; results go to standard output by `write_out`."""
 
 PIPE_WIDTH = 240
 """Columns that a table may take in a pipe or file, where no terminal says how wide it is."""
@@ -52,13 +56,41 @@ def say(text: str) -> None:
 
 def emit(record: Mapping[str, Any]) -> None:
     """One JSON line for machines, on standard output, at once: another program may be waiting for it."""
-    print(json.dumps(record, ensure_ascii=False), flush=True)
+    write_out(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def print_out(what: str | Table) -> None:
     """A line or a table of results for people, on standard output."""
-    paper = Console(width=results_width(), highlight=False, markup=False, emoji=False)
-    paper.print(what, soft_wrap=isinstance(what, str))
+    paper = Console(file=io.StringIO(), width=results_width(), highlight=False, markup=False, emoji=False)
+    with paper.capture() as captured:
+        paper.print(what, soft_wrap=isinstance(what, str))
+    write_out(captured.get())
+
+
+def write_out(text: str) -> None:
+    """Text on standard output, at once.
+
+    Raises:
+        typer.Exit: with 0, where the reader of a pipe has gone, as in `| head`.
+        StorageError: it cannot be written, for example on a full disk.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _silence()
+        raise typer.Exit from None
+    except OSError as error:
+        _silence()
+        raise StorageError(
+            f"Results cannot be written to standard output ({error.strerror}); wanted a pipe or disk that takes them. "
+            "Make room or write elsewhere."
+        ) from error
+
+
+def _silence() -> None:
+    """What is still buffered goes nowhere, or Python would fail on it once more while it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def results_width() -> int:

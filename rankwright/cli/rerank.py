@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from rich.table import Table
 
-from rankwright.cli.common import BadRow, OutputKind, emit, print_out, progress_bars, say
+from rankwright.cli.common import BadRow, OutputKind, emit, print_out, progress_bars, say, write_out
 from rankwright.errors import ConfigurationError, DataError
 from rankwright.types import Document, Query, Ranking, Reranker, RerankRequest
 
@@ -307,6 +307,5 @@ def _rerank_run(reranker: Reranker, requests: Sequence[RerankRequest], top_k: in
             batch = requests[start : start + _QUERIES_AT_ONCE]
             for found in reranker.rerank_batch(batch):
                 kept = Ranking(found.query_id, found.doc_ids[:top_k], found.scores[:top_k])
-                for line in trec_run_lines(kept):
-                    print(line)
+                write_out("".join(f"{line}\n" for line in trec_run_lines(kept)))
             progress("rerank", start + len(batch), len(requests))

@@ -1,0 +1,89 @@
+"""How a command ends that is interrupted, or whose output nobody takes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli_kit import MAIN, ROOT, rows, run_process, write_rows
+
+RERANK = ["rerank", "a b", "b c", "--model", "first-stage"]
+INTERRUPTIBLE = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {MAIN}"
+"""A shell that runs the tests in the background has its children ignore Ctrl-C."""
+
+
+def test_ctrl_c_ends_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", INTERRUPTIBLE, "rerank", "--model", "first-stage"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as job:
+        assert job.stdin is not None
+        assert job.stdout is not None
+        assert job.stderr is not None
+        job.stdin.write('{"query": "a b", "documents": ["b c"]}\n')
+        job.stdin.flush()
+        assert "b c" in job.stdout.readline() or job.poll() is None  # it answers, and waits for more
+        time.sleep(0.2)
+        job.send_signal(signal.SIGINT)
+        assert "Interrupted. What was read and saved is kept" in job.stderr.read()
+        assert job.wait(20) == 130
+
+
+def test_a_pipe_that_closes_early_is_no_fault(tmp_path: Path) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "wb") as gone:
+        command = [sys.executable, "-c", MAIN, *RERANK]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=gone,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("output", [[], ["--output", "json"]], ids=["text", "json"])
+def test_a_full_disk_behind_standard_output_is_named(tmp_path: Path, output: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [sys.executable, "-c", MAIN, *RERANK, *output],
+            cwd=tmp_path,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 6
+    assert done.stderr.startswith("rankwright: Results cannot be written to standard output (No space left on device)")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_question_that_nobody_can_answer_is_a_no(tmp_path: Path) -> None:
+    write_rows(tmp_path / "q.jsonl", rows())
+    made = run_process(
+        "eval", "first-stage", "--data", "q.jsonl", "--retriever", "given", "--cache", "r.sqlite", cwd=tmp_path
+    )
+    assert made.returncode == 0, made.stderr
+    done = run_process("cache", "clear", "--cache", "r.sqlite", cwd=tmp_path)
+    assert (done.returncode, "Nothing was done" in done.stderr, "Traceback" in done.stderr) == (2, True, False)
