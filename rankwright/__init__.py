@@ -32,7 +32,16 @@ _WHERE = {
     "ReadStore": "rankwright.llms.cache",
     "with_candidates": "rankwright.retrieval",
     "write_report": "rankwright.report",
+    "validate": "rankwright.data",
+    "eval": "rankwright.evaluation",
+    "demo": "rankwright.verbs",
+    "rerank": "rankwright.verbs",
+    "retrieve": "rankwright.verbs",
+    "push": "rankwright.verbs",
+    "cache": "rankwright.verbs",
+    "doctor": "rankwright.verbs",
 }
+_ALIASES = {"eval": "evaluate"}
 
 __all__ = ["__version__", *_WHERE]
 
@@ -50,7 +59,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'rankwright' has no attribute '{name}'; public names are {', '.join(__all__)}")
-    return getattr(importlib.import_module(_WHERE[name]), name)
+    return getattr(importlib.import_module(_WHERE[name]), _ALIASES.get(name, name))
 
 
 def __dir__() -> list[str]:

@@ -176,7 +176,11 @@ def _train(
         algorithm: Any = RRPO(settings.rrpo, reader, reward, settings.seed)
     else:
         algorithm = Supervised()
-    score_dev = dev_scorer(splits.dev, reader, reward, settings.top_k) if reader else None
+    score_dev = (
+        dev_scorer(splits.dev, reader, reward, settings.top_k, max_failed_reads=settings.rrpo.max_failed_reads)
+        if reader
+        else None
+    )
     with training_bar() as tell:
         result = train(
             policy,

@@ -1,0 +1,81 @@
+"""The verbs of the command line as functions. `rankwright.train`, `rankwright.eval` (the same as `evaluate`),
+`rankwright.validate` and `rankwright.write_report` (the verb report) come from their own modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rankwright.retrieval import BM25
+from rankwright.types import Document, Query, Ranking
+
+if TYPE_CHECKING:
+    from rankwright.cli.examination import Check
+    from rankwright.llms.cache import ReadStore
+
+
+def demo(seed: int = 0, *, shuffle_answers: bool = False, name: str = "demo") -> Mapping[str, Any]:
+    """Trains the embedded reranker from the embedded reader on the bundled knowledge base.
+
+    Returns the content of runs/NAME/result.json; an earlier run of that name is replaced. With `shuffle_answers` it is
+    the control in which nothing may be gained.
+    """
+    from rankwright.cli.run import clear_run, run_training
+    from rankwright.cli.settings import load_settings
+    from rankwright.cli.train import DEMO_RECIPE, demo_splits
+
+    settings = load_settings(DEMO_RECIPE, [], {"seed": seed})
+    clear_run(name)
+    return run_training(settings, name, splits=demo_splits(settings, shuffle_answers=shuffle_answers)).result
+
+
+def rerank(
+    query: str, documents: Sequence[str | Document], *, model: str = "reference", top_k: int | None = None
+) -> Ranking:
+    """Documents by a model's raw scores, best first; `rankwright.load(model)` once is faster for many queries.
+
+    Args:
+        query: the question.
+        documents: texts, known by their position, or Documents.
+        model: folder, hub name or "reference".
+        top_k: how many to keep; None keeps all.
+    """
+    from rankwright.rerankers import load
+
+    found = load(model).rerank(query, documents)
+    return Ranking(found.query_id, found.doc_ids[:top_k], found.scores[:top_k])
+
+
+def retrieve(queries: Sequence[str], documents: Iterable[Document], depth: int = 100) -> list[list[Document]]:
+    """BM25's best `depth` documents of each query; an own `rankwright.BM25` is indexed once for many calls."""
+    index = BM25(list(documents))
+    return [list(found) for found in index.retrieve([Query(str(i), text) for i, text in enumerate(queries)], depth)]
+
+
+def push(folder: str | Path, repo_id: str, *, private: bool = False) -> str:
+    """Uploads a run's or a model's folder to the hub (HF_TOKEN, HF_ENDPOINT) and returns its address.
+
+    Raises:
+        ConfigurationError: a bad name, no token, or a public repository where a private one was asked for.
+        StorageError: the hub cannot be reached or refuses.
+    """
+    from rankwright.cli import hub
+
+    model = hub.model_folder(Path(folder))
+    hub.check_repo_id(repo_id)
+    return hub.upload(model, list(hub.files_of(model)), repo_id, private=private)
+
+
+def cache(path: str | Path = "runs/reads.sqlite") -> ReadStore:
+    """The store of all answers: `len` counts them, `ledger` has calls and prices. Close it, or use it in `with`."""
+    from rankwright.llms.cache import ReadStore
+
+    return ReadStore(path)
+
+
+def doctor(path: str | Path = "runs/reads.sqlite") -> list[Check]:
+    """What is installed here and works, and what is missing; `path` is the cache that is looked at."""
+    from rankwright.cli.examination import examine
+
+    return examine(Path(path))
