@@ -146,7 +146,7 @@ def dev_mrr(policy: CrossEncoderReranker, depth: int = 20) -> tuple[float, float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--lr", type=float, default=6e-5)
+    parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--width", type=int, default=5)
     parser.add_argument("--titles", type=int, default=200)
