@@ -241,9 +241,9 @@ def test_the_key_is_never_carried_to_another_host() -> None:
 
 
 def test_a_server_that_was_never_reached_stops_the_run() -> None:
-    with ChaosReader({f"q{number}": ["closed"] * 9 for number in range(40)}) as server:
+    with ChaosReader({f"q{number}": ["closed"] * 9 for number in range(40)}) as server:  # two calls may fail at once
         with pytest.raises(
-            ReaderError, match=r"not reached 6 times in a row \(last: connection broken\).*Start the server"
+            ReaderError, match=r"not reached [67] times in a row \(last: connection broken\).*Start the server"
         ):
             client(server, stop_after=6, concurrency=2).complete([ask(f"q{number}") for number in range(40)])
         assert 6 <= len(server.ledger) <= 8

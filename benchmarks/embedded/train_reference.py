@@ -1,14 +1,16 @@
 """Trains the embedded reference cross-encoder: `python -m benchmarks.embedded.train_reference`.
 
-Listwise softmax cross-entropy on the split's reference side and on SciFact's training claims, plus the listwise
-divergence to the backbone's own embedding similarity (it is a bi-encoder), which also teaches on SciFact titles that
-have no labels but their abstract. Full fine-tuning with frozen word embeddings, then a low-rank adapter of the
-difference.
+Listwise softmax cross-entropy on the split's reference side, on SciFact's training claims and on its titles, and on
+every list the listwise divergence to a teacher: the backbone's own embedding similarity (it is a bi-encoder) less a
+discount for BM25's rank. The teacher needs no labels, so most lists are cloze questions on passages: a model trained on
+the labelled ones alone forgets what its backbone knew (docs/experiments.md). Full fine-tuning with frozen word
+embeddings, then a low-rank adapter of the difference.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -18,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from benchmarks.embedded.cloze import cloze_questions
 from benchmarks.embedded.optimizer import optimizer_of
 from benchmarks.embedded.sets import load_sets, passages, passages_for, scifact_training, side
 from rankwright.backbone import backbone_folder, difference, save_adapter
@@ -29,6 +32,7 @@ from rankwright.types import Document, Query, RerankRequest
 WORK = Path(__file__).parents[1] / "work" / "reference"
 TRAIN_SETS = ("nq_open", "xquad_en", "hotpotqa/train", "musique")  # with SciFact: all with a stated licence
 MAX_LENGTH = 160
+LIST_DEPTH = 50
 TEACHER_SCALE = 20.0  # the temperature that the backbone's own contrastive training used (its model card)
 
 
@@ -38,34 +42,34 @@ class List:
 
     query: str
     gold: list[Document]
-    hard: list[Document]
+    """Labelled as relevant; empty where only the teacher knows."""
+    found: list[Document]
+    """BM25's order, relevant ones among them."""
 
 
-def training_lists(rng: random.Random, titles: int) -> list[List]:
-    """Labelled lists of the reference side and SciFact, and title -> abstract lists."""
+def training_lists(rng: random.Random, titles: int, clozes: int) -> list[List]:
+    """Labelled lists of the reference side and SciFact, title -> abstract lists, and cloze questions without labels."""
     allowed = passages_for("reference", TRAIN_SETS)
-    allowed_ids = {d.doc_id for d in allowed}
-    questions = side("reference", TRAIN_SETS)
-    found = BM25(allowed).retrieve([Query(q.key, q.text) for q in questions], 50)
-    lists = []
-    for question, documents in zip(questions, found, strict=True):
-        gold_texts = {d.text for d in question.gold}
-        hard = [d for d in (*question.others, *documents) if d.doc_id in allowed_ids and d.text not in gold_texts]
-        lists.append(List(question.text, list(question.gold), hard))
-    corpus, claims = scifact_training()
-    index = BM25(corpus)
-    by_id = {d.doc_id: d for d in corpus}
-    labelled = [(claim, [by_id[i] for i in sorted(ids & by_id.keys())]) for claim, ids in claims]
-    labelled = [(claim, gold) for claim, gold in labelled if gold]
-    for (claim, gold), documents in zip(labelled, index.retrieve([Query("", c) for c, _ in labelled], 50), strict=True):
-        lists.append(List(claim, gold, [d for d in documents if d not in gold]))
-    cited = {d.doc_id for _, gold in labelled for d in gold}
-    chosen = rng.sample([d for d in corpus if d.doc_id not in cited], titles)
-    for document, documents in zip(chosen, index.retrieve([Query("", d.title) for d in chosen], 50), strict=True):
-        # The title is the query, so no document of the list may show its own.
-        bare = [Document(d.doc_id, d.text) for d in documents if d.doc_id != document.doc_id]
-        lists.append(List(document.title, [Document(document.doc_id, document.text)], bare))
+    abstracts, claims = scifact_training()
+    questions = [(q.text, list(q.gold)) for q in side("reference", TRAIN_SETS)]
+    by_id = {d.doc_id: d for d in abstracts}
+    cited = [(claim, [by_id[i] for i in sorted(ids & by_id.keys())]) for claim, ids in claims]
+    labelled = {d.doc_id for _, gold in cited for d in gold}
+    chosen = rng.sample([d for d in abstracts if d.doc_id not in labelled], titles)
+    # The title is the query, so no document of the list may show its own.
+    bare = [Document(d.doc_id, d.text) for d in abstracts]
+    bare_by_id = {d.doc_id: d for d in bare}
+    of_titles = [(d.title, [bare_by_id[d.doc_id]]) for d in chosen]
+    lists = [*_lists(questions, allowed), *_lists([c for c in cited if c[1]], abstracts), *_lists(of_titles, bare)]
+    for pool in (allowed, abstracts):
+        sources = rng.sample(pool, min(len(pool), clozes // 2))
+        lists += _lists([(q.text, []) for q in cloze_questions(sources, rng)], pool)
     return lists
+
+
+def _lists(queries: Sequence[tuple[str, list[Document]]], pool: Sequence[Document]) -> list[List]:
+    found = BM25(pool).retrieve([Query("", text) for text, _ in queries], LIST_DEPTH)
+    return [List(text, gold, list(documents)) for (text, gold), documents in zip(queries, found, strict=True)]
 
 
 class Teacher:
@@ -92,20 +96,24 @@ class Teacher:
             self.known.update(zip(new[at : at + 16], pooled, strict=True))
         return torch.stack([self.known[t] for t in texts])
 
-    def scores(self, query: str, texts: Sequence[str]) -> Tensor:
-        """Scaled similarities of one query to texts."""
-        return TEACHER_SCALE * self.embed(texts) @ self.embed([query])[0]
+    def scores(self, item: List, documents: Sequence[Document], texts: Sequence[str]) -> Tensor:
+        """Scaled similarities of the query to texts, less log2 of BM25's rank (one beyond the list where not found)."""
+        ranks = {d.doc_id: rank for rank, d in enumerate(item.found, 1)}
+        discount = torch.tensor([math.log2(1 + ranks.get(d.doc_id, LIST_DEPTH + 1)) for d in documents])
+        return TEACHER_SCALE * self.embed(texts) @ self.embed([item.query])[0] - discount
 
 
 def draw(item: List, width: int, rng: random.Random) -> tuple[list[Document], list[float]]:
-    """One relevant document and width - 1 others: most from BM25's first ten, the rest from further down."""
-    gold = rng.choice(item.gold)
-    near, far = item.hard[:10], item.hard[10:]
-    count = min(width - 1, len(item.hard))
-    chosen = rng.sample(near, min(len(near), count - min(2, len(far))))
-    chosen += rng.sample(far, min(len(far), count - len(chosen)))
-    documents = [gold, *chosen]
-    return documents, [1.0] + [0.0] * len(chosen)
+    """One relevant document, if any is known, and others: most from BM25's first ten, the rest from further down."""
+    relevant = {d.doc_id for d in item.gold}
+    others = [d for d in item.found if d.doc_id not in relevant]
+    chosen = [rng.choice(item.gold)] if item.gold else []
+    labels = [1.0] * len(chosen)
+    near, far = others[:10], others[10:]
+    count = min(width - len(chosen), len(others))
+    picked = rng.sample(near, min(len(near), count - min(count // 3, len(far))))
+    picked += rng.sample(far, min(len(far), count - len(picked)))
+    return [*chosen, *picked], [*labels, *[0.0] * len(picked)]
 
 
 def listwise_loss(
@@ -114,7 +122,7 @@ def listwise_loss(
     batch: Sequence[tuple[List, list[Document], list[float]]],
     weight: float,
 ) -> Tensor:
-    """Softmax cross-entropy on labels plus weight x cross-entropy to the teacher's distribution."""
+    """Softmax cross-entropy on labels plus weight x divergence from the teacher's distribution, mean over the lists."""
     requests = [RerankRequest(Query("", item.query), tuple(documents)) for item, documents, _ in batch]
     scores_QD = policy(requests)
     labels_QD = torch.zeros_like(scores_QD)
@@ -122,9 +130,13 @@ def listwise_loss(
     for q, (item, documents, labels) in enumerate(batch):
         labels_QD[q, : len(labels)] = torch.tensor(labels)
         texts = [render(policy.template, d) for d in documents]
-        target_QD[q, : len(labels)] = teacher.scores(item.query, texts).softmax(-1)
+        target_QD[q, : len(labels)] = teacher.scores(item, documents, texts).softmax(-1)
     log_p = scores_QD.log_softmax(-1).masked_fill(torch.isinf(scores_QD), 0.0)
-    return softmax_loss(scores_QD, labels_QD) - weight * (target_QD * log_p).sum(-1).mean()
+    labelled = labels_QD.sum(-1) > 0
+    loss = -weight * (target_QD * log_p).sum(-1).mean()
+    if labelled.any():
+        loss = loss + softmax_loss(scores_QD[labelled], labels_QD[labelled]) * labelled.float().mean()
+    return loss
 
 
 def dev_mrr(policy: CrossEncoderReranker, depth: int = 20) -> tuple[float, float]:
@@ -145,12 +157,13 @@ def dev_mrr(policy: CrossEncoderReranker, depth: int = 20) -> tuple[float, float
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--width", type=int, default=5)
-    parser.add_argument("--titles", type=int, default=200)
-    parser.add_argument("--teacher-weight", type=float, default=0.5)
+    parser.add_argument("--width", type=int, default=8)
+    parser.add_argument("--titles", type=int, default=400)
+    parser.add_argument("--clozes", type=int, default=3000, help="lists that only the teacher labels")
+    parser.add_argument("--teacher-weight", type=float, default=1.0)
     parser.add_argument("--rank", type=int, default=48)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=WORK)
@@ -158,7 +171,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     rng = random.Random(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
-    lists = training_lists(rng, args.titles)
+    lists = training_lists(rng, args.titles, args.clozes)
     policy, teacher = untrained_reference(), Teacher()
     policy.tokenizer.model_max_length = MAX_LENGTH
     for module in policy.modules():
