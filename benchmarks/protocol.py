@@ -220,6 +220,17 @@ def table(set_name: str) -> list[str]:
     return lines
 
 
+def step_seconds(record: Mapping[str, Any]) -> str:
+    """Seconds per step without dev, by part, then dev's seconds and training questions per second."""
+    parts, steps = record["seconds_by_part"], max(1, record["steps"])
+    dev = parts.get("dev", 0.0)
+    training = record["seconds"] - dev
+    each = [parts.get(part, 0.0) / steps for part in ("forward", "reference", "collect")]
+    step = training / steps
+    shown = " | ".join(f"{value:.1f}" for value in (step, *each, step - sum(each)))
+    return f"{shown} | {dev:.0f} | {8 / step:.2f}"
+
+
 def page() -> str:
     """The results page."""
     lines = [
@@ -241,22 +252,26 @@ def page() -> str:
         "",
         "## Training",
         "",
-        "| run | steps | best step | dev reward before -> best | seconds | seconds per step | reader calls | cache "
-        "hits | peak MiB |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "A step is 8 questions. The parts of a step's seconds are forward (the policy's scores), reference (its "
+        "scores, once per",
+        "question), collect (sampling and the reader's reads) and the rest (backward, optimizer, checkpoints); dev is "
+        "given apart.",
+        "",
+        "| run | steps | best step | dev reward before -> best | seconds | seconds per step | forward | reference | "
+        "collect | rest | dev seconds | questions/s | reader calls | cache hits | peak MiB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     chosen: dict[str, str] = {}
     for name in [n for names in ROWS.values() for n in names if "-" in n and n[-1].isdigit()]:
         path = WORK / name / "train.json"
         if not path.exists():
-            lines.append(f"| {name} | not run |" + " |" * 7)
+            lines.append(f"| {name} | not run |" + " |" * 13)
             continue
         r = json.loads(path.read_text(encoding="utf-8"))
         chosen[name.split("-")[0]] = json.dumps(r["settings"])
         lines.append(
             f"| {name} | {r['steps']} | {r['best_step']} | {r['dev_before']:.4f} -> {r['dev_best']:.4f} | "
-            f"{r['seconds']:.0f} | "
-            f"{r['seconds'] / max(1, r['steps']):.1f} | {r['reader_calls']} | {r['cache_hits']} | "
+            f"{r['seconds']:.0f} | {step_seconds(r)} | {r['reader_calls']} | {r['cache_hits']} | "
             f"{r['peak_memory_mib']:.0f} |"
         )
     lines += ["", "Settings that differ from the defaults, chosen on dev:", ""]

@@ -146,8 +146,8 @@ class TrainResult:
     seconds: float
     """Time spent training, over all sessions of the run."""
     seconds_by_part: Mapping[str, float]
-    """Of these: the policy's forward passes, collecting (sampling and reader), evaluations on dev; the rest is
-    backward, optimizer and checkpoints."""
+    """Of these: the policy's forward passes, the reference's, collecting (sampling and reader), evaluations on dev;
+    the rest is backward, optimizer and checkpoints."""
 
 
 class QuestionSampler(Sampler[int]):
@@ -214,7 +214,7 @@ class FeedbackTrainer(Trainer):
         self.algorithm = algorithm
         self.score_dev = score_dev
         self.totals = {"reader_calls": 0.0, "cache_hits": 0.0, "seconds": 0.0}
-        self.parts = {"forward": 0.0, "collect": 0.0, "dev": 0.0}
+        self.parts = {"forward": 0.0, "reference": 0.0, "collect": 0.0, "dev": 0.0}
         self.session_start = time.monotonic()
         self._reference_scores: dict[str, Tensor] = {}
         self._rollouts: dict[tuple[str, ...], Any] = {}
@@ -314,8 +314,9 @@ class FeedbackTrainer(Trainer):
             if self.config.inner_epochs > 1 and len(self._rollouts) >= self.config.accumulation:
                 self._rollouts.clear()
             number = self.state.global_step // self.config.inner_epochs
-            with self._timed("collect"):
+            with self._timed("reference"):
                 reference_QD = self._score_reference(examples)
+            with self._timed("collect"):
                 rollout = self.algorithm.collect(scores_QD.detach(), reference_QD, examples, number)
             self._rollouts[key] = rollout
             self._note(rollout.metrics)

@@ -16,6 +16,11 @@ def main() -> None:
     # Read by huggingface libraries when they are first imported.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from rankwright.cli.app import run
+    try:
+        from rankwright.cli.app import run
 
-    sys.exit(run())
+        code = run()
+    except KeyboardInterrupt:  # before a verb has begun
+        print("rankwright: Interrupted.", file=sys.stderr)
+        code = 130
+    sys.exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import traceback
 from collections.abc import Sequence
@@ -10,7 +11,8 @@ import typer
 
 import rankwright
 from rankwright.cli import data, evaluate, manage, rerank, train
-from rankwright.errors import MissingDependencyError, RankwrightError
+from rankwright.cli.common import silence, write_out
+from rankwright.errors import MissingDependencyError, RankwrightError, StorageError
 
 app = typer.Typer(
     name="rankwright",
@@ -27,7 +29,7 @@ for module in (train, evaluate, rerank, data, manage):
 @app.callback(invoke_without_command=True)
 def _root(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
     if version:
-        print(rankwright.__version__)
+        write_out(f"{rankwright.__version__}\n")
         raise typer.Exit
 
 
@@ -40,6 +42,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         result = app(list(arguments) if arguments is not None else None, standalone_mode=False)
         if result == 130:  # what Typer makes of Ctrl-C
             return _fail(INTERRUPTED, 130)
+        write_out("")  # what others printed is still buffered
         return result if isinstance(result, int) else 0
     except RankwrightError as error:
         return _fail(str(error), error.exit_code)
@@ -56,6 +59,18 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return stop.exit_code
     except typer.Abort:
         return _fail("Nothing was done: the question was not answered with yes. Give --yes where nobody can answer.", 2)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # the reader of a pipe has gone, as in `--help | head`
+            silence()
+            return 0
+        raise
+    except OSError as error:
+        silence()
+        return _fail(
+            f"Reading or writing {error.filename or 'a file'} failed ({error.strerror or error}); wanted a place that "
+            "can be read and written and has free space. Check it and run the command again.",
+            StorageError.exit_code,
+        )
     except Exception as error:
         # Typer's own usage errors know how to show themselves.
         show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
@@ -67,5 +82,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"rankwright: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody may be listening any more
+        print(f"rankwright: {message}", file=sys.stderr)
     return code

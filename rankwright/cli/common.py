@@ -21,7 +21,14 @@ from rich.table import Table
 from rankwright.errors import StorageError
 from rankwright.evaluation import Evaluation, Score
 
-console = Console(stderr=True, highlight=False, markup=False)
+
+class _Watched(Console):
+    def on_broken_pipe(self) -> None:
+        """Who watched has gone, as in `2>&1 | head`: the work goes on in silence."""
+        self.quiet = True
+
+
+console = _Watched(stderr=True, highlight=False, markup=False)
 """For people; results go to standard output by `write_out`."""
 
 PIPE_WIDTH = 240
@@ -74,28 +81,35 @@ def write_out(text: str) -> None:
         typer.Exit: with 0, where the reader of a pipe has gone, as in `| head`.
         StorageError: it cannot be written, for example on a full disk.
     """
+    if sys.stdout is None:  # closed, as by >&-
+        return
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        _silence()
+        silence()
         raise typer.Exit from None
     except OSError as error:
-        _silence()
+        silence()
         raise StorageError(
             f"Results cannot be written to standard output ({error.strerror}); wanted a pipe or disk that takes them. "
             "Make room or write elsewhere."
         ) from error
 
 
-def _silence() -> None:
-    """What is still buffered goes nowhere, or Python would fail on it once more while it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def silence() -> None:
+    """Where standard output takes nothing any more, what is still buffered goes nowhere: else Python would fail on it
+    once more while it ends."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def results_width() -> int:
     """Columns that a table may take on standard output."""
-    return Console().width if sys.stdout.isatty() else PIPE_WIDTH
+    return Console().width if sys.stdout is not None and sys.stdout.isatty() else PIPE_WIDTH
 
 
 @contextmanager

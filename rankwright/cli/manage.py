@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -226,8 +227,8 @@ def cache_clear(
     """Forget all answers; the record of calls stays unless --ledger is given. Runs to come pay for them again."""
     with _opened(cache) as store:
         answers = len(store)
-        if not yes and not typer.confirm(f"Forget {answers} answers in {cache}?", err=True):
-            raise ConfigurationError("Nothing was forgotten; say y, or give --yes.")
+        if not yes and (sys.stdin is None or not typer.confirm(f"Forget {answers} answers in {cache}?", err=True)):
+            raise ConfigurationError("Nothing was forgotten; say y, or give --yes where nobody can answer.")
 
         def forget(connection: Any) -> None:
             connection.execute("DELETE FROM answers")

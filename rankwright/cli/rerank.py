@@ -187,9 +187,10 @@ def _take(documents: dict[str, Document], found: Document) -> None:
 
 
 def _refuse_terminal(wanted: str) -> None:
-    if sys.stdin.isatty():
+    if sys.stdin is None or sys.stdin.isatty():
+        found = "closed" if sys.stdin is None else "a terminal"
         raise ConfigurationError(
-            f"Nothing to rerank was given and standard input is a terminal; wanted {wanted}. "
+            f"Nothing to rerank was given and standard input is {found}; wanted {wanted}. "
             "See rankwright rerank --help for examples."
         )
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +20,7 @@ from rankwright.cli.build import Splits, build_reader, checked_device, load_spli
 from rankwright.cli.card import model_card
 from rankwright.cli.common import progress_bars, say, score_table, training_bar
 from rankwright.cli.settings import RunSettings, settings_tree
-from rankwright.errors import ConfigurationError, ResumeError
+from rankwright.errors import ConfigurationError, ResumeError, StorageError
 from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, PairedTest, evaluate, verdict
 from rankwright.report import write_report
 from rankwright.rewards import resolve_reward
@@ -72,11 +73,14 @@ def run_training(
 
     def begin() -> None:
         """Only now, with data and settings found good, may an earlier result go."""
-        for stale in ("result.json", "evaluation.json", "report.html"):
-            (folder / stale).unlink(missing_ok=True)
         config = {"run_id": run_id, **settings_tree(settings)}
-        replace_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
-        replace_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+        with _writing(folder):
+            for stale in ("result.json", "evaluation.json", "report.html"):
+                (folder / stale).unlink(missing_ok=True)
+            if not resume:
+                shutil.rmtree(folder / "model", ignore_errors=True)
+            replace_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+            replace_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
 
     say(
         f"{len(splits.train)} training, {len(splits.dev)} dev and {len(splits.test)} test questions; run folder "
@@ -100,15 +104,30 @@ def run_training(
         "reader_tokens_cut": round(getattr(reader, "share_cut", 0.0), 4),
     }
     result.update(shares)
-    policy.save(folder / "model")
-    card = model_card(settings, splits, evaluation, result, verdict_line(result))
-    (folder / "model" / "README.md").write_text(card, encoding="utf-8")
-    evaluation.save(folder / "evaluation.json")
-    replace_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    run = {"config": settings_tree(settings), "environment": environment, "result": result}
-    write_report(folder / "report.html", evaluation, title=f"Run {name}", run=run, metrics=metrics)
+    with _writing(folder):
+        policy.save(folder / "model")
+        card = model_card(settings, splits, evaluation, result, verdict_line(result))
+        (folder / "model" / "README.md").write_text(card, encoding="utf-8")
+        evaluation.save(folder / "evaluation.json")
+        replace_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
+        metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        run = {"config": settings_tree(settings), "environment": environment, "result": result}
+        write_report(folder / "report.html", evaluation, title=f"Run {name}", run=run, metrics=metrics)
     return RunOutcome(folder, result, evaluation, WORSE_EXIT_CODE if result["verdict"] == "worse" else 0)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """What a full disk or a lost folder says, with what to do about it."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"Run folder {folder} cannot be written ({error.strerror or error}); wanted a writable folder and free "
+            "space. Free some, then go on with --resume: checkpoints and answers are kept."
+        ) from error
 
 
 def run_folder(name: str) -> Path:
