@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
@@ -421,9 +422,9 @@ class FeedbackTrainer(Trainer):
                 shutil.rmtree(final)
             inner.replace(final)
             sync_folder(self.folder)
-        except OSError as error:
+        except (*WRITE_ERRORS, RuntimeError) as error:  # the last is torch.save's
             raise StorageError(
-                f"Checkpoint {final} cannot be written ({error.strerror or error}); wanted room and permission in "
+                f"Checkpoint {final} cannot be written ({write_problem(error)}); wanted room and permission in "
                 f"{self.folder}. "
                 "Free some space and go on with --resume: the last complete checkpoint is intact."
             ) from error
@@ -751,6 +752,14 @@ def _usable(examples: Sequence[Example]) -> list[Example]:
 
 
 # --- files
+
+WRITE_ERRORS = (OSError, SafetensorError)
+"""What a disk that is full or gone makes of a write."""
+
+
+def write_problem(error: BaseException) -> str:
+    """Why a write failed, in one line."""
+    return getattr(error, "strerror", None) or str(error).partition("\n")[0]
 
 
 def make_folder(folder: Path) -> None:

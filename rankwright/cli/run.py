@@ -119,13 +119,15 @@ def run_training(
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
     """What a full disk or a lost folder says, with what to do about it."""
+    from rankwright.training import WRITE_ERRORS, write_problem
+
     try:
         yield
     except StorageError:
         raise
-    except OSError as error:
+    except WRITE_ERRORS as error:
         raise StorageError(
-            f"Run folder {folder} cannot be written ({error.strerror or error}); wanted a writable folder and free "
+            f"Run folder {folder} cannot be written ({write_problem(error)}); wanted a writable folder and free "
             "space. Free some, then go on with --resume: checkpoints and answers are kept."
         ) from error
 
