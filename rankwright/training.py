@@ -838,16 +838,24 @@ def _fingerprint(settings: Mapping[str, Any]) -> str:
 
 
 def check_fingerprint(checkpoint: Path, wanted: str) -> None:
-    """Refuses to go on with other settings than the run began with, naming the first that differs."""
+    """Refuses to go on from a checkpoint with other settings than the run began with."""
     found = json.loads((checkpoint / ALGORITHM_STATE).read_text(encoding="utf-8"))["fingerprint"]
-    if found == wanted:
-        return
-    before, now = _flat(json.loads(found)), _flat(json.loads(wanted))
-    name = next(key for key in sorted({*before, *now}) if before.get(key) != now.get(key))
-    raise ResumeError(
-        f"Setting {name} is {now.get(name)!r}, but the run in {checkpoint.parent} began with {before.get(name)!r}. "
-        "Give the same settings to --resume, or start a new run with another --name."
-    )
+    check_same_settings(json.loads(found), json.loads(wanted), checkpoint.parent)
+
+
+def check_same_settings(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Refuses other settings than the run in the folder began with, naming the first that differs.
+
+    Raises:
+        ResumeError: one differs.
+    """
+    old, new = _flat(before), _flat(now)
+    for name in sorted({*old, *new}):
+        if old.get(name) != new.get(name):
+            raise ResumeError(
+                f"Setting {name} is {new.get(name)!r}, but the run in {folder} began with {old.get(name)!r}. "
+                "Give the same settings to --resume, or start a new run with another --name."
+            )
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -66,7 +66,7 @@ def run_training(
 
     folder = run_folder(name)
     checked_device(settings.model.device)
-    run_id = _run_id(folder, name, resume, overwrite)
+    run_id = _run_id(folder, settings, resume, overwrite)
     splits = splits or load_splits(settings)
     make_folder(folder)
     environment = {"command": command or f"rankwright train --name {name}", **_environment()}
@@ -145,7 +145,7 @@ def run_folder(name: str) -> Path:
     return RUNS / name
 
 
-def _run_id(folder: Path, name: str, resume: bool, overwrite: bool) -> str:
+def _run_id(folder: Path, settings: RunSettings, resume: bool, overwrite: bool) -> str:
     """Name under which the run's calls stand in the ledger; kept over a resume."""
     config = folder / "config.json"
     if config.exists() and not (resume or overwrite):
@@ -154,10 +154,31 @@ def _run_id(folder: Path, name: str, resume: bool, overwrite: bool) -> str:
             "--overwrite, or give another --name."
         )
     if resume:
-        if not config.exists():
-            raise ResumeError(f"Run folder {folder} holds no run to resume; leave --resume out to start one.")
-        return str(json.loads(config.read_text(encoding="utf-8"))["run_id"])
-    return f"{name}-{uuid.uuid4().hex[:8]}"
+        return _resumed_id(config, settings)
+    return f"{folder.name}-{uuid.uuid4().hex[:8]}"
+
+
+def _resumed_id(config: Path, settings: RunSettings) -> str:
+    """The id of the run to go on with, after a look at its settings: before its first checkpoint nothing else has them.
+
+    Raises:
+        ResumeError: no run, one whose config.json is damaged, or one that began with other settings.
+    """
+    from rankwright.training import check_same_settings
+
+    if not config.exists():
+        raise ResumeError(f"Run folder {config.parent} holds no run to resume; leave --resume out to start one.")
+    try:
+        stored = json.loads(config.read_text(encoding="utf-8"))
+        run_id, before = stored.pop("run_id"), _without_speed(stored)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ResumeError(
+            f"File {config} is damaged ({type(error).__name__}: {error}); wanted the settings that the run began with "
+            "and its run_id. Begin again with --overwrite, or with another --name."
+        ) from error
+    now = json.loads(json.dumps(settings_tree(settings)))
+    check_same_settings(before, _without_speed(now), config.parent)
+    return str(run_id)
 
 
 def _train(
@@ -236,17 +257,19 @@ HOW_FAST = (
 """Reader settings that may change between sessions: they decide how fast answers come, not which."""
 
 
+def _without_speed(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree of settings, less those that may change between sessions."""
+    return {**tree, "reader": {name: value for name, value in tree["reader"].items() if name not in HOW_FAST}}
+
+
 def _deciding(settings: RunSettings, splits: Splits, reader: Reader | None, reference: Any) -> dict[str, Any]:
     """All that decides a run's result, for the check of --resume: settings, and hashes of what they point to. (The code
     of a reward function of the user is not among it.)"""
-    tree = settings_tree(settings)
-    for part in HOW_FAST:
-        tree["reader"].pop(part)
     weights = hashlib.sha256()
     for name, tensor in reference.state_dict().items():
         weights.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
     return {
-        "run": tree,
+        "run": _without_speed(settings_tree(settings)),
         "training questions": _digest(splits.train),
         "dev questions": _digest(splits.dev),
         "reader": reader.name if reader else "none",
