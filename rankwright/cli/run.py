@@ -424,8 +424,8 @@ def verdict_line(result: Mapping[str, Any]) -> str:
     )
 
 
-def show(outcome: RunOutcome) -> None:
-    """Table, verdict and where things are, on standard error."""
+def show(outcome: RunOutcome, next_step: str = "") -> None:
+    """Table, where things are, verdict and next step, on standard error; after the verdict *worse* comes nothing."""
     from rankwright.cli.common import console
 
     console.print(score_table(outcome.evaluation))
@@ -439,6 +439,8 @@ def show(outcome: RunOutcome) -> None:
     )
     say(f"Report {outcome.folder / 'report.html'}   model {outcome.folder / 'model'}")
     say(verdict_line(result))
+    if next_step and result["verdict"] != "worse":
+        say(next_step)
 
 
 def clear_run(name: str) -> None:

@@ -19,6 +19,9 @@ DEMO_NAME = "demo"
 DEMO_FOLDER = Path(__file__).parents[1] / "assets" / "demo"
 DEMO_RECIPE = Path(__file__).parents[1] / "recipes" / "demo.yaml"
 
+NEXT_STEP = """Next, on your own questions and passages:
+    rankwright train --name mine --data questions.jsonl --corpus passages.jsonl"""
+
 DEMO_EXAMPLES = """
 **Examples**
 
@@ -70,11 +73,9 @@ def demo(
 
     settings = load_settings(config or DEMO_RECIPE, set_, {"seed": seed, "model.device": device})
     outcome = run_demo(settings, name, shuffle_answers=shuffle_answers, command=_command())
-    show(outcome)
+    show(outcome, NEXT_STEP)
     if output is OutputKind.json:
         emit(outcome.result)
-    say("Next, on your own questions and passages:")
-    say("    rankwright train --name mine --data questions.jsonl --corpus passages.jsonl")
     return outcome.exit_code
 
 
