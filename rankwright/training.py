@@ -28,7 +28,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 
 from rankwright.algorithms.rollout import MINIMUM_READS, check_failed_reads
 from rankwright.errors import ConfigurationError, ResumeError, StorageError, TrainingError
-from rankwright.types import Context, Example, Outcome, Reader, RerankRequest, Reward
+from rankwright.types import Answer, Context, Example, Outcome, Reader, RerankRequest, Reward
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ class TrainResult:
     reader_calls: int
     """Paid reader calls of the training itself, over all sessions of the run."""
     cache_hits: int
-    """Answers that the cache gave."""
+    """Answers that the cache gave, those on dev included."""
     seconds: float
     """Time spent training, over all sessions of the run."""
     seconds_by_part: Mapping[str, float]
@@ -380,6 +380,7 @@ class FeedbackTrainer(Trainer):
         assert self.score_dev is not None
         with self._timed("dev"), self._without_autocast():
             metrics = {f"eval_{name}": value for name, value in self.score_dev(self._policy).items()}
+        self.totals["cache_hits"] += metrics.get("eval_cache_hits", 0.0)
         if self.state.global_step == 0:
             # Weights that are never better than these are not worth having.
             self.state.best_metric, self.state.best_global_step = metrics["eval_reward"], 0
@@ -604,7 +605,7 @@ def dev_scorer(
     examples: Sequence[Example], reader: Reader, reward: Reward, top_k: int, max_failed_reads: float = 0.1
 ) -> Callable[[nn.Module], dict[str, float]]:
     """A function that has the policy rank the dev questions, the reader answer from the first top_k, and returns
-    {"reward", "failed_reads"}; failed reads are left out of the mean.
+    {"reward", "failed_reads", "cache_hits"}; failed reads are left out of the mean.
 
     Args:
         examples: the dev questions.
@@ -638,7 +639,12 @@ def dev_scorer(
             raise TrainingError(
                 f"None of the {len(values)} dev reads gave a reward; see the reader's errors above and --resume."
             )
-        return {"reward": sum(good) / len(good), "failed_reads": float(len(values) - len(good))}
+        hits = sum(isinstance(result, Answer) and not result.paid for result in results)
+        return {
+            "reward": sum(good) / len(good),
+            "failed_reads": float(len(values) - len(good)),
+            "cache_hits": float(hits),
+        }
 
     return score
 

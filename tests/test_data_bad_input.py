@@ -192,6 +192,37 @@ def test_unknown_fields_give_one_warning_and_the_rows_stay(tmp_path: Path, caplo
     assert (warning.line, warning.found) == (2, "unknown field(s) 'anwsers', 'z'")
 
 
+HOPPED = {"_id": "q", "question": "What?", "answer": "x", "context": {"title": ["T"], "sentences": [["s"]], "a": 1}}
+STEP = {"idx": 0, "title": "T", "paragraph_text": "p", "is_suporting": True}
+
+
+@pytest.mark.parametrize(
+    ("format", "row", "names"),
+    [
+        ("jsonl", {"question": "?", "candidates": [{"text": "a", "titel": "A"}, {"text": "b", "score": 1}]},
+         "'candidates.titel'"),
+        ("dpr", {"question": "?", "answers": ["a"], "ctxs": [{"text": "a", "titel": "A", "hasanswer": True}]},
+         "'ctxs.titel'"),
+        ("hotpotqa", HOPPED, "'context.a'"),
+        ("musique", {"id": "q", "question": "?", "answer": "x", "paragraphs": [STEP]}, "'paragraphs.is_suporting'"),
+        ("rank_llm", {"query": "?", "hits": [{"qid": 1, "docid": 2, "content": "c", "titel": "A"}]}, "'hits.titel'"),
+        ("rank_llm", {"query": {"text": "?", "qid": 1, "x": 1}, "candidates": [{"docid": 2, "doc": "c", "rang": 1}]},
+         "'candidates.rang', 'query.x'"),
+        ("squad", {"data": [{"titel": "T", "paragraphs": [{"context": "c", "kontext": "", "qas": [
+            {"id": "q", "question": "?", "answers": [{"text": "c", "start": 0}]}]}]}], "versoin": 1},
+         "'answers.start', 'kontext', 'titel', 'versoin'"),
+        ("squad", {"titel": "T", "paragraphs": [{"context": "c", "qas": [{"id": "q", "question": "?", "x": 1}]}]},
+         "'titel', 'x'"),
+    ],
+)  # fmt: skip
+def test_unknown_fields_of_objects_inside_a_row_are_named_too(
+    tmp_path: Path, format: str, row: dict[str, Any], names: str
+) -> None:
+    dataset = load_examples(write(tmp_path / "set.jsonl", row), format)
+    found = [warning.found for warning in dataset.warnings if "unknown" in warning.found]
+    assert (len(dataset.examples), found) == (1, [f"unknown field(s) {names}"])
+
+
 def test_a_corpus_of_one_passage_works_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     dataset = load_examples(write(tmp_path / "s.jsonl", GOOD), "jsonl", corpus=write(tmp_path / "c.jsonl", PAIR[0]))
     assert len(dataset.corpus) == 1
@@ -326,8 +357,8 @@ def test_bad_rows_of_squad_without_envelope_are_named_or_skipped(tmp_path: Path)
     [
         ("[]", "no question; wanted at least one"),
         ('{"dato": []}', "without the list 'data'; wanted .* or flat rows"),
-        ('{"data": [{"paragraphs": [{"qas": []}]}]}', "wanted field 'context'"),
-        ('{"data": [3]}', "article is 3"),
+        ('{"data": [{"paragraphs": [{"qas": []}]}]}', "article 1, paragraph 1: no such .* wanted field 'context'"),
+        ('{"data": [3]}', "article 1: an article is 3"),
         ('{"data": ', "broken JSON"),
     ],
 )
@@ -336,6 +367,29 @@ def test_a_broken_squad_envelope_is_named(tmp_path: Path, content: str, said: st
     path.write_text(content)
     with pytest.raises(DataError, match=said):
         load_examples(path, "squad", on_bad_row="skip")
+
+
+def test_a_bad_article_or_paragraph_of_squad_is_named_by_its_place_or_skipped(tmp_path: Path) -> None:
+    def asked(name: str) -> dict[str, Any]:
+        return {"context": f"all about {name}", "qas": [{"id": name, "question": "What?", "answers": []}]}
+
+    articles = [
+        {"title": "T", "paragraphs": [asked("a"), {"qas": []}, asked("b"), "text"]},
+        7,
+        {"title": 3, "paragraphs": [asked("lost")]},
+        {"title": "U", "paragraphs": [{**asked("c"), "qas": ["what?", *asked("c")["qas"]]}]},
+    ]
+    path = tmp_path / "dev.json"
+    path.write_text(json.dumps({"data": articles}))
+    dataset = load_examples(path, "squad", on_bad_row="skip")
+    assert [example.query.query_id for example in dataset.examples] == ["a", "b", "c"]
+    places = ["article 1, paragraph 2", "article 1, paragraph 4", "article 2", "article 3", "question is 'what?' (str)"]
+    assert [problem.found.split(": ")[0] for problem in dataset.problems] == places
+    with pytest.raises(DataError, match=r"dev.json: article 1, paragraph 2: no such field .* wanted field 'context'"):
+        load_examples(path, "squad")
+    (tmp_path / "dev.jsonl").write_text(json.dumps(articles[0]) + "\n")
+    with pytest.raises(DataError, match=r"dev.jsonl, line 1: article, paragraph 2: no such field"):
+        load_examples(tmp_path / "dev.jsonl", "squad")
 
 
 @pytest.mark.parametrize(

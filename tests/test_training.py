@@ -480,7 +480,21 @@ def test_dev_is_not_judged_by_the_few_reads_that_succeed(failed: int, of: int, a
         with pytest.raises(ReaderError, match=rf"'toy' failed on {failed} of {of} dev reads.* --resume"):
             score(ToyPolicy())
     else:
-        assert score(ToyPolicy()) == {"reward": 1.0, "failed_reads": failed}
+        assert score(ToyPolicy()) == {"reward": 1.0, "failed_reads": failed, "cache_hits": 0}
+
+
+def test_answers_of_the_cache_on_dev_are_counted_too(tmp_path: Path) -> None:
+    class Kept(ToyReader):
+        def answer(self, contexts: Sequence[Context]) -> list[ReadResult]:
+            return [Answer(r.text, paid=False) for r in super().answer(contexts) if isinstance(r, Answer)]
+
+    policy, reward = ToyPolicy(), answer_reward("f1")
+    algorithm = RRPO(RRPOConfig(), ToyReader(), reward)  # pays for all
+    score = dev_scorer(examples(4), Kept(), reward, 3)
+    result = train(policy, copy.deepcopy(policy), algorithm, examples(20), LOOP, tmp_path, score_dev=score)
+    evaluations = [row["eval_cache_hits"] for row in rows_of(tmp_path) if "eval_cache_hits" in row]
+    assert evaluations == [4] * 5  # before training, at steps 3, 6, 9 and at the end
+    assert result.cache_hits == 20
 
 
 def test_weights_that_are_never_better_on_dev_are_not_kept(tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ def load_splits(settings: RunSettings) -> Splits:
         candidates(parts["dev"], corpus, data.retriever, data.eval_depth, index),
         candidates(parts["test"], corpus, data.retriever, data.eval_depth, index),
         test.name if test else f"{train.name}-held-out",
-        sum(s.skipped for s in sets),
+        len({problem for s in sets for problem in s.problems}),  # those of the corpus stand in each
     )
 
 

@@ -381,6 +381,7 @@ def _result(
         "verdict": verdict(test) if test else "not shown",
         "reader_calls": calls,
         "cache_hits": hits,
+        "skipped": evaluation.settings.skipped,
         "seconds": round(trained.seconds, 1),
         "seconds_by_part": {part: round(seconds, 1) for part, seconds in trained.seconds_by_part.items()},
         "steps": trained.steps,
@@ -437,6 +438,8 @@ def show(outcome: RunOutcome, next_step: str = "") -> None:
         f"Cut to length: {result['pairs_cut']:.1%} of question-passage pairs for the reranker, "
         f"{result['reader_tokens_cut']:.1%} of tokens for the reader."
     )
+    if result["skipped"]:
+        say(f"{result['skipped']} bad rows were skipped.")
     say(f"Report {outcome.folder / 'report.html'}   model {outcome.folder / 'model'}")
     say(verdict_line(result))
     if next_step and result["verdict"] != "worse":

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rankwright.data.fields import content_id, has_content_id, shown
+from rankwright.data.fields import Row, content_id, has_content_id, shown
 from rankwright.data.files import AnyPath
 from rankwright.data.problems import Problem, RowError
 from rankwright.errors import DataError
@@ -76,11 +76,24 @@ class Intake:
                 raise DataError(str(problem)) from None
             self._problems.append(problem)
 
-    def note_fields(self, file: object, line: int, names: Iterable[str], known: frozenset[str]) -> None:
-        """Remember fields nobody reads; each file gets one warning for all of them."""
+    def note_fields(
+        self,
+        file: object,
+        line: int,
+        row: Row,
+        known: frozenset[str],
+        nested: Mapping[str, frozenset[str]] | None = None,
+    ) -> None:
+        """Remember fields nobody reads, also of the objects that stand in the nested fields, alone or in a list; each
+        file gets one warning for all of them."""
+        names = [name for name in row if name not in known]
+        for field, inner in (nested or {}).items():
+            value = row.get(field)
+            for part in value if isinstance(value, list) else [value]:
+                if isinstance(part, dict):
+                    names += [f"{field}.{name}" for name in part if name not in inner]
         for name in names:
-            if name not in known:
-                self._unknown.setdefault(str(file), {}).setdefault(name, line)
+            self._unknown.setdefault(str(file), {}).setdefault(name, line)
 
     def warn(self, problem: Problem) -> None:
         """Report something that leaves the rows in."""

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -259,6 +260,8 @@ class HTTPLLM:
         input_tokens = _sum(attempt.input_tokens for attempt in spent)
         output_tokens = _sum(attempt.output_tokens for attempt in spent)
         price = self.prices.of(input_tokens, output_tokens) if self.prices else None
+        if not spent:  # its time was over before the server came back
+            result = replace(result, paid=False)
         return Call(index, result, len(spent), input_tokens, output_tokens, price)
 
     def note_usefulness(self, result: CompletionResult) -> None:
