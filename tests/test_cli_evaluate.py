@@ -363,7 +363,10 @@ def test_what_a_reader_cut_away_is_said(
 
     monkeypatch.setattr("rankwright.cli.build.build_reader", build)
     assert run(["eval", "first-stage", "--data", str(data), "--cache", str(data.parent / "reads.sqlite")]) == 0
-    assert "cutter: 25.0% of the tokens of questions and passages lay beyond its limit." in capsys.readouterr().err
+    assert (
+        "cutter: 25.0% of the tokens of questions and passages lay beyond its limit and were not read. Split"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_result_that_cannot_be_saved_is_still_printed(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -234,7 +234,7 @@ def _ranker(name: str, examples: Sequence[Example], device: str) -> Reranker:
 @contextmanager
 def _opened_reader(settings: ReaderSettings, device: str) -> Iterator[Reader | None]:
     """The reader over its cache; at the end its calls are summed up."""
-    from rankwright.cli.build import build_reader, open_store, tell_of_calls
+    from rankwright.cli.build import build_reader, open_store, tell_of_calls, tell_of_reader_cut
 
     if settings.reader == "none":
         yield None
@@ -246,9 +246,7 @@ def _opened_reader(settings: ReaderSettings, device: str) -> Iterator[Reader | N
             yield reader
         finally:  # after an error or Ctrl-C too: what was sent may be on the bill
             tell_of_calls(store, settings.cache, run)
-        share_cut = getattr(reader, "share_cut", 0.0)
-        if reader is not None and share_cut:
-            say(f"{reader.name}: {share_cut:.1%} of the tokens of questions and passages lay beyond its limit.")
+        tell_of_reader_cut(reader)
 
 
 def _worse_than_baseline(evaluation: Evaluation) -> list[PairedTest]:

@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import rankwright
-from rankwright.cli.build import Splits, build_reader, checked_device, load_splits, open_store, tell_of_calls
+from rankwright.cli.build import (
+    Splits,
+    build_reader,
+    checked_device,
+    load_splits,
+    open_store,
+    tell_of_calls,
+    tell_of_cut,
+    tell_of_reader_cut,
+)
 from rankwright.cli.card import model_card
 from rankwright.cli.common import progress_bars, say, score_table, training_bar
 from rankwright.cli.settings import RunSettings, settings_tree
@@ -96,6 +105,8 @@ def run_training(
                 tell_of_calls(store, settings.reader.cache, run_id)
             raise
         totals = store.ledger.totals(run_id)
+    tell_of_cut(policy, "Split long passages, or raise --set model.max_length as far as the model goes.")
+    tell_of_reader_cut(reader)
     test = evaluation.test(TRAINED_ROW, REFERENCE_ROW, evaluation.headline_metric)
     result = _result(settings, evaluation, test, trained, totals.calls, trained.cache_hits + hits)
     result["price"] = totals.price_text if settings.reader.reader not in ("embedded", "none") else "0"
@@ -429,14 +440,11 @@ def show(outcome: RunOutcome, next_step: str = "") -> None:
     """Table, where things are, verdict and next step, on standard error; after the verdict *worse* comes nothing."""
     from rankwright.cli.common import console
 
-    console.print(score_table(outcome.evaluation))
     result = outcome.result
+    console.print(score_table(outcome.evaluation))
+    say(f"Signature {result['signature']}")
     say(
         f"Reader calls {result['reader_calls']}, cache hits {result['cache_hits']}, training {result['seconds']:.0f} s."
-    )
-    say(
-        f"Cut to length: {result['pairs_cut']:.1%} of question-passage pairs for the reranker, "
-        f"{result['reader_tokens_cut']:.1%} of tokens for the reader."
     )
     if result["skipped"]:
         say(f"{result['skipped']} bad rows were skipped.")
