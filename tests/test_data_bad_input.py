@@ -12,6 +12,7 @@ import pytest
 
 from rankwright.data import load_examples, read_trec_run
 from rankwright.errors import ConfigurationError, DataError, RankwrightError, ResourceNotFoundError
+from rankwright.retrieval import BM25, with_candidates
 
 GOOD = {"query_id": "good", "question": "What is kelp?", "answers": ["a seaweed"]}
 CONTEXT = {"title": "Kelp", "text": "A seaweed."}
@@ -221,6 +222,21 @@ def test_unknown_fields_of_objects_inside_a_row_are_named_too(
     dataset = load_examples(write(tmp_path / "set.jsonl", row), format)
     found = [warning.found for warning in dataset.warnings if "unknown" in warning.found]
     assert (len(dataset.examples), found) == (1, [f"unknown field(s) {names}"])
+
+
+def test_passages_of_questions_that_the_labels_do_not_know_are_pooled_too(tmp_path: Path) -> None:
+    """The question's passage stands in the row of another one, which is not judged and has no answer."""
+    rows = [
+        {"query_id": "q1", "question": "kelp?", "answers": ["cold"], "candidates": [{"doc_id": "a", "text": "a crab"}]},
+        {"query_id": "q2", "question": "crab?", "candidates": [{"doc_id": "b", "text": "kelp likes it cold"}]},
+    ]
+    (tmp_path / "qrels.txt").write_text("q1 0 b 1\n")
+    path = write(tmp_path / "set.jsonl", *rows)
+    dataset = load_examples(path, "jsonl", qrels=tmp_path / "qrels.txt", need_answers=True)
+    assert [example.query.query_id for example in dataset.examples] == ["q1"]
+    assert ([document.doc_id for document in dataset.corpus], dataset.unjudged) == (["a", "b"], 1)
+    (found,) = with_candidates(dataset.examples, BM25(dataset.corpus), 2)
+    assert found.candidates[0].doc_id == "b"
 
 
 def test_a_corpus_of_one_passage_works_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -25,7 +25,8 @@ class Dataset:
     """File stem; the set's name in signatures."""
     examples: tuple[Example, ...]
     corpus: tuple[Document, ...]
-    """The corpus that was given, else the candidates of all examples, each passage once; may be empty."""
+    """The corpus that was given, else the candidates of all questions of the file, also of the unjudged ones, each
+    passage once; may be empty."""
     skipped: int
     """Rows left out because they were bad (all files together)."""
     problems: tuple[Problem, ...]
@@ -118,9 +119,23 @@ class Intake:
                 "every query_id once",
                 "Remove or rename one of them.",
             )
-        if self.relevance is not None and query_id not in self.relevance:
+        judged = self.relevance is None or query_id in self.relevance
+        if judged:
+            self._check_needs(example)
+        example = self._with_corpus_ids(example)
+        for document in example.candidates:
+            self._check_identity(document)
+        candidates = tuple(self._pool.setdefault(d.doc_id, self._known(d.doc_id) or d) for d in example.candidates)
+        if not judged:  # its passages are there to be found for other questions
             self._unjudged += 1
             return
+        relevance = example.relevance if self.relevance is None else self.relevance[query_id]
+        self._query_lines[query_id] = line
+        self._examples.append(replace(example, candidates=candidates, relevance=relevance))
+
+    def _check_needs(self, example: Example) -> None:
+        """Raises RowError where a reader or a reranker would miss something."""
+        query_id = example.query.query_id
         if self._need_answers and not example.answers:
             raise RowError(
                 f"question '{query_id}' has no answer",
@@ -133,13 +148,6 @@ class Intake:
                 "at least one passage, because candidates are taken as given",
                 "Add passages, or take --retriever bm25.",
             )
-        example = self._with_corpus_ids(example)
-        for document in example.candidates:
-            self._check_identity(document)
-        candidates = tuple(self._pool.setdefault(d.doc_id, self._known(d.doc_id) or d) for d in example.candidates)
-        relevance = example.relevance if self.relevance is None else self.relevance[query_id]
-        self._query_lines[query_id] = line
-        self._examples.append(replace(example, candidates=candidates, relevance=relevance))
 
     def dataset(self, path: Path) -> Dataset:
         """What was collected, after the checks that need all rows; warnings are logged here."""
