@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 
 from rankwright.cli.app import run
 from rankwright.cli.build import load_splits
-from rankwright.cli.run import HOW_FAST, _deciding
+from rankwright.cli.run import HOW_FAST, _deciding, _teller
 from rankwright.cli.settings import settings_from
+from rankwright.cli.train import DEMO_FOLDER, _with_exchanged_answers
 from rankwright.data import load_examples
+from rankwright.metrics.answer import normalise
 from rankwright.rerankers import load
 from tests.cli_kit import make_model, rows, write_rows
 
@@ -91,6 +94,59 @@ def test_a_damaged_config_is_named(
     found = capsys.readouterr().err
     assert f"File {config} is damaged" in found
     assert "--overwrite" in found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_shuffled_answers_are_never_a_questions_own(seed: int) -> None:
+    """In the bundled questions many answers stand more than once, some in several ways of writing."""
+    before = list(load_examples(DEMO_FOLDER / "questions.jsonl", "jsonl").examples)
+    after = _with_exchanged_answers(before, seed)
+    assert [e.query for e in after] == [e.query for e in before]
+    assert Counter(e.answers for e in after) == Counter(e.answers for e in before)
+    own = [{normalise(answer) for answer in example.answers} for example in before]
+    assert [
+        e.query.text for e, answers in zip(after, own, strict=True) if answers & set(map(normalise, e.answers))
+    ] == []
+    assert _with_exchanged_answers(before, seed) == after
+    assert _with_exchanged_answers(before, seed + 5) != after
+
+
+def test_the_progress_says_how_many_reader_calls_may_still_come() -> None:
+    told: list[tuple[int, int, str]] = []
+    tell = _teller(lambda *what: told.append(what), 16)
+    tell(1, 10, {"reward": 0.25, "reference_reward": 0.5, "kl": 9.0})
+    tell(2, 10, {"eval_reward": 0.75})
+    tell(10, 10, {})
+    assert told == [
+        (1, 10, "reward 0.250, reference 0.500, at most 144 reader calls left"),
+        (2, 10, "reward 0.250, reference 0.500, dev 0.750, at most 128 reader calls left"),
+        (10, 10, "reward 0.250, reference 0.500, dev 0.750, at most 0 reader calls left"),
+    ]
+
+
+def test_passages_that_are_too_long_and_rows_that_were_skipped_are_told(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = rows()
+    for row in long:
+        row["candidates"][0]["text"] *= 20
+    write_rows(Path("q.jsonl"), [*long, {"question": ""}])
+    assert run([*command, "--on-bad-row", "skip", "--output", "json"]) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert (result["skipped"], result["pairs_cut"]) == (1, pytest.approx(1 / 3, abs=1e-3))
+    assert "33.3% of question-passage pairs are longer than its limit of 48 tokens" in captured.err
+    assert "raise --set model.max_length" in captured.err
+    assert "1 bad rows were skipped." in captured.err
+    assert f"Signature {result['signature']}" in captured.err
+
+
+def test_a_corpus_of_one_passage_is_nothing_to_rank(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    write_rows(Path("c.jsonl"), [{"doc_id": "a", "text": "Door 10 is painted."}])
+    write_rows(Path("q.jsonl"), [{"question": row["question"], "answers": row["answers"]} for row in rows()])
+    assert run([*command, "--corpus", "c.jsonl", "--set", "data.retriever=bm25"]) == 5
+    assert "has 1 passage; wanted at least two to rank" in capsys.readouterr().err
+    assert not Path("runs").exists()
 
 
 def test_what_decides_a_run_is_all_but_how_fast_answers_come(command: list[str]) -> None:
