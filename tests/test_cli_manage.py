@@ -280,8 +280,7 @@ def test_doctor_looks_at_everything_and_its_exit_code_follows(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, checks, record = examined(capsys, tmp_path / "new" / "reads.sqlite")
-    assert record["ok"] is all(check["ok"] for check in checks.values() if check["required"])
-    assert code == (0 if record["ok"] else 3)
+    assert (code, record["ok"]) == (0, True), [check for check in checks.values() if not check["ok"]]
     for name in (
         "Python",
         "torch (train)",
@@ -338,8 +337,9 @@ def test_doctor_tells_a_cache_that_cannot_be_written(tmp_path: Path, capsys: pyt
 def test_doctor_works_without_torch(tmp_path: Path) -> None:
     hidden = f"import sys; sys.modules['torch'] = None; {MAIN}"
     done = run_process("doctor", "--output", "json", cwd=tmp_path, code=hidden)
-    assert done.returncode in (0, 3), done.stderr
-    names = [check["name"] for check in one_line(done.stdout)["checks"]]
+    record = one_line(done.stdout)
+    assert done.returncode == 0, done.stderr
+    names = [check["name"] for check in record["checks"]]
     assert "bm25s" in names
     assert "torch devices" not in names
 

@@ -497,6 +497,12 @@ def test_answers_of_the_cache_on_dev_are_counted_too(tmp_path: Path) -> None:
     assert result.cache_hits == 20
 
 
+def test_a_tracker_gets_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    run(tmp_path / "run", TrainConfig(**{**vars(LOOP), "trainer_arguments": {"report_to": ["tensorboard"]}}))
+    assert any(b"reward" in path.read_bytes() for path in (tmp_path / "board").rglob("events.out.tfevents.*"))
+
+
 def test_weights_that_are_never_better_on_dev_are_not_kept(tmp_path: Path) -> None:
     policy = ToyPolicy()
     before = policy.scores.detach().clone()

@@ -8,7 +8,8 @@ import pytest
 
 import rankwright
 from rankwright.errors import ConfigurationError
-from rankwright.types import Document
+from rankwright.evaluation import FirstStage, GoldFirst
+from rankwright.types import Document, Example, Query
 from tests.cli_kit import make_model
 
 CORPUS = [Document("k", "Kelp grows in cold water.", "Kelp"), Document("c", "Crabs walk sideways.", "Crabs")]
@@ -37,5 +38,8 @@ def test_push_names_a_bad_repository(tmp_path: Path) -> None:
         rankwright.push(make_model(tmp_path / "model"), "no name")
 
 
-def test_eval_is_evaluate() -> None:
-    assert rankwright.eval is rankwright.evaluate
+def test_eval_compares_models() -> None:
+    question = Example(Query("q", "kelp"), tuple(reversed(CORPUS)), (), {"k": 1})
+    models = {"first-stage": FirstStage(), "gold-first": GoldFirst([question])}
+    scores = rankwright.eval(models, [question], reader=None, top_k=1, depth=2).scores
+    assert [scores[name]["RR@10"].mean for name in models] == [0.5, 1.0]
