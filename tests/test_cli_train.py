@@ -13,12 +13,14 @@ import pytest
 
 from rankwright.cli.app import run
 from rankwright.cli.build import load_splits
-from rankwright.cli.run import HOW_FAST, _deciding, _teller
+from rankwright.cli.run import HOW_FAST, RunOutcome, _deciding, _teller
 from rankwright.cli.settings import settings_from
 from rankwright.cli.train import DEMO_FOLDER, _with_exchanged_answers
 from rankwright.data import load_examples
+from rankwright.evaluation import FirstStage, evaluate
 from rankwright.metrics.answer import normalise
 from rankwright.rerankers import load
+from rankwright.types import Document, Example, Query
 from tests.cli_kit import make_model, rows, write_rows
 
 HERE = {"data.retriever": "given", "data.dev_share": "0.25", "data.test_share": "0.25", "loop.eval_steps": "2"}
@@ -94,6 +96,25 @@ def test_a_damaged_config_is_named(
     found = capsys.readouterr().err
     assert f"File {config} is damaged" in found
     assert "--overwrite" in found
+
+
+@pytest.mark.parametrize("verdict", ["better", "not shown", "worse"])
+def test_the_demo_ends_with_the_next_step_unless_the_model_is_worse(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verdict: str
+) -> None:
+    documents = (Document("a", "Nothing."), Document("b", "It is here."))
+    evaluation = evaluate({"first-stage": FirstStage()}, [Example(Query("q", "Where?"), documents, (), {"b": 1})])
+    numbers = dict.fromkeys(("reference", "trained", "delta", "ci_low", "ci_high", "p_value", "seconds"), 0.5)
+    counts = {"n": 1, "reader_calls": 1, "cache_hits": 0, "skipped": 0}
+    result = {"verdict": verdict, "metric": "F1", "signature": "F1|set:x", **numbers, **counts}
+    outcome = RunOutcome(Path("runs/demo"), result, evaluation, 8 if verdict == "worse" else 0)
+    monkeypatch.setattr("rankwright.cli.train.run_demo", lambda *_, **__: outcome)
+    assert run(["demo"]) == outcome.exit_code
+    lines = capsys.readouterr().err.splitlines()
+    said = next(line for line in lines if line.startswith("The trained model is"))
+    after = lines[lines.index(said) + 1 :]
+    command = "    rankwright train --name mine --data questions.jsonl --corpus passages.jsonl"
+    assert after == ([] if verdict == "worse" else ["Next, on your own questions and passages:", command])
 
 
 @pytest.mark.parametrize("seed", range(5))

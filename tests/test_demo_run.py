@@ -110,7 +110,7 @@ def test_shuffled_answers_teach_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With every question's answers exchanged for another's, no gain may be shown (benchmarks/results/demo.md has five
-    seeds). The demo then ends with what to do next."""
+    seeds)."""
     monkeypatch.chdir(tmp_path)
 
     def in_small(settings: RunSettings, *, shuffle_answers: bool) -> Splits:
@@ -119,8 +119,5 @@ def test_shuffled_answers_teach_nothing(
     monkeypatch.setattr("rankwright.cli.train.demo_splits", in_small)
     settings = ["--set", "loop.epochs=1", "--set", "loop.eval_steps=8"]
     code = run(["demo", "--shuffle-answers", "--name", "shuffled", *settings, "--output", "json"])
-    captured = capsys.readouterr()
-    assert (code, one_line(captured.out)["verdict"]) == (0, "not shown")
-    *_, verdict, _, command = captured.err.splitlines()
-    assert "NO DIFFERENCE SHOWN" in verdict
-    assert command == "    rankwright train --name mine --data questions.jsonl --corpus passages.jsonl"
+    verdict = one_line(capsys.readouterr().out)["verdict"]
+    assert (verdict, code) in (("not shown", 0), ("worse", 8))
