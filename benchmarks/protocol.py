@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -26,11 +28,14 @@ from rankwright.types import Example, Query
 
 WORK = Path(__file__).parent / "work" / "protocol"
 PAGE = Path(__file__).parent / "results" / "protocol.md"
+LENGTH = 160
+"""Tokens of a pair: about 128 for the passage beside a question and what separates them."""
 OPEN_SETS = ("nq_open", "xquad_en")
 HOTPOT_SETS = ("hotpotqa/train", "hotpotqa/dev")
 SEEDS = (0, 1, 2)
 TOP_K = 3
 METHODS = ("rrpo", "supervised")
+TRAINED = [f"{method}-{seed}" for seed in SEEDS for method in METHODS]
 
 
 def examples_of(questions: Sequence[Question], pool_sets: Sequence[str], depth: int) -> list[Example]:
@@ -76,10 +81,10 @@ def train_one(
         rrpo = RRPOConfig(**settings.get("rrpo", {}))
         config = replace(config, inner_epochs=rrpo.inner_epochs if method == "rrpo" else 1)
         algorithm = RRPO(rrpo, reader, reward, seed) if method == "rrpo" else Supervised()
-        policy = load("reference", max_length=160)
+        policy = load("reference", max_length=LENGTH)
         result = train(
             policy,
-            load("reference", max_length=160),
+            load("reference", max_length=LENGTH),
             algorithm,
             data["train"],
             config,
@@ -135,8 +140,17 @@ def test_one(name: str, model: Any, examples: Sequence[Example], set_name: str) 
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def run_all(settings: Mapping[str, Mapping[str, Any]], only: Sequence[str]) -> None:
-    """Every row that is not there yet; a kill loses at most what is in flight."""
+def run_each(names: Sequence[str], settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Every trained row that is not there yet; a kill loses at most what is in flight. Each has a process of its own:
+    the peak of memory belongs to a process, and would be that of all rows before it too."""
+    for name in names:
+        command = [sys.executable, "-m", "benchmarks.protocol", "run", "--only", name]
+        if code := subprocess.run([*command, "--settings", json.dumps(settings)], check=False).returncode:
+            sys.exit(f"{name} ended with exit code {code}; see above, then run the same command again.")
+
+
+def run_fixed() -> None:
+    """The rows without training."""
     from rankwright.evaluation import FirstStage, GoldFirst
     from rankwright.rerankers import load
 
@@ -144,22 +158,25 @@ def run_all(settings: Mapping[str, Mapping[str, Any]], only: Sequence[str]) -> N
     fixed = {
         "first-stage": FirstStage(),
         "gold-first": GoldFirst([*data["test"], *data["hotpot"]]),
-        "reference": load("reference", max_length=160),
+        "reference": load("reference", max_length=LENGTH),
     }
     for name, model in fixed.items():
         for set_name in ("test", "hotpot"):
             test_one(name, model, data[set_name], set_name)
             print(name, set_name, "done", flush=True)
-    for seed in SEEDS:
-        for method in METHODS:
-            name = f"{method}-{seed}"
-            if only and name not in only:
-                continue
-            print(name, train_one(method, seed, data, settings.get(method, {}), name), flush=True)
-            model = load(str(WORK / name / "model"))
-            for set_name in ("test", "hotpot"):
-                test_one(name, model, data[set_name], set_name)
-                print(name, set_name, "done", flush=True)
+
+
+def run_trained(name: str, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """One row with training, for example rrpo-0: train, then test."""
+    from rankwright.rerankers import load
+
+    method, _, seed = name.rpartition("-")
+    data = splits()
+    print(name, train_one(method, int(seed), data, settings.get(method, {}), name), flush=True)
+    model = load(str(WORK / name / "model"))
+    for set_name in ("test", "hotpot"):
+        test_one(name, model, data[set_name], set_name)
+        print(name, set_name, "done", flush=True)
 
 
 def mean_over_seeds(names: Sequence[str], set_name: str, metric: str) -> dict[str, float] | None:
@@ -231,16 +248,35 @@ def step_seconds(record: Mapping[str, Any]) -> str:
     return f"{shown} | {dev:.0f} | {8 / step:.2f}"
 
 
+def trained_records() -> dict[str, dict[str, Any]]:
+    """train.json of every trained row that is there."""
+    paths = {name: WORK / name / "train.json" for name in TRAINED}
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
+
+
 def page() -> str:
     """The results page."""
+    records = trained_records()
+    chosen = {name.rpartition("-")[0]: record["settings"] for name, record in records.items()}
+    command = "python -m benchmarks.protocol run" + (f" --settings {shlex.quote(json.dumps(chosen))}" if chosen else "")
     lines = [
         "# RRPO on real questions",
         "",
-        "Command: `python -m benchmarks.protocol run` then `python -m benchmarks.protocol page`. Seeds 0, 1, 2; "
-        "interval: bootstrap over",
+        "```",
+        command,
+        "python -m benchmarks.protocol page",
+        "```",
+        "",
+        "The settings are those that differ from the defaults, chosen on dev. Seeds 0, 1, 2; interval: bootstrap over",
         "questions of the per-question mean over seeds (10,000 resamples); p: paired sign-flip permutation test.",
         "First stage BM25 (k1 0.9, b 0.4) over all pooled passages, queries as asked, no fusion; reader: the "
         "embedded one.",
+        "",
+        "Two deviations from the protocol as it was set. It cuts passages to 128 tokens; here question and passage "
+        "together are",
+        f"cut to {LENGTH}, which leaves a passage about that many. It asks for bf16 autocast; here training is in "
+        "fp32, because bf16 is",
+        "slower on the processor that was used ([experiments](../../docs/experiments.md)).",
         "",
         "## nq_open + xquad_en, test side",
         "",
@@ -256,41 +292,41 @@ def page() -> str:
         "scores, once per",
         "question), collect (sampling and the reader's reads) and the rest (backward, optimizer, checkpoints); dev is "
         "given apart.",
+        "Every row was trained in a process of its own; peak MiB is that process's.",
         "",
         "| run | steps | best step | dev reward before -> best | seconds | seconds per step | forward | reference | "
         "collect | rest | dev seconds | questions/s | reader calls | cache hits | peak MiB |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    chosen: dict[str, str] = {}
-    for name in [n for names in ROWS.values() for n in names if "-" in n and n[-1].isdigit()]:
-        path = WORK / name / "train.json"
-        if not path.exists():
+    for name in sorted(TRAINED):
+        if name not in records:
             lines.append(f"| {name} | not run |" + " |" * 13)
             continue
-        r = json.loads(path.read_text(encoding="utf-8"))
-        chosen[name.split("-")[0]] = json.dumps(r["settings"])
+        r = records[name]
         lines.append(
             f"| {name} | {r['steps']} | {r['best_step']} | {r['dev_before']:.4f} -> {r['dev_best']:.4f} | "
             f"{r['seconds']:.0f} | {step_seconds(r)} | {r['reader_calls']} | {r['cache_hits']} | "
             f"{r['peak_memory_mib']:.0f} |"
         )
-    lines += ["", "Settings that differ from the defaults, chosen on dev:", ""]
-    lines += [f"- {method}: `{settings}`" for method, settings in chosen.items()]
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("run", "dev", "page"))
-    parser.add_argument("--only", nargs="*", default=[], help="names of runs, for example rrpo-0")
+    parser.add_argument("--only", nargs="*", default=[], choices=TRAINED, help="with run: only these trained rows")
     parser.add_argument("--settings", default="{}", help='JSON, for example {"rrpo": {"loop": {"epochs": 2}}}')
     parser.add_argument("--name", default="dev-trial", help="with dev: name of the trial")
     args = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
-    if args.what == "run":
-        run_all(json.loads(args.settings), args.only)
+    settings = json.loads(args.settings)
+    if args.what == "run" and len(args.only) == 1:
+        run_trained(args.only[0], settings)
+    elif args.what == "run":
+        run_fixed()
+        run_each(args.only or TRAINED, settings)
     elif args.what == "dev":
-        print(train_one("rrpo", 0, splits(), json.loads(args.settings), args.name))
+        print(train_one("rrpo", 0, splits(), settings, args.name))
     PAGE.write_text(page(), encoding="utf-8") if args.what == "page" else None
 
 

@@ -74,7 +74,12 @@ def api_page() -> str:
     Raises:
         SystemExit: a public name has no docstring.
     """
-    parts = ["# API", "Written by `make docs` from the docstrings; every name imports from `rankwright`."]
+    parts = [
+        "# API",
+        "Written by `make docs` from the docstrings; every name imports from `rankwright`.",
+        "The verbs of the command line are functions of the same names, but for two: `train_run` is the verb train "
+        "(`train` is the loop inside it), and `write_report` the verb report.",
+    ]
     for name in rankwright.__all__:
         thing = getattr(rankwright, name)
         if isinstance(thing, str):

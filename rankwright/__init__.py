@@ -35,6 +35,7 @@ _WHERE = {
     "validate": "rankwright.data",
     "eval": "rankwright.evaluation",
     "demo": "rankwright.verbs",
+    "train_run": "rankwright.verbs",
     "rerank": "rankwright.verbs",
     "retrieve": "rankwright.verbs",
     "push": "rankwright.verbs",

@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from rankwright.algorithms.rollout import MINIMUM_READS, check_failed_reads
 from rankwright.errors import ConfigurationError, ResumeError, StorageError, TrainingError
-from rankwright.types import Context, Example, Outcome, Reader, RerankRequest, Reward
+from rankwright.types import Answer, Context, Example, Outcome, Reader, RerankRequest, Reward
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ class TrainResult:
     reader_calls: int
     """Paid reader calls of the training itself, over all sessions of the run."""
     cache_hits: int
-    """Answers that the cache gave."""
+    """Answers that the cache gave, those on dev included."""
     seconds: float
     """Time spent training, over all sessions of the run."""
     seconds_by_part: Mapping[str, float]
@@ -379,6 +380,7 @@ class FeedbackTrainer(Trainer):
         assert self.score_dev is not None
         with self._timed("dev"), self._without_autocast():
             metrics = {f"eval_{name}": value for name, value in self.score_dev(self._policy).items()}
+        self.totals["cache_hits"] += metrics.get("eval_cache_hits", 0.0)
         if self.state.global_step == 0:
             # Weights that are never better than these are not worth having.
             self.state.best_metric, self.state.best_global_step = metrics["eval_reward"], 0
@@ -421,9 +423,9 @@ class FeedbackTrainer(Trainer):
                 shutil.rmtree(final)
             inner.replace(final)
             sync_folder(self.folder)
-        except OSError as error:
+        except (*WRITE_ERRORS, RuntimeError) as error:  # the last is torch.save's
             raise StorageError(
-                f"Checkpoint {final} cannot be written ({error.strerror or error}); wanted room and permission in "
+                f"Checkpoint {final} cannot be written ({write_problem(error)}); wanted room and permission in "
                 f"{self.folder}. "
                 "Free some space and go on with --resume: the last complete checkpoint is intact."
             ) from error
@@ -603,7 +605,7 @@ def dev_scorer(
     examples: Sequence[Example], reader: Reader, reward: Reward, top_k: int, max_failed_reads: float = 0.1
 ) -> Callable[[nn.Module], dict[str, float]]:
     """A function that has the policy rank the dev questions, the reader answer from the first top_k, and returns
-    {"reward", "failed_reads"}; failed reads are left out of the mean.
+    {"reward", "failed_reads", "cache_hits"}; failed reads are left out of the mean.
 
     Args:
         examples: the dev questions.
@@ -637,7 +639,12 @@ def dev_scorer(
             raise TrainingError(
                 f"None of the {len(values)} dev reads gave a reward; see the reader's errors above and --resume."
             )
-        return {"reward": sum(good) / len(good), "failed_reads": float(len(values) - len(good))}
+        hits = sum(isinstance(result, Answer) and not result.paid for result in results)
+        return {
+            "reward": sum(good) / len(good),
+            "failed_reads": float(len(values) - len(good)),
+            "cache_hits": float(hits),
+        }
 
     return score
 
@@ -752,6 +759,14 @@ def _usable(examples: Sequence[Example]) -> list[Example]:
 
 # --- files
 
+WRITE_ERRORS = (OSError, SafetensorError)
+"""What a disk that is full or gone makes of a write."""
+
+
+def write_problem(error: BaseException) -> str:
+    """Why a write failed, in one line."""
+    return getattr(error, "strerror", None) or str(error).partition("\n")[0]
+
 
 def make_folder(folder: Path) -> None:
     """Creates a run folder and proves that it can be written."""
@@ -829,16 +844,24 @@ def _fingerprint(settings: Mapping[str, Any]) -> str:
 
 
 def check_fingerprint(checkpoint: Path, wanted: str) -> None:
-    """Refuses to go on with other settings than the run began with, naming the first that differs."""
+    """Refuses to go on from a checkpoint with other settings than the run began with."""
     found = json.loads((checkpoint / ALGORITHM_STATE).read_text(encoding="utf-8"))["fingerprint"]
-    if found == wanted:
-        return
-    before, now = _flat(json.loads(found)), _flat(json.loads(wanted))
-    name = next(key for key in sorted({*before, *now}) if before.get(key) != now.get(key))
-    raise ResumeError(
-        f"Setting {name} is {now.get(name)!r}, but the run in {checkpoint.parent} began with {before.get(name)!r}. "
-        "Give the same settings to --resume, or start a new run with another --name."
-    )
+    check_same_settings(json.loads(found), json.loads(wanted), checkpoint.parent)
+
+
+def check_same_settings(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Refuses other settings than the run in the folder began with, naming the first that differs.
+
+    Raises:
+        ResumeError: one differs.
+    """
+    old, new = _flat(before), _flat(now)
+    for name in sorted({*old, *new}):
+        if old.get(name) != new.get(name):
+            raise ResumeError(
+                f"Setting {name} is {new.get(name)!r}, but the run in {folder} began with {old.get(name)!r}. "
+                "Give the same settings to --resume, or start a new run with another --name."
+            )
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -107,6 +107,8 @@ class ReadFailed:
 
     reason: str
     """Short class of the failure, for example `timeout`, `http 500`, `empty text`."""
+    paid: bool = True
+    """False where no reader call was made, for example for a prompt that is too long to send."""
 
 
 ReadResult = Answer | ReadFailed
@@ -173,6 +175,8 @@ class CompletionFailed:
     """The call came to nothing after all retries."""
 
     reason: str
+    paid: bool = True
+    """False where nothing was sent."""
 
 
 CompletionResult = Completion | CompletionFailed

@@ -1,5 +1,6 @@
-"""The verbs of the command line as functions. `rankwright.train`, `rankwright.eval` (the same as `evaluate`),
-`rankwright.validate` and `rankwright.write_report` (the verb report) come from their own modules."""
+"""The verbs of the command line as functions. `rankwright.eval` (the same as `evaluate`), `rankwright.validate` and
+`rankwright.write_report` (the verb report) come from their own modules; `rankwright.train` is the loop inside
+`train_run`."""
 
 from __future__ import annotations
 
@@ -26,6 +27,33 @@ def demo(seed: int = 0, *, shuffle_answers: bool = False, name: str = "demo", de
 
     settings = load_settings(DEMO_RECIPE, [], {"seed": seed, "model.device": device})
     return run_demo(settings, name, shuffle_answers=shuffle_answers).result
+
+
+def train_run(
+    name: str, settings: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False
+) -> Mapping[str, Any]:
+    """What `rankwright train` does: trains, compares with the reference on other questions, writes runs/NAME.
+
+    Returns the content of runs/NAME/result.json, verdict included. `rankwright.train` is the loop inside, for objects
+    of your own.
+
+    Args:
+        name: of the run.
+        settings: the tree of docs/settings.md, for example {"data": {"train": "questions.jsonl", "corpus":
+            "passages.jsonl"}, "seed": 1}.
+        resume: go on with the run of this name, under the same settings.
+        overwrite: replace a run of this name.
+
+    Raises:
+        ConfigurationError: a wrong setting, or a run of this name is there; ResumeError: it cannot be resumed.
+        RankwrightError: whatever else ends the command with an exit code of its own.
+    """
+    from rankwright.cli.run import run_training
+    from rankwright.cli.settings import settings_from
+
+    command = f"rankwright.train_run({name!r}, ...)"
+    run = run_training(settings_from(settings), name, resume=resume, overwrite=overwrite, command=command)
+    return run.result
 
 
 def rerank(

@@ -88,8 +88,9 @@ def test_a_refused_run_leaves_the_earlier_one_as_it_was(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "runs" / "mine"
     folder.mkdir(parents=True)
+    config = {"run_id": "mine-1", **settings_tree(settings_from({"data": {"train": "typo.jsonl"}}))}
     for name in ("config.json", "result.json", "report.html"):
-        (folder / name).write_text('{"run_id": "mine-1"}', "utf-8")
+        (folder / name).write_text(json.dumps(config), "utf-8")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     for extra, code in (([], 2), (["--overwrite"], 4), (["--resume"], 4), (["--resume", "--overwrite"], 2)):
         assert run(["train", "--name", "mine", "--data", "typo.jsonl", *extra]) == code

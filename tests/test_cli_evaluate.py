@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +22,7 @@ from rankwright.errors import DataError
 from rankwright.llms.cache import ReadStore
 from rankwright.readers import CachedReader
 from rankwright.types import Answer, Context, ReadResult
-from tests.cli_kit import DOORS, QUESTIONS, key_reader, make_model, one_line, rows, run_process, write_rows
+from tests.cli_kit import DOORS, MAIN, QUESTIONS, ROOT, key_reader, make_model, one_line, rows, run_process, write_rows
 
 GIVEN = ("--retriever", "given", "--reader", "none")
 
@@ -154,6 +157,26 @@ def test_a_model_worse_than_the_named_baseline_ends_with_8(
     captured = capsys.readouterr()
     assert one_line(captured.out)["baseline"] == "gold-first"
     assert "is WORSE than gold-first" in captured.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("output", ["text", "json"])
+def test_the_verdict_is_the_last_line_of_the_command(data: Path, flat: str, output: str) -> None:
+    """Standard output and error as on a terminal, where both are one."""
+    arguments = ["eval", flat, "gold-first", "--data", str(data), *GIVEN, "--baseline", "gold-first"]
+    files = ["--report", "page.html", "--save", "saved.json", "--output", output]
+    done = subprocess.run(
+        [sys.executable, "-c", MAIN, *arguments, *files],
+        cwd=data.parent,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 8, done.stdout
+    assert "Report page.html" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith(f"{flat} is WORSE than gold-first: nDCG@10 -0.500")
 
 
 @pytest.mark.parametrize("baseline", [["--baseline", "first-stage"], []], ids=["better", "no baseline"])
@@ -340,7 +363,10 @@ def test_what_a_reader_cut_away_is_said(
 
     monkeypatch.setattr("rankwright.cli.build.build_reader", build)
     assert run(["eval", "first-stage", "--data", str(data), "--cache", str(data.parent / "reads.sqlite")]) == 0
-    assert "cutter: 25.0% of the tokens of questions and passages lay beyond its limit." in capsys.readouterr().err
+    assert (
+        "cutter: 25.0% of the tokens of questions and passages lay beyond its limit and were not read. Split"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_result_that_cannot_be_saved_is_still_printed(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

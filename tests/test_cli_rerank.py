@@ -136,6 +136,7 @@ def test_a_bad_request_stops_or_is_answered_with_its_error(
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [answer.get("query") for answer in answers] == ["a", None, None, "c"]
     assert [answer.get("line") for answer in answers] == [None, 2, 3, None]
+    assert [answer.get("skipped") for answer in answers] == [0, None, None, 2]
     assert "field 'documents' is empty; wanted at least one passage" in answers[2]["error"]
 
 
@@ -173,6 +174,19 @@ def test_depth_cuts_the_candidates_of_a_run(trec: list[str], capsys: pytest.Capt
     assert run(["rerank", *trec, "--model", "first-stage", "--depth", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines == [f"q{door} Q0 wall-{door} 1 1.0 rankwright" for door in DOORS]
+
+
+def test_a_run_comes_out_as_json_with_what_was_skipped(
+    trec: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (tmp_path / "first.run").open("a") as stream:
+        stream.write("q10 Q0 wall-10\n")
+    asked = ["rerank", *trec, "--model", "first-stage", "--top-k", "1", "--on-bad-row", "skip"]
+    assert run([*asked, "--output", "json"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(a["query_id"], a["skipped"], a["results"][0]["doc_id"]) for a in answers] == [
+        (f"q{door}", 1, f"wall-{door}") for door in DOORS
+    ]
 
 
 # --- bad input ---------------------------------------------------------------------------------------------------
@@ -218,9 +232,29 @@ def test_bad_and_unknown_lines_of_passages_are_told(
 ) -> None:
     feed(monkeypatch, {"text": "a", "colour": "red"}, b"{", {"text": "b"})
     assert run(["rerank", "q", "--model", "first-stage", "--on-bad-row", "skip", "--output", "json"]) == 0
-    assert [row["doc_id"] for row in one_line(capsys.readouterr().out)["results"]] == ["0", "1"]
+    found = one_line(capsys.readouterr().out)
+    assert ([row["doc_id"] for row in found["results"]], found["skipped"]) == (["0", "1"], 1)
     assert "standard input, line 1: unknown field(s) 'colour'" in caplog.text
     assert "1 bad row(s) skipped" in caplog.text
+    feed(monkeypatch, {"text": "a"}, b"{")
+    assert run(["rerank", "q", "--model", "first-stage", "--on-bad-row", "skip"]) == 0
+    assert "1 bad rows were skipped." in capsys.readouterr().out
+
+
+def test_unknown_fields_of_requests_are_told_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    feed(
+        monkeypatch,
+        {"query": "a", "documents": ["x", {"text": "y", "titel": "Y"}]},
+        {"query": "b", "candidates": [{"text": "y", "score": 1}], "topk": 3},
+        {"query": {"text": "c", "qid": 1}, "documents": [{"docid": "d", "doc": "x", "rang": 1}]},
+    )
+    assert run(["rerank", "--model", "first-stage"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    (record,) = caplog.records
+    names = "'documents.rang', 'documents.titel', 'topk'"
+    assert f"standard input, line 1: unknown field(s) {names}" in record.getMessage()
 
 
 def test_nothing_is_awaited_from_a_terminal(

@@ -12,6 +12,7 @@ import pytest
 
 from rankwright.data import load_examples, read_trec_run
 from rankwright.errors import ConfigurationError, DataError, RankwrightError, ResourceNotFoundError
+from rankwright.retrieval import BM25, with_candidates
 
 GOOD = {"query_id": "good", "question": "What is kelp?", "answers": ["a seaweed"]}
 CONTEXT = {"title": "Kelp", "text": "A seaweed."}
@@ -192,6 +193,52 @@ def test_unknown_fields_give_one_warning_and_the_rows_stay(tmp_path: Path, caplo
     assert (warning.line, warning.found) == (2, "unknown field(s) 'anwsers', 'z'")
 
 
+HOPPED = {"_id": "q", "question": "What?", "answer": "x", "context": {"title": ["T"], "sentences": [["s"]], "a": 1}}
+STEP = {"idx": 0, "title": "T", "paragraph_text": "p", "is_suporting": True}
+
+
+@pytest.mark.parametrize(
+    ("format", "row", "names"),
+    [
+        ("jsonl", {"question": "?", "candidates": [{"text": "a", "titel": "A"}, {"text": "b", "score": 1}]},
+         "'candidates.titel'"),
+        ("dpr", {"question": "?", "answers": ["a"], "ctxs": [{"text": "a", "titel": "A", "hasanswer": True}]},
+         "'ctxs.titel'"),
+        ("hotpotqa", HOPPED, "'context.a'"),
+        ("musique", {"id": "q", "question": "?", "answer": "x", "paragraphs": [STEP]}, "'paragraphs.is_suporting'"),
+        ("rank_llm", {"query": "?", "hits": [{"qid": 1, "docid": 2, "content": "c", "titel": "A"}]}, "'hits.titel'"),
+        ("rank_llm", {"query": {"text": "?", "qid": 1, "x": 1}, "candidates": [{"docid": 2, "doc": "c", "rang": 1}]},
+         "'candidates.rang', 'query.x'"),
+        ("squad", {"data": [{"titel": "T", "paragraphs": [{"context": "c", "kontext": "", "qas": [
+            {"id": "q", "question": "?", "answers": [{"text": "c", "start": 0}]}]}]}], "versoin": 1},
+         "'answers.start', 'kontext', 'titel', 'versoin'"),
+        ("squad", {"titel": "T", "paragraphs": [{"context": "c", "qas": [{"id": "q", "question": "?", "x": 1}]}]},
+         "'titel', 'x'"),
+    ],
+)  # fmt: skip
+def test_unknown_fields_of_objects_inside_a_row_are_named_too(
+    tmp_path: Path, format: str, row: dict[str, Any], names: str
+) -> None:
+    dataset = load_examples(write(tmp_path / "set.jsonl", row), format)
+    found = [warning.found for warning in dataset.warnings if "unknown" in warning.found]
+    assert (len(dataset.examples), found) == (1, [f"unknown field(s) {names}"])
+
+
+def test_passages_of_questions_that_the_labels_do_not_know_are_pooled_too(tmp_path: Path) -> None:
+    """The question's passage stands in the row of another one, which is not judged and has no answer."""
+    rows = [
+        {"query_id": "q1", "question": "kelp?", "answers": ["cold"], "candidates": [{"doc_id": "a", "text": "a crab"}]},
+        {"query_id": "q2", "question": "crab?", "candidates": [{"doc_id": "b", "text": "kelp likes it cold"}]},
+    ]
+    (tmp_path / "qrels.txt").write_text("q1 0 b 1\n")
+    path = write(tmp_path / "set.jsonl", *rows)
+    dataset = load_examples(path, "jsonl", qrels=tmp_path / "qrels.txt", need_answers=True)
+    assert [example.query.query_id for example in dataset.examples] == ["q1"]
+    assert ([document.doc_id for document in dataset.corpus], dataset.unjudged) == (["a", "b"], 1)
+    (found,) = with_candidates(dataset.examples, BM25(dataset.corpus), 2)
+    assert found.candidates[0].doc_id == "b"
+
+
 def test_a_corpus_of_one_passage_works_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     dataset = load_examples(write(tmp_path / "s.jsonl", GOOD), "jsonl", corpus=write(tmp_path / "c.jsonl", PAIR[0]))
     assert len(dataset.corpus) == 1
@@ -326,8 +373,8 @@ def test_bad_rows_of_squad_without_envelope_are_named_or_skipped(tmp_path: Path)
     [
         ("[]", "no question; wanted at least one"),
         ('{"dato": []}', "without the list 'data'; wanted .* or flat rows"),
-        ('{"data": [{"paragraphs": [{"qas": []}]}]}', "wanted field 'context'"),
-        ('{"data": [3]}', "article is 3"),
+        ('{"data": [{"paragraphs": [{"qas": []}]}]}', "article 1, paragraph 1: no such .* wanted field 'context'"),
+        ('{"data": [3]}', "article 1: an article is 3"),
         ('{"data": ', "broken JSON"),
     ],
 )
@@ -336,6 +383,29 @@ def test_a_broken_squad_envelope_is_named(tmp_path: Path, content: str, said: st
     path.write_text(content)
     with pytest.raises(DataError, match=said):
         load_examples(path, "squad", on_bad_row="skip")
+
+
+def test_a_bad_article_or_paragraph_of_squad_is_named_by_its_place_or_skipped(tmp_path: Path) -> None:
+    def asked(name: str) -> dict[str, Any]:
+        return {"context": f"all about {name}", "qas": [{"id": name, "question": "What?", "answers": []}]}
+
+    articles = [
+        {"title": "T", "paragraphs": [asked("a"), {"qas": []}, asked("b"), "text"]},
+        7,
+        {"title": 3, "paragraphs": [asked("lost")]},
+        {"title": "U", "paragraphs": [{**asked("c"), "qas": ["what?", *asked("c")["qas"]]}]},
+    ]
+    path = tmp_path / "dev.json"
+    path.write_text(json.dumps({"data": articles}))
+    dataset = load_examples(path, "squad", on_bad_row="skip")
+    assert [example.query.query_id for example in dataset.examples] == ["a", "b", "c"]
+    places = ["article 1, paragraph 2", "article 1, paragraph 4", "article 2", "article 3", "question is 'what?' (str)"]
+    assert [problem.found.split(": ")[0] for problem in dataset.problems] == places
+    with pytest.raises(DataError, match=r"dev.json: article 1, paragraph 2: no such field .* wanted field 'context'"):
+        load_examples(path, "squad")
+    (tmp_path / "dev.jsonl").write_text(json.dumps(articles[0]) + "\n")
+    with pytest.raises(DataError, match=r"dev.jsonl, line 1: article, paragraph 2: no such field"):
+        load_examples(tmp_path / "dev.jsonl", "squad")
 
 
 @pytest.mark.parametrize(

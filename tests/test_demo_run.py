@@ -4,6 +4,7 @@ honest."""
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import pytest
 import torch
 
 import rankwright
+from rankwright.cli.app import run
 from rankwright.cli.build import Splits
-from rankwright.cli.run import RunOutcome, run_training, verdict_line
-from rankwright.cli.settings import RunSettings, load_settings
-from rankwright.cli.train import DEMO_RECIPE, demo_splits
+from rankwright.cli.settings import RunSettings
+from rankwright.cli.train import demo_splits
 from rankwright.training import TrainResult, train
+from tests.cli_kit import one_line, run_process
 
 
 def small(settings: RunSettings, train: int, dev: int, test: int, *, shuffle: bool = False) -> Splits:
@@ -32,21 +34,29 @@ def spoiled(policy: torch.nn.Module, *args: Any, **kwargs: Any) -> TrainResult:
     return result
 
 
+Worse = tuple[Path, subprocess.CompletedProcess[str]]
+
+IN_SMALL = """
+import rankwright.cli.train, rankwright.training
+from rankwright.cli import main
+from tests.test_demo_run import small, spoiled
+rankwright.training.train = spoiled
+rankwright.cli.train.demo_splits = lambda settings, **how: small(settings, 16, 8, 100)
+main()
+"""
+
+
 @pytest.fixture(scope="module")
-def worse(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunOutcome]:
-    """A run that ends with a spoiled model."""
+def worse(tmp_path_factory: pytest.TempPathFactory) -> Worse:
+    """The folder and the end of a run whose model was spoiled."""
     here = tmp_path_factory.mktemp("worse")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(here)
-        patch.setattr("rankwright.training.train", spoiled)
-        settings = load_settings(DEMO_RECIPE, ["loop.epochs=1", "loop.eval_steps=2"], {})
-        outcome = run_training(settings, "spoiled", splits=small(settings, 16, 8, 100))
-    return here, outcome
+    settings = ["--set", "loop.epochs=1", "--set", "loop.eval_steps=2"]
+    done = run_process("demo", "--name", "upside-down", *settings, "--output", "json", cwd=here, code=IN_SMALL)
+    return here / "runs" / "upside-down", done
 
 
-def test_a_run_folder_holds_what_it_promises(worse: tuple[Path, RunOutcome]) -> None:
-    here, outcome = worse
-    folder = here / outcome.folder
+def test_a_run_folder_holds_what_it_promises(worse: Worse) -> None:
+    folder, done = worse
     names = {path.name for path in folder.iterdir()}
     assert {
         "config.json",
@@ -58,28 +68,31 @@ def test_a_run_folder_holds_what_it_promises(worse: tuple[Path, RunOutcome]) -> 
         "model",
     } <= names
     result = json.loads((folder / "result.json").read_text())
+    assert one_line(done.stdout) == result
     wanted = ["metric", "n", "seed", "f1_reference", "f1_trained", "delta", "ci_low", "ci_high", "p_value", "verdict"]
     assert [key for key in [*wanted, "reader_calls", "cache_hits", "seconds"] if key not in result] == []
     assert result["n"] == 100
     assert result["reader_calls"] > 0
     assert result["delta"] == pytest.approx(result["f1_trained"] - result["f1_reference"])
     assert "Before and after" in (folder / "model" / "README.md").read_text()
-    assert "spoiled" in (folder / "report.html").read_text()
 
 
-def test_a_model_worse_than_its_reference_is_called_so(worse: tuple[Path, RunOutcome]) -> None:
-    _, outcome = worse
-    assert outcome.result["verdict"] == "worse"
-    assert outcome.exit_code == 8
-    assert "WORSE" in verdict_line(outcome.result)
+def test_a_model_worse_than_its_reference_is_called_so(worse: Worse) -> None:
+    """By the last line, by the exit code, in result.json, in the card and in the report."""
+    folder, done = worse
+    assert done.returncode == 8, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("The trained model is WORSE than its reference: do not use it: F1")
+    assert json.loads((folder / "result.json").read_text())["verdict"] == "worse"
+    assert "WORSE than its reference" in (folder / "model" / "README.md").read_text()
+    assert "This is no success" in (folder / "report.html").read_text()
 
 
-def test_the_saved_model_opens_elsewhere_with_equal_scores(worse: tuple[Path, RunOutcome]) -> None:
+def test_the_saved_model_opens_elsewhere_with_equal_scores(worse: Worse) -> None:
     from sentence_transformers import CrossEncoder
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    here, outcome = worse
-    folder = str(here / outcome.folder / "model")
+    folder = str(worse[0] / "model")
     query = "Who established the Priory of Saint Orrel?"
     texts = ["The Priory of Saint Orrel stands on Little Hollin.", "Herring are salted at Gullhaven.", "prior " * 400]
     ours = rankwright.load(folder).rerank(query, texts)
@@ -93,10 +106,18 @@ def test_the_saved_model_opens_elsewhere_with_equal_scores(worse: tuple[Path, Ru
     assert mine == pytest.approx(plain, abs=1e-5)
 
 
-def test_shuffled_answers_teach_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shuffled_answers_teach_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With every question's answers exchanged for another's, no gain may be shown (benchmarks/results/demo.md has five
     seeds)."""
     monkeypatch.chdir(tmp_path)
-    settings = load_settings(DEMO_RECIPE, ["loop.epochs=1", "loop.eval_steps=8"], {})
-    outcome = run_training(settings, "shuffled", splits=small(settings, 64, 16, 80, shuffle=True))
-    assert outcome.result["verdict"] != "better"
+
+    def in_small(settings: RunSettings, *, shuffle_answers: bool) -> Splits:
+        return small(settings, 64, 16, 80, shuffle=shuffle_answers)
+
+    monkeypatch.setattr("rankwright.cli.train.demo_splits", in_small)
+    settings = ["--set", "loop.epochs=1", "--set", "loop.eval_steps=8"]
+    code = run(["demo", "--shuffle-answers", "--name", "shuffled", *settings, "--output", "json"])
+    verdict = one_line(capsys.readouterr().out)["verdict"]
+    assert (verdict, code) in (("not shown", 0), ("worse", 8))

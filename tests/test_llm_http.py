@@ -183,10 +183,10 @@ def test_a_port_where_nobody_listens_is_a_failed_connection() -> None:
 @pytest.mark.parametrize(
     ("fault", "error", "message"),
     [
-        ("401", ReaderError, r"m@http.*refused the key \(http 401.*OPENAI_API_KEY is set\)\. Put a key"),
+        ("401", ReaderError, r"m@http.*refused the key \(http 401.*OPENAI_API_KEY is set\); wanted one .* Put it"),
         ("403", ReaderError, r"refused the key \(http 403: not for you"),
         ("404", ReaderError, r"http 404.*Check the model name"),
-        ("402", BudgetExceededError, r"out of quota \(http 402.*resume"),
+        ("402", BudgetExceededError, r"out of quota \(http 402.*; wanted one .*resume"),
         ("quota", BudgetExceededError, r"out of quota \(http 429"),
     ],
 )
@@ -243,7 +243,8 @@ def test_the_key_is_never_carried_to_another_host() -> None:
 def test_a_server_that_was_never_reached_stops_the_run() -> None:
     with ChaosReader({f"q{number}": ["closed"] * 9 for number in range(40)}) as server:  # two calls may fail at once
         with pytest.raises(
-            ReaderError, match=r"not reached [67] times in a row \(last: connection broken\).*Start the server"
+            ReaderError,
+            match=r"not reached [67] times in a row \(last: connection broken\); wanted .* Start the server",
         ):
             client(server, stop_after=6, concurrency=2).complete([ask(f"q{number}") for number in range(40)])
         assert 6 <= len(server.ledger) <= 8

@@ -71,7 +71,7 @@ def test_silence_is_a_failure(tmp_path: Path) -> None:
 
 def test_a_prompt_that_leaves_no_room_is_a_failure_and_the_rest_is_answered(llm: LocalLLM) -> None:
     results = llm.complete([ask("it " * 300), ask("it")])
-    assert results == [CompletionFailed("prompt too long"), Completion("answer is paris", 3, 4)]
+    assert results == [CompletionFailed("prompt too long", paid=False), Completion("answer is paris", 3, 4)]
 
 
 def test_a_model_without_a_chat_template_gets_the_bare_texts(tmp_path: Path) -> None:

@@ -238,14 +238,16 @@ def test_completions_become_answers_and_failures() -> None:
         Completion("no answer", paid=False),
         Completion("Answer:"),
         CompletionFailed("http 500"),
+        CompletionFailed("prompt too long", paid=False),
     )
     reader = LLMReader(llm, BARE)
     assert isinstance(reader, Reader)
-    assert reader.answer([context(f"q{number}") for number in range(4)]) == [
+    assert reader.answer([context(f"q{number}") for number in range(5)]) == [
         Answer("Paris"),
         Answer("", paid=False),
         ReadFailed("empty text"),
         ReadFailed("http 500"),
+        ReadFailed("prompt too long", paid=False),
     ]
 
 

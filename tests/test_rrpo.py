@@ -136,6 +136,18 @@ def test_answers_of_a_cache_are_hits_and_cost_nothing() -> None:
     assert (metrics["reader_calls"], metrics["cache_hits"]) == (0, len(reader.asked))
 
 
+def test_a_read_for_which_nothing_was_sent_is_no_call() -> None:
+    class TooLong(EchoReader):
+        def answer(self, contexts: Sequence[Context]) -> list[ReadResult]:
+            return [ReadFailed("prompt too long", paid=False) for _ in contexts]
+
+    rows = questions(4)
+    algorithm = RRPO(RRPOConfig(max_failed_reads=1.0), TooLong(), Price(number))
+    metrics = algorithm.collect(scores_for(rows), scores_for(rows), rows, 0).metrics
+    assert (metrics["reader_calls"], metrics["cache_hits"]) == (0, 0)
+    assert metrics["failed_reads"] > 0
+
+
 def test_sampled_rankings_depend_on_seed_and_rollout_but_not_on_the_batch() -> None:
     """Question 0 has fewer candidates than question 1, so alone its scores have another width."""
     rows = questions(4, 9)

@@ -33,6 +33,19 @@ def test_no_gold_passage_is_on_two_sides(gold: dict[str, set[str]], one: str, ot
     assert not gold[one] & gold[other]
 
 
+@pytest.fixture
+def titles(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
+    """side -> titles of its gold passages."""
+    monkeypatch.setattr(sets, "ROOT", data_root)
+    return {name: {d.title.lower().strip() for q in sets.side(name) for d in q.gold} - {""} for name in SIDES}
+
+
+@pytest.mark.parametrize(("one", "other"), combinations(SIDES, 2), ids="-".join)
+def test_no_title_of_a_gold_passage_is_on_two_sides(titles: dict[str, set[str]], one: str, other: str) -> None:
+    assert titles[one]
+    assert not titles[one] & titles[other]
+
+
 @pytest.mark.parametrize("name", ["reader", "reference"])
 def test_training_shows_no_gold_passage_of_another_side(gold: dict[str, set[str]], name: str) -> None:
     from benchmarks.embedded.train_reader import TRAIN_SETS

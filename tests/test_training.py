@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import copy
+import errno
 import itertools
 import json
+import os
 import random
+import resource
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +35,7 @@ from rankwright.training import (
     step_of,
     train,
 )
-from rankwright.types import Answer, Context, Document, Example, Query, ReadFailed, ReadResult
+from rankwright.types import Answer, Context, Document, Example, Query, ReadFailed, ReadResult, RerankRequest
 from tests.tiny_bert import tiny_config, tiny_tokenizer
 from tests.toy import ToyPolicy, ToyReader, examples
 
@@ -166,16 +170,20 @@ def test_the_comparison_sees_a_single_bit() -> None:
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("step", [1, 3, 5, 7, 10])
-def test_a_resumed_run_is_bit_equal_to_an_unbroken_one(tmp_path: Path, step: int, accumulation: int) -> None:
-    """20 questions, blocks of 4: an epoch ends at step 5. Step 3 has a checkpoint just written; at the other steps
-    lines after the last checkpoint must go, and before step 3 there is none."""
+@pytest.mark.parametrize(
+    ("every", "step", "start"), [(1, 1, 1), (1, 5, 5), (3, 1, 0), (3, 3, 3), (3, 7, 6), (5, 8, 5), (5, 10, 10)]
+)
+def test_a_resumed_run_is_bit_equal_to_an_unbroken_one(
+    tmp_path: Path, every: int, step: int, start: int, accumulation: int
+) -> None:
+    """20 questions, blocks of 4: an epoch ends at steps 5 and 10. The run breaks at `step` and starts again at
+    `start`; lines between the two must go."""
     config = TrainConfig(
         epochs=3,
         batch_size=4 // accumulation,
         accumulation=accumulation,
         learning_rate=0.3,
-        eval_steps=3,
+        eval_steps=every,
         top_k=1,
         seed=3,
     )
@@ -183,7 +191,7 @@ def test_a_resumed_run_is_bit_equal_to_an_unbroken_one(tmp_path: Path, step: int
     with pytest.raises(StoppedError):
         run(tmp_path / "broken", config, callbacks=(stop_at(step),))
     saved = newest_checkpoint(tmp_path / "broken")
-    assert (step_of(saved) if saved else 0) == step // 3 * 3
+    assert (step_of(saved) if saved else 0) == start
     assert rows_of(tmp_path / "broken")[-1]["step"] == step
     policy, result = run(tmp_path / "broken", config, resume=True)
     assert torch.equal(policy.scores, whole.scores)
@@ -221,11 +229,12 @@ def padded_examples(count: int) -> list[Example]:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_resumed_run_of_a_padded_bert_is_bit_equal_too(tmp_path: Path) -> None:
-    """Two steps an epoch, and the checkpoint lies inside the second. The resumed run scores the frozen reference anew,
-    with other questions in a batch than in the first epoch, and other numbers of them."""
+@pytest.mark.parametrize(("every", "step"), [(1, 1), (2, 2), (3, 4)], ids=["first step", "epoch's end", "middle"])
+def test_a_resumed_run_of_a_padded_bert_is_bit_equal_too(tmp_path: Path, every: int, step: int) -> None:
+    """Two steps an epoch. The resumed run scores the frozen reference anew, with other questions in a batch than in the
+    first epoch, and other numbers of them."""
     base = wide_cross_encoder()
-    config = TrainConfig(epochs=3, batch_size=4, learning_rate=1e-3, eval_steps=3, top_k=1, seed=1)
+    config = TrainConfig(epochs=3, batch_size=4, learning_rate=1e-3, eval_steps=every, top_k=1, seed=1)
 
     def once(folder: Path, *, resume: bool = False, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
         policy, rrpo = copy.deepcopy(base), RRPOConfig(beta=0.1, samples=2, train_k=1)
@@ -236,7 +245,10 @@ def test_a_resumed_run_of_a_padded_bert_is_bit_equal_too(tmp_path: Path) -> None
 
     whole = once(tmp_path / "whole")
     with pytest.raises(StoppedError):
-        once(tmp_path / "broken", callbacks=[stop_at(4)])
+        once(tmp_path / "broken", callbacks=[stop_at(step)])
+    saved = newest_checkpoint(tmp_path / "broken")
+    assert saved is not None
+    assert step_of(saved) == step // every * every
     assert same(dict(once(tmp_path / "broken", resume=True)), dict(whole))
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
 
@@ -468,7 +480,27 @@ def test_dev_is_not_judged_by_the_few_reads_that_succeed(failed: int, of: int, a
         with pytest.raises(ReaderError, match=rf"'toy' failed on {failed} of {of} dev reads.* --resume"):
             score(ToyPolicy())
     else:
-        assert score(ToyPolicy()) == {"reward": 1.0, "failed_reads": failed}
+        assert score(ToyPolicy()) == {"reward": 1.0, "failed_reads": failed, "cache_hits": 0}
+
+
+def test_answers_of_the_cache_on_dev_are_counted_too(tmp_path: Path) -> None:
+    class Kept(ToyReader):
+        def answer(self, contexts: Sequence[Context]) -> list[ReadResult]:
+            return [Answer(r.text, paid=False) for r in super().answer(contexts) if isinstance(r, Answer)]
+
+    policy, reward = ToyPolicy(), answer_reward("f1")
+    algorithm = RRPO(RRPOConfig(), ToyReader(), reward)  # pays for all
+    score = dev_scorer(examples(4), Kept(), reward, 3)
+    result = train(policy, copy.deepcopy(policy), algorithm, examples(20), LOOP, tmp_path, score_dev=score)
+    evaluations = [row["eval_cache_hits"] for row in rows_of(tmp_path) if "eval_cache_hits" in row]
+    assert evaluations == [4] * 5  # before training, at steps 3, 6, 9 and at the end
+    assert result.cache_hits == 20
+
+
+def test_a_tracker_gets_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    run(tmp_path / "run", TrainConfig(**{**vars(LOOP), "trainer_arguments": {"report_to": ["tensorboard"]}}))
+    assert any(b"reward" in path.read_bytes() for path in (tmp_path / "board").rglob("events.out.tfevents.*"))
 
 
 def test_weights_that_are_never_better_on_dev_are_not_kept(tmp_path: Path) -> None:
@@ -512,23 +544,66 @@ def test_unsupported_training_arguments_are_named(argument: str) -> None:
         TrainConfig(trainer_arguments={argument: 5})
 
 
-def test_a_run_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_a_run_folder_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Planned, because nothing is forbidden to the superuser that many containers run as."""
+
+    def refuse(path: Path, data: bytes) -> int:
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(StorageError, match=rf"cannot be written \({os.strerror(code)}\); wanted .* --name"):
+        run(tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_file_in_the_place_of_the_run_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StorageError, match="cannot be written"):
         run(tmp_path / "file" / "run")
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one_intact(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run(tmp_path)
-    before = newest_checkpoint(tmp_path)
-    assert before is not None
+class HeavyPolicy(ToyPolicy):
+    """A ToyPolicy with 400 kB of weights that change nothing; Adam keeps another 800 kB for them."""
 
-    def full_disk(folder: Path) -> None:
-        raise OSError(28, "No space left on device")
+    def __init__(self) -> None:
+        super().__init__()
+        self.ballast = torch.nn.Parameter(torch.zeros(100_000))
 
-    monkeypatch.setattr("rankwright.training.write_manifest", full_disk)
-    with pytest.raises(StorageError, match=r"No space left on device.*--resume"):
-        run(tmp_path, TrainConfig(**{**vars(LOOP), "epochs": 2}), resume=False)
+    def forward(self, requests: Sequence[RerankRequest]) -> torch.Tensor:
+        return super().forward(requests) + self.ballast.sum() * 0
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """The kernel refuses what goes beyond, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [300_000, 600_000], ids=["safetensors", "torch.save"])
+def test_a_checkpoint_for_which_there_is_no_room_leaves_the_last_one_intact(tmp_path: Path, size: int) -> None:
+    """The smaller limit stops the weights, the larger one the optimizer's state."""
+
+    def once(resume: bool, callbacks: Sequence[TrainerCallback] = ()) -> None:
+        policy = HeavyPolicy()
+        algorithm = RRPO(RRPOConfig(beta=0.0), ToyReader(), answer_reward("f1"))
+        reference = copy.deepcopy(policy)
+        train(policy, reference, algorithm, examples(20), LOOP, tmp_path, resume=resume, callbacks=callbacks)
+
+    with pytest.raises(StoppedError):
+        once(False, [stop_at(4)])
+    before = {path.name: path.read_bytes() for path in (tmp_path / "checkpoint-3").iterdir()}
+    with largest_file(size), pytest.raises(StorageError, match=r"checkpoint-6 cannot be written \(.+\).*--resume"):
+        once(True)
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-3"
+    assert {path.name: path.read_bytes() for path in (tmp_path / "checkpoint-3").iterdir()} == before
     assert not list(tmp_path.glob(".checkpoint-*.partial"))
+    once(True)
+    assert step_of(sorted_checkpoints(tmp_path)[-1]) == 10

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 import rankwright
-from rankwright.errors import ConfigurationError
-from rankwright.types import Document
-from tests.cli_kit import make_model
+from rankwright.errors import ConfigurationError, ResumeError
+from rankwright.evaluation import FirstStage, GoldFirst
+from rankwright.types import Document, Example, Query
+from tests.cli_kit import make_model, rows, write_rows
 
 CORPUS = [Document("k", "Kelp grows in cold water.", "Kelp"), Document("c", "Crabs walk sideways.", "Crabs")]
 
@@ -37,5 +39,31 @@ def test_push_names_a_bad_repository(tmp_path: Path) -> None:
         rankwright.push(make_model(tmp_path / "model"), "no name")
 
 
-def test_eval_is_evaluate() -> None:
-    assert rankwright.eval is rankwright.evaluate
+def test_train_run_is_the_verb_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "q.jsonl", rows())
+    make_model(tmp_path / "tiny")
+    settings = {
+        "method": "supervised",
+        "data": {"train": "q.jsonl", "retriever": "given", "dev_share": 0.25, "test_share": 0.25},
+        "model": {"name": "tiny"},
+        "reader": {"reader": "none"},
+        "loop": {"epochs": 1.0, "batch_size": 3},
+    }
+    result = rankwright.train_run("mine", settings)
+    assert result == json.loads((tmp_path / "runs" / "mine" / "result.json").read_text())
+    assert (result["verdict"], result["steps"], result["n"]) == ("not shown", 2, 3)
+    assert len(rankwright.load("runs/mine/model").rerank("door", ["a", "b"]).doc_ids) == 2
+    with pytest.raises(ConfigurationError, match="already holds a run"):
+        rankwright.train_run("mine", settings)
+    with pytest.raises(ResumeError, match="Setting seed is 1"):
+        rankwright.train_run("mine", {**settings, "seed": 1}, resume=True)
+    with pytest.raises(ConfigurationError, match=r"loop\.epoch"):
+        rankwright.train_run("other", {**settings, "loop": {"epoch": 1.0}})
+
+
+def test_eval_compares_models() -> None:
+    question = Example(Query("q", "kelp"), tuple(reversed(CORPUS)), (), {"k": 1})
+    models = {"first-stage": FirstStage(), "gold-first": GoldFirst([question])}
+    scores = rankwright.eval(models, [question], reader=None, top_k=1, depth=2).scores
+    assert [scores[name]["RR@10"].mean for name in models] == [0.5, 1.0]

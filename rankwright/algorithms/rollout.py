@@ -50,12 +50,11 @@ def read_prefixes(prefixes: Iterable[tuple[Example, tuple[int, ...]]], reader: R
         for ((query_id, chosen), example), context, result in zip(distinct.items(), contexts, results, strict=True)
     ]
     values = reward(outcomes) if outcomes else []
-    answers = [result for result in results if not isinstance(result, ReadFailed)]
     uncached = [isinstance(result, ReadFailed) or result.paid for result in results]
     return Readings(
         {key: value.value for key, value in zip(distinct, values, strict=True)},
-        paid=sum(answer.paid for answer in answers) + len(results) - len(answers),
-        hits=sum(not answer.paid for answer in answers),
+        paid=sum(result.paid for result in results),
+        hits=len(results) - sum(uncached),
         failed=sum(value.value is None for value in values),
         asked=tuple(value.value is not None for value, new in zip(values, uncached, strict=True) if new),
     )

@@ -67,7 +67,8 @@ def build_reader(settings: ReaderSettings, store: ReadStore, run: str, device: s
 
         if not settings.model:
             raise ConfigurationError(
-                f"Reader {settings.reader} was given without a model name; add --reader-model NAME."
+                f"Reader {settings.reader} was given without a model name; wanted the name that it knows. Add "
+                "--reader-model NAME."
             )
         prices = {"input": settings.price_input, "output": settings.price_output}
         given = {side: price for side, price in prices.items() if price is not None}
@@ -139,13 +140,23 @@ def _quiet_bars() -> None:
     logging.disable_progress_bar()
 
 
-def tell_of_cut(reranker: Reranker) -> None:
-    """Says how many passages were longer than a model reads."""
+def tell_of_cut(reranker: Reranker, next_step: str = "Split long passages.") -> None:
+    """Says how many passages were longer than a model reads, and what to do."""
     share = getattr(reranker, "share_cut", 0.0)
     if share:
         say(
             f"{reranker.name}: {share:.1%} of question-passage pairs are longer than its limit of "
-            f"{getattr(reranker, 'max_length', '?')} tokens; what lies beyond is not read. Split long passages."
+            f"{getattr(reranker, 'max_length', '?')} tokens; what lies beyond is not read. {next_step}"
+        )
+
+
+def tell_of_reader_cut(reader: Reader | None) -> None:
+    """Says how much of the passages a reader had to leave out, and what to do."""
+    share = getattr(reader, "share_cut", 0.0)
+    if reader is not None and share:
+        say(
+            f"{reader.name}: {share:.1%} of the tokens of questions and passages lay beyond its limit and were not "
+            "read. Split long passages, or lower --top-k."
         )
 
 
@@ -221,7 +232,7 @@ def load_splits(settings: RunSettings) -> Splits:
         candidates(parts["dev"], corpus, data.retriever, data.eval_depth, index),
         candidates(parts["test"], corpus, data.retriever, data.eval_depth, index),
         test.name if test else f"{train.name}-held-out",
-        sum(s.skipped for s in sets),
+        len({problem for s in sets for problem in s.problems}),  # those of the corpus stand in each
     )
 
 

@@ -100,9 +100,10 @@ def write_out(text: str) -> None:
 def silence() -> None:
     """Where standard output takes nothing any more, what is still buffered goes nowhere: else Python would fail on it
     once more while it ends."""
+    if sys.stdout is None:
+        return
     try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -6,7 +6,7 @@ import shlex
 import sys
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,7 @@ def compare(
         device=device,
     )
     worse = _worse_than_baseline(evaluation)
-    _print(evaluation, worse, output)
+    _print(evaluation, output)
     if save is not None:
         evaluation.save(save)
         say(f"Saved to {save}")
@@ -156,6 +156,7 @@ def compare(
         run = {"environment": {"command": "rankwright " + shlex.join(sys.argv[1:])}}
         write_report(report, evaluation, title=f"Comparison on {evaluation.settings.set_name}", run=run)
         say(f"Report {report}")
+    _print_verdict(evaluation, worse, say if output is OutputKind.json else print_out)
     return WORSE_EXIT_CODE if worse else 0
 
 
@@ -233,7 +234,7 @@ def _ranker(name: str, examples: Sequence[Example], device: str) -> Reranker:
 @contextmanager
 def _opened_reader(settings: ReaderSettings, device: str) -> Iterator[Reader | None]:
     """The reader over its cache; at the end its calls are summed up."""
-    from rankwright.cli.build import build_reader, open_store, tell_of_calls
+    from rankwright.cli.build import build_reader, open_store, tell_of_calls, tell_of_reader_cut
 
     if settings.reader == "none":
         yield None
@@ -245,9 +246,7 @@ def _opened_reader(settings: ReaderSettings, device: str) -> Iterator[Reader | N
             yield reader
         finally:  # after an error or Ctrl-C too: what was sent may be on the bill
             tell_of_calls(store, settings.cache, run)
-        share_cut = getattr(reader, "share_cut", 0.0)
-        if reader is not None and share_cut:
-            say(f"{reader.name}: {share_cut:.1%} of the tokens of questions and passages lay beyond its limit.")
+        tell_of_reader_cut(reader)
 
 
 def _worse_than_baseline(evaluation: Evaluation) -> list[PairedTest]:
@@ -263,18 +262,21 @@ def _worse_than_baseline(evaluation: Evaluation) -> list[PairedTest]:
     ]
 
 
-def _print(evaluation: Evaluation, worse: Sequence[PairedTest], output: OutputKind) -> None:
+def _print(evaluation: Evaluation, output: OutputKind) -> None:
     if output is OutputKind.json:
         signatures = {metric: evaluation.signature_of(metric) for metric in evaluation.metrics}
         emit({**evaluation.to_json(), "signatures": signatures})
     else:
         _print_text(evaluation)
-    last = say if output is OutputKind.json else print_out
+
+
+def _print_verdict(evaluation: Evaluation, worse: Sequence[PairedTest], tell: Callable[[str], None]) -> None:
+    """The last word, after all else is said and written."""
     test = evaluation.headline_test()
     if test is not None and not worse:
-        last(_sentence(test))
+        tell(_sentence(test))
     for found in worse:
-        last(_sentence(found))
+        tell(_sentence(found))
 
 
 def _print_text(evaluation: Evaluation) -> None:

@@ -94,30 +94,37 @@ def register(app: typer.Typer) -> None:
 def report(
     source: Path = typer.Argument(..., help="A run folder, or a file that eval --save has written."),
     out: Path | None = typer.Option(None, help="HTML file; by default report.html of the run, or beside the file."),
+    output: OutputKind = typer.Option(OutputKind.text, help="json prints one line on standard output."),
 ) -> None:
     """Make report.html again from what a run or an evaluation has stored."""
+    path = _written_report(source, out)
+    if output is OutputKind.json:
+        emit({"source": str(source), "report": str(path)})
+    else:
+        say(f"Report {path}")
+
+
+def _written_report(source: Path, out: Path | None) -> Path:
     from rankwright.evaluation import Evaluation
     from rankwright.report import write_report
 
     if not source.is_dir():
         evaluation = Evaluation.load(source)
         title = f"Comparison on {evaluation.settings.set_name}"
-        say(f"Report {write_report(out or source.with_suffix('.html'), evaluation, title=title)}")
-        return
+        return write_report(out or source.with_suffix(".html"), evaluation, title=title)
     if not (source / "evaluation.json").is_file():
         raise ResourceNotFoundError(
             f"Folder {source} holds no evaluation.json; wanted the folder of a finished run. "
             "Finish it with rankwright train --resume."
         )
     run = {name: _json_object(source / f"{name}.json") for name in ("config", "environment", "result")}
-    path = write_report(
+    return write_report(
         out or source / "report.html",
         Evaluation.load(source / "evaluation.json"),
         title=f"Run {source.resolve().name}",
         run={name: values for name, values in run.items() if values},
         metrics=_metrics(source / "metrics.jsonl"),
     )
-    say(f"Report {path}")
 
 
 def _json_object(path: Path) -> Mapping[str, Any]:
@@ -223,6 +230,7 @@ def cache_clear(
     cache: Path = CACHE,
     ledger: bool = typer.Option(False, "--ledger", help="Forget the calls and prices too."),
     yes: bool = typer.Option(False, "--yes", help="Do not ask."),
+    output: OutputKind = typer.Option(OutputKind.text, help="json prints one line on standard output."),
 ) -> None:
     """Forget all answers; the record of calls stays unless --ledger is given. Runs to come pay for them again."""
     with _opened(cache) as store:
@@ -237,6 +245,16 @@ def cache_clear(
 
         store.write(forget)
         store.read("VACUUM")  # gives the space back; not possible inside a transaction
+    if output is OutputKind.json:
+        emit(
+            {
+                "path": str(cache),
+                "bytes": cache.stat().st_size,
+                "answers_forgotten": answers,
+                "ledger_forgotten": ledger,
+            }
+        )
+        return
     print_out(
         f"{answers} answers forgotten{', and the ledger' if ledger else ''}; {cache} is {cache.stat().st_size:,} bytes."
     )

@@ -17,6 +17,7 @@ from rankwright.types import Document, Query, Ranking, Reranker, RerankRequest
 
 STDIN = "standard input"
 PARTIAL_EXIT_CODE = 7
+QUERY_ID_FIELDS = ("query_id", "_id", "id")
 _QUERIES_AT_ONCE = 64
 
 EXAMPLES = """
@@ -59,25 +60,34 @@ def rerank(
     depth: int | None = typer.Option(None, min=1, help="Candidates of a run that are reranked; all without it."),
     on_bad_row: BadRow = typer.Option(
         BadRow.error,
-        help="Stop at a bad line, or go on; a bad request is then answered with an error, and the exit code is 7.",
+        help="Stop at a bad line, or go on and count it; a bad request is answered with an error, and the exit code "
+        "is 7.",
     ),
     device: str = typer.Option("cpu", help="Torch device."),
-    output: OutputKind = typer.Option(OutputKind.text, help="json prints one line; requests are always answered so."),
+    output: OutputKind = typer.Option(
+        OutputKind.text, help="json prints one line, of a run one a question; requests are always answered so."
+    ),
 ) -> int:
     """Put passages in the order in which they help to answer a question, best first, with raw scores."""
     from rankwright.cli.build import build_reranker, tell_of_cut
+    from rankwright.data import trec_run_lines
 
     _check_arguments(question, passages_file, run, topics, corpus)
     failed = 0
     if run is not None:
-        examples = _run_requests(run, topics, corpus, depth, on_bad_row)
+        requests, skipped = _run_requests(run, topics, corpus, depth, on_bad_row)
         reranker = build_reranker(model, device)
-        _rerank_run(reranker, examples, top_k)
+        for request, ranking in _reranked(reranker, requests, top_k):
+            if output is OutputKind.json:
+                emit({"query_id": ranking.query_id, **_answer(request, ranking, model, skipped)})
+            else:
+                write_out("".join(f"{line}\n" for line in trec_run_lines(ranking)))
     elif question is not None:
-        documents = _documents(passages or [], passages_file, on_bad_row)
+        documents, skipped = _documents(passages or [], passages_file, on_bad_row)
         reranker = build_reranker(model, device)
         request = RerankRequest(Query("0", question), documents)
-        _print(_answer(reranker, request, model, top_k), output)
+        (ranking,) = reranker.rerank_batch([request])
+        _print(_answer(request, _best(ranking, top_k), model, skipped), output)
     else:
         reranker = build_reranker(model, device)
         failed = _answer_requests(reranker, model, top_k, on_bad_row)
@@ -104,8 +114,9 @@ def _check_arguments(
 # --- one question ------------------------------------------------------------------------------------------------
 
 
-def _documents(texts: Sequence[str], file: Path | None, on_bad_row: BadRow) -> tuple[Document, ...]:
-    """Passages of the arguments, then those of the file; of standard input where there are neither."""
+def _documents(texts: Sequence[str], file: Path | None, on_bad_row: BadRow) -> tuple[tuple[Document, ...], int]:
+    """Passages of the arguments, then those of the file; of standard input where there are neither. And how many were
+    bad."""
     from rankwright.data.intake import Intake
     from rankwright.data.rows import json_rows
 
@@ -125,17 +136,17 @@ def _documents(texts: Sequence[str], file: Path | None, on_bad_row: BadRow) -> t
             f"{file or STDIN} holds no usable passage ({skipped} bad lines); wanted at least one "
             '{"text": "..."} a line. Give passages as arguments, with --passages FILE or on standard input.'
         )
-    return tuple(documents.values())
+    return tuple(documents.values()), skipped
 
 
 def _take_rows(
     documents: dict[str, Document], place: object, rows: Iterable[tuple[int, Mapping[str, Any]]], intake: Any
 ) -> None:
-    from rankwright.data.fields import PASSAGE_FIELDS
+    from rankwright.data.fields import CANDIDATE_FIELDS
 
     for line, row in rows:
         with intake.row(place, line):
-            intake.note_fields(place, line, row, PASSAGE_FIELDS | {"score", "metadata"})
+            intake.note_fields(place, line, row, CANDIDATE_FIELDS)
             _take(documents, _document(row, len(documents)))
 
 
@@ -195,16 +206,18 @@ def _refuse_terminal(wanted: str) -> None:
         )
 
 
-def _answer(reranker: Reranker, request: RerankRequest, model: str, top_k: int | None) -> dict[str, Any]:
-    """The JSON answer to one request."""
-    ranking = reranker.rerank_batch([request])[0]
+def _best(ranking: Ranking, top_k: int | None) -> Ranking:
+    return Ranking(ranking.query_id, ranking.doc_ids[:top_k], ranking.scores[:top_k])
+
+
+def _answer(request: RerankRequest, ranking: Ranking, model: str, skipped: int) -> dict[str, Any]:
+    """The JSON answer to one request; `skipped` counts the bad rows so far."""
     by_id = {document.doc_id: document for document in request.documents}
-    places = list(zip(ranking.doc_ids, ranking.scores, strict=True))[:top_k]
     results = [
         {"rank": rank, "doc_id": doc_id, "score": score, "title": by_id[doc_id].title, "text": by_id[doc_id].text}
-        for rank, (doc_id, score) in enumerate(places, start=1)
+        for rank, (doc_id, score) in enumerate(zip(ranking.doc_ids, ranking.scores, strict=True), start=1)
     ]
-    return {"query": request.query.text, "model": model, "results": results}
+    return {"query": request.query.text, "model": model, "skipped": skipped, "results": results}
 
 
 def _print(answer: Mapping[str, Any], output: OutputKind) -> None:
@@ -219,6 +232,8 @@ def _print(answer: Mapping[str, Any], output: OutputKind) -> None:
         text = f"{row['title']}: {row['text']}" if row["title"] else row["text"]
         table.add_row(str(row["rank"]), f"{row['score']:.4f}", _harmless(row["doc_id"]), _harmless(text))
     print_out(table)
+    if answer["skipped"]:
+        print_out(f"{answer['skipped']} bad rows were skipped.")
 
 
 def _harmless(text: str) -> str:
@@ -231,13 +246,16 @@ def _harmless(text: str) -> str:
 
 def _answer_requests(reranker: Reranker, model: str, top_k: int | None, on_bad_row: BadRow) -> int:
     """Answers every line of standard input as it arrives; the number of lines that could not be read."""
+    from rankwright.data.intake import Intake
     from rankwright.data.problems import RowError
 
     _refuse_terminal('requests, one {"query", "documents"} object a line')
     answered = failed = 0
+    noted = Intake(skip_bad_rows=True, need_answers=False)
     for line, raw in _stdin_lines():
         try:
-            query_id, request = _request(_parsed(raw))
+            row = _parsed(raw)
+            query_id, request = _request(row)
         except RowError as error:
             problem = str(error.at(STDIN, line))
             if on_bad_row is BadRow.error:
@@ -246,8 +264,11 @@ def _answer_requests(reranker: Reranker, model: str, top_k: int | None, on_bad_r
             emit({"line": line, "error": problem})
             continue
         answered += 1
-        answer = _answer(reranker, request, model, top_k)
+        noted.note_fields(STDIN, line, row, *_request_fields(row))
+        (ranking,) = reranker.rerank_batch([request])
+        answer = _answer(request, _best(ranking, top_k), model, failed)
         emit({"query_id": query_id, **answer} if query_id is not None else answer)
+    noted.dataset(Path(STDIN))  # warns of unknown fields
     if not answered + failed:
         raise DataError(
             f'{STDIN} is empty; wanted requests, one {{"query", "documents"}} object a line. '
@@ -255,6 +276,17 @@ def _answer_requests(reranker: Reranker, model: str, top_k: int | None, on_bad_r
         )
     say(f"{answered} requests answered, {failed} bad lines.")
     return failed
+
+
+def _request_fields(row: Mapping[str, Any]) -> tuple[frozenset[str], Mapping[str, frozenset[str]]]:
+    """The fields of a request, and those of the objects in it."""
+    from rankwright.data import rank_llm
+    from rankwright.data.fields import CANDIDATE_FIELDS
+
+    known = rank_llm.FORMAT.fields | {"query", "documents", "candidates", *QUERY_ID_FIELDS}
+    if isinstance(row["query"], dict):
+        return known, {**rank_llm.FORMAT.nested, "documents": rank_llm.FORMAT.nested["candidates"]}
+    return known, {"documents": CANDIDATE_FIELDS, "candidates": CANDIDATE_FIELDS}
 
 
 def _request(row: Mapping[str, Any]) -> tuple[str | None, RerankRequest]:
@@ -278,7 +310,7 @@ def _request(row: Mapping[str, Any]) -> tuple[str | None, RerankRequest]:
         documents = {}
         for position, value in enumerate(list_field(row, names[0])):
             _take(documents, _document(value, position))
-        query_id = id_field(row, "query_id", "_id", "id")
+        query_id = id_field(row, *QUERY_ID_FIELDS)
         query = Query(query_id or "0", text_field(row, "query"))
     if not documents:
         raise RowError(f"field '{names[0]}' is empty", "at least one passage", "Add passages, or leave the line out.")
@@ -290,23 +322,23 @@ def _request(row: Mapping[str, Any]) -> tuple[str | None, RerankRequest]:
 
 def _run_requests(
     run: Path, topics: Path | None, corpus: Path | None, depth: int | None, on_bad_row: BadRow
-) -> list[RerankRequest]:
+) -> tuple[list[RerankRequest], int]:
+    """The questions of a run with their candidates, and how many rows were bad."""
     from rankwright.data import load_examples
 
     dataset = load_examples(run, "trec", topics=topics, corpus=corpus, on_bad_row=on_bad_row.value)
     requests = [RerankRequest(e.query, e.candidates[:depth]) for e in dataset.examples if e.candidates]
     if not requests:
         raise DataError(f"{run} names no candidates; wanted a TREC run: query_id Q0 doc_id rank score tag.")
-    return requests
+    return requests, dataset.skipped
 
 
-def _rerank_run(reranker: Reranker, requests: Sequence[RerankRequest], top_k: int | None) -> None:
-    from rankwright.data import trec_run_lines
-
+def _reranked(
+    reranker: Reranker, requests: Sequence[RerankRequest], top_k: int | None
+) -> Iterator[tuple[RerankRequest, Ranking]]:
     with progress_bars() as progress:
         for start in range(0, len(requests), _QUERIES_AT_ONCE):
             batch = requests[start : start + _QUERIES_AT_ONCE]
-            for found in reranker.rerank_batch(batch):
-                kept = Ranking(found.query_id, found.doc_ids[:top_k], found.scores[:top_k])
-                write_out("".join(f"{line}\n" for line in trec_run_lines(kept)))
+            for request, ranking in zip(batch, reranker.rerank_batch(batch), strict=True):
+                yield request, _best(ranking, top_k)
             progress("rerank", start + len(batch), len(requests))

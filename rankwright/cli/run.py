@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import rankwright
-from rankwright.cli.build import Splits, build_reader, checked_device, load_splits, open_store, tell_of_calls
+from rankwright.cli.build import (
+    Splits,
+    build_reader,
+    checked_device,
+    load_splits,
+    open_store,
+    tell_of_calls,
+    tell_of_cut,
+    tell_of_reader_cut,
+)
 from rankwright.cli.card import model_card
 from rankwright.cli.common import progress_bars, say, score_table, training_bar
 from rankwright.cli.settings import RunSettings, settings_tree
@@ -66,7 +75,7 @@ def run_training(
 
     folder = run_folder(name)
     checked_device(settings.model.device)
-    run_id = _run_id(folder, name, resume, overwrite)
+    run_id = _run_id(folder, settings, resume, overwrite)
     splits = splits or load_splits(settings)
     make_folder(folder)
     environment = {"command": command or f"rankwright train --name {name}", **_environment()}
@@ -96,6 +105,8 @@ def run_training(
                 tell_of_calls(store, settings.reader.cache, run_id)
             raise
         totals = store.ledger.totals(run_id)
+    tell_of_cut(policy, "Split long passages, or raise --set model.max_length as far as the model goes.")
+    tell_of_reader_cut(reader)
     test = evaluation.test(TRAINED_ROW, REFERENCE_ROW, evaluation.headline_metric)
     result = _result(settings, evaluation, test, trained, totals.calls, trained.cache_hits + hits)
     result["price"] = totals.price_text if settings.reader.reader not in ("embedded", "none") else "0"
@@ -119,13 +130,15 @@ def run_training(
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
     """What a full disk or a lost folder says, with what to do about it."""
+    from rankwright.training import WRITE_ERRORS, write_problem
+
     try:
         yield
     except StorageError:
         raise
-    except OSError as error:
+    except WRITE_ERRORS as error:
         raise StorageError(
-            f"Run folder {folder} cannot be written ({error.strerror or error}); wanted a writable folder and free "
+            f"Run folder {folder} cannot be written ({write_problem(error)}); wanted a writable folder and free "
             "space. Free some, then go on with --resume: checkpoints and answers are kept."
         ) from error
 
@@ -143,7 +156,7 @@ def run_folder(name: str) -> Path:
     return RUNS / name
 
 
-def _run_id(folder: Path, name: str, resume: bool, overwrite: bool) -> str:
+def _run_id(folder: Path, settings: RunSettings, resume: bool, overwrite: bool) -> str:
     """Name under which the run's calls stand in the ledger; kept over a resume."""
     config = folder / "config.json"
     if config.exists() and not (resume or overwrite):
@@ -152,10 +165,31 @@ def _run_id(folder: Path, name: str, resume: bool, overwrite: bool) -> str:
             "--overwrite, or give another --name."
         )
     if resume:
-        if not config.exists():
-            raise ResumeError(f"Run folder {folder} holds no run to resume; leave --resume out to start one.")
-        return str(json.loads(config.read_text(encoding="utf-8"))["run_id"])
-    return f"{name}-{uuid.uuid4().hex[:8]}"
+        return _resumed_id(config, settings)
+    return f"{folder.name}-{uuid.uuid4().hex[:8]}"
+
+
+def _resumed_id(config: Path, settings: RunSettings) -> str:
+    """The id of the run to go on with, after a look at its settings: before its first checkpoint nothing else has them.
+
+    Raises:
+        ResumeError: no run, one whose config.json is damaged, or one that began with other settings.
+    """
+    from rankwright.training import check_same_settings
+
+    if not config.exists():
+        raise ResumeError(f"Run folder {config.parent} holds no run to resume; leave --resume out to start one.")
+    try:
+        stored = json.loads(config.read_text(encoding="utf-8"))
+        run_id, before = stored.pop("run_id"), _without_speed(stored)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ResumeError(
+            f"File {config} is damaged ({type(error).__name__}: {error}); wanted the settings that the run began with "
+            "and its run_id. Begin again with --overwrite, or with another --name."
+        ) from error
+    now = json.loads(json.dumps(settings_tree(settings)))
+    check_same_settings(before, _without_speed(now), config.parent)
+    return str(run_id)
 
 
 def _train(
@@ -234,17 +268,19 @@ HOW_FAST = (
 """Reader settings that may change between sessions: they decide how fast answers come, not which."""
 
 
+def _without_speed(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree of settings, less those that may change between sessions."""
+    return {**tree, "reader": {name: value for name, value in tree["reader"].items() if name not in HOW_FAST}}
+
+
 def _deciding(settings: RunSettings, splits: Splits, reader: Reader | None, reference: Any) -> dict[str, Any]:
     """All that decides a run's result, for the check of --resume: settings, and hashes of what they point to. (The code
     of a reward function of the user is not among it.)"""
-    tree = settings_tree(settings)
-    for part in HOW_FAST:
-        tree["reader"].pop(part)
     weights = hashlib.sha256()
     for name, tensor in reference.state_dict().items():
         weights.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
     return {
-        "run": tree,
+        "run": _without_speed(settings_tree(settings)),
         "training questions": _digest(splits.train),
         "dev questions": _digest(splits.dev),
         "reader": reader.name if reader else "none",
@@ -356,6 +392,7 @@ def _result(
         "verdict": verdict(test) if test else "not shown",
         "reader_calls": calls,
         "cache_hits": hits,
+        "skipped": evaluation.settings.skipped,
         "seconds": round(trained.seconds, 1),
         "seconds_by_part": {part: round(seconds, 1) for part, seconds in trained.seconds_by_part.items()},
         "steps": trained.steps,
@@ -399,21 +436,22 @@ def verdict_line(result: Mapping[str, Any]) -> str:
     )
 
 
-def show(outcome: RunOutcome) -> None:
-    """Table, verdict and where things are, on standard error."""
+def show(outcome: RunOutcome, next_step: str = "") -> None:
+    """Table, where things are, verdict and next step, on standard error; after the verdict *worse* comes nothing."""
     from rankwright.cli.common import console
 
-    console.print(score_table(outcome.evaluation))
     result = outcome.result
+    console.print(score_table(outcome.evaluation))
+    say(f"Signature {result['signature']}")
     say(
         f"Reader calls {result['reader_calls']}, cache hits {result['cache_hits']}, training {result['seconds']:.0f} s."
     )
-    say(
-        f"Cut to length: {result['pairs_cut']:.1%} of question-passage pairs for the reranker, "
-        f"{result['reader_tokens_cut']:.1%} of tokens for the reader."
-    )
+    if result["skipped"]:
+        say(f"{result['skipped']} bad rows were skipped.")
     say(f"Report {outcome.folder / 'report.html'}   model {outcome.folder / 'model'}")
     say(verdict_line(result))
+    if next_step and result["verdict"] != "worse":
+        say(next_step)
 
 
 def clear_run(name: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,8 @@ import typer
 from rankwright.cli.common import OutputKind, emit, say
 from rankwright.cli.settings import RunSettings, load_settings
 from rankwright.errors import ConfigurationError
+from rankwright.metrics.answer import normalise
+from rankwright.types import Example
 
 if TYPE_CHECKING:
     from rankwright.cli.run import RunOutcome
@@ -18,6 +22,9 @@ if TYPE_CHECKING:
 DEMO_NAME = "demo"
 DEMO_FOLDER = Path(__file__).parents[1] / "assets" / "demo"
 DEMO_RECIPE = Path(__file__).parents[1] / "recipes" / "demo.yaml"
+
+NEXT_STEP = """Next, on your own questions and passages:
+    rankwright train --name mine --data questions.jsonl --corpus passages.jsonl"""
 
 DEMO_EXAMPLES = """
 **Examples**
@@ -70,11 +77,9 @@ def demo(
 
     settings = load_settings(config or DEMO_RECIPE, set_, {"seed": seed, "model.device": device})
     outcome = run_demo(settings, name, shuffle_answers=shuffle_answers, command=_command())
-    show(outcome)
+    show(outcome, NEXT_STEP)
     if output is OutputKind.json:
         emit(outcome.result)
-    say("Next, on your own questions and passages:")
-    say("    rankwright train --name mine --data questions.jsonl --corpus passages.jsonl")
     return outcome.exit_code
 
 
@@ -94,7 +99,6 @@ def run_demo(settings: RunSettings, name: str, *, shuffle_answers: bool = False,
 def demo_splits(settings: RunSettings, *, shuffle_answers: bool = False) -> Any:
     """The bundled questions with BM25 candidates, divided as their metadata says."""
     import json
-    import random
 
     from rankwright.cli.build import Splits, candidates
     from rankwright.data import load_examples
@@ -110,13 +114,28 @@ def demo_splits(settings: RunSettings, *, shuffle_answers: bool = False) -> Any:
         parts[split_of[example.query.query_id]].append(example)
     if shuffle_answers:
         for part in ("train", "dev"):
-            answers = [example.answers for example in parts[part]]
-            random.Random(settings.seed).shuffle(answers)
-            parts[part] = [replace(e, answers=a) for e, a in zip(parts[part], answers, strict=True)]
+            parts[part] = _with_exchanged_answers(parts[part], settings.seed)
     index = BM25(dataset.corpus)
     depths = {"train": settings.data.depth, "dev": settings.data.eval_depth, "test": settings.data.eval_depth}
     ready = {part: candidates(rows, dataset.corpus, "bm25", depths[part], index) for part, rows in parts.items()}
     return Splits(ready["train"], ready["dev"], ready["test"], "sundrel-test", dataset.skipped)
+
+
+def _with_exchanged_answers(examples: Sequence[Example], seed: int) -> list[Example]:
+    """Every question with the answers of another one, none of which is its own, however it is written."""
+    accepted = [{normalise(answer) for answer in example.answers} for example in examples]
+    places, draw = list(range(len(examples))), random.Random(seed)
+    draw.shuffle(places)
+    for i in range(len(places)):
+        if accepted[i] & accepted[places[i]]:
+            fit = [
+                j
+                for j, place in enumerate(places)
+                if not accepted[i] & accepted[place] | accepted[j] & accepted[places[i]]
+            ]
+            j = draw.choice(fit)
+            places[i], places[j] = places[j], places[i]
+    return [replace(example, answers=examples[place].answers) for example, place in zip(examples, places, strict=True)]
 
 
 def train(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from rankwright.data.fields import (
+    PASSAGE_FIELDS,
     Row,
     answers_field,
     content_id,
@@ -21,6 +22,7 @@ from rankwright.data.rows import RowFormat
 from rankwright.types import Example, Query
 
 _ID_FIELDS = ("id", "_id", "question_id", "q_id")
+_CONTEXT_FIELDS = {"isgold", "is_gold", "hasanswer", "has_answer", "score", "title_score", "passage_id", "psg_id"}
 
 
 def parse_row(row: Row) -> Example:
@@ -47,4 +49,5 @@ FORMAT = RowFormat(
         {*_ID_FIELDS, "question", "answers", "golden_answers", "ctxs", "dataset", "metadata", "nq_annotated_gold"}
     ),
     ("ctxs",),
+    {"ctxs": PASSAGE_FIELDS | _CONTEXT_FIELDS},
 )

@@ -13,6 +13,8 @@ Row = Mapping[str, Any]
 
 ID_FIELDS = ("doc_id", "_id", "id", "docid")
 PASSAGE_FIELDS = frozenset({*ID_FIELDS, "title", "text", "contents"})
+CANDIDATE_FIELDS = PASSAGE_FIELDS | {"score", "metadata"}
+"""Those of a passage that someone has ranked."""
 _SHOWN_CHARACTERS = 60
 _FIX_ROW = "Correct the row, or leave bad rows out with on_bad_row='skip' (--on-bad-row skip)."
 _FIX_FORMAT = "Check that the format (--format) is the one of this file, or correct the row."

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rankwright.data.fields import content_id, has_content_id, shown
+from rankwright.data.fields import Row, content_id, has_content_id, shown
 from rankwright.data.files import AnyPath
 from rankwright.data.problems import Problem, RowError
 from rankwright.errors import DataError
@@ -25,7 +25,8 @@ class Dataset:
     """File stem; the set's name in signatures."""
     examples: tuple[Example, ...]
     corpus: tuple[Document, ...]
-    """The corpus that was given, else the candidates of all examples, each passage once; may be empty."""
+    """The corpus that was given, else the candidates of all questions of the file, also of the unjudged ones, each
+    passage once; may be empty."""
     skipped: int
     """Rows left out because they were bad (all files together)."""
     problems: tuple[Problem, ...]
@@ -76,11 +77,24 @@ class Intake:
                 raise DataError(str(problem)) from None
             self._problems.append(problem)
 
-    def note_fields(self, file: object, line: int, names: Iterable[str], known: frozenset[str]) -> None:
-        """Remember fields nobody reads; each file gets one warning for all of them."""
+    def note_fields(
+        self,
+        file: object,
+        line: int,
+        row: Row,
+        known: frozenset[str],
+        nested: Mapping[str, frozenset[str]] | None = None,
+    ) -> None:
+        """Remember fields nobody reads, also of the objects that stand in the nested fields, alone or in a list; each
+        file gets one warning for all of them."""
+        names = [name for name in row if name not in known]
+        for field, inner in (nested or {}).items():
+            value = row.get(field)
+            for part in value if isinstance(value, list) else [value]:
+                if isinstance(part, dict):
+                    names += [f"{field}.{name}" for name in part if name not in inner]
         for name in names:
-            if name not in known:
-                self._unknown.setdefault(str(file), {}).setdefault(name, line)
+            self._unknown.setdefault(str(file), {}).setdefault(name, line)
 
     def warn(self, problem: Problem) -> None:
         """Report something that leaves the rows in."""
@@ -105,9 +119,23 @@ class Intake:
                 "every query_id once",
                 "Remove or rename one of them.",
             )
-        if self.relevance is not None and query_id not in self.relevance:
+        judged = self.relevance is None or query_id in self.relevance
+        if judged:
+            self._check_needs(example)
+        example = self._with_corpus_ids(example)
+        for document in example.candidates:
+            self._check_identity(document)
+        candidates = tuple(self._pool.setdefault(d.doc_id, self._known(d.doc_id) or d) for d in example.candidates)
+        if not judged:  # its passages are there to be found for other questions
             self._unjudged += 1
             return
+        relevance = example.relevance if self.relevance is None else self.relevance[query_id]
+        self._query_lines[query_id] = line
+        self._examples.append(replace(example, candidates=candidates, relevance=relevance))
+
+    def _check_needs(self, example: Example) -> None:
+        """Raises RowError where a reader or a reranker would miss something."""
+        query_id = example.query.query_id
         if self._need_answers and not example.answers:
             raise RowError(
                 f"question '{query_id}' has no answer",
@@ -120,13 +148,6 @@ class Intake:
                 "at least one passage, because candidates are taken as given",
                 "Add passages, or take --retriever bm25.",
             )
-        example = self._with_corpus_ids(example)
-        for document in example.candidates:
-            self._check_identity(document)
-        candidates = tuple(self._pool.setdefault(d.doc_id, self._known(d.doc_id) or d) for d in example.candidates)
-        relevance = example.relevance if self.relevance is None else self.relevance[query_id]
-        self._query_lines[query_id] = line
-        self._examples.append(replace(example, candidates=candidates, relevance=relevance))
 
     def dataset(self, path: Path) -> Dataset:
         """What was collected, after the checks that need all rows; warnings are logged here."""

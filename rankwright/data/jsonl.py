@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rankwright.data.fields import (
+    CANDIDATE_FIELDS,
     Row,
     answers_field,
     checked_text,
@@ -49,6 +50,7 @@ FORMAT = RowFormat(
     parse_row,
     frozenset({"query_id", "_id", "id", "question", "answers", "answer", "candidates", "relevance", "metadata"}),
     ("candidates",),
+    {"candidates": CANDIDATE_FIELDS},
 )
 
 

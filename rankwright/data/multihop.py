@@ -72,6 +72,7 @@ HOTPOTQA = RowFormat(
     parse_hotpotqa,
     frozenset({"_id", "id", "question", "answer", "context", "supporting_facts", "type", "level"} | _UNUSED_OF_2WIKI),
     ("context",),
+    {"context": frozenset({"title", "sentences"}), "supporting_facts": frozenset({"title", "sent_id"})},
 )
 MUSIQUE = RowFormat(
     parse_musique,
@@ -79,6 +80,7 @@ MUSIQUE = RowFormat(
         {"_id", "id", "question", "answer", "answer_aliases", "answerable", "paragraphs", "question_decomposition"}
     ),
     ("paragraphs",),
+    {"paragraphs": frozenset({"idx", "title", "paragraph_text", "is_supporting"})},
 )
 
 

@@ -43,6 +43,11 @@ FORMAT = RowFormat(
     parse_row,
     frozenset({"query", "hits", "candidates", "invocations_history", "ranking_exec_summary"}),
     ("hits", "candidates"),
+    {
+        "query": frozenset({"qid", "text"}),
+        "hits": frozenset({"qid", "docid", "content", "rank", "score"}),
+        "candidates": frozenset({"docid", "doc", "score"}),
+    },
 )
 
 

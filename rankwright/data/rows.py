@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from rankwright.data.fields import Row, object_of
 from rankwright.data.files import AnyPath, array_rows, decoded, is_json_array, lines_of, parsed_object
@@ -22,6 +22,8 @@ class RowFormat:
     """Every field that is read or known to be without use here; any other one is reported."""
     candidate_fields: tuple[str, ...] = ()
     """Where the candidate list stands, if the format has one."""
+    nested: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Fields that hold an object or a list of them, with the fields of those."""
 
 
 def json_rows(path: AnyPath, intake: Intake) -> Iterator[tuple[int, Row]]:
@@ -49,7 +51,7 @@ def take_rows(path: AnyPath, row_format: RowFormat, intake: Intake) -> None:
     """Give every question of the file to the intake."""
     for line, row in json_rows(path, intake):
         with intake.row(path, line):
-            intake.note_fields(path, line, row, row_format.fields)
+            intake.note_fields(path, line, row, row_format.fields, row_format.nested)
             example = row_format.parse(row)
             if intake.corpus is None:
                 _refuse_empty_candidates(row, row_format, example)

@@ -10,7 +10,8 @@ Article titles are Wikipedia page keys: percent escapes and underscores become t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from urllib.parse import unquote
 
 from rankwright.data.fields import (
@@ -41,6 +42,10 @@ from rankwright.types import Document, Example, Query
 
 _QUESTION_FIELDS = frozenset({"id", "question", "answers", "is_impossible", "plausible_answers"})
 _FLAT_FIELDS = frozenset({"id", "title", "context", "question", "answers"})
+_ENVELOPE_FIELDS = frozenset({"version", "data"})
+_ARTICLE_FIELDS = frozenset({"title", "paragraphs"})
+_PARAGRAPH_FIELDS = frozenset({"context", "qas"})
+_ANSWER_FIELDS = {"answers": frozenset({"text", "answer_start"})}
 _SHAPES = 'SQuAD\'s {"data": [{"title", "paragraphs"}]}, articles {"title", "paragraphs"} or flat rows {"context", ...}'
 _ID_KEY = re.compile(r'"id"\s*:')
 
@@ -80,7 +85,7 @@ def take_questions(path: AnyPath, intake: Intake) -> None:
             _take_article(path, line, row, intake)
             continue
         with intake.row(path, line):
-            intake.note_fields(path, line, row, _FLAT_FIELDS)
+            intake.note_fields(path, line, row, _FLAT_FIELDS, _ANSWER_FIELDS)
             intake.add(parse_flat(row), line)
 
 
@@ -96,13 +101,8 @@ def _has_envelope(path: AnyPath) -> bool:
 
 
 def _take_article(path: AnyPath, line: int, article: Row, intake: Intake) -> None:
-    questions: list[tuple[Document, Row]] = []
-    with intake.row(path, line):
-        questions = list(_questions([article]))
-    for paragraph, question in questions:
-        with intake.row(path, line):
-            intake.note_fields(path, line, question, _QUESTION_FIELDS)
-            intake.add(parse_question(question, paragraph), line)
+    for paragraph, question in _questions(path, line, article, "article", intake):
+        _take_question(path, line, question, paragraph, intake)
 
 
 def _take_envelope(path: AnyPath, intake: Intake) -> None:
@@ -114,25 +114,47 @@ def _take_envelope(path: AnyPath, intake: Intake) -> None:
             _SHAPES,
             "Check that the format (--format) is squad.",
         )
-    try:
-        questions = list(_questions(envelope["data"]))
-        for (paragraph, question), line in zip(questions, _lines_of(text, len(questions)), strict=True):
-            with intake.row(path, line):
-                intake.note_fields(path, line, question, _QUESTION_FIELDS)
-                intake.add(parse_question(question, paragraph), line)
-    except RowError as error:  # an article or paragraph: too little is left to go on from
-        raise file_problem(path, error.found, error.wanted, error.next_step) from None
+    intake.note_fields(path, 0, envelope, _ENVELOPE_FIELDS)
+    questions: list[tuple[Document, object]] = []
+    for number, article in enumerate(envelope["data"], start=1):
+        questions += _questions(path, 0, article, f"article {number}", intake)
+    for (paragraph, question), line in zip(questions, _lines_of(text, len(questions)), strict=True):
+        _take_question(path, line, question, paragraph, intake)
 
 
-def _questions(articles: list[object]) -> Iterator[tuple[Document, Row]]:
-    for value in articles:
-        article = object_of(value, "article")
-        title = _title(article)
-        for entry in list_field(article, "paragraphs"):
-            paragraph = object_of(entry, "paragraph")
+def _take_question(path: AnyPath, line: int, value: object, paragraph: Document, intake: Intake) -> None:
+    with intake.row(path, line):
+        question = object_of(value, "question")
+        intake.note_fields(path, line, question, _QUESTION_FIELDS, _ANSWER_FIELDS)
+        intake.add(parse_question(question, paragraph), line)
+
+
+def _questions(path: AnyPath, line: int, value: object, place: str, intake: Intake) -> list[tuple[Document, object]]:
+    """The questions of one article, each with its paragraph; an article or paragraph that is bad goes the way of the
+    intake, under its place in the file."""
+    paragraphs: Sequence[object] = ()
+    title = ""
+    with intake.row(path, line), _named(place):
+        article = object_of(value, "an article")
+        intake.note_fields(path, line, article, _ARTICLE_FIELDS)
+        title, paragraphs = _title(article), list_field(article, "paragraphs")
+    found: list[tuple[Document, object]] = []
+    for number, entry in enumerate(paragraphs, start=1):
+        with intake.row(path, line), _named(f"{place}, paragraph {number}"):
+            paragraph = object_of(entry, "a paragraph")
+            intake.note_fields(path, line, paragraph, _PARAGRAPH_FIELDS)
             candidate = document(title, text_field(paragraph, "context"))
-            for question in list_field(paragraph, "qas"):
-                yield candidate, object_of(question, "question")
+            found += [(candidate, question) for question in list_field(paragraph, "qas")]
+    return found
+
+
+@contextmanager
+def _named(place: str) -> Iterator[None]:
+    """Says of a RowError where in its row or file it is."""
+    try:
+        yield
+    except RowError as error:
+        raise RowError(f"{place}: {error.found}", error.wanted, error.next_step) from None
 
 
 def _title(row: Row) -> str:

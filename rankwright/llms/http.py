@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -210,14 +211,14 @@ class HTTPLLM:
         self._last_words = said
         if replies.is_out_of_quota(status, error.code, error.type):
             raise BudgetExceededError(
-                f"Account behind {self.name} is out of quota (http {status}{said}). "
-                "Add credit or raise the limit, then resume: answers received so far are kept."
+                f"Account behind {self.name} is out of quota (http {status}{said}); wanted one that can pay for the "
+                "calls. Add credit or raise the limit, then resume: answers received so far are kept."
             )
         if status in (401, 403):
             found = f"variable {self.api_key_env} {'is set' if self._key else 'is not set'}"
             raise ReaderError(
-                f"{self.name} refused the key (http {status}{said}; {found}). "
-                f"Put a key with access to model '{self.model}' into {self.api_key_env}, or name another variable."
+                f"{self.name} refused the key (http {status}{said}; {found}); wanted one with access to model "
+                f"'{self.model}'. Put it into {self.api_key_env}, or name another variable with --api-key-env."
             )
         if status == 404:
             raise ReaderError(
@@ -227,7 +228,8 @@ class HTTPLLM:
         if 300 <= status < 400:
             raise ReaderError(
                 f"{self.name} redirects to {_origin(error.response.headers.get('location', ''))} (http {status}); "
-                "the key is never sent to another address. Give the final address as base URL."
+                "wanted an address that answers itself, because the key is never sent to another one. Give the final "
+                "address as base URL."
             )
         reply = replies.refused(status, retry_after_seconds(error.response.headers, time.time()))
         if not reply.retry and status not in self._told:
@@ -251,7 +253,8 @@ class HTTPLLM:
         elif self._breaker.failed():
             raise ReaderError(
                 f"{self.name} was not reached {self._breaker.failures} times in a row "
-                f"(last: {_reason(reply)}). Start the server or check the address and the network, then resume."
+                f"(last: {_reason(reply)}); wanted a server that answers. "
+                "Start the server or check the address and the network, then resume."
             )
 
     def finished(self, index: int, result: CompletionResult, spent: Sequence[Reply]) -> Call:
@@ -259,6 +262,8 @@ class HTTPLLM:
         input_tokens = _sum(attempt.input_tokens for attempt in spent)
         output_tokens = _sum(attempt.output_tokens for attempt in spent)
         price = self.prices.of(input_tokens, output_tokens) if self.prices else None
+        if not spent:  # its time was over before the server came back
+            result = replace(result, paid=False)
         return Call(index, result, len(spent), input_tokens, output_tokens, price)
 
     def note_usefulness(self, result: CompletionResult) -> None:

@@ -63,7 +63,7 @@ class LocalLLM:
             if self._fits(prompt, requests[index]):
                 fitting.append(index)
             else:
-                on_calls([Call(index, CompletionFailed("prompt too long"), 0, 0, 0, 0.0)])
+                on_calls([Call(index, CompletionFailed("prompt too long", paid=False), 0, 0, 0, 0.0)])
         for batch in self._batches(fitting, prompts, requests):
             on_calls(self._generate(batch, prompts, requests[batch[0]]))
 

@@ -55,6 +55,6 @@ class LLMReader:
 
 def _read(completion: CompletionResult) -> ReadResult:
     if isinstance(completion, CompletionFailed):
-        return ReadFailed(completion.reason)
+        return ReadFailed(completion.reason, completion.paid)
     text = parse_answer(completion.text)
-    return ReadFailed("empty text") if text is None else Answer(text, paid=completion.paid)
+    return ReadFailed("empty text", completion.paid) if text is None else Answer(text, completion.paid)

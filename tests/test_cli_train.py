@@ -1,0 +1,191 @@
+"""Verb `train` on a small model: what a resume takes, and how a run ends."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankwright.cli.app import run
+from rankwright.cli.build import load_splits
+from rankwright.cli.run import HOW_FAST, RunOutcome, _deciding, _teller
+from rankwright.cli.settings import settings_from
+from rankwright.cli.train import DEMO_FOLDER, _with_exchanged_answers
+from rankwright.data import load_examples
+from rankwright.evaluation import FirstStage, evaluate
+from rankwright.metrics.answer import normalise
+from rankwright.rerankers import load
+from rankwright.types import Document, Example, Query
+from tests.cli_kit import make_model, rows, write_rows
+
+HERE = {"data.retriever": "given", "data.dev_share": "0.25", "data.test_share": "0.25", "loop.eval_steps": "2"}
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A training from labels, without any reader: six questions, three steps."""
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "q.jsonl", rows())
+    make_model(tmp_path / "tiny")
+    named = [text for name, value in HERE.items() for text in ("--set", f"{name}={value}")]
+    command = ["train", "--name", "a", "--data", "q.jsonl", "--model", "tiny", "--method", "supervised"]
+    return [*command, "--reader", "none", "--epochs", "1", "--set", "loop.batch_size=2", *named]
+
+
+def interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def broken(command: list[str]) -> Path:
+    """The folder of a run that was interrupted before its first checkpoint."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rankwright.algorithms.Supervised.loss", interrupted)
+        assert run(command) == 130
+    folder = Path("runs/a")
+    assert not list(folder.glob("checkpoint-*"))
+    return folder
+
+
+def test_without_a_checkpoint_a_resume_compares_settings_too(
+    broken: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (broken / "config.json").read_bytes()
+    assert run([*command, "--resume", "--learning-rate", "0.1"]) == 2
+    found = capsys.readouterr().err
+    assert f"Setting loop.learning_rate is 0.1, but the run in {broken} began with 2e-05." in found
+    assert (broken / "config.json").read_bytes() == before
+    assert run([*command, "--resume", "--set", "reader.concurrency=2"]) == 0  # only how fast answers come
+    result = json.loads((broken / "result.json").read_text())
+    assert result["steps"] == 3
+    stored = json.loads((broken / "config.json").read_text())
+    assert (stored["run_id"], stored["reader"]["concurrency"]) == (json.loads(before)["run_id"], 2)
+
+
+def test_after_a_checkpoint_a_resume_compares_settings_too(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(command) == 0
+    assert list(Path("runs/a").glob("checkpoint-*"))
+    assert run([*command, "--resume", "--seed", "7"]) == 2
+    assert "Setting seed is 7, but the run in runs/a began with 0." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "[]",
+        lambda text: text.replace("run_id", "runid"),
+        lambda text: '{"run_id": "a-1"}',
+        lambda text: '{"run_id": "a-1", "reader": "embedded"}',
+    ],
+    ids=["torn", "a list", "no run_id", "no settings", "no reader settings"],
+)
+def test_a_damaged_config_is_named(
+    broken: Path, command: list[str], capsys: pytest.CaptureFixture[str], damage: Callable[[str], str]
+) -> None:
+    config = broken / "config.json"
+    config.write_text(damage(config.read_text()))
+    assert run([*command, "--resume"]) == 2
+    found = capsys.readouterr().err
+    assert f"File {config} is damaged" in found
+    assert "--overwrite" in found
+
+
+@pytest.mark.parametrize("verdict", ["better", "not shown", "worse"])
+def test_the_demo_ends_with_the_next_step_unless_the_model_is_worse(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verdict: str
+) -> None:
+    documents = (Document("a", "Nothing."), Document("b", "It is here."))
+    evaluation = evaluate({"first-stage": FirstStage()}, [Example(Query("q", "Where?"), documents, (), {"b": 1})])
+    numbers = dict.fromkeys(("reference", "trained", "delta", "ci_low", "ci_high", "p_value", "seconds"), 0.5)
+    counts = {"n": 1, "reader_calls": 1, "cache_hits": 0, "skipped": 0}
+    result = {"verdict": verdict, "metric": "F1", "signature": "F1|set:x", **numbers, **counts}
+    outcome = RunOutcome(Path("runs/demo"), result, evaluation, 8 if verdict == "worse" else 0)
+    monkeypatch.setattr("rankwright.cli.train.run_demo", lambda *_, **__: outcome)
+    assert run(["demo"]) == outcome.exit_code
+    lines = capsys.readouterr().err.splitlines()
+    said = next(line for line in lines if line.startswith("The trained model is"))
+    after = lines[lines.index(said) + 1 :]
+    command = "    rankwright train --name mine --data questions.jsonl --corpus passages.jsonl"
+    assert after == ([] if verdict == "worse" else ["Next, on your own questions and passages:", command])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_shuffled_answers_are_never_a_questions_own(seed: int) -> None:
+    """In the bundled questions many answers stand more than once, some in several ways of writing."""
+    before = list(load_examples(DEMO_FOLDER / "questions.jsonl", "jsonl").examples)
+    after = _with_exchanged_answers(before, seed)
+    assert [e.query for e in after] == [e.query for e in before]
+    assert Counter(e.answers for e in after) == Counter(e.answers for e in before)
+    own = [{normalise(answer) for answer in example.answers} for example in before]
+    assert [
+        e.query.text for e, answers in zip(after, own, strict=True) if answers & set(map(normalise, e.answers))
+    ] == []
+    assert _with_exchanged_answers(before, seed) == after
+    assert _with_exchanged_answers(before, seed + 5) != after
+
+
+def test_the_progress_says_how_many_reader_calls_may_still_come() -> None:
+    told: list[tuple[int, int, str]] = []
+    tell = _teller(lambda *what: told.append(what), 16)
+    tell(1, 10, {"reward": 0.25, "reference_reward": 0.5, "kl": 9.0})
+    tell(2, 10, {"eval_reward": 0.75})
+    tell(10, 10, {})
+    assert told == [
+        (1, 10, "reward 0.250, reference 0.500, at most 144 reader calls left"),
+        (2, 10, "reward 0.250, reference 0.500, dev 0.750, at most 128 reader calls left"),
+        (10, 10, "reward 0.250, reference 0.500, dev 0.750, at most 0 reader calls left"),
+    ]
+
+
+def test_passages_that_are_too_long_and_rows_that_were_skipped_are_told(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = rows()
+    for row in long:
+        row["candidates"][0]["text"] *= 20
+    write_rows(Path("q.jsonl"), [*long, {"question": ""}])
+    assert run([*command, "--on-bad-row", "skip", "--output", "json"]) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert (result["skipped"], result["pairs_cut"]) == (1, pytest.approx(1 / 3, abs=1e-3))
+    assert "33.3% of question-passage pairs are longer than its limit of 48 tokens" in captured.err
+    assert "raise --set model.max_length" in captured.err
+    assert "1 bad rows were skipped." in captured.err
+    assert f"Signature {result['signature']}" in captured.err
+
+
+def test_a_corpus_of_one_passage_is_nothing_to_rank(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    write_rows(Path("c.jsonl"), [{"doc_id": "a", "text": "Door 10 is painted."}])
+    write_rows(Path("q.jsonl"), [{"question": row["question"], "answers": row["answers"]} for row in rows()])
+    assert run([*command, "--corpus", "c.jsonl", "--set", "data.retriever=bm25"]) == 5
+    assert "has 1 passage; wanted at least two to rank" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_what_decides_a_run_is_all_but_how_fast_answers_come(command: list[str]) -> None:
+    tree: dict[str, Any] = {"data": {"train": "q.jsonl", "retriever": "given"}, "model": {"name": "tiny"}}
+    settings, model = settings_from(tree), load("tiny")
+    splits = load_splits(settings)
+    before = _deciding(settings, splits, None, model)
+    speed = {"cache": "x", "concurrency": 2, "requests_per_minute": 9, "tokens_per_minute": 9, "api_key_env": "X"}
+    speed |= {"price_input": 1, "price_output": 1, "deadline": 9, "attempt_timeout": 9, "max_retries": 1}
+    assert set(speed) == set(HOW_FAST)
+    assert _deciding(settings_from({**tree, "reader": speed}), splits, None, model) == before
+
+    def differs(now: dict[str, Any]) -> list[str]:
+        return [name for name in now if now[name] != before[name]]
+
+    assert differs(_deciding(settings_from({**tree, "seed": 1}), splits, None, model)) == ["run"]
+    other = load_examples("q.jsonl", "jsonl").examples
+    assert differs(_deciding(settings, replace(splits, train=list(other)), None, model)) == ["training questions"]
+    assert differs(_deciding(settings, replace(splits, dev=splits.dev[1:]), None, model)) == ["dev questions"]
+    model.get_submodule("model.classifier").get_parameter("weight").data.neg_()
+    assert differs(_deciding(settings, splits, None, model)) == ["starting weights"]
