@@ -33,6 +33,7 @@ LENGTH = 160
 OPEN_SETS = ("nq_open", "xquad_en")
 HOTPOT_SETS = ("hotpotqa/train", "hotpotqa/dev")
 SEEDS = (0, 1, 2)
+BATCH_SIZE = 8
 TOP_K = 3
 METHODS = ("rrpo", "supervised")
 TRAINED = [f"{method}-{seed}" for seed in SEEDS for method in METHODS]
@@ -73,8 +74,8 @@ def train_one(
         if record["settings"] != settings:
             sys.exit(f"{folder} was trained with {record['settings']}, not {settings}; move it away to train it anew.")
         return record
-    loop = {"epochs": 1.0, "batch_size": 8, "learning_rate": 2e-5, "eval_steps": 19, **settings.get("loop", {})}
-    config = TrainConfig(**loop, seed=seed, top_k=TOP_K)
+    loop = {"epochs": 1.0, "learning_rate": 2e-5, "eval_steps": 19, **settings.get("loop", {})}
+    config = TrainConfig(**loop, batch_size=BATCH_SIZE, seed=seed, top_k=TOP_K)
     reward = answer_reward("f1")
     with ReadStore(WORK / "reads.sqlite") as store:
         reader = CachedReader(EmbeddedReader(), store, run=name)
@@ -245,7 +246,7 @@ def step_seconds(record: Mapping[str, Any]) -> str:
     each = [parts.get(part, 0.0) / steps for part in ("forward", "reference", "collect")]
     step = training / steps
     shown = " | ".join(f"{value:.1f}" for value in (step, *each, step - sum(each)))
-    return f"{shown} | {dev:.0f} | {8 / step:.2f}"
+    return f"{shown} | {dev:.0f} | {BATCH_SIZE / step:.2f}"
 
 
 def trained_records() -> dict[str, dict[str, Any]]:
@@ -288,8 +289,8 @@ def page() -> str:
         "",
         "## Training",
         "",
-        "A step is 8 questions. The parts of a step's seconds are forward (the policy's scores), reference (its "
-        "scores, once per",
+        f"A step is {BATCH_SIZE} questions. The parts of a step's seconds are forward (the policy's scores), "
+        "reference (its scores, once per",
         "question), collect (sampling and the reader's reads) and the rest (backward, optimizer, checkpoints); dev is "
         "given apart.",
         "Every row was trained in a process of its own; peak MiB is that process's.",

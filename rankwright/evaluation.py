@@ -76,7 +76,7 @@ class _FixedOrder:
     def rerank(self, query: str | Query, documents: Sequence[str | Document], top_k: int | None = None) -> Ranking:
         """The ranking of one query, cut after `top_k` documents."""
         ranking = self._ranking(RerankRequest(as_query(query), as_documents(documents)))
-        return Ranking(ranking.query_id, ranking.doc_ids[:top_k], ranking.scores[:top_k])
+        return ranking.best(top_k)
 
     def _ranking(self, request: RerankRequest) -> Ranking:
         doc_ids = tuple(document.doc_id for document in self._ordered(request))

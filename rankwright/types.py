@@ -77,6 +77,10 @@ class Ranking:
                 "give one score for every doc_id."
             )
 
+    def best(self, top_k: int | None) -> Ranking:
+        """Only the first top_k documents; all for None."""
+        return Ranking(self.query_id, self.doc_ids[:top_k], self.scores[:top_k])
+
     def scored_docs(self) -> list[ScoredDoc]:
         """Rows for ir_measures. Scores are replaced by descending ranks, because metric engines break ties
         differently."""

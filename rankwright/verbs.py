@@ -69,8 +69,7 @@ def rerank(
     """
     from rankwright.rerankers import load
 
-    found = load(model).rerank(query, documents)
-    return Ranking(found.query_id, found.doc_ids[:top_k], found.scores[:top_k])
+    return load(model).rerank(query, documents, top_k)
 
 
 def retrieve(queries: Sequence[str], documents: Iterable[Document], depth: int = 100) -> list[list[Document]]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -16,6 +17,20 @@ from tests.cli_kit import MAIN, ROOT, rows, run_process, write_rows
 RERANK = ["rerank", "a b", "b c", "--model", "first-stage"]
 INTERRUPTIBLE = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {MAIN}"
 """A shell that runs the tests in the background has its children ignore Ctrl-C."""
+
+
+def reranked_into(output: BinaryIO, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command with this standard output."""
+    return subprocess.run(
+        [sys.executable, "-c", MAIN, *RERANK, *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
 
 
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:
@@ -47,34 +62,14 @@ def test_a_pipe_that_closes_early_is_no_fault(tmp_path: Path) -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
     with os.fdopen(write_end, "wb") as gone:
-        command = [sys.executable, "-c", MAIN, *RERANK]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            command,
-            cwd=tmp_path,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=gone,
-            stderr=subprocess.PIPE,
-            check=False,
-        )
-    assert (done.returncode, done.stderr) == (0, b"")
+        done = reranked_into(gone, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("output", [[], ["--output", "json"]], ids=["text", "json"])
 def test_a_full_disk_behind_standard_output_is_named(tmp_path: Path, output: list[str]) -> None:
     with Path("/dev/full").open("wb") as full:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            [sys.executable, "-c", MAIN, *RERANK, *output],
-            cwd=tmp_path,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
+        done = reranked_into(full, tmp_path, *output)
     assert done.returncode == 6
     assert done.stderr.startswith("rankwright: Results cannot be written to standard output (No space left on device)")
     assert "Traceback" not in done.stderr

@@ -20,11 +20,11 @@ PASSAGES = [passage for cluster in CLUSTERS for passage in cluster["passages"]]
 
 def test_size() -> None:
     assert len(CLUSTERS) >= 150
-    assert sum(len(cluster["questions"]) for cluster in CLUSTERS) == len(sets.load_set("prose")) >= 1500
+    assert sum(len(cluster["questions"]) for cluster in CLUSTERS) == len(sets.prose()) >= 1500
 
 
 def test_answers_are_copied_from_a_gold_passage() -> None:
-    for question in sets.load_set("prose"):
+    for question in sets.prose():
         if set(question.answers) <= {"yes", "no"}:
             continue
         texts = [f"{d.title}: {d.text}" for d in question.gold]
@@ -33,7 +33,7 @@ def test_answers_are_copied_from_a_gold_passage() -> None:
 
 def test_no_passage_or_question_stands_twice() -> None:
     assert max(Counter(passage["text"] for passage in PASSAGES).values()) == 1
-    keys = [question.key for question in sets.load_set("prose")]
+    keys = [question.key for question in sets.prose()]
     assert len(keys) == len(set(keys))
 
 

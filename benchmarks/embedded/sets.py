@@ -101,8 +101,10 @@ def _musique() -> Iterable[Question]:
         )
 
 
-def _prose() -> Iterable[Question]:
-    """Our own invented prose with questions (Apache-2.0), clusters of three passages; all of it is the reader's."""
+def prose() -> list[Question]:
+    """Our own invented prose with questions (Apache-2.0), clusters of three passages; all of it is the reader's, so the
+    split file does not divide it."""
+    questions = []
     for path in sorted((Path(__file__).parent / "prose").glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
@@ -110,7 +112,8 @@ def _prose() -> Iterable[Question]:
             for item in row["questions"]:
                 gold = tuple(cluster[i] for i in item["gold"])
                 others = tuple(d for d in cluster if d not in gold)
-                yield Question("prose", item["question"], tuple(item["answers"]), gold, others)
+                questions.append(Question("prose", item["question"], tuple(item["answers"]), gold, others))
+    return questions
 
 
 LOADERS = {
@@ -121,13 +124,13 @@ LOADERS = {
     "2wikimultihopqa": _2wiki,
     "musique": _musique,
 }
-"""The sets that the split file divides. (The prose is the reader's alone.)"""
+"""The sets that the split file divides."""
 
 
 @cache
 def load_set(name: str) -> tuple[Question, ...]:
     """All questions of one set, in file order."""
-    return tuple(_prose() if name == "prose" else LOADERS[name]())
+    return tuple(LOADERS[name]())
 
 
 def load_sets(names: Iterable[str]) -> list[Question]:

@@ -21,7 +21,7 @@ from transformers import BertConfig
 
 from benchmarks.embedded.cloze import cloze_questions
 from benchmarks.embedded.optimizer import optimizer_of
-from benchmarks.embedded.sets import Question, load_set, load_sets, passages, passages_for, side
+from benchmarks.embedded.sets import Question, load_sets, passages, passages_for, prose, side
 from rankwright.backbone import backbone_folder, difference, save_adapter
 from rankwright.batching import token_batches
 from rankwright.metrics.answer import contains_answer, f1
@@ -272,10 +272,10 @@ def main() -> None:
     questions, dev = side("reader", TRAIN_SETS), side("dev", TRAIN_SETS)
     allowed = passages_for("reader", TRAIN_SETS)
     hard = distractors(dev, list(passages(load_sets(TRAIN_SETS)).values()))
-    prose = list(load_set("prose"))
-    sources = {False: [*questions, *prose], True: cloze_questions(allowed, random.Random(args.seed))}
+    written = prose()
+    sources = {False: [*questions, *written], True: cloze_questions(allowed, random.Random(args.seed))}
     hard.update(distractors(questions, allowed))
-    hard.update(distractors(prose, list(passages(prose).values())))
+    hard.update(distractors(written, list(passages(written).values())))
     hard.update(distractors(sources[True], allowed))
     for number, phase in enumerate(PHASES):
         done = args.out / f"phase-{number}.pt"

@@ -87,7 +87,7 @@ def rerank(
         reranker = build_reranker(model, device)
         request = RerankRequest(Query("0", question), documents)
         (ranking,) = reranker.rerank_batch([request])
-        _print(_answer(request, _best(ranking, top_k), model, skipped), output)
+        _print(_answer(request, ranking.best(top_k), model, skipped), output)
     else:
         reranker = build_reranker(model, device)
         failed = _answer_requests(reranker, model, top_k, on_bad_row)
@@ -206,10 +206,6 @@ def _refuse_terminal(wanted: str) -> None:
         )
 
 
-def _best(ranking: Ranking, top_k: int | None) -> Ranking:
-    return Ranking(ranking.query_id, ranking.doc_ids[:top_k], ranking.scores[:top_k])
-
-
 def _answer(request: RerankRequest, ranking: Ranking, model: str, skipped: int) -> dict[str, Any]:
     """The JSON answer to one request; `skipped` counts the bad rows so far."""
     by_id = {document.doc_id: document for document in request.documents}
@@ -266,7 +262,7 @@ def _answer_requests(reranker: Reranker, model: str, top_k: int | None, on_bad_r
         answered += 1
         noted.note_fields(STDIN, line, row, *_request_fields(row))
         (ranking,) = reranker.rerank_batch([request])
-        answer = _answer(request, _best(ranking, top_k), model, failed)
+        answer = _answer(request, ranking.best(top_k), model, failed)
         emit({"query_id": query_id, **answer} if query_id is not None else answer)
     noted.dataset(Path(STDIN))  # warns of unknown fields
     if not answered + failed:
@@ -340,5 +336,5 @@ def _reranked(
         for start in range(0, len(requests), _QUERIES_AT_ONCE):
             batch = requests[start : start + _QUERIES_AT_ONCE]
             for request, ranking in zip(batch, reranker.rerank_batch(batch), strict=True):
-                yield request, _best(ranking, top_k)
+                yield request, ranking.best(top_k)
             progress("rerank", start + len(batch), len(requests))

@@ -222,8 +222,7 @@ class CrossEncoderReranker(nn.Module):
             documents: passages; plain strings get the ids "0", "1", ... by position.
             top_k: keep only the best; None keeps all.
         """
-        ranking = self.rerank_batch([RerankRequest(as_query(query), as_documents(documents))])[0]
-        return Ranking(ranking.query_id, ranking.doc_ids[:top_k], ranking.scores[:top_k])
+        return self.rerank_batch([RerankRequest(as_query(query), as_documents(documents))])[0].best(top_k)
 
     def add_lora(self, rank: int, alpha: int, dropout: float = 0.0) -> None:
         """Freezes the model and trains low-rank updates of its linear layers plus the classification head."""
