@@ -23,6 +23,7 @@ from rankwright.maths.policy_gradient import (
     clipped_surrogate,
     exact_kl,
     reference_advantages,
+    relative_to_mean,
     sampled_kl,
 )
 
@@ -179,6 +180,30 @@ def test_window_survives_a_checkpoint_and_keeps_its_size() -> None:
     assert torch.equal(one.standardise(*more), two.standardise(*more))
     assert one.state() == two.state()
     assert len(one.state()) == 10
+
+
+def test_rewards_relative_to_their_mean_climb_the_log_of_the_expected_reward() -> None:
+    """Samples in exact proportion to the policy give the very gradient of log E[r], whatever the baseline."""
+    scores = torch.tensor([[0.5, 0.25, 0.25], [0.75, 0.25, 0.0]], dtype=torch.float64).log().requires_grad_()
+    rewards_QD = torch.tensor([[0.2, 1.0, 0.0], [1.0, 0.5, 0.0]], dtype=torch.float64)
+    actions = torch.tensor([[0, 0, 1, 2], [0, 0, 0, 1]])
+    rewards = rewards_QD.gather(1, actions)[..., None]
+    values = torch.tensor([[0.2], [1.0]], dtype=torch.float64)
+    advantages, valid = reference_advantages(*relative_to_mean(rewards, values), torch.ones(2, 1, dtype=torch.bool))
+    logprobs = scores.log_softmax(-1).gather(1, actions)[..., None]
+    gain, _ = clipped_surrogate(logprobs, logprobs.detach(), advantages, valid, epsilon=0.2)
+    (found,) = torch.autograd.grad(gain, scores)
+    (wanted,) = torch.autograd.grad((scores.softmax(-1) * rewards_QD).sum(-1).log().mean(), scores)
+    assert torch.allclose(found, wanted, atol=1e-6)
+
+
+def test_a_failed_read_does_not_count_in_the_mean_and_nothing_earned_gives_zero() -> None:
+    rewards = torch.tensor([[[1.0], [NAN], [0.5]], [[0.0], [0.0], [0.0]], [[NAN], [NAN], [NAN]]])
+    relative, values = relative_to_mean(rewards, torch.tensor([[0.75], [1.0], [1.0]]))
+    assert relative[0].flatten().nan_to_num(-1).tolist() == pytest.approx([4 / 3, -1, 2 / 3])
+    assert (values[0].item(), values[1].item()) == (1.0, 0.0)
+    assert relative[1].eq(0).all()
+    assert relative[2].isnan().all()
 
 
 # --- objective

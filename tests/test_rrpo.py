@@ -192,6 +192,31 @@ def test_rewards_and_reference_values_are_those_of_the_prefixes(lengths: tuple[i
     assert rollout.advantages_QSK[~rollout.valid_QSK].eq(0).all()
 
 
+def test_scaled_by_the_question_a_rare_reward_weighs_as_much_as_a_common_one() -> None:
+    """Document 1 is worth 1: likely in the first question, rare in the second, absent in the third."""
+    absent = tuple(Document(f"{d}x", "") for d in range(4))
+    rows = [*questions(4, 4), Example(Query("q2", "question 2?"), absent)]
+    scores = torch.tensor([[2.0, 0, 0, 0], [0, 1.0, 1.0, 1.0], [0, 0, 0, 0]])
+    price = Price(lambda ids: float(bool(ids) and ids[0] == "1"))
+    config = RRPOConfig(samples=32, train_k=1, scale="question")
+    rollout = RRPO(config, EchoReader(), price).collect(scores, scores, rows, 0)
+    chosen = rollout.actions_QSK[..., 0] == 0
+    share = chosen.double().mean(-1)
+    assert 0 < share[1] < 0.5 < share[0] < 1
+    hit, miss = rollout.advantages_QSK[1, chosen[1]], rollout.advantages_QSK[1, ~chosen[1]]
+    assert torch.allclose(hit, (1 / share[1]).float().expand_as(hit))
+    assert miss.eq(0).all()
+    assert torch.allclose(rollout.advantages_QSK[0, ~chosen[0]], (-1 / share[0]).float())
+    assert rollout.advantages_QSK[2].eq(0).all()
+
+
+def test_scaled_by_the_question_a_reward_below_zero_is_refused() -> None:
+    rows, flat = questions(4), torch.zeros(1, 4)
+    algorithm = RRPO(RRPOConfig(scale="question"), EchoReader(), Price(lambda ids: number(ids) - 0.5))
+    with pytest.raises(ConfigurationError, match=r"Reward 'price' gave -0\..*rrpo.scale window"):
+        algorithm.collect(flat, flat, rows, 0)
+
+
 def test_metrics_of_a_hand_made_rollout() -> None:
     """Document 1 is worth 1 where it comes first, the question without documents 0.25; the second question is flat."""
     rows = questions(3, 3)
@@ -484,6 +509,7 @@ def test_the_window_goes_through_a_checkpoint() -> None:
         ("train_k", 0),
         ("samples", 0),
         ("advantage", "td"),
+        ("scale", "batch"),
         ("ratio_anchor", "self"),
         ("inner_epochs", 0),
         ("gamma", 1.1),

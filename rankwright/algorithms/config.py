@@ -19,6 +19,9 @@ class RRPOConfig:
     """Sampled rankings per question. Ours."""
     advantage: Literal["gae", "anchored", "marginal"] = "anchored"
     """How rewards and baseline make advantages. The paper prints gae; the default is ours."""
+    scale: Literal["window", "question"] = "window"
+    """What advantages are measured by: recent advantages of all questions, as in the paper, or the mean reward of the
+    question's own samples (MaxRL, arXiv 2602.02710), so that solved questions do not take most of the update. Ours."""
     ratio_anchor: Literal["behaviour", "reference"] = "behaviour"
     """Denominator of the probability ratio. The paper prints reference; the default is ours."""
     inner_epochs: int = 1
@@ -34,7 +37,8 @@ class RRPOConfig:
     beta: float = 0.02
     """Weight of the KL to the reference. Not given by the paper."""
     window: int = 512
-    """Recent advantages that standardise the new ones. The paper has a sliding window; its size is not given."""
+    """Recent advantages that standardise the new ones with scale window. The paper has a sliding window; its size is
+    not given."""
     temperature: float = 1.0
     """Divides the scores before sampling and in all probabilities. Ours."""
     max_failed_reads: float = 0.1
@@ -46,6 +50,7 @@ class RRPOConfig:
             "train_k": self.train_k >= 1,
             "samples": self.samples >= 1,
             "advantage": self.advantage in ("gae", "anchored", "marginal"),
+            "scale": self.scale in ("window", "question"),
             "ratio_anchor": self.ratio_anchor in ("behaviour", "reference"),
             "inner_epochs": self.inner_epochs >= 1,
             "gamma": 0 <= self.gamma <= 1,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rankwright.algorithms.config import RRPOConfig
 from rankwright.algorithms.rollout import MINIMUM_READS, check_failed_reads, prefixes_of, read_prefixes, rewards_tensor
+from rankwright.errors import ConfigurationError
 from rankwright.maths.plackett_luce import (
     entropy,
     greedy_rankings,
@@ -30,6 +31,7 @@ from rankwright.maths.policy_gradient import (
     clipped_surrogate,
     exact_kl,
     reference_advantages,
+    relative_to_mean,
     sampled_kl,
 )
 from rankwright.types import Example, Reader, Reward
@@ -49,7 +51,7 @@ class Rollout:
     behaviour_logprobs_QSK: Tensor
     """Log-probability of each step under the policy that sampled."""
     advantages_QSK: Tensor
-    """Standardised; 0 where invalid."""
+    """Scaled as the settings say; 0 where invalid."""
     valid_QSK: Tensor
     """Steps whose reads all succeeded."""
     taken_QK: Tensor
@@ -102,6 +104,7 @@ class RRPO:
 
         Raises:
             ReaderError: more of the recent reads failed than `max_failed_reads` allows.
+            ConfigurationError: a reward below 0 with scale question.
         """
         config = self.config
         scores_QD = scores_QD.detach().float() / config.temperature
@@ -118,10 +121,12 @@ class RRPO:
         self._watch(readings.asked)
         rewards_QSK = rewards_tensor(examples, actions_QSK, taken_QK, readings).to(scores_QD.device)
         values_QK = rewards_tensor(examples, greedy_Q1K, taken_QK, readings)[:, 0].to(scores_QD.device)
-        raw_QSK, valid_QSK = reference_advantages(
-            rewards_QSK, values_QK, taken_QK, form=config.advantage, gamma=config.gamma, lam=config.lam
-        )
-        advantages_QSK = self.window.standardise(raw_QSK, valid_QSK).float()
+        raw_QSK, valid_QSK = self._advantages(rewards_QSK, values_QK, taken_QK)
+        if config.scale == "window":
+            advantages_QSK = self.window.standardise(raw_QSK, valid_QSK).float()
+        else:
+            self._refuse_negative(rewards_QSK)
+            advantages_QSK = self._advantages(*relative_to_mean(rewards_QSK, values_QK), taken_QK)[0].float()
         last_QS = _last(rewards_QSK, taken_QK)
         last_Q = _last(values_QK[:, None, :], taken_QK)[:, 0]
         no_document = [readings.rewards[query_id, ()] for query_id in query_ids]
@@ -181,6 +186,20 @@ class RRPO:
             .item(),
         }
         return loss, metrics
+
+    def _advantages(self, rewards_QSK: Tensor, values_QK: Tensor, taken_QK: Tensor) -> tuple[Tensor, Tensor]:
+        config = self.config
+        return reference_advantages(
+            rewards_QSK, values_QK, taken_QK, form=config.advantage, gamma=config.gamma, lam=config.lam
+        )
+
+    def _refuse_negative(self, rewards_QSK: Tensor) -> None:
+        least = rewards_QSK.nan_to_num().min().item()
+        if least < 0:
+            raise ConfigurationError(
+                f"Reward '{self.reward.name}' gave {least:.4g}; with rrpo.scale question rewards must be at least 0, "
+                "because they are divided by their mean. Add a constant to the reward, or use rrpo.scale window."
+            )
 
     def _watch(self, asked: Sequence[bool]) -> None:
         self.recent.extend(asked)
