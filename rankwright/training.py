@@ -61,8 +61,8 @@ SUPPORTED_ARGUMENTS = frozenset(
 class Algorithm(Protocol):
     """What turns scores into a rollout and a loss (rankwright.algorithms)."""
 
-    def reads_per_question(self) -> int:
-        """Upper bound of reader calls that a visit of one question costs."""
+    def reads_per_question(self, candidates: int) -> int:
+        """Upper bound of reader calls that a visit of one question with so many candidates costs."""
         ...
 
     def check(self, examples: Sequence[Example]) -> None:

@@ -117,16 +117,17 @@ def test_each_distinct_prefix_is_read_once(lengths: tuple[int, ...]) -> None:
     assert len(reader.asked) == len(set(reader.asked))
     assert set(reader.asked) == prefixes(rollout, rows, reference, 3)
     assert rollout.metrics["reader_calls"] == len(reader.asked)
-    assert len(reader.asked) <= algorithm.reads_per_question() * len(rows)
+    assert len(reader.asked) <= sum(algorithm.reads_per_question(length) for length in lengths)
     assert all(len(set(ids)) == len(ids) for _, ids in reader.asked)
 
 
-def test_reads_per_question_is_reached_but_never_exceeded() -> None:
-    rows, config = questions(40), RRPOConfig(samples=3, train_k=2)
+@pytest.mark.parametrize(("candidates", "samples", "most"), [(40, 3, (3 + 1) * 2 + 1), (3, 64, 3 + 3 * 2 + 1)])
+def test_reads_per_question_is_reached_but_never_exceeded(candidates: int, samples: int, most: int) -> None:
+    rows, config = questions(candidates), RRPOConfig(samples=samples, train_k=2)
     algorithm = RRPO(config, EchoReader(), Price(number))
-    flat = torch.zeros(1, 40)
+    flat = torch.zeros(1, candidates)
     calls = [algorithm.collect(flat, flat, rows, step).metrics["reader_calls"] for step in range(20)]
-    assert max(calls) == algorithm.reads_per_question() == 3 * 2 + 2 + 1
+    assert max(calls) == algorithm.reads_per_question(candidates) == most
 
 
 def test_answers_of_a_cache_are_hits_and_cost_nothing() -> None:
@@ -328,7 +329,7 @@ def test_a_reader_that_breaks_after_thousands_of_good_reads_is_noticed_as_fast()
 
     with pytest.raises(ReaderError, match="of 300 recent reads"):
         spend()
-    assert 60 < len(reader.asked) - before < 60 + 3 * algorithm.reads_per_question()
+    assert 60 < len(reader.asked) - before < 60 + sum(algorithm.reads_per_question(len(row.candidates)) for row in rows)
 
 
 def test_answers_of_a_cache_do_not_hide_failures() -> None:
@@ -547,7 +548,7 @@ def test_supervised_looks_up_labels_and_ignores_padding() -> None:
     assert loss.item() == pytest.approx(-(log_p[0] / 3 + log_p[2] * 2 / 3).item())
     assert torch.isfinite(finite_grad(scores)).all()
     assert math.isfinite(metrics["entropy"])
-    assert algorithm.reads_per_question() == 0
+    assert algorithm.reads_per_question(10) == 0
     assert algorithm.state() == {}
     assert batch.teaches
     assert not algorithm.collect(scores.detach()[1:], scores.detach()[1:], rows[1:], 0).teaches

@@ -7,6 +7,7 @@ r_t - V_t instead of GAE's deltas, and the KL is exact over the candidates (docs
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -86,9 +87,11 @@ class RRPO:
     def check(self, examples: Sequence[Example]) -> None:
         """Any question with candidates will do."""
 
-    def reads_per_question(self) -> int:
-        """Upper bound of the reader calls that one visit of a question can cost."""
-        return self.config.samples * self.config.train_k + self.config.train_k + 1
+    def reads_per_question(self, candidates: int) -> int:
+        """Upper bound of the reader calls that one visit of a question with so many candidates can cost:
+        prefixes of the samples and of the reference, as far as there are that many different ones, and no document."""
+        steps = range(1, self.config.train_k + 1)
+        return sum(min(self.config.samples + 1, math.perm(candidates, t)) for t in steps) + 1
 
     @torch.no_grad()
     def collect(

@@ -38,7 +38,7 @@ class LabelledBatch:
 class Supervised:
     """Listwise softmax cross-entropy on labelled candidates; has no reader and no state."""
 
-    def reads_per_question(self) -> int:
+    def reads_per_question(self, candidates: int) -> int:
         """Labels cost no reader call."""
         return 0
 

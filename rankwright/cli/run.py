@@ -234,6 +234,7 @@ def _train(
         if reader
         else None
     )
+    reads = algorithm.reads_per_question(max(len(example.candidates) for example in splits.train))
     with training_bar() as tell:
         result = train(
             policy,
@@ -246,9 +247,7 @@ def _train(
             settings=_deciding(settings, splits, reader, reference),
             resume=resume,
             callbacks=[_on_begin(begin)],
-            on_step=_teller(
-                tell, algorithm.reads_per_question() * settings.loop.batch_size * settings.loop.accumulation
-            ),
+            on_step=_teller(tell, reads * settings.loop.batch_size * settings.loop.accumulation),
         )
     return policy, reference, result
 
