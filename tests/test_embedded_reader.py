@@ -215,6 +215,16 @@ def test_the_nothing_bias_moves_the_choice(encoder: Encoder) -> None:
         assert (answers(reader, [context("the moon")]) == [""]) == wanted
 
 
+def test_the_rank_penalty_prefers_the_answer_of_an_earlier_passage(encoder: Encoder) -> None:
+    """Two passages that share no word: without the penalty the answer comes from the second, with it from the first."""
+    model = model_that_says("span")
+    for first, second in (("moon", "river"), ("river", "moon")):
+        contexts = [context(first, second)]
+        free, strict = (EmbeddedReader.from_model(model, encoder, 0.0, penalty) for penalty in (-1e4, 1e4))
+        assert (answers(free, contexts), answers(strict, contexts)) == ([second], [first])
+        assert free.cache_key(contexts[0]) != strict.cache_key(contexts[0])
+
+
 def test_answers_are_in_order_and_do_not_depend_on_the_batch(encoder: Encoder) -> None:
     contexts = [context("moon " * n, f"river {n}", question="which " * (n % 3 + 1)) for n in range(1, 13)]
     reader = reader_that_says(None, encoder, seed=2)
@@ -390,8 +400,8 @@ def test_a_shipped_adapter_makes_the_reader(
     base = {f"encoder.{name}": weight for name, weight in backbone_weights(folder).items()}
     adapter = difference(tuned, base, None)
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
-    save_adapter(one, adapter, {"nothing_bias": 0.0})
-    save_adapter(two, adapter, {"nothing_bias": 1e9})
+    save_adapter(one, adapter, {"nothing_bias": 0.0, "rank_penalty": 0.0})
+    save_adapter(two, adapter, {"nothing_bias": 1e9, "rank_penalty": 0.0})
     reader, silent = EmbeddedReader(one), EmbeddedReader(two)
     contexts = [context("the moon is far", "rain " * n) for n in range(4)]
     assert answers(reader, contexts) == answers(EmbeddedReader.from_model(tuned, encoder, 0.0), contexts)

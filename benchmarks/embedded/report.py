@@ -28,15 +28,15 @@ DEPTH = 50
 
 def reader_part(name: str, full: Path | None) -> dict[str, Any]:
     """F1, EM and share of empty answers on the test side of one set, by context."""
-    from benchmarks.embedded.train_reader import TRAIN_SETS, best_bias, distractors, score
+    from benchmarks.embedded.train_reader import TRAIN_SETS, choose_offsets, distractors, score
     from rankwright.readers import EmbeddedReader
 
     pool = list(passages(load_sets((*TRAIN_SETS, "hotpotqa/dev"))).values())
     questions, dev = side("test", READER_SETS[name]), side("dev", TRAIN_SETS)
     hard = distractors(questions, pool)
     reader = full_reader(full) if full else EmbeddedReader()
-    if full:  # its own offset, chosen as the adapter's was
-        reader.nothing_bias = best_bias(reader, dev, distractors(dev, pool))
+    if full:  # its own offsets, chosen as the adapter's were
+        choose_offsets(reader, dev, distractors(dev, pool), pool)
     return {"n": len(questions), "contexts": score(reader, questions, hard), "share_cut": reader.share_cut}
 
 

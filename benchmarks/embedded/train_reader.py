@@ -237,16 +237,29 @@ def train_phase(
         aside.replace(partial)
 
 
-def best_bias(reader: EmbeddedReader, dev: Sequence[Question], hard: dict[str, list[Document]]) -> float:
-    """The offset of the `nothing` logit with the best dev F1 with one distractor: abstaining too soon costs answers."""
-    contexts = [Context(Query(q.key, q.text), settings_of(q, hard[q.key])["gold+1"]) for q in dev]
+def choose_offsets(
+    reader: EmbeddedReader, dev: Sequence[Question], hard: dict[str, list[Document]], pool: Sequence[Document]
+) -> None:
+    """Sets the reader's two offsets by dev F1: that of the `nothing` logit with one distractor (abstaining too soon
+    costs answers), then the penalty of a passage's rank on BM25's first two and first three, as they come in use."""
+    queries = [Query(q.key, q.text) for q in dev]
+    mixed = [Context(query, settings_of(q, hard[q.key])["gold+1"]) for query, q in zip(queries, dev, strict=True)]
+    found = BM25(pool).retrieve(queries, 3)
+    ranked = [Context(query, tuple(docs[:k])) for k in (2, 3) for query, docs in zip(queries, found, strict=True)]
+    _choose(reader, "nothing_bias", (0.0, -1.0, -2.0, -3.0, -4.0), mixed, dev)
+    _choose(reader, "rank_penalty", (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0), ranked, [*dev, *dev])
+
+
+def _choose(
+    reader: EmbeddedReader, offset: str, values: Sequence[float], contexts: Sequence[Context], dev: Sequence[Question]
+) -> None:
     means = {}
-    for bias in (0.0, -1.0, -2.0, -3.0, -4.0):
-        reader.nothing_bias = bias
+    for value in values:
+        setattr(reader, offset, value)
         texts = [r.text if isinstance(r, Answer) else "" for r in reader.answer(contexts)]
-        means[bias] = sum(f1(text, q.answers) for text, q in zip(texts, dev, strict=True)) / len(texts)
-    print("dev F1 by nothing bias", means)
-    return max(means, key=lambda bias: means[bias])
+        means[value] = round(sum(f1(text, q.answers) for text, q in zip(texts, dev, strict=True)) / len(texts), 4)
+    print(f"dev F1 by {offset}", means)
+    setattr(reader, offset, max(means, key=lambda value: means[value]))
 
 
 def shown(values: dict[str, dict[str, float]]) -> str:
@@ -271,7 +284,8 @@ def main() -> None:
     model.encoder.embeddings.requires_grad_(False)  # kept frozen: the adapter stays small
     questions, dev = side("reader", TRAIN_SETS), side("dev", TRAIN_SETS)
     allowed = passages_for("reader", TRAIN_SETS)
-    hard = distractors(dev, list(passages(load_sets(TRAIN_SETS)).values()))
+    pool = list(passages(load_sets(TRAIN_SETS)).values())
+    hard = distractors(dev, pool)
     written = prose()
     sources = {False: [*questions, *written], True: cloze_questions(allowed, random.Random(args.seed))}
     hard.update(distractors(questions, allowed))
@@ -289,10 +303,12 @@ def main() -> None:
         partial.unlink()
     adapter = difference(model, {f"encoder.{name}": tensor for name, tensor in base.items()}, args.rank)
     path = args.out / "reader.safetensors"
-    save_adapter(path, adapter, {"nothing_bias": 0.0, "rank": args.rank})
-    bias = best_bias(EmbeddedReader(path), dev, hard)
-    save_adapter(path, adapter, {"nothing_bias": bias, "rank": args.rank})
-    print("bytes", path.stat().st_size, "nothing bias", bias)
+    save_adapter(path, adapter, {"nothing_bias": 0.0, "rank_penalty": 0.0, "rank": args.rank})
+    reader = EmbeddedReader(path)
+    choose_offsets(reader, dev, hard, pool)
+    offsets = {"nothing_bias": reader.nothing_bias, "rank_penalty": reader.rank_penalty}
+    save_adapter(path, adapter, {**offsets, "rank": args.rank})
+    print("bytes", path.stat().st_size, offsets)
     print("adapter", shown(score(EmbeddedReader(args.out / "reader.safetensors"), dev, hard)))
 
 

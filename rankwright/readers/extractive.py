@@ -186,16 +186,23 @@ class EmbeddedReader:
         model = ExtractiveModel(BertConfig.from_pretrained(folder))
         model.encoder.load_state_dict(backbone_weights(folder))
         apply_adapter(model, tensors)
-        self._setup(model, Encoder(folder), float(settings["nothing_bias"]), max_tokens, device)
+        bias, penalty = float(settings["nothing_bias"]), float(settings["rank_penalty"])
+        self._setup(model, Encoder(folder), bias, penalty, max_tokens, device)
         self._fingerprint = sha256_file(adapter)[:16]
 
     @classmethod
     def from_model(
-        cls, model: ExtractiveModel, encoder: Encoder, nothing_bias: float, *, max_tokens: int = 4096
+        cls,
+        model: ExtractiveModel,
+        encoder: Encoder,
+        nothing_bias: float,
+        rank_penalty: float = 0.0,
+        *,
+        max_tokens: int = 4096,
     ) -> EmbeddedReader:
         """A reader around a model in memory, as training uses it; known by the hash of its present weights."""
         reader = cls.__new__(cls)
-        reader._setup(model, encoder, nothing_bias, max_tokens, "cpu")
+        reader._setup(model, encoder, nothing_bias, rank_penalty, max_tokens, "cpu")
         digest = hashlib.sha256()
         for name, weight in sorted(model.state_dict().items()):
             digest.update(name.encode())
@@ -204,11 +211,18 @@ class EmbeddedReader:
         return reader
 
     def _setup(
-        self, model: ExtractiveModel, encoder: Encoder, nothing_bias: float, max_tokens: int, device: str
+        self,
+        model: ExtractiveModel,
+        encoder: Encoder,
+        nothing_bias: float,
+        rank_penalty: float,
+        max_tokens: int,
+        device: str,
     ) -> None:
         self.model = model.eval().to(device)
         self.encoder = encoder
         self.nothing_bias = nothing_bias
+        self.rank_penalty = rank_penalty
         self.max_tokens = max_tokens
         self.device = device
 
@@ -227,7 +241,9 @@ class EmbeddedReader:
         encoded = self.encoder.encode(context.query.text, context.documents)
         # Answers are copied from the characters, so the cut text counts besides the token ids.
         cut = [text[: self._last_character(encoded, i)] for i, text in enumerate(encoded.texts)]
-        payload = json.dumps([self._fingerprint, self.nothing_bias, encoded.input_ids, cut], ensure_ascii=False)
+        payload = json.dumps(
+            [self._fingerprint, self.nothing_bias, self.rank_penalty, encoded.input_ids, cut], ensure_ascii=False
+        )
         return hashlib.sha256(payload.encode()).hexdigest()
 
     @staticmethod
@@ -253,15 +269,18 @@ class EmbeddedReader:
         kinds[:, KINDS.index("nothing")] += self.nothing_bias
         return [self._decode(item, s, e, k) for item, s, e, k in zip(items, starts, ends, kinds, strict=True)]
 
-    @staticmethod
-    def _decode(item: Encoded, start: Tensor, end: Tensor, kind: Tensor) -> str:
+    def _decode(self, item: Encoded, start: Tensor, end: Tensor, kind: Tensor) -> str:
         choice = KINDS[int(kind.argmax())]
         if choice == "nothing" or max(item.passage_of) < 0:  # nothing to copy from
             return ""
         if choice != "span":
             return choice
         length = len(item.input_ids)
-        first, last = best_span(start[:length], end[:length], torch.tensor(item.passage_of))
+        passage_of = torch.tensor(item.passage_of)
+        # Passages come best first, and that is evidence besides the words, as in BERTserini (Yang et al. 2019,
+        # arXiv 1902.01718, section 3), which adds the retriever's score to the reader's.
+        ranked = start[:length] - self.rank_penalty * passage_of.clamp(min=0)
+        first, last = best_span(ranked, end[:length], passage_of)
         text = item.texts[item.passage_of[first]]
         return text[item.characters[first][0] : item.characters[last][1]]
 
