@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.embedded.sets import Question, load_sets, passages, side
+from benchmarks.kept import READER, REFERENCE, SPLIT, digests, measured, read
 from rankwright.metrics.significance import bootstrap_interval, paired_permutation_test
 from rankwright.retrieval import BM25, with_candidates
 from rankwright.types import Example, Query
@@ -68,14 +69,10 @@ def train_one(
     from rankwright.training import TrainConfig, dev_scorer, train
 
     folder = WORK / name
-    done = folder / "train.json"
-    if done.exists():
-        record = json.loads(done.read_text(encoding="utf-8"))
-        if record["settings"] != settings:
-            sys.exit(f"{folder} was trained with {record['settings']}, not {settings}; move it away to train it anew.")
-        return record
-    loop = {"epochs": 1.0, "learning_rate": 2e-5, "eval_steps": 19, **settings.get("loop", {})}
-    config = TrainConfig(**loop, batch_size=BATCH_SIZE, seed=seed, top_k=TOP_K)
+    loop = {"epochs": 1.0, "batch_size": BATCH_SIZE, "learning_rate": 2e-5, "eval_steps": 19}
+    config = TrainConfig(**(loop | dict(settings.get("loop", {}))), seed=seed, top_k=TOP_K)
+    if config.batch_size != BATCH_SIZE:
+        sys.exit(f"loop.batch_size is {config.batch_size}; the protocol's steps are of {BATCH_SIZE} questions.")
     reward = answer_reward("f1")
     with ReadStore(WORK / "reads.sqlite") as store:
         reader = CachedReader(EmbeddedReader(), store, run=name)
@@ -91,7 +88,7 @@ def train_one(
             config,
             folder,
             score_dev=dev_scorer(data["dev"], reader, reward, TOP_K),
-            settings={"method": method, **settings},
+            settings={"method": method, **made_with(settings)},
             resume=True,
             on_step=lambda step, steps, logs: print(
                 name,
@@ -102,8 +99,7 @@ def train_one(
             ),
         )
     policy.save(folder / "model")
-    record = {
-        "settings": settings,
+    return {
         "seconds": result.seconds,
         "seconds_by_part": dict(result.seconds_by_part),
         "steps": result.steps,
@@ -114,31 +110,38 @@ def train_one(
         "cache_hits": result.cache_hits,
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
-    done.write_text(json.dumps(record), encoding="utf-8")
-    return record
+
+
+def made_with(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a row: the settings that differ from the defaults, the shipped models and the split."""
+    return {"settings": dict(settings), **digests([READER, REFERENCE, SPLIT])}
 
 
 def test_one(name: str, model: Any, examples: Sequence[Example], set_name: str) -> dict[str, Any]:
-    """Per-question values of one model on one set, kept: test is read once."""
+    """Per-question values of one model on one set."""
     from rankwright.evaluation import evaluate
     from rankwright.llms.cache import ReadStore
     from rankwright.readers import CachedReader, EmbeddedReader
 
-    path = WORK / name / f"{set_name}.json"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        began = time.perf_counter()
-        with ReadStore(WORK / "reads.sqlite") as store:
-            reader = CachedReader(EmbeddedReader(), store, run=f"test-{name}")
-            evaluation = evaluate(
-                {name: model}, examples, reader=reader, top_k=TOP_K, depth=20, set_name=set_name, retriever="bm25"
-            )
-        values = {metric: dict(per) for metric, per in evaluation.models[name].values.items()}
-        seconds = time.perf_counter() - began
-        path.write_text(
-            json.dumps({"signature": evaluation.signature, "values": values, "seconds": seconds}), encoding="utf-8"
+    began = time.perf_counter()
+    with ReadStore(WORK / "reads.sqlite") as store:
+        reader = CachedReader(EmbeddedReader(), store, run=f"test-{name}")
+        evaluation = evaluate(
+            {name: model}, examples, reader=reader, top_k=TOP_K, depth=20, set_name=set_name, retriever="bm25"
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    values = {metric: dict(per) for metric, per in evaluation.models[name].values.items()}
+    return {"signature": evaluation.signature, "values": values, "seconds": time.perf_counter() - began}
+
+
+def measure_both(name: str, model: Any, data: Mapping[str, Sequence[Example]], settings: Mapping[str, Any]) -> None:
+    """Both sets, kept: test is read once."""
+    for set_name in ("test", "hotpot"):
+        measured(
+            WORK / name / f"{set_name}.json",
+            made_with(settings),
+            lambda set_name=set_name: test_one(name, model, data[set_name], set_name),
+        )
+        print(name, set_name, "done", flush=True)
 
 
 def run_each(names: Sequence[str], settings: Mapping[str, Mapping[str, Any]]) -> None:
@@ -162,9 +165,7 @@ def run_fixed() -> None:
         "reference": load("reference", max_length=LENGTH),
     }
     for name, model in fixed.items():
-        for set_name in ("test", "hotpot"):
-            test_one(name, model, data[set_name], set_name)
-            print(name, set_name, "done", flush=True)
+        measure_both(name, model, data, {})
 
 
 def run_trained(name: str, settings: Mapping[str, Mapping[str, Any]]) -> None:
@@ -172,22 +173,20 @@ def run_trained(name: str, settings: Mapping[str, Mapping[str, Any]]) -> None:
     from rankwright.rerankers import load
 
     method, _, seed = name.rpartition("-")
-    data = splits()
-    print(name, train_one(method, int(seed), data, settings.get(method, {}), name), flush=True)
-    model = load(str(WORK / name / "model"))
-    for set_name in ("test", "hotpot"):
-        test_one(name, model, data[set_name], set_name)
-        print(name, set_name, "done", flush=True)
+    data, own = splits(), settings.get(method, {})
+    record = measured(WORK / name / "train.json", made_with(own), lambda: train_one(method, int(seed), data, own, name))
+    print(name, record, flush=True)
+    measure_both(name, load(str(WORK / name / "model")), data, own)
 
 
 def mean_over_seeds(names: Sequence[str], set_name: str, metric: str) -> dict[str, float] | None:
     """Per-question mean over the runs of one row; None where a run is missing."""
     parts = []
     for name in names:
-        path = WORK / name / f"{set_name}.json"
-        if not path.exists():
+        record = read(WORK / name / f"{set_name}.json", made_with(settings_of(name) or {}))
+        if record is None:
             return None
-        parts.append(json.loads(path.read_text(encoding="utf-8"))["values"][metric])
+        parts.append(record["values"][metric])
     return {query_id: float(np.mean([part[query_id] for part in parts])) for query_id in parts[0]}
 
 
@@ -249,16 +248,22 @@ def step_seconds(record: Mapping[str, Any]) -> str:
     return f"{shown} | {dev:.0f} | {BATCH_SIZE / step:.2f}"
 
 
+def settings_of(name: str) -> dict[str, Any] | None:
+    """The settings that a trained row was trained with; None where it is not there."""
+    path = WORK / name / "train.json"
+    return json.loads(path.read_text(encoding="utf-8"))["made_with"]["settings"] if path.exists() else None
+
+
 def trained_records() -> dict[str, dict[str, Any]]:
-    """train.json of every trained row that is there."""
-    paths = {name: WORK / name / "train.json" for name in TRAINED}
-    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
+    """What training took, of every trained row that is there."""
+    found = {name: settings for name in TRAINED if (settings := settings_of(name)) is not None}
+    return {name: read(WORK / name / "train.json", made_with(settings)) for name, settings in found.items()}
 
 
 def page() -> str:
     """The results page."""
     records = trained_records()
-    chosen = {name.rpartition("-")[0]: record["settings"] for name, record in records.items()}
+    chosen = {name.rpartition("-")[0]: settings_of(name) for name in records}
     command = "python -m benchmarks.protocol run" + (f" --settings {shlex.quote(json.dumps(chosen))}" if chosen else "")
     lines = [
         "# RRPO on real questions",

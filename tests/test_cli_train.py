@@ -15,7 +15,7 @@ from rankwright.cli.app import run
 from rankwright.cli.build import load_splits
 from rankwright.cli.run import HOW_FAST, RunOutcome, _deciding, _teller
 from rankwright.cli.settings import settings_from
-from rankwright.cli.train import DEMO_FOLDER, _with_exchanged_answers
+from rankwright.cli.train import DEMO_FOLDER, with_exchanged_answers
 from rankwright.data import load_examples
 from rankwright.evaluation import FirstStage, evaluate
 from rankwright.metrics.answer import normalise
@@ -121,15 +121,15 @@ def test_the_demo_ends_with_the_next_step_unless_the_model_is_worse(
 def test_shuffled_answers_are_never_a_questions_own(seed: int) -> None:
     """In the bundled questions many answers stand more than once, some in several ways of writing."""
     before = list(load_examples(DEMO_FOLDER / "questions.jsonl", "jsonl").examples)
-    after = _with_exchanged_answers(before, seed)
+    after = with_exchanged_answers(before, seed)
     assert [e.query for e in after] == [e.query for e in before]
     assert Counter(e.answers for e in after) == Counter(e.answers for e in before)
     own = [{normalise(answer) for answer in example.answers} for example in before]
     assert [
         e.query.text for e, answers in zip(after, own, strict=True) if answers & set(map(normalise, e.answers))
     ] == []
-    assert _with_exchanged_answers(before, seed) == after
-    assert _with_exchanged_answers(before, seed + 5) != after
+    assert with_exchanged_answers(before, seed) == after
+    assert with_exchanged_answers(before, seed + 5) != after
 
 
 def test_the_progress_says_how_many_reader_calls_may_still_come() -> None:

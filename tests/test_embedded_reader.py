@@ -215,14 +215,27 @@ def test_the_nothing_bias_moves_the_choice(encoder: Encoder) -> None:
         assert (answers(reader, [context("the moon")]) == [""]) == wanted
 
 
-def test_the_rank_penalty_prefers_the_answer_of_an_earlier_passage(encoder: Encoder) -> None:
-    """Two passages that share no word: without the penalty the answer comes from the second, with it from the first."""
+@pytest.mark.parametrize(
+    ("penalty", "wanted"), [(0.0, "rain"), (0.9, "rain"), (1.1, "river"), (1.9, "river"), (2.1, "moon")]
+)
+def test_the_rank_penalty_counts_for_each_passage_before(
+    encoder: Encoder, penalty: float, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three passages of one word, whose start logits are 0, 2 and 3: a penalty above 2 leaves the first in front, one
+    between 1 and 2 the second."""
     model = model_that_says("span")
-    for first, second in (("moon", "river"), ("river", "moon")):
-        contexts = [context(first, second)]
-        free, strict = (EmbeddedReader.from_model(model, encoder, 0.0, penalty) for penalty in (-1e4, 1e4))
-        assert (answers(free, contexts), answers(strict, contexts)) == ([second], [first])
-        assert free.cache_key(contexts[0]) != strict.cache_key(contexts[0])
+    asked = context("moon", "river", "rain")
+    reader = EmbeddedReader.from_model(model, encoder, 0.0, penalty)
+    item = encoder.encode(asked.query.text, asked.documents)
+    starts = torch.tensor([{0: 0.0, 1: 2.0, 2: 3.0}.get(passage, -9.0) for passage in item.passage_of])
+    monkeypatch.setattr(
+        model,
+        "forward",
+        lambda *batch: (starts[None], torch.zeros(1, len(starts)), torch.eye(4)[KINDS.index("span")][None]),
+    )
+    assert answers(reader, [asked]) == [wanted]
+    other = EmbeddedReader.from_model(model, encoder, 0.0, penalty + 1)
+    assert reader.cache_key(asked) != other.cache_key(asked)
 
 
 def test_answers_are_in_order_and_do_not_depend_on_the_batch(encoder: Encoder) -> None:

@@ -204,11 +204,32 @@ def test_scaled_by_the_question_a_rare_reward_weighs_as_much_as_a_common_one() -
     chosen = rollout.actions_QSK[..., 0] == 0
     share = chosen.double().mean(-1)
     assert 0 < share[1] < 0.5 < share[0] < 1
-    hit, miss = rollout.advantages_QSK[1, chosen[1]], rollout.advantages_QSK[1, ~chosen[1]]
-    assert torch.allclose(hit, (1 / share[1]).float().expand_as(hit))
-    assert miss.eq(0).all()
-    assert torch.allclose(rollout.advantages_QSK[0, ~chosen[0]], (-1 / share[0]).float())
+    for q in (0, 1):
+        hit, miss = rollout.advantages_QSK[q, chosen[q]], rollout.advantages_QSK[q, ~chosen[q]]
+        assert torch.allclose(hit, (1 / share[q] - 1).float())
+        assert miss.eq(-1).all()
     assert rollout.advantages_QSK[2].eq(0).all()
+
+
+def test_scaled_by_the_question_a_failed_read_masks_what_needs_it_and_a_failed_baseline_nothing() -> None:
+    """The reference's first document cannot be read, nor can any prefix that ends with document 2."""
+    rows, scores, reference = questions(5), scores_for(questions(5)), torch.tensor([[0.0, 0.0, 0.0, 0.0, 9.0]])
+    reader = EchoReader(lambda ids: bool(ids) and ids[-1] in ("2", "5"))
+    config = RRPOConfig(samples=12, train_k=3, scale="question")
+    rollout = RRPO(config, reader, Price(number)).collect(scores, reference, rows, 0)
+    for ranking, valid in zip(rollout.actions_QSK[0].tolist(), rollout.valid_QSK[0].tolist(), strict=True):
+        broken = [a in (1, 4) for a in ranking]
+        assert valid == [not any(broken[t:]) for t in range(3)]
+    assert rollout.valid_QSK.any()
+    assert torch.isfinite(rollout.advantages_QSK).all()
+    assert rollout.metrics["masked_steps"] == (~rollout.valid_QSK).sum()
+
+
+def test_a_rollout_in_which_nothing_was_earned_teaches_nothing() -> None:
+    rows, flat = questions(4), torch.zeros(1, 4)
+    for scale in ("window", "question"):
+        algorithm = RRPO(RRPOConfig(scale=scale), EchoReader(), Price(lambda ids: 0.0))
+        assert not algorithm.collect(flat, flat, rows, 0).teaches
 
 
 def test_scaled_by_the_question_a_reward_below_zero_is_refused() -> None:

@@ -90,6 +90,8 @@ def test_rrpo_finds_the_document_that_the_reader_needs(tmp_path: Path) -> None:
         RRPOConfig(ratio_anchor="reference", beta=0.0),
         RRPOConfig(kl="sampled", beta=0.001),
         RRPOConfig(train_k=1, beta=0.0),
+        RRPOConfig(scale="question", samples=16, beta=0.0),
+        RRPOConfig(scale="question", advantage="marginal", samples=16, beta=0.0),
     ],
 )
 def test_every_option_learns_the_toy_world(tmp_path: Path, rrpo: RRPOConfig) -> None:

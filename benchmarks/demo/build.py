@@ -22,7 +22,7 @@ SEED = 412
 TEST_QUESTIONS_PER_PART = 56
 """Clusters go to the test side until a part has this many questions there: five parts make 280 or more."""
 DEV_CLUSTERS = {"crafts": 2, "culture": 2, "land": 1, "sea": 1, "state": 2}
-"""Eight clusters of six or seven questions make a dev side of about 50."""
+"""Eight clusters of about sixteen questions make a dev side of about 130."""
 
 Row = dict[str, Any]
 

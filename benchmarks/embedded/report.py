@@ -6,12 +6,12 @@ Every part is kept in benchmarks/work/embedded/ and not measured again; parts th
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.embedded.sets import ROOT, load_set, load_sets, passages, scifact_corpus, scifact_test, side
+from benchmarks.kept import READER, REFERENCE, SPLIT, digests, measured, read
 from rankwright.evaluation import FirstStage, evaluate
 from rankwright.retrieval import BM25, with_candidates
 from rankwright.types import Document, Example, Query
@@ -32,11 +32,12 @@ def reader_part(name: str, full: Path | None) -> dict[str, Any]:
     from rankwright.readers import EmbeddedReader
 
     pool = list(passages(load_sets((*TRAIN_SETS, "hotpotqa/dev"))).values())
-    questions, dev = side("test", READER_SETS[name]), side("dev", TRAIN_SETS)
+    questions = side("test", READER_SETS[name])
     hard = distractors(questions, pool)
     reader = full_reader(full) if full else EmbeddedReader()
     if full:  # its own offsets, chosen as the adapter's were
-        choose_offsets(reader, dev, distractors(dev, pool), pool)
+        dev, own = side("dev", TRAIN_SETS), list(passages(load_sets(TRAIN_SETS)).values())
+        choose_offsets(reader, dev, distractors(dev, own), own)
     return {"n": len(questions), "contexts": score(reader, questions, hard), "share_cut": reader.share_cut}
 
 
@@ -99,18 +100,16 @@ def ranking_part(name: str) -> dict[str, Any]:
     return {key: record[key] for key in ("n", "signature", "models", "intervals", "tests")}
 
 
-def kept(name: str, measure: Callable[[], dict[str, Any]]) -> None:
+def kept_at(name: str) -> tuple[Path, dict[str, Any]]:
+    """File of a part, and what decides it."""
+    model = READER if name.startswith("reader-") else REFERENCE
+    return WORK / f"{name.replace('/', '_').replace(' ', '_')}.json", digests([model, SPLIT])
+
+
+def run_part(name: str, measure: Callable[[], dict[str, Any]]) -> None:
     """Runs a part once and keeps it."""
-    path = WORK / f"{name.replace('/', '_').replace(' ', '_')}.json"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(measure()), encoding="utf-8")
+    measured(*kept_at(name), measure)
     print(name, "done", flush=True)
-
-
-def read_kept(name: str) -> dict[str, Any] | None:
-    path = WORK / f"{name.replace('/', '_').replace(' ', '_')}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def page() -> str:
@@ -126,15 +125,16 @@ def page() -> str:
         "",
         "## Reader: F1 / EM (share of empty answers)",
         "",
-        "gold+1 and gold+2 put BM25's hardest passages without an answer beside the gold ones; distractors: three "
-        "such passages.",
+        "gold+1 and gold+2 put BM25's hardest passages without an answer beside the gold ones, in random order, which "
+        "costs a",
+        "reader that expects the best passage first; distractors: three such passages.",
         "",
         "| set | n | " + " | ".join(CONTEXTS) + " | tokens cut |",
         "|---|---|" + "---|" * (len(CONTEXTS) + 1),
     ]
     for name in READER_SETS:
         for suffix, label in (("", name), ("-full", f"{name}, full fine-tuning")):
-            part = read_kept(f"reader-{name}{suffix}")
+            part = read(*kept_at(f"reader-{name}{suffix}"))
             if part is None:
                 lines.append(f"| {label} | not run |" + " |" * (len(CONTEXTS) + 1))
                 continue
@@ -152,7 +152,7 @@ def page() -> str:
         "|---|---|---|---|---|---|",
     ]
     for name in ranking_sets():
-        part = read_kept(f"ranking-{name}")
+        part = read(*kept_at(f"ranking-{name}"))
         if part is None:
             lines.append(f"| {name} | not run | | | | |")
             continue
@@ -175,12 +175,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.only != "ranking":
         for name in READER_SETS:
-            kept(f"reader-{name}", lambda name=name: reader_part(name, None))
+            run_part(f"reader-{name}", lambda name=name: reader_part(name, None))
             if args.full_reader:
-                kept(f"reader-{name}-full", lambda name=name: reader_part(name, args.full_reader))
+                run_part(f"reader-{name}-full", lambda name=name: reader_part(name, args.full_reader))
     if args.only != "reader":
         for name in ranking_sets():
-            kept(f"ranking-{name}", lambda name=name: ranking_part(name))
+            run_part(f"ranking-{name}", lambda name=name: ranking_part(name))
     PAGE.write_text(page(), encoding="utf-8")
 
 

@@ -145,12 +145,16 @@ def training_items(
 
 
 def settings_of(question: Question, hard: Sequence[Document]) -> dict[str, tuple[Document, ...]]:
-    """The contexts that the reader is reported on."""
-    gold = question.gold
+    """The contexts that the reader is reported on; gold passages and distractors in an order drawn once for all."""
+
+    def mixed(others: int) -> tuple[Document, ...]:
+        documents = [*question.gold, *hard[:others]]
+        return tuple(random.Random(f"{question.key}+{others}").sample(documents, len(documents)))
+
     return {
-        "gold": gold,
-        "gold+1": (*hard[:1], *gold),
-        "gold+2": (*hard[:1], *gold, *hard[1:2]),
+        "gold": question.gold,
+        "gold+1": mixed(1),
+        "gold+2": mixed(2),
         "distractors": tuple(hard[:3]),
         "none": (),
     }

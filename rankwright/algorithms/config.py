@@ -21,7 +21,8 @@ class RRPOConfig:
     """How rewards and baseline make advantages. The paper prints gae; the default is ours."""
     scale: Literal["window", "question"] = "window"
     """What advantages are measured by: recent advantages of all questions, as in the paper, or the mean reward of the
-    question's own samples (MaxRL, arXiv 2602.02710), so that solved questions do not take most of the update. Ours."""
+    question's own samples, which is then the baseline too (MaxRL, arXiv 2602.02710): questions that are solved do not
+    take most of the update. Ours."""
     ratio_anchor: Literal["behaviour", "reference"] = "behaviour"
     """Denominator of the probability ratio. The paper prints reference; the default is ours."""
     inner_epochs: int = 1

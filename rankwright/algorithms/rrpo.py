@@ -62,8 +62,8 @@ class Rollout:
 
     @property
     def teaches(self) -> bool:
-        """False where no step has a valid advantage: the KL alone must not move the weights."""
-        return bool(self.valid_QSK.any())
+        """False where all advantages are 0, as where every read failed: the KL alone must not move the weights."""
+        return bool(self.advantages_QSK.any())
 
 
 class RRPO:
@@ -125,11 +125,13 @@ class RRPO:
         rewards_QSK = rewards_tensor(examples, actions_QSK, taken_QK, readings).to(scores_QD.device)
         values_QK = rewards_tensor(examples, greedy_Q1K, taken_QK, readings)[:, 0].to(scores_QD.device)
         raw_QSK, valid_QSK = self._advantages(rewards_QSK, values_QK, taken_QK)
+        advantage = _mean(raw_QSK[valid_QSK])
         if config.scale == "window":
             advantages_QSK = self.window.standardise(raw_QSK, valid_QSK).float()
         else:
             self._refuse_negative(rewards_QSK)
-            advantages_QSK = self._advantages(*relative_to_mean(rewards_QSK, values_QK), taken_QK)[0].float()
+            relative_QSK, valid_QSK = self._advantages(*relative_to_mean(rewards_QSK), taken_QK)
+            advantages_QSK = relative_QSK.float()
         last_QS = _last(rewards_QSK, taken_QK)
         last_Q = _last(values_QK[:, None, :], taken_QK)[:, 0]
         no_document = [readings.rewards[query_id, ()] for query_id in query_ids]
@@ -137,7 +139,7 @@ class RRPO:
             "reward": _mean(last_QS),
             "reference_reward": _mean(last_Q),
             "no_document_reward": _mean(torch.tensor([torch.nan if v is None else v for v in no_document])),
-            "advantage": _mean(raw_QSK[valid_QSK]),
+            "advantage": advantage,
             "zero_variance_share": float((_spread(last_QS) == 0).double().mean()),
             "reader_calls": float(readings.paid),
             "cache_hits": float(readings.hits),

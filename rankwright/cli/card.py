@@ -44,8 +44,9 @@ def model_card(
         "---\nlibrary_name: sentence-transformers\npipeline_tag: text-ranking",
         f"tags: [reranker, cross-encoder, rankwright, {settings.method}]\n---",
         "# A reranker trained by rankwright\n",
-        f"Trained from `{settings.model.name}` by `{settings.method}` on {len(splits.train)} questions of `{data}`,",
-        f"learning from {source}; the best of its checkpoints on {len(splits.dev)} dev questions.\n",
+        f"Trained from `{settings.model.name}` by `{settings.method}` on {len(splits.train)} questions of `{data}`",
+        f"({settings.loop.epochs:g} passes), learning from {source};",
+        f"the best of its checkpoints on {len(splits.dev)} dev questions.\n",
         f"Title and text are joined by `{settings.model.template or 'the template in config.json'}`; a document "
         "without",
         "a title is its bare text.\n",

@@ -234,7 +234,7 @@ def _train(
         if reader
         else None
     )
-    reads = algorithm.reads_per_question(max(len(example.candidates) for example in splits.train))
+    reads = algorithm.reads_per_question(max((len(example.candidates) for example in splits.train), default=0))
     with training_bar() as tell:
         result = train(
             policy,

@@ -113,15 +113,14 @@ def demo_splits(settings: RunSettings, *, shuffle_answers: bool = False) -> Any:
     for example in dataset.examples:
         parts[split_of[example.query.query_id]].append(example)
     if shuffle_answers:
-        for part in ("train", "dev"):
-            parts[part] = _with_exchanged_answers(parts[part], settings.seed)
+        parts["train"] = with_exchanged_answers(parts["train"], settings.seed)
     index = BM25(dataset.corpus)
     depths = {"train": settings.data.depth, "dev": settings.data.eval_depth, "test": settings.data.eval_depth}
     ready = {part: candidates(rows, dataset.corpus, "bm25", depths[part], index) for part, rows in parts.items()}
     return Splits(ready["train"], ready["dev"], ready["test"], "sundrel-test", dataset.skipped)
 
 
-def _with_exchanged_answers(examples: Sequence[Example], seed: int) -> list[Example]:
+def with_exchanged_answers(examples: Sequence[Example], seed: int) -> list[Example]:
     """Every question with the answers of another one, none of which is its own, however it is written."""
     accepted = [{normalise(answer) for answer in example.answers} for example in examples]
     places, draw = list(range(len(examples))), random.Random(seed)

@@ -72,24 +72,27 @@ def reference_advantages(
     return torch.where(valid_QSK, advantages, 0.0), valid_QSK
 
 
-def relative_to_mean(rewards_QSK: Tensor, values_QK: Tensor) -> tuple[Tensor, Tensor]:
-    """Rewards and baseline of each question and position, divided by the samples' mean reward there.
+def relative_to_mean(rewards_QSK: Tensor) -> tuple[Tensor, Tensor]:
+    """Rewards and baseline of each question and position in units of the samples' mean reward there.
 
-    A policy gradient on them climbs log E[r] instead of E[r] (MaxRL, Tajwar et al. 2026, arXiv 2602.02710): a question
-    whose good rankings are still rare weighs as much as one that is nearly solved. Where all samples earned 0 there is
-    no direction to climb, and both become 0.
+    An advantage (r - mean) / mean climbs log E[r] instead of E[r], the better the more samples there are (MaxRL, Tajwar
+    et al. 2026, arXiv 2602.02710): a question whose good rankings are still rare weighs as much as one that is nearly
+    solved. It is at most S - 1. Where all samples earned 0 there is no direction to climb, and both become 0.
 
     Args:
         rewards_QSK: at least 0; NaN where the read failed, which stays NaN and does not count in the mean.
-        values_QK: the baseline.
 
-    >>> relative_to_mean(torch.tensor([[[1.0], [0.0], [0.0], [0.0]]]), torch.tensor([[0.5]]))[0].flatten().tolist()
-    [4.0, 0.0, 0.0, 0.0]
+    Returns:
+        r / mean, shape (Q, S, K), and the baseline in the same unit, shape (Q, K): 1, or 0 where the mean is 0.
+
+    >>> relative, baseline = relative_to_mean(torch.tensor([[[1.0], [0.0], [0.0], [0.0]]]))
+    >>> relative.flatten().tolist(), baseline.flatten().tolist()
+    ([4.0, 0.0, 0.0, 0.0], [1.0])
     """
-    check_shapes(rewards_QSK="Q S K", values_QK="Q K")
+    check_shapes(rewards_QSK="Q S K")
     mean_QK = rewards_QSK.nanmean(1)
     share_QK = torch.where(mean_QK == 0, 0.0, 1 / mean_QK)
-    return rewards_QSK * share_QK[:, None, :], values_QK * share_QK
+    return rewards_QSK * share_QK[:, None, :], mean_QK * share_QK
 
 
 class AdvantageWindow:
