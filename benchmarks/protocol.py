@@ -323,6 +323,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], choices=TRAINED, help="with run: only these trained rows")
     parser.add_argument("--settings", default="{}", help='JSON, for example {"rrpo": {"loop": {"epochs": 2}}}')
     parser.add_argument("--name", default="dev-trial", help="with dev: name of the trial")
+    parser.add_argument("--method", default="rrpo", choices=METHODS, help="with dev: what is tried")
     args = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
     settings = json.loads(args.settings)
@@ -332,8 +333,9 @@ def main() -> None:
         run_fixed()
         run_each(args.only or TRAINED, settings)
     elif args.what == "dev":
-        print(train_one("rrpo", 0, splits(), settings, args.name))
-    PAGE.write_text(page(), encoding="utf-8") if args.what == "page" else None
+        print(train_one(args.method, 0, splits(), settings, args.name))
+    else:
+        PAGE.write_text(page(), encoding="utf-8")
 
 
 if __name__ == "__main__":
