@@ -41,9 +41,12 @@ TRAINED = [f"{method}-{seed}" for seed in SEEDS for method in METHODS]
 
 
 def examples_of(questions: Sequence[Question], pool_sets: Sequence[str], depth: int) -> list[Example]:
-    """Questions with BM25 candidates from all passages of the pool's sets, answers and gold labels."""
+    """Questions with BM25 candidates from all passages of the pool's sets, answers and gold labels. XQuAD asks a few
+    questions in the same words of two passages: only the first of them."""
     pool = passages(load_sets(pool_sets))
-    plain = [Example(Query(q.key, q.text), (), q.answers, {d.doc_id: 1 for d in q.gold}) for q in questions]
+    once = {q.key: q for q in reversed(questions)}
+    asked = [q for q in questions if once[q.key] is q]
+    plain = [Example(Query(q.key, q.text), (), q.answers, {d.doc_id: 1 for d in q.gold}) for q in asked]
     return with_candidates(plain, BM25(list(pool.values())), depth)
 
 
