@@ -7,6 +7,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,12 @@ SPLIT = Path(__file__).parent / "embedded" / "split.json"
 
 def digests(files: Sequence[Path]) -> dict[str, str]:
     """File name -> first digits of the content's sha256."""
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files}
+    return {file.name: _digest(file) for file in files}
+
+
+@cache
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def measured(path: Path, made_with: dict[str, Any], measure: Callable[[], Any]) -> Any:
