@@ -61,6 +61,10 @@ SUPPORTED_ARGUMENTS = frozenset(
 class Algorithm(Protocol):
     """What turns scores into a rollout and a loss (rankwright.algorithms)."""
 
+    needs_reference: bool
+    """Whether `collect` looks at the frozen reference's scores, which cost a forward pass of each question; zeros are
+    passed where not."""
+
     def reads_per_question(self, candidates: int) -> int:
         """Upper bound of reader calls that a visit of one question with so many candidates costs."""
         ...
@@ -316,7 +320,8 @@ class FeedbackTrainer(Trainer):
                 self._rollouts.clear()
             number = self.state.global_step // self.config.inner_epochs
             with self._timed("reference"):
-                reference_QD = self._score_reference(examples)
+                wanted = self.algorithm.needs_reference
+                reference_QD = self._score_reference(examples) if wanted else torch.zeros_like(scores_QD)
             with self._timed("collect"):
                 rollout = self.algorithm.collect(scores_QD.detach(), reference_QD, examples, number)
             self._rollouts[key] = rollout

@@ -519,10 +519,15 @@ def test_weights_that_are_never_better_on_dev_are_not_kept(tmp_path: Path) -> No
     assert torch.equal(policy.scores, before)
 
 
-def test_supervised_learns_from_labels(tmp_path: Path) -> None:
+class Unasked(ToyPolicy):
+    def forward(self, requests: Sequence[RerankRequest]) -> torch.Tensor:
+        raise AssertionError("labels ask nothing of the reference")
+
+
+def test_supervised_learns_from_labels_alone(tmp_path: Path) -> None:
     policy = ToyPolicy()
     config = TrainConfig(epochs=6, batch_size=4, learning_rate=0.3, eval_steps=10)
-    train(policy, copy.deepcopy(policy), Supervised(), examples(20), config, tmp_path)
+    train(policy, Unasked(), Supervised(), examples(20), config, tmp_path)
     assert int(policy.scores.argmax()) == 7
 
 

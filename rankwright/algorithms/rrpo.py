@@ -76,6 +76,8 @@ class RRPO:
         seed: of the sampling noise, which is keyed by (seed, rollout, query, sample).
     """
 
+    needs_reference = True
+
     def __init__(self, config: RRPOConfig, reader: Reader, reward: Reward, seed: int = 0) -> None:
         self.config = config
         self.reader = reader

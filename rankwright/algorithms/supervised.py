@@ -25,8 +25,6 @@ class LabelledBatch:
 
     labels_QD: Tensor
     """Relevance grades; 0 for unlabelled candidates and padding."""
-    reference_scores_QD: Tensor
-    """Not used by the loss; kept so that all algorithms are called alike."""
     metrics: Mapping[str, float]
 
     @property
@@ -37,6 +35,8 @@ class LabelledBatch:
 
 class Supervised:
     """Listwise softmax cross-entropy on labelled candidates; has no reader and no state."""
+
+    needs_reference = False
 
     def reads_per_question(self, candidates: int) -> int:
         """Labels cost no reader call."""
@@ -74,7 +74,7 @@ class Supervised:
             for d, document in enumerate(example.candidates):
                 labels_QD[q, d] = max(0, example.relevance.get(document.doc_id, 0))
         unlabelled = (labels_QD.sum(-1) == 0).double().mean().item()
-        return LabelledBatch(labels_QD, reference_scores_QD, {"without_relevant_share": unlabelled})
+        return LabelledBatch(labels_QD, {"without_relevant_share": unlabelled})
 
     def loss(self, scores_QD: Tensor, rollout: LabelledBatch) -> tuple[Tensor, dict[str, float]]:
         """The loss and what to log."""
