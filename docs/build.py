@@ -77,8 +77,7 @@ def api_page() -> str:
     parts = [
         "# API",
         "Written by `make docs` from the docstrings; every name imports from `rankwright`.",
-        "The verbs of the command line are functions of the same names, but for two: `train_run` is the verb train "
-        "(`train` is the loop inside it), and `write_report` the verb report.",
+        "The verbs of the command line are functions of the same names.",
     ]
     for name in rankwright.__all__:
         thing = getattr(rankwright, name)

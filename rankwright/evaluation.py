@@ -9,6 +9,7 @@ Everything arrives as an object: this module imports no model code and no torch.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -181,6 +182,8 @@ class EvaluationSettings:
     """Name of the reader."""
     prompt: str = ""
     """Version of the reader's prompt, where its name does not hold it."""
+    data: str = ""
+    """`digest_of` the questions; empty in files of before."""
     baseline: str | None = None
     """The model that all others are tested against; None tests all pairs."""
     skipped: int = 0
@@ -238,6 +241,7 @@ class Evaluation:
             "reader": self.settings.reader if read else None,
             "prompt": (self.settings.prompt or None) if read else None,
             "queries": max(row[metric].n for row in self.scores.values() if metric in row),
+            "data": self.settings.data[:8] or None,
             "bs": self.settings.resamples,
             "seed": self.settings.seed,
             "norm": NORMALISER if text else None,
@@ -336,6 +340,21 @@ def write_whole(path: Path, text: str, what: str) -> None:
         ) from error
 
 
+def digest_of(examples: Sequence[Example]) -> str:
+    """First digits of a hash of questions, answers, labels and candidates in their order."""
+    rows = [
+        (
+            e.query.query_id,
+            e.query.text,
+            e.answers,
+            dict(e.relevance),
+            [(d.doc_id, d.title, d.text) for d in e.candidates],
+        )
+        for e in examples
+    ]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+
 def verdict(test: PairedTest) -> str:
     """`better` where the interval of a minus b lies above 0 and p is below 0.05, `worse` where it lies below 0 and p is
     below 0.05, and `not shown` otherwise. p is the uncorrected one: a verdict is about one pair chosen beforehand.
@@ -388,8 +407,10 @@ def evaluate(
         asked. ModelError: a model returned scores that are not finite or a ranking that is not one of the candidates.
         ReaderError: more reads failed than `max_failed` allows.
     """
+    cut = tuple(_cut(example, depth) for example in examples)
     settings = EvaluationSettings(
         set_name=set_name,
+        data=digest_of(cut),
         retriever=retriever,
         depth=depth,
         top_k=top_k,
@@ -402,7 +423,6 @@ def evaluate(
         permutations=permutations,
     )
     _check_settings(settings, rankers, max_failed)
-    cut = tuple(_cut(example, depth) for example in examples)
     _check_examples(cut, with_answers=reader is not None)
     told = progress or _tell_nobody
     rankings = {name: _rank(name, ranker, cut, told) for name, ranker in rankers.items()}

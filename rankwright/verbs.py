@@ -1,6 +1,5 @@
-"""The verbs of the command line as functions. `rankwright.eval` (the same as `evaluate`), `rankwright.validate` and
-`rankwright.write_report` (the verb report) come from their own modules; `rankwright.train` is the loop inside
-`train_run`."""
+"""The verbs of the command line as functions. `rankwright.eval` (the same as `evaluate`) and `rankwright.validate` come
+from their own modules."""
 
 from __future__ import annotations
 
@@ -29,13 +28,13 @@ def demo(seed: int = 0, *, shuffle_answers: bool = False, name: str = "demo", de
     return run_demo(settings, name, shuffle_answers=shuffle_answers).result
 
 
-def train_run(
+def train(
     name: str, settings: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False
 ) -> Mapping[str, Any]:
     """What `rankwright train` does: trains, compares with the reference on other questions, writes runs/NAME.
 
-    Returns the content of runs/NAME/result.json, verdict included. `rankwright.train` is the loop inside, for objects
-    of your own.
+    Returns the content of runs/NAME/result.json, verdict included. `rankwright.training.train` is the loop inside, for
+    objects of your own.
 
     Args:
         name: of the run.
@@ -51,7 +50,7 @@ def train_run(
     from rankwright.cli.run import run_training
     from rankwright.cli.settings import settings_from
 
-    command = f"rankwright.train_run({name!r}, ...)"
+    command = f"rankwright.train({name!r}, ...)"
     run = run_training(settings_from(settings), name, resume=resume, overwrite=overwrite, command=command)
     return run.result
 
@@ -76,6 +75,22 @@ def retrieve(queries: Sequence[str], documents: Iterable[Document], depth: int =
     """BM25's best `depth` documents of each query; an own `rankwright.BM25` is indexed once for many calls."""
     index = BM25(list(documents))
     return [list(found) for found in index.retrieve([Query(str(i), text) for i, text in enumerate(queries)], depth)]
+
+
+def report(source: str | Path, out: str | Path | None = None) -> Path:
+    """Makes the HTML page of a run folder, or of a file that `Evaluation.save` or `eval --save` wrote, and returns its
+    path; `rankwright.write_report` makes that of an Evaluation at hand.
+
+    Args:
+        source: run folder or file.
+        out: where to; by default report.html of the run, or beside the file.
+
+    Raises:
+        ResourceNotFoundError: the run is not finished; DataError: a file in it is damaged.
+    """
+    from rankwright.cli.manage import written_report
+
+    return written_report(Path(source), Path(out) if out else None)
 
 
 def push(folder: str | Path, repo_id: str, *, private: bool = False) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from rankwright.cli.app import run
 from rankwright.cli.build import Splits, build_reader, load_splits, open_store
-from rankwright.cli.run import _compare, clear_run
+from rankwright.cli.run import _compare, run_folder
 from rankwright.cli.settings import (
     ReaderSettings,
     load_reader_settings,
@@ -110,17 +110,33 @@ def test_a_run_name_that_leads_elsewhere_removes_nothing(
     assert "wanted a plain name" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.rglob("file")) == ["file", "file"]
     with pytest.raises(ConfigurationError, match="plain name"):
-        clear_run(name)
+        run_folder(name)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "abacus"], "Device is 'abacus'"),
+        (["--set", "reward=nosuch"], "nosuch"),
+        (["--set", "model.name=nothere"], "nothere"),
+        (["--set", "loop.trainer.foo=1"], "foo"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
 def test_a_refused_demo_leaves_the_earlier_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / "demo").mkdir(parents=True)
-    assert run(["demo", "--device", "abacus"]) == 2
-    assert "Device is 'abacus'" in capsys.readouterr().err
-    assert (tmp_path / "runs" / "demo").is_dir()
+    earlier = tmp_path / "runs" / "demo" / "result.json"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("{}")
+    assert run(["demo", *options]) in (2, 4)
+    assert message in capsys.readouterr().err
+    assert earlier.read_text() == "{}"
 
 
 @pytest.mark.parametrize(
@@ -151,6 +167,8 @@ def test_a_refused_demo_leaves_the_earlier_one(
         ("model.template='{title}'", "lacks {text}"),
         ("model.template='{text} {body}'", "unknown field {body}"),
         ("rrpo.samples={", "is no YAML"),
+        ("reader.prompt=mine.txt", "embedded takes no prompt"),
+        ("reader.model=llama", "embedded takes no model name"),
     ],
 )
 def test_a_value_out_of_range_is_refused_before_anything_is_read(

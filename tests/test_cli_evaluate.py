@@ -11,14 +11,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from rankwright.cli.app import run
 from rankwright.cli.build import load_splits
+from rankwright.cli.evaluate import _worse_than_baseline
 from rankwright.cli.settings import ReaderSettings, settings_from, settings_tree
 from rankwright.errors import DataError
+from rankwright.evaluation import PairedTest
 from rankwright.llms.cache import ReadStore
 from rankwright.readers import CachedReader
 from rankwright.types import Answer, Context, ReadResult
@@ -157,6 +160,20 @@ def test_a_model_worse_than_the_named_baseline_ends_with_8(
     captured = capsys.readouterr()
     assert one_line(captured.out)["baseline"] == "gold-first"
     assert "is WORSE than gold-first" in captured.err.splitlines()[-1]
+
+
+def test_a_model_worse_than_reference_ends_with_8_without_a_named_baseline() -> None:
+    def worse(a: str, b: str, low: float, high: float, baseline: str | None = None) -> list[PairedTest]:
+        test = PairedTest(a, b, "F1", 9, (low + high) / 2, low, high, 0.01, 0.01)
+        return _worse_than_baseline(
+            SimpleNamespace(settings=SimpleNamespace(baseline=baseline), tests=(test,), headline_metric="F1")
+        )
+
+    assert [(t.a, t.delta) for t in worse("mine", "reference", -0.3, -0.1)] == [("mine", pytest.approx(-0.2))]
+    assert [(t.a, t.ci_high) for t in worse("reference", "mine", 0.1, 0.3)] == [("mine", -0.1)]
+    assert not worse("reference", "mine", -0.3, -0.1)
+    assert not worse("first-stage", "reference", -0.3, -0.1)
+    assert not worse("mine", "reference", -0.3, -0.1, baseline="other")
 
 
 @pytest.mark.parametrize("output", ["text", "json"])

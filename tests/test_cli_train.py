@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,16 @@ import pytest
 
 from rankwright.cli.app import run
 from rankwright.cli.build import load_splits
+from rankwright.cli.card import _chosen
 from rankwright.cli.run import HOW_FAST, RunOutcome, _deciding, _teller
 from rankwright.cli.settings import settings_from
 from rankwright.cli.train import DEMO_FOLDER, with_exchanged_answers
 from rankwright.data import load_examples
+from rankwright.errors import ReaderError
 from rankwright.evaluation import FirstStage, evaluate
 from rankwright.metrics.answer import normalise
 from rankwright.rerankers import load
-from rankwright.types import Document, Example, Query
+from rankwright.types import Answer, Context, Document, Example, Query, ReadFailed, ReadResult
 from tests.cli_kit import make_model, rows, write_rows
 
 HERE = {"data.retriever": "given", "data.dev_share": "0.25", "data.test_share": "0.25", "loop.eval_steps": "2"}
@@ -98,6 +100,63 @@ def test_a_damaged_config_is_named(
     assert "--overwrite" in found
 
 
+def test_a_comparison_that_fails_costs_nothing_of_the_training(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any, max_failed: float, **__: Any) -> None:
+        raise ReaderError(f"Too many reads failed; at most {max_failed} may.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rankwright.cli.run.evaluate", failing)
+        assert run([*command, "--set", "rrpo.max_failed_reads=0.25"]) == 6
+    found = capsys.readouterr().err
+    assert "at most 0.25 may." in found
+    assert "with --resume makes the comparison" in found
+    assert len(load("runs/a/model").rerank("door", ["a", "b"]).doc_ids) == 2
+    assert run([*command, "--resume", "--set", "rrpo.max_failed_reads=0.5"]) == 0
+    assert json.loads(Path("runs/a/result.json").read_text())["steps"] == 3
+
+
+class Moody:
+    """A reader that knows the key of every door, when it is up."""
+
+    name = "moody"
+
+    def __init__(self, *, up: bool) -> None:
+        self.up = up
+
+    def answer(self, contexts: Sequence[Context]) -> list[ReadResult]:
+        if not self.up:
+            return [ReadFailed("http 503") for _ in contexts]
+        found = [[d.text for d in context.documents if d.doc_id.startswith("key")] for context in contexts]
+        return [Answer(texts[0].split()[-1].strip(".") if texts else "") for texts in found]
+
+
+def test_a_run_that_a_broken_reader_stopped_goes_on_when_it_is_mended(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learning = ["--method", "rrpo", "--reader", "embedded", "--set", "rrpo.samples=8", "--set", "top_k=1"]
+    monkeypatch.setattr("rankwright.cli.run.build_reader", lambda *_: Moody(up=False))
+    assert run([*command, *learning]) == 6
+    assert "Mend the reader and go on with --resume" in capsys.readouterr().err
+    monkeypatch.setattr("rankwright.cli.run.build_reader", lambda *_: Moody(up=True))
+    assert run([*command, *learning, "--resume"]) in (0, 8)
+    result = json.loads(Path("runs/a/result.json").read_text())
+    assert (result["steps"], result["metric"], result["n"]) == (3, "F1", 3)
+
+
+@pytest.mark.parametrize(
+    ("dev_best", "best_step", "words"),
+    [
+        (None, 9, "the weights after the last of 9 steps"),
+        (0.5, 0, "on 7 dev questions no checkpoint was better than the starting weights"),
+        (0.5, 6, "the best of its checkpoints on 7 dev questions (step 6 of 9)"),
+    ],
+)
+def test_the_card_says_which_weights_these_are(dev_best: float | None, best_step: int, words: str) -> None:
+    assert words in _chosen({"dev_best": dev_best, "best_step": best_step, "steps": 9}, 7)
+
+
 @pytest.mark.parametrize("verdict", ["better", "not shown", "worse"])
 def test_the_demo_ends_with_the_next_step_unless_the_model_is_worse(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verdict: str
@@ -139,9 +198,9 @@ def test_the_progress_says_how_many_reader_calls_may_still_come() -> None:
     tell(2, 10, {"eval_reward": 0.75})
     tell(10, 10, {})
     assert told == [
-        (1, 10, "reward 0.250, reference 0.500, at most 144 reader calls left"),
-        (2, 10, "reward 0.250, reference 0.500, dev 0.750, at most 128 reader calls left"),
-        (10, 10, "reward 0.250, reference 0.500, dev 0.750, at most 0 reader calls left"),
+        (1, 10, "reward 0.250, reference 0.500, at most 144 reader calls left in training"),
+        (2, 10, "reward 0.250, reference 0.500, dev 0.750, at most 128 reader calls left in training"),
+        (10, 10, "reward 0.250, reference 0.500, dev 0.750, at most 0 reader calls left in training"),
     ]
 
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from math import log2
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from rankwright.errors import (
     ResourceNotFoundError,
     StorageError,
 )
-from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, PairedTest, evaluate, verdict
+from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, PairedTest, digest_of, evaluate, verdict
 from rankwright.metrics.significance import bootstrap_interval, holm, paired_permutation_test
 from rankwright.types import (
     Answer,
@@ -232,11 +233,19 @@ def test_signature_names_what_a_score_depends_on() -> None:
         prompt="2",
         seed=7,
     )
-    tail = f"bs:1000|seed:7|norm:squad|v:{rankwright.__version__}"
+    tail = f"data:{digest_of(EXAMPLES)[:8]}|bs:1000|seed:7|norm:squad|v:{rankwright.__version__}"
     assert evaluation.signature == f"F1@3|set:a/b|retriever:bm25s|depth:5|reader:toy|prompt:2|queries:12|{tail}"
     assert evaluation.signature_of("hit@3") == f"hit@3|set:a/b|retriever:bm25s|depth:5|queries:12|{tail}"
     assert "norm" not in evaluation.signature_of("nDCG@10")
     assert "reader" not in evaluation.signature_of("nDCG@10")
+
+
+def test_other_candidates_have_another_signature() -> None:
+    other = [*EXAMPLES[1:], replace(EXAMPLES[0], candidates=EXAMPLES[0].candidates[::-1])]
+    one, two = (
+        evaluate({"x": FirstStage()}, examples, depth=5).signature_of("hit@3") for examples in (EXAMPLES, other)
+    )
+    assert one != two
 
 
 def test_the_headline_compares_the_last_model_that_is_no_fixed_order() -> None:

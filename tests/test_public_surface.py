@@ -32,7 +32,7 @@ LIGHT_MODULES = [
     "rankwright.llms.cache",
     "rankwright.rewards",
     "rankwright.evaluation",
-    "rankwright.report",
+    "rankwright.reporting",
 ]
 
 

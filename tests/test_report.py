@@ -15,9 +15,9 @@ import pytest
 
 from rankwright.errors import ConfigurationError, StorageError
 from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, evaluate
-from rankwright.report import write_report
-from rankwright.report.charts import curves, ticks
-from rankwright.report.markup import escape, join, quoted, shortened, signed, tag
+from rankwright.reporting import write_report
+from rankwright.reporting.charts import curves, ticks
+from rankwright.reporting.markup import escape, join, quoted, shortened, signed, tag
 from rankwright.types import Answer, Context, Document, Example, Query, ReadFailed, ReadResult, Reranker, RerankRequest
 
 HARMLESS = "plain words"
@@ -418,5 +418,5 @@ def test_small_helpers() -> None:
 
 
 def test_reports_import_no_torch() -> None:
-    code = "import sys, rankwright.report; sys.exit('torch' in sys.modules)"
+    code = "import sys, rankwright.reporting; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 import rankwright
+from rankwright.cli.app import app
 from rankwright.errors import ConfigurationError, ResumeError
 from rankwright.evaluation import FirstStage, GoldFirst
 from rankwright.types import Document, Example, Query
 from tests.cli_kit import make_model, rows, write_rows
 
 CORPUS = [Document("k", "Kelp grows in cold water.", "Kelp"), Document("c", "Crabs walk sideways.", "Crabs")]
+
+
+def test_every_verb_of_the_command_line_is_a_function_of_that_name() -> None:
+    import rankwright.reporting  # a module of a verb's name would take the verb's place when it is imported
+
+    assert rankwright.reporting
+    verbs = get_command(app).commands
+    assert set(verbs) >= {"demo", "train", "eval", "rerank", "retrieve", "validate", "report", "push", "cache"}
+    assert all(inspect.isfunction(getattr(rankwright, verb)) for verb in verbs)
 
 
 def test_rerank_keeps_the_best(tmp_path: Path) -> None:
@@ -39,7 +51,7 @@ def test_push_names_a_bad_repository(tmp_path: Path) -> None:
         rankwright.push(make_model(tmp_path / "model"), "no name")
 
 
-def test_train_run_is_the_verb_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_makes_a_run_and_report_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_rows(tmp_path / "q.jsonl", rows())
     make_model(tmp_path / "tiny")
@@ -50,16 +62,20 @@ def test_train_run_is_the_verb_train(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "reader": {"reader": "none"},
         "loop": {"epochs": 1.0, "batch_size": 3},
     }
-    result = rankwright.train_run("mine", settings)
+    result = rankwright.train("mine", settings)
     assert result == json.loads((tmp_path / "runs" / "mine" / "result.json").read_text())
     assert (result["verdict"], result["steps"], result["n"]) == ("not shown", 2, 3)
     assert len(rankwright.load("runs/mine/model").rerank("door", ["a", "b"]).doc_ids) == 2
+    page = Path("runs/mine/report.html")
+    page.unlink()
+    assert rankwright.report("runs/mine") == page
+    assert "Run mine" in page.read_text()
     with pytest.raises(ConfigurationError, match="already holds a run"):
-        rankwright.train_run("mine", settings)
+        rankwright.train("mine", settings)
     with pytest.raises(ResumeError, match="Setting seed is 1"):
-        rankwright.train_run("mine", {**settings, "seed": 1}, resume=True)
+        rankwright.train("mine", {**settings, "seed": 1}, resume=True)
     with pytest.raises(ConfigurationError, match=r"loop\.epoch"):
-        rankwright.train_run("other", {**settings, "loop": {"epoch": 1.0}})
+        rankwright.train("other", {**settings, "loop": {"epoch": 1.0}})
 
 
 def test_eval_compares_models() -> None:

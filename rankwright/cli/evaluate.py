@@ -8,6 +8,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from rankwright.cli.settings import LARGEST_SEED, DataSettings, ReaderSettings, 
 from rankwright.data import Dataset
 from rankwright.errors import ConfigurationError
 from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, PairedTest, evaluate, verdict
+from rankwright.rerankers import REFERENCE
 from rankwright.types import Example, Reader, Reranker
 
 WORSE_EXIT_CODE = 8
@@ -105,7 +107,8 @@ def compare(
     on_bad_row: BadRow = typer.Option(BadRow.error, help="Stop at a bad row, or leave it out and count it."),
     baseline: str | None = typer.Option(
         None,
-        help="The MODEL that all others are tested against, with exit code 8 if one is worse; else all pairs are.",
+        help="The MODEL that all others are tested against, else all pairs are. Exit code 8 if one is worse than it, "
+        "or, where none is named, than reference.",
     ),
     gold_first: bool = typer.Option(False, "--gold-first", help="Add a row with labelled passages put first."),
     seed: int = typer.Option(0, min=0, max=LARGEST_SEED, help="Seed of the bootstrap and of the permutation test."),
@@ -115,7 +118,7 @@ def compare(
     save: Path | None = typer.Option(None, help="Write rankings, answers and scores as JSON, for rankwright report."),
 ) -> int:
     """Compare models on the same questions and candidates: scores with intervals, paired tests, a signature."""
-    from rankwright.report import write_report
+    from rankwright.reporting import write_report
 
     data_settings = DataSettings(
         format=format,
@@ -250,16 +253,25 @@ def _opened_reader(settings: ReaderSettings, device: str) -> Iterator[Reader | N
 
 
 def _worse_than_baseline(evaluation: Evaluation) -> list[PairedTest]:
-    """Tests of the headline metric that show a model to be worse than the baseline the user named."""
+    """Tests of the headline metric that show a model to be worse than the baseline the user named, or than the
+    embedded reference where that is among the models and none is named. By p as it is: a warning is not corrected away.
+    """
+    baseline = evaluation.settings.baseline or REFERENCE
     fixed_orders = (FirstStage.name, GoldFirst.name)
+    tests = [_turned(test) if test.a == baseline else test for test in evaluation.tests]
     return [
         test
-        for test in evaluation.tests
-        if evaluation.settings.baseline is not None
+        for test in tests
+        if test.b == baseline
         and test.metric == evaluation.headline_metric
         and test.a not in fixed_orders
         and verdict(test) == "worse"
     ]
+
+
+def _turned(test: PairedTest) -> PairedTest:
+    """The same test seen from the other model."""
+    return replace(test, a=test.b, b=test.a, delta=-test.delta, ci_low=-test.ci_high, ci_high=-test.ci_low)
 
 
 def _print(evaluation: Evaluation, output: OutputKind) -> None:

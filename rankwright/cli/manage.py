@@ -97,16 +97,17 @@ def report(
     output: OutputKind = typer.Option(OutputKind.text, help="json prints one line on standard output."),
 ) -> None:
     """Make report.html again from what a run or an evaluation has stored."""
-    path = _written_report(source, out)
+    path = written_report(source, out)
     if output is OutputKind.json:
         emit({"source": str(source), "report": str(path)})
     else:
         say(f"Report {path}")
 
 
-def _written_report(source: Path, out: Path | None) -> Path:
+def written_report(source: Path, out: Path | None) -> Path:
+    """The page of a run folder or of a saved evaluation, written to `out` or beside its source."""
     from rankwright.evaluation import Evaluation
-    from rankwright.report import write_report
+    from rankwright.reporting import write_report
 
     if not source.is_dir():
         evaluation = Evaluation.load(source)

@@ -9,7 +9,7 @@ import platform
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -29,11 +29,11 @@ from rankwright.cli.build import (
 from rankwright.cli.card import model_card
 from rankwright.cli.common import progress_bars, say, score_table, training_bar
 from rankwright.cli.settings import RunSettings, settings_tree
-from rankwright.errors import ConfigurationError, ResumeError, StorageError
-from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, PairedTest, evaluate, verdict
-from rankwright.report import write_report
+from rankwright.errors import ConfigurationError, ReaderError, ResumeError, StorageError
+from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, PairedTest, digest_of, evaluate, verdict
+from rankwright.reporting import write_report
 from rankwright.rewards import resolve_reward
-from rankwright.types import Answer, Example, Reader, Reranker
+from rankwright.types import Answer, Reader, Reranker
 
 RUNS = Path("runs")
 WORSE_EXIT_CODE = 8
@@ -99,6 +99,8 @@ def run_training(
         reader = build_reader(settings.reader, store, run_id, settings.model.device)
         try:
             policy, reference, trained = _train(settings, splits, reader, folder, resume, begin)
+            with _writing(folder):
+                policy.save(folder / "model")  # before the comparison, which may fail: training is paid for
             evaluation, hits = _compare(settings, splits, reader, reference, policy)
         except BaseException:  # Ctrl-C too: what was sent may be on the bill
             if reader is not None:
@@ -116,7 +118,6 @@ def run_training(
     }
     result.update(shares)
     with _writing(folder):
-        policy.save(folder / "model")
         card = model_card(settings, splits, evaluation, result, verdict_line(result))
         (folder / "model" / "README.md").write_text(card, encoding="utf-8")
         evaluation.save(folder / "evaluation.json")
@@ -125,6 +126,18 @@ def run_training(
         run = {"config": settings_tree(settings), "environment": environment, "result": result}
         write_report(folder / "report.html", evaluation, title=f"Run {name}", run=run, metrics=metrics)
     return RunOutcome(folder, result, evaluation, WORSE_EXIT_CODE if result["verdict"] == "worse" else 0)
+
+
+@contextlib.contextmanager
+def _resumable() -> Iterator[None]:
+    """What a reader that fails in the comparison costs: nothing of the training."""
+    try:
+        yield
+    except ReaderError as error:
+        raise ReaderError(
+            f"{error} The model is trained and saved; the same command with --resume makes the comparison (--set "
+            "rrpo.max_failed_reads=SHARE lets more reads fail)."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -269,7 +282,11 @@ HOW_FAST = (
 
 def _without_speed(tree: Mapping[str, Any]) -> dict[str, Any]:
     """A tree of settings, less those that may change between sessions."""
-    return {**tree, "reader": {name: value for name, value in tree["reader"].items() if name not in HOW_FAST}}
+    return {
+        **tree,
+        "reader": {name: value for name, value in tree["reader"].items() if name not in HOW_FAST},
+        "rrpo": {name: value for name, value in tree["rrpo"].items() if name != "max_failed_reads"},
+    }
 
 
 def _deciding(settings: RunSettings, splits: Splits, reader: Reader | None, reference: Any) -> dict[str, Any]:
@@ -280,26 +297,11 @@ def _deciding(settings: RunSettings, splits: Splits, reader: Reader | None, refe
         weights.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
     return {
         "run": _without_speed(settings_tree(settings)),
-        "training questions": _digest(splits.train),
-        "dev questions": _digest(splits.dev),
+        "training questions": digest_of(splits.train),
+        "dev questions": digest_of(splits.dev),
         "reader": reader.name if reader else "none",
         "starting weights": weights.hexdigest()[:16],
     }
-
-
-def _digest(examples: Sequence[Example]) -> str:
-    """Hash of questions, answers, labels and candidates."""
-    rows = [
-        (
-            e.query.query_id,
-            e.query.text,
-            e.answers,
-            dict(e.relevance),
-            [(d.doc_id, d.title, d.text) for d in e.candidates],
-        )
-        for e in examples
-    ]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
 def _on_begin(work: Callable[[], None]) -> Any:
@@ -314,7 +316,8 @@ def _on_begin(work: Callable[[], None]) -> Any:
 
 
 def _teller(tell: Any, reads_per_step: int) -> Any:
-    """Progress of the training: reward, dev score and how many reader calls may still come."""
+    """Progress of the training: reward, dev score and how many reader calls its steps may still cost (dev and
+    comparison read too)."""
     last: dict[str, float] = {}
 
     def on_step(step: int, steps: int, logs: Mapping[str, float]) -> None:
@@ -330,7 +333,7 @@ def _teller(tell: Any, reads_per_step: int) -> Any:
             if key in last
         ]
         if reads_per_step:
-            parts.append(f"at most {(steps - step) * reads_per_step} reader calls left")
+            parts.append(f"at most {(steps - step) * reads_per_step} reader calls left in training")
         tell(step, steps, ", ".join(parts))
 
     return on_step
@@ -343,7 +346,7 @@ def _compare(
     rankers: dict[str, Reranker] = {FirstStage.name: FirstStage(), REFERENCE_ROW: reference, TRAINED_ROW: policy}
     if any(grade > 0 for example in splits.test for grade in example.relevance.values()):
         rankers[GoldFirst.name] = GoldFirst(splits.test)
-    with progress_bars() as progress:
+    with progress_bars() as progress, _resumable():
         evaluation = evaluate(
             rankers,
             splits.test,
@@ -355,6 +358,7 @@ def _compare(
             set_name=splits.name,
             retriever=settings.data.retriever,
             skipped=splits.skipped,
+            max_failed=settings.rrpo.max_failed_reads,
             progress=progress,
         )
     # Models that put equal passages first share one read, which must count once.
@@ -451,12 +455,3 @@ def show(outcome: RunOutcome, next_step: str = "") -> None:
     say(verdict_line(result))
     if next_step and result["verdict"] != "worse":
         say(next_step)
-
-
-def clear_run(name: str) -> None:
-    """Removes an earlier run of that name.
-
-    Raises:
-        ConfigurationError: the name is none.
-    """
-    shutil.rmtree(run_folder(name), ignore_errors=True)

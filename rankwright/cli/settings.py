@@ -177,6 +177,12 @@ class ReaderSettings:
                 "max_retries": _at_least(0, self.max_retries),
             },
         )
+        for what, given in (("model name", self.model), ("prompt", self.prompt.replace("reader-1", ""))):
+            if given and self.reader in ("embedded", "none"):
+                raise ConfigurationError(
+                    f"Reader {self.reader} takes no {what}, but '{given}' was given. Leave it out, or name an endpoint "
+                    "or a language model with --reader."
+                )
 
 
 @dataclass(frozen=True)

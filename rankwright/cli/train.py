@@ -86,14 +86,13 @@ def demo(
 def run_demo(settings: RunSettings, name: str, *, shuffle_answers: bool = False, command: str = "") -> RunOutcome:
     """The whole demo under these settings; an earlier run of that name is replaced as soon as all is found good."""
     from rankwright.cli.build import checked_device
-    from rankwright.cli.run import clear_run, run_folder, run_training
+    from rankwright.cli.run import run_folder, run_training
 
     run_folder(name)
     checked_device(settings.model.device)
     splits = demo_splits(settings, shuffle_answers=shuffle_answers)
     say("Demo: a knowledge base about the invented Sundrel Isles; no relevance label is used in training.")
-    clear_run(name)
-    return run_training(settings, name, splits=splits, command=command or "rankwright demo")
+    return run_training(settings, name, splits=splits, overwrite=True, command=command or "rankwright demo")
 
 
 def demo_splits(settings: RunSettings, *, shuffle_answers: bool = False) -> Any:

@@ -28,8 +28,8 @@ from rankwright.evaluation import (
     write_whole,
 )
 from rankwright.metrics.answer import contains_answer
-from rankwright.report.charts import curves, interval, share_bar
-from rankwright.report.markup import Html, escape, join, quoted, shortened, signed, tag, tone
+from rankwright.reporting.charts import curves, interval, share_bar
+from rankwright.reporting.markup import Html, escape, join, quoted, shortened, signed, tag, tone
 from rankwright.types import Document, Example, ReadFailed
 
 Record = Mapping[str, Any]

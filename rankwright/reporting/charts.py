@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
 from rankwright.evaluation import PairedTest, verdict
-from rankwright.report.markup import Html, escape, join, quoted, signed, tag, tone
+from rankwright.reporting.markup import Html, escape, join, quoted, signed, tag, tone
 
 Point = tuple[float, float]
 
