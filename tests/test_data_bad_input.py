@@ -75,6 +75,22 @@ BAD_ROWS = [
     pytest.param("dpr", {"question": "?", "ctxs": []}, "candidate list 'ctxs' .* is empty", id="no ctxs"),
     pytest.param("dpr", {"question": "?", "ctxs": ["a"]}, "wanted a JSON object", id="ctxs no objects"),
     pytest.param("dpr", {"question": "?", "ctxs": [{**CONTEXT, "isgold": "no"}]}, "true or false", id="isgold text"),
+    pytest.param("dpr", {"question": "?", "positive_ctxs": []}, "'positive_ctxs' .* is empty", id="no training ctxs"),
+    pytest.param(
+        "dpr", {"question": "?", "negative_ctxs": ["a"]}, "of field 'negative_ctxs' is 'a'", id="bare strings"
+    ),
+    pytest.param(
+        "dpr",
+        {"question": "?", "ctxs": [CONTEXT], "positive_ctxs": [CONTEXT]},
+        "passages in 'ctxs' and in 'positive_ctxs'; wanted retrieval results",
+        id="retrieved and labelled",
+    ),
+    pytest.param(
+        "rank_llm",
+        {"query": "?", "hits": [{"qid": 1, "docid": "a", "content": "x"}], "answers": [1]},
+        r"field 'answers' is 1 \(int\)",
+        id="rank_llm answer no text",
+    ),
     pytest.param("rank_llm", {"question": "?"}, "{query, hits", id="not rank_llm"),
     pytest.param("rank_llm", {"query": "?", "hits": []}, "candidate list 'hits' of query", id="no hits"),
     pytest.param(
@@ -204,6 +220,8 @@ STEP = {"idx": 0, "title": "T", "paragraph_text": "p", "is_suporting": True}
          "'candidates.titel'"),
         ("dpr", {"question": "?", "answers": ["a"], "ctxs": [{"text": "a", "titel": "A", "hasanswer": True}]},
          "'ctxs.titel'"),
+        ("dpr", {"question": "?", "answers": ["a"], "positive_ctxs": [{"text": "a", "isgold": False, "psg_id": "1"}]},
+         "'positive_ctxs.isgold'"),
         ("hotpotqa", HOPPED, "'context.a'"),
         ("musique", {"id": "q", "question": "?", "answer": "x", "paragraphs": [STEP]}, "'paragraphs.is_suporting'"),
         ("rank_llm", {"query": "?", "hits": [{"qid": 1, "docid": 2, "content": "c", "titel": "A"}]}, "'hits.titel'"),
@@ -343,11 +361,42 @@ def test_unanswerable_squad_questions_are_named_with_their_line(tmp_path: Path) 
     text = json.dumps({"data": [{"title": "T", "paragraphs": [{"context": "kelp", "qas": questions}]}]}, indent=1)
     path = tmp_path / "dev.json"
     path.write_text(text)
-    line = text[: text.index('"no"')].count("\n") + 1
+    line = text[: text.index('"no"')].count("\n")  # its object begins in the line before its id
     with pytest.raises(DataError, match=f"line {line}: question 'no' is marked unanswerable"):
         load_examples(path, "squad")
     dataset = load_examples(path, "squad", on_bad_row="skip")
     assert ([example.query.query_id for example in dataset.examples], dataset.skipped) == (["yes"], 1)
+
+
+def test_lines_of_squad_outlive_bad_parts_and_other_ids(tmp_path: Path) -> None:
+    """Neither a paragraph that is rejected, nor an id of something else, nor a brace in a text moves or hides lines."""
+    text = r"""{"data": [
+ {"title": "T", "id": 1, "paragraphs": [
+  {"qas": [{"id": "lost", "question": "?"}]},
+  {"context": "kelp } \" { \"id\": \\", "id": 2,
+   "qas": [
+    {"id": "a", "question": "What?", "answers": [{"id": 3, "text": "kelp"}]},
+    {"question": "Which?"},
+    {"id": "b", "question": " "},
+    {"id": "c", "question": "Why?"}]}]},
+ {"title": 3},
+ {"paragraphs": [{"context": "crab", "qas": [
+    "what?",
+    {"id": "a", "question": "Twice?"}]}]}]}
+"""
+    path = tmp_path / "dev.json"
+    path.write_text(text)
+    dataset = load_examples(path, "squad", on_bad_row="skip")
+    assert [example.query.query_id for example in dataset.examples] == ["a", "c"]
+    assert [(problem.line, problem.found.split(";")[0][:30]) for problem in dataset.problems] == [
+        (3, "article 1, paragraph 1: no suc"),
+        (7, "no id in fields ['question']"),
+        (8, "field 'question' is empty"),
+        (10, "article 2: field 'title' is 3 "),
+        (11, "question is 'what?' (str)"),
+        (13, "query_id 'a' stands here and i"),
+    ]
+    assert "in line 6" in dataset.problems[-1].found
 
 
 def test_bad_rows_of_squad_without_envelope_are_named_or_skipped(tmp_path: Path) -> None:
@@ -401,7 +450,9 @@ def test_a_bad_article_or_paragraph_of_squad_is_named_by_its_place_or_skipped(tm
     assert [example.query.query_id for example in dataset.examples] == ["a", "b", "c"]
     places = ["article 1, paragraph 2", "article 1, paragraph 4", "article 2", "article 3", "question is 'what?' (str)"]
     assert [problem.found.split(": ")[0] for problem in dataset.problems] == places
-    with pytest.raises(DataError, match=r"dev.json: article 1, paragraph 2: no such field .* wanted field 'context'"):
+    with pytest.raises(
+        DataError, match=r"json, line 1: article 1, paragraph 2: no such field .* wanted field 'context'"
+    ):
         load_examples(path, "squad")
     (tmp_path / "dev.jsonl").write_text(json.dumps(articles[0]) + "\n")
     with pytest.raises(DataError, match=r"dev.jsonl, line 1: article, paragraph 2: no such field"):

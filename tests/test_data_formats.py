@@ -66,6 +66,17 @@ DPR = {
         {"id": "w2", "title": "Crab", "text": "Not a seaweed.", "isgold": False, "hasanswer": True, "score": 1.5},
     ],
 }
+DPR_TRAINING = {
+    "dataset": "nq_dev_psgs_w100",
+    "question": "What is kelp?",
+    "answers": ["a seaweed"],
+    "positive_ctxs": [{"title": "Kelp", "text": "A seaweed.", "score": 1000, "title_score": 1, "passage_id": "11"}],
+    "negative_ctxs": [{"title": "Oak", "text": "A tree.", "score": 0, "title_score": 0, "passage_id": "12"}],
+    "hard_negative_ctxs": [
+        {"title": "Crab", "text": "Eats kelp.", "score": 9.5, "title_score": 0, "psg_id": "13"},
+        {"title": "Kelp", "text": "A seaweed.", "score": 8.5, "title_score": 0, "psg_id": "11"},
+    ],
+}
 FLASHRAG = {"id": "f1", "question": "What is kelp?", "golden_answers": ["a seaweed"], "metadata": {"level": 1}}
 RANK_LLM_HITS = {
     "query": "what is kelp",
@@ -198,6 +209,38 @@ def test_dpr_without_isgold_has_no_labels(tmp_path: Path) -> None:
     assert load_rows(tmp_path, "dpr", {**DPR, "ctxs": contexts}).examples[0].relevance == {}
 
 
+def test_dpr_training_lists_become_labels(tmp_path: Path) -> None:
+    example = only(load_rows(tmp_path, "dpr", DPR_TRAINING))
+    kelp, oak, crab = (
+        content_id(*words) for words in (("Kelp", "A seaweed."), ("Oak", "A tree."), ("Crab", "Eats kelp."))
+    )
+    assert example.relevance == {kelp: 1, oak: 0, crab: 0}  # Kelp stands in two lists
+    assert sorted(document.doc_id for document in example.candidates) == sorted([kelp, oak, crab])
+    assert example.answers == ("a seaweed",)
+
+
+def test_the_order_of_dpr_training_candidates_does_not_tell_the_labels(tmp_path: Path) -> None:
+    def row(number: int, *, swapped: bool) -> dict[str, Any]:
+        gold, wrong = ([{"text": f"{kind} {number}", "score": score}] for kind, score in (("gold", 1000), ("wrong", 0)))
+        positive, negative = (wrong, gold) if swapped else (gold, wrong)
+        return {"question": f"{number}?", "positive_ctxs": positive, "hard_negative_ctxs": negative}
+
+    count = 400
+    given = load_rows(tmp_path, "dpr", *(row(n, swapped=False) for n in range(count))).examples
+    swapped = load_rows(tmp_path, "dpr", *(row(n, swapped=True) for n in reversed(range(count)))).examples
+    assert [example.candidates for example in given] == [example.candidates for example in reversed(swapped)]
+    first = sum(example.relevance[example.candidates[0].doc_id] for example in given)
+    assert abs(first - count / 2) < 4 * (count / 4) ** 0.5  # four standard deviations of a fair coin
+
+
+def test_dpr_training_rows_may_lack_lists_or_leave_them_empty(tmp_path: Path) -> None:
+    some = {"question": "1?", "negative_ctxs": [], "hard_negative_ctxs": [{"text": "b"}], "positive_ctxs": None}
+    retrieved = {**DPR, "positive_ctxs": [], "negative_ctxs": None}
+    first, second = load_rows(tmp_path, "dpr", some, retrieved).examples
+    assert list(first.relevance.values()) == [0]
+    assert second.relevance == {"w1": 1, "w2": 0}
+
+
 def test_flashrag_questions_come_with_their_corpus(tmp_path: Path) -> None:
     corpus = write(
         tmp_path / "corpus.jsonl",
@@ -244,6 +287,12 @@ def test_rank_llm_reads_both_shapes_alike(tmp_path: Path, row: object) -> None:
     assert only(load_rows(tmp_path, "rank_llm", row)) == Example(
         Query("7", "what is kelp"), (Document("k", "A seaweed.", "Kelp"), Document("c", "Crabs walk."))
     )
+
+
+@pytest.mark.parametrize("row", [RANK_LLM_HITS, RANK_LLM_REQUEST], ids=["hits", "candidates"])
+def test_rank_llm_rows_may_bring_answers(tmp_path: Path, row: dict[str, Any]) -> None:
+    dataset = load_rows(tmp_path, "rank_llm", {**row, "answers": ["a seaweed", " "]}, need_answers=True)
+    assert only(dataset).answers == ("a seaweed",)
 
 
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "rows.json.gz"])
@@ -357,6 +406,7 @@ def trec(tmp_path: Path) -> Path:
 
 
 def test_trec_joins_run_topics_corpus_and_labels(trec: Path) -> None:
+    write(trec / "labels.qrels", "7 0 k 3\n7 0 x 0\n")
     dataset = load_examples(trec / "first.run", "trec", qrels=trec / "labels.qrels", corpus=trec / "passages.jsonl")
     assert only(dataset) == Example(
         Query("7", "what is kelp"),
@@ -364,6 +414,25 @@ def test_trec_joins_run_topics_corpus_and_labels(trec: Path) -> None:
         relevance={"k": 3, "x": 0},
     )
     assert dataset.unjudged == 1
+
+
+def test_labelled_topics_that_the_run_lacks_are_told_of(trec: Path) -> None:
+    """Left out unseen, they would change the mean of every metric."""
+    dataset = load_examples(trec / "first.run", "trec", qrels=trec / "labels.qrels", corpus=trec / "passages.jsonl")
+    assert [example.query.query_id for example in dataset.examples] == ["7"]
+    (warning,) = dataset.warnings
+    assert warning.file == str(trec / "topics.txt")
+    run = trec / "first.run"
+    assert warning.found == f"1 of 2 topics with labels, for example '9', have no usable line in the run '{run}'"
+
+
+@pytest.mark.parametrize("need_candidates", [True, False])
+def test_without_labels_the_run_chooses_the_topics_and_says_so(trec: Path, need_candidates: bool) -> None:
+    dataset = load_examples(trec / "first.run", "trec", corpus=trec / "passages.jsonl", need_candidates=need_candidates)
+    assert ([example.query.query_id for example in dataset.examples], dataset.skipped) == (["7", "8"], 0)
+    (warning,) = dataset.warnings
+    assert warning.file == str(trec / "topics.txt")
+    assert f"1 of 3 topics, for example '9', have no usable line in the run '{trec / 'first.run'}'" == warning.found
 
 
 def test_trec_topics_alone_are_questions_to_retrieve_for(trec: Path) -> None:

@@ -138,6 +138,8 @@ def test_share_cut_counts_questions_passages_and_cached_answers(folder: Path, tm
         assert cached.share_cut == (100 + 41) / 500
         cached.answer(contexts)
         assert (cached.hits, cached.share_cut) == (2, (100 + 41) / 500)
+        cached.answer([*contexts, context(question=letters("u", 44))])  # the first two must not count again
+        assert cached.share_cut == (100 + 41) / 544
 
 
 def test_title_is_read_before_the_text(encoder: Encoder) -> None:

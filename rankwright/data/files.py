@@ -10,9 +10,10 @@ import gzip
 import io
 import json
 import os
+import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -28,6 +29,8 @@ _UTF8_MARK = b"\xef\xbb\xbf"
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZIP_MAGIC = b"PK\x03\x04"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_JSON_MARK = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\n]')
+"""Braces and line breaks; strings are matched too, so that a brace inside one is passed over."""
 _CONVERT = "Convert the file, for example: iconv -f LATIN1 -t UTF-8 OLD > NEW."
 
 
@@ -119,14 +122,34 @@ def array_rows(path: AnyPath) -> Iterator[tuple[int, Any]]:
         raise _broken_array(path, text, json.JSONDecodeError("text after the closing ']'", text, position + 1))
 
 
-def parsed_file(path: AnyPath) -> tuple[Any, str]:
-    """The single JSON value of a file, and its text to look up lines in."""
+def parsed_file(path: AnyPath) -> tuple[Any, Mapping[int, int]]:
+    """The single JSON value of a file, and the line where each object in it begins, by the id() of the object."""
     first_line(path)
     text = text_of(path)
+    begins = _object_lines(text)
+    lines: dict[int, int] = {}
+
+    def placed(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        lines[id(found)] = next(begins)
+        return found
+
     try:
-        return json.loads(text), text
+        return json.loads(text, object_pairs_hook=placed), lines
     except (ValueError, RecursionError) as error:
         raise _broken_array(path, text, error) from None
+
+
+def _object_lines(text: str) -> Iterator[int]:
+    """The line where each object of a JSON text begins, in the order in which objects end: so a decoder builds them."""
+    line, open_lines = 1, list[int]()
+    for mark in _JSON_MARK.finditer(text):
+        if mark[0] == "\n":
+            line += 1
+        elif mark[0] == "{":
+            open_lines.append(line)
+        elif mark[0] == "}":
+            yield open_lines.pop()
 
 
 def write_lines(path: str | Path, lines: Iterable[str]) -> None:

@@ -1,4 +1,7 @@
-"""rank_llm's two request files: the older {query, hits} and the newer {query: {text, qid}, candidates}."""
+"""rank_llm's two request files: the older {query, hits} and the newer {query: {text, qid}, candidates}.
+
+rank_llm itself knows no answers; `answers` is read where somebody added them.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import re
 
 from rankwright.data.fields import (
     Row,
+    answers_field,
     checked_text,
     distinct,
     document,
@@ -35,13 +39,14 @@ def parse_row(row: Row) -> Example:
         return Example(
             query=Query(required_id(query, "qid"), text_field(query, "text")),
             candidates=distinct(_candidate(object_of(c, "candidate")) for c in list_field(row, "candidates")),
+            answers=answers_field(row, "answers"),
         )
     raise RowError(f"fields {shown(sorted(row))}", _ONE_OF_TWO, "Check that the format (--format) is rank_llm.")
 
 
 FORMAT = RowFormat(
     parse_row,
-    frozenset({"query", "hits", "candidates", "invocations_history", "ranking_exec_summary"}),
+    frozenset({"query", "hits", "candidates", "answers", "invocations_history", "ranking_exec_summary"}),
     ("hits", "candidates"),
     {
         "query": frozenset({"qid", "text"}),
@@ -65,6 +70,7 @@ def _parse_hits(row: Row) -> Example:
     return Example(
         query=Query(query_ids.pop(), text_field(row, "query")),
         candidates=distinct(_hit(hit) for hit in sorted(hits, key=_rank)),
+        answers=answers_field(row, "answers"),
     )
 
 

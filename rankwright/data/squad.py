@@ -9,8 +9,7 @@ Article titles are Wikipedia page keys: percent escapes and underscores become t
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from urllib.parse import unquote
 
@@ -47,7 +46,6 @@ _ARTICLE_FIELDS = frozenset({"title", "paragraphs"})
 _PARAGRAPH_FIELDS = frozenset({"context", "qas"})
 _ANSWER_FIELDS = {"answers": frozenset({"text", "answer_start"})}
 _SHAPES = 'SQuAD\'s {"data": [{"title", "paragraphs"}]}, articles {"title", "paragraphs"} or flat rows {"context", ...}'
-_ID_KEY = re.compile(r'"id"\s*:')
 
 
 def parse_question(question: Row, paragraph: Document) -> Example:
@@ -82,7 +80,7 @@ def take_questions(path: AnyPath, intake: Intake) -> None:
         return
     for line, row in json_rows(path, intake):
         if "paragraphs" in row:
-            _take_article(path, line, row, intake)
+            _take_article(path, line, row, "article", {}, intake)
             continue
         with intake.row(path, line):
             intake.note_fields(path, line, row, _FLAT_FIELDS, _ANSWER_FIELDS)
@@ -100,13 +98,8 @@ def _has_envelope(path: AnyPath) -> bool:
     return "data" in row or not {"paragraphs", "context"} & row.keys()
 
 
-def _take_article(path: AnyPath, line: int, article: Row, intake: Intake) -> None:
-    for paragraph, question in _questions(path, line, article, "article", intake):
-        _take_question(path, line, question, paragraph, intake)
-
-
 def _take_envelope(path: AnyPath, intake: Intake) -> None:
-    envelope, text = parsed_file(path)
+    envelope, lines = parsed_file(path)
     if not isinstance(envelope, dict) or not isinstance(envelope.get("data"), list):
         raise file_problem(
             path,
@@ -115,36 +108,42 @@ def _take_envelope(path: AnyPath, intake: Intake) -> None:
             "Check that the format (--format) is squad.",
         )
     intake.note_fields(path, 0, envelope, _ENVELOPE_FIELDS)
-    questions: list[tuple[Document, object]] = []
     for number, article in enumerate(envelope["data"], start=1):
-        questions += _questions(path, 0, article, f"article {number}", intake)
-    for (paragraph, question), line in zip(questions, _lines_of(text, len(questions)), strict=True):
-        _take_question(path, line, question, paragraph, intake)
+        _take_article(path, lines.get(id(article), 0), article, f"article {number}", lines, intake)
 
 
-def _take_question(path: AnyPath, line: int, value: object, paragraph: Document, intake: Intake) -> None:
-    with intake.row(path, line):
-        question = object_of(value, "question")
-        intake.note_fields(path, line, question, _QUESTION_FIELDS, _ANSWER_FIELDS)
-        intake.add(parse_question(question, paragraph), line)
+def _take_article(
+    path: AnyPath, line: int, article: object, place: str, lines: Mapping[int, int], intake: Intake
+) -> None:
+    """Give the questions of an article to the intake. `lines` is that of parsed_file, and empty for an article that is
+    a row: all in it then stands in the line of the row."""
+    for at, paragraph, value in _questions(path, line, article, place, lines, intake):
+        with intake.row(path, at):
+            question = object_of(value, "question")
+            intake.note_fields(path, at, question, _QUESTION_FIELDS, _ANSWER_FIELDS)
+            intake.add(parse_question(question, paragraph), at)
 
 
-def _questions(path: AnyPath, line: int, value: object, place: str, intake: Intake) -> list[tuple[Document, object]]:
-    """The questions of one article, each with its paragraph; an article or paragraph that is bad goes the way of the
-    intake, under its place in the file."""
+def _questions(
+    path: AnyPath, line: int, value: object, place: str, lines: Mapping[int, int], intake: Intake
+) -> list[tuple[int, Document, object]]:
+    """The questions of one article, each with its line and its paragraph; an article or paragraph that is bad goes the
+    way of the intake, under its place in the file."""
     paragraphs: Sequence[object] = ()
     title = ""
     with intake.row(path, line), _named(place):
         article = object_of(value, "an article")
         intake.note_fields(path, line, article, _ARTICLE_FIELDS)
         title, paragraphs = _title(article), list_field(article, "paragraphs")
-    found: list[tuple[Document, object]] = []
+    found: list[tuple[int, Document, object]] = []
     for number, entry in enumerate(paragraphs, start=1):
-        with intake.row(path, line), _named(f"{place}, paragraph {number}"):
+        at = lines.get(id(entry), line)
+        with intake.row(path, at), _named(f"{place}, paragraph {number}"):
             paragraph = object_of(entry, "a paragraph")
-            intake.note_fields(path, line, paragraph, _PARAGRAPH_FIELDS)
+            intake.note_fields(path, at, paragraph, _PARAGRAPH_FIELDS)
             candidate = document(title, text_field(paragraph, "context"))
-            found += [(candidate, question) for question in list_field(paragraph, "qas")]
+            questions = list_field(paragraph, "qas")
+            found += [(lines.get(id(question), at), candidate, question) for question in questions]
     return found
 
 
@@ -159,13 +158,3 @@ def _named(place: str) -> Iterator[None]:
 
 def _title(row: Row) -> str:
     return unquote(optional_text(row, "title")).replace("_", " ")
-
-
-def _lines_of(text: str, count: int) -> list[int]:
-    """The line of every question, found by the keys "id" in order; all 0 where other objects have that key too."""
-    lines, line, counted = [], 1, 0
-    for key in _ID_KEY.finditer(text):
-        line += text.count("\n", counted, key.start())
-        counted = key.start()
-        lines.append(line)
-    return lines if len(lines) == count else [0] * count

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -121,26 +121,56 @@ def load_trec(sources: Sources, intake: Intake) -> None:
     """Questions from topics, candidates from a run (if one is given), passages from the corpus.
 
     The path is a run or a topics file. With a run, the topics are named or stand in its folder as topics* or queries*.
+    The run chooses the questions: a topics file, and labels, often serve several runs.
     """
     run, topics = _run_and_topics(sources)
-    candidates = {} if run is None else _candidates(run, intake)
+    if run is not None:
+        _load_run(run, topics, intake)
+        return
+    for line, parse in _topics(topics, intake):
+        with intake.row(topics, line):
+            intake.add(parse(), line)
+
+
+def _load_run(run: AnyPath, topics: AnyPath, intake: Intake) -> None:
+    candidates = _candidates(run, intake)
     seen: set[str] = set()
     for line, parse in _topics(topics, intake):
         with intake.row(topics, line):
             example = parse()
             query_id = example.query.query_id
             seen.add(query_id)
-            if run is None or query_id in candidates:
-                intake.add(replace(example, candidates=candidates.get(query_id, ())), line)
-    missing = sorted(candidates.keys() - seen)
-    if missing:
+            if query_id in candidates:
+                intake.add(replace(example, candidates=candidates[query_id]), line)
+    _warn_of_partners(run, topics, candidates.keys(), seen, intake)
+
+
+def _warn_of_partners(run: AnyPath, topics: AnyPath, in_run: Set[str], in_topics: Set[str], intake: Intake) -> None:
+    """Says which queries of the run have no topic, and which topics have no line in the run: left out unseen, they
+    would change the mean of every metric."""
+    untold = sorted(in_run - in_topics)
+    if untold:
         intake.warn(
             Problem(
                 str(run),
                 0,
-                f"{len(missing)} of {len(candidates)} queries, for example '{missing[0]}', have no topic",
+                f"{len(untold)} of {len(in_run)} queries, for example '{untold[0]}', have no topic",
                 f"a topic in '{topics}' for every query of the run",
                 "Check that run and topics belong together; these queries are left out.",
+            )
+        )
+    wanted = in_topics if intake.relevance is None else in_topics & intake.relevance.keys()
+    unranked = sorted(wanted - in_run)
+    if unranked:
+        kind = "topics" if intake.relevance is None else "topics with labels"
+        intake.warn(
+            Problem(
+                str(topics),
+                0,
+                f"{len(unranked)} of {len(wanted)} {kind}, for example '{unranked[0]}', have no usable line in the "
+                f"run '{run}'",
+                "candidates for every one of them",
+                "Check that the files belong together; these topics are left out, and no mean counts them.",
             )
         )
 

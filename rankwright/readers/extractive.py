@@ -90,6 +90,7 @@ class Encoder:
         # Cutting is done here, by share; the tokenizer must neither cut nor warn about lengths.
         self.tokenizer.model_max_length = 10**9
         self._passages: dict[str, tuple[list[int], list[tuple[int, int]]]] = {}
+        self._counted: set[int] = set()
         self.tokens_cut = 0
         self.tokens_all = 0
 
@@ -128,8 +129,10 @@ class Encoder:
             passage_of += [number] * len(kept) + [-1]
             characters += [*offsets[:room], (0, 0)]
             texts.append(text)
-        self.tokens_cut += cut
-        self.tokens_all += total
+        if (key := hash((question, *texts))) not in self._counted:  # the cache's key and the answer encode alike
+            self._counted.add(key)
+            self.tokens_cut += cut
+            self.tokens_all += total
         return Encoded(ids, types, passage_of, characters, texts, cut, total)
 
 
@@ -233,7 +236,8 @@ class EmbeddedReader:
 
     @property
     def share_cut(self) -> float:
-        """Share of tokens that were cut away from all contexts so far, those that a cache answered among them."""
+        """Share of tokens that were cut away from all different contexts so far, those that a cache answered among
+        them."""
         return self.encoder.tokens_cut / self.encoder.tokens_all if self.encoder.tokens_all else 0.0
 
     def cache_key(self, context: Context) -> str:
