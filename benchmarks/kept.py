@@ -15,6 +15,7 @@ ASSETS = Path(__file__).parents[1] / "rankwright" / "assets"
 READER = ASSETS / "reader.safetensors"
 REFERENCE = ASSETS / "reference.safetensors"
 SPLIT = Path(__file__).parent / "embedded" / "split.json"
+SHOWN = SPLIT.with_name("shown.json")
 
 
 def digests(files: Sequence[Path]) -> dict[str, str]:

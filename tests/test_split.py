@@ -56,6 +56,29 @@ def test_training_shows_no_gold_passage_of_another_side(gold: dict[str, set[str]
     assert not shown & set().union(*others)
 
 
+def test_no_test_question_has_a_gold_passage_that_training_showed(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their words, because the same article stands under two ids where two sets print it differently."""
+    from benchmarks.embedded.train_reader import TRAIN_SETS
+
+    monkeypatch.setattr(sets, "ROOT", data_root)
+    seen = sets.Shown(d for name in ("reader", "reference") for d in sets.passages_for(name, TRAIN_SETS))
+    for name in ("dev", "test"):
+        questions = sets.side(name)
+        assert questions
+        assert [q.key for q in questions if any(d in seen for d in q.gold)] == []
+
+
+def test_a_passage_printed_differently_is_the_same_passage() -> None:
+    text = "The Crowne Plaza is a chain of hotels, founded in 1983."
+    seen = sets.Shown([sets.document("Crowne Plaza", f"{text} It has 409 of them in 52 countries.")])
+    assert sets.document("crowne plaza", text.upper()) in seen
+    assert sets.document("Other", f" {text}  It has 409 of them in 52 countries. ") in seen
+    assert sets.document("Other", text) not in seen
+    assert sets.document("Crowne Plaza", "Its first house was opened in Rockville, Maryland.") not in seen
+
+
 def test_the_reference_never_sees_what_scifact_tests(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks.embedded.train_reference import training_lists
 

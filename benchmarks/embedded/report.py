@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.embedded.sets import ROOT, load_set, load_sets, passages, scifact_corpus, scifact_test, side
-from benchmarks.kept import READER, REFERENCE, SPLIT, digests, measured, read
+from benchmarks.kept import READER, REFERENCE, SHOWN, SPLIT, digests, measured, read
 from rankwright.evaluation import FirstStage, evaluate
 from rankwright.retrieval import BM25, with_candidates
 from rankwright.types import Document, Example, Query
@@ -102,8 +102,8 @@ def ranking_part(name: str) -> dict[str, Any]:
 
 def kept_at(name: str) -> tuple[Path, dict[str, Any]]:
     """File of a part, and what decides it."""
-    model = READER if name.startswith("reader-") else REFERENCE
-    return WORK / f"{name.replace('/', '_').replace(' ', '_')}.json", digests([model, SPLIT])
+    files = [READER, SPLIT, SHOWN] if name.startswith("reader-") else [REFERENCE, SPLIT]
+    return WORK / f"{name.replace('/', '_').replace(' ', '_')}.json", digests(files)
 
 
 def run_part(name: str, measure: Callable[[], dict[str, Any]]) -> None:
@@ -118,10 +118,12 @@ def page() -> str:
         "# The embedded models",
         "",
         "Commands: `python -m benchmarks.embedded.split`, `python -m benchmarks.embedded.train_reader`,",
-        "`python -m benchmarks.embedded.train_reference`, then `python -m benchmarks.embedded.report` for this "
-        "page. Seed 0.",
-        "Questions are the test side of `benchmarks/embedded/split.json`: neither they nor their gold passages were "
-        "used in training.",
+        "`python -m benchmarks.embedded.train_reference`, then `python -m benchmarks.embedded.report --full-reader",
+        "benchmarks/work/reader/phase-1.pt` for this page (without the option, without the rows of full fine-tuning). "
+        "Seed 0.",
+        "Questions are the test side of `benchmarks/embedded/split.json` without those of `shown.json`: neither they "
+        "nor their",
+        "gold passages, word for word or nearly, were seen in training.",
         "",
         "## Reader: F1 / EM (share of empty answers)",
         "",

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import zipfile
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
@@ -125,6 +126,8 @@ LOADERS = {
     "musique": _musique,
 }
 """The sets that the split file divides."""
+SHARED_WORDS = 0.8
+"""Two passages with one title are the same where they share so many of the shorter one's words."""
 
 
 @cache
@@ -139,8 +142,10 @@ def load_sets(names: Iterable[str]) -> list[Question]:
 
 
 def side(name: str, sets: Iterable[str] = LOADERS) -> list[Question]:
-    """The questions of one side of the split file."""
+    """The questions of one side of the split file; on the test side without those whose gold passages training saw."""
     keys = set(json.loads((Path(__file__).parent / "split.json").read_text(encoding="utf-8"))[name])
+    if name == "test":
+        keys -= set(json.loads((Path(__file__).parent / "shown.json").read_text(encoding="utf-8")))
     return [question for question in load_sets(sets) if question.key in keys]
 
 
@@ -155,6 +160,34 @@ def passages_for(name: str, sets: Iterable[str]) -> list[Document]:
     questions = load_sets(sets)
     elsewhere = {d.doc_id for question in questions if question.key not in own for d in question.gold}
     return [d for doc_id, d in passages(questions).items() if doc_id not in elsewhere]
+
+
+def normal(text: str) -> str:
+    """Words in lower case, without punctuation."""
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+class Shown:
+    """Whether a passage stands among others, word for word or nearly: sets cut and print the same article differently,
+    so that ids, which are hashes, do not tell."""
+
+    def __init__(self, documents: Iterable[Document]) -> None:
+        self.texts: set[str] = set()
+        self.by_title: dict[str, list[Counter[str]]] = defaultdict(list)
+        for document in documents:
+            self.texts.add(normal(document.text))
+            if title := normal(document.title):
+                self.by_title[title].append(Counter(normal(document.text).split()))
+
+    def __contains__(self, document: Document) -> bool:
+        text = normal(document.text)
+        if text in self.texts:
+            return True
+        words = Counter(text.split())
+        return any(
+            (words & other).total() >= SHARED_WORDS * min(words.total(), other.total())
+            for other in self.by_title.get(normal(document.title), ())
+        )
 
 
 def scifact_corpus() -> list[Document]:
