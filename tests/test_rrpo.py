@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import pytest
 import torch
@@ -59,6 +60,17 @@ class Price:
         ids = tuple(outcome.result.text.split())
         assert outcome.position == len(ids)
         return self.of(ids)
+
+
+class PriceByQuestion(Price):
+    """Pays by question and ids."""
+
+    def __init__(self, of: Callable[[str, Ids], float | None]) -> None:
+        self.by_question = of
+
+    def price(self, outcome: Outcome) -> float | None:
+        assert isinstance(outcome.result, Answer)
+        return self.by_question(outcome.example.query.query_id, tuple(outcome.result.text.split()))
 
 
 def number(ids: Ids) -> float:
@@ -237,6 +249,32 @@ def test_scaled_by_the_question_a_reward_below_zero_is_refused() -> None:
     algorithm = RRPO(RRPOConfig(scale="question"), EchoReader(), Price(lambda ids: number(ids) - 0.5))
     with pytest.raises(ConfigurationError, match=r"Reward 'price' gave -0\..*rrpo.scale window"):
         algorithm.collect(flat, flat, rows, 0)
+
+
+@pytest.mark.parametrize("scale", ["window", "question"])
+def test_questions_that_say_nothing_about_the_ranking_can_be_left_out(scale: Literal["window", "question"]) -> None:
+    """Question 0 is known without documents, 1 earns the same whatever comes first, in 2 one document is worth it; the
+    reading of question 3 without documents failed."""
+    rows = [Example(Query(f"q{i}", f"question {i}?"), questions(3)[0].candidates) for i in range(4)]
+    scores = torch.zeros(4, 3)
+
+    def worth(query_id: str, ids: Ids) -> float | None:
+        if query_id == "q1":
+            return 0.5 if ids else 0.0
+        if not ids:
+            return {"q0": 1.0, "q2": 0.5, "q3": None}[query_id]
+        return float(ids[0] == "1")
+
+    def taught(*, drop: bool = False, skip: bool = False) -> tuple[list[bool], float]:
+        config = RRPOConfig(samples=24, train_k=1, scale=scale, drop_closed_book=drop, skip_unanimous=skip)
+        rollout = RRPO(config, EchoReader(), PriceByQuestion(worth)).collect(scores, scores, rows, 0)
+        assert rollout.advantages_QSK[~rollout.valid_QSK].eq(0).all()
+        return rollout.valid_QSK.any(-1).any(-1).tolist(), rollout.metrics["dropped_share"]
+
+    assert taught() == ([True, True, True, True], 0.0)
+    assert taught(drop=True) == ([False, True, True, True], 0.25)
+    assert taught(skip=True) == ([True, False, True, True], 0.25)
+    assert taught(drop=True, skip=True) == ([False, False, True, True], 0.5)
 
 
 def test_metrics_of_a_hand_made_rollout() -> None:

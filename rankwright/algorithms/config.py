@@ -40,6 +40,12 @@ class RRPOConfig:
     window: int = 512
     """Recent advantages that standardise the new ones with scale window. The paper has a sliding window; its size is
     not given."""
+    drop_closed_book: bool = False
+    """Gives no advantage to questions that the reader answers as well without any document as with the best sample:
+    their rewards say nothing about the ranking."""
+    skip_unanimous: bool = False
+    """Gives no advantage to questions whose samples all earned the same at every position; with scale window they
+    would still be moved by their distance to the reference."""
     temperature: float = 1.0
     """Divides the scores before sampling and in all probabilities. Ours."""
     max_failed_reads: float = 0.1
@@ -60,6 +66,8 @@ class RRPOConfig:
             "kl": self.kl in ("exact", "sampled"),
             "beta": self.beta >= 0,
             "window": self.window >= 2,
+            "drop_closed_book": self.drop_closed_book in (True, False),
+            "skip_unanimous": self.skip_unanimous in (True, False),
             "temperature": self.temperature > 0,
             "max_failed_reads": 0 <= self.max_failed_reads <= 1,
         }

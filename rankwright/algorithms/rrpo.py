@@ -126,27 +126,33 @@ class RRPO:
         self._watch(readings.asked)
         rewards_QSK = rewards_tensor(examples, actions_QSK, taken_QK, readings).to(scores_QD.device)
         values_QK = rewards_tensor(examples, greedy_Q1K, taken_QK, readings)[:, 0].to(scores_QD.device)
+        no_document = [readings.rewards[query_id, ()] for query_id in query_ids]
+        no_document_Q = torch.tensor([torch.nan if v is None else v for v in no_document], dtype=torch.float64)
+        kept_Q = self._kept(rewards_QSK, no_document_Q.to(scores_QD.device))
         raw_QSK, valid_QSK = self._advantages(rewards_QSK, values_QK, taken_QK)
         advantage = _mean(raw_QSK[valid_QSK])
+        if config.scale == "question":
+            self._refuse_negative(rewards_QSK)
+            raw_QSK, valid_QSK = self._advantages(*relative_to_mean(rewards_QSK), taken_QK)
+        masked_steps = (taken_QK[:, None, :] & ~valid_QSK).sum()
+        valid_QSK = valid_QSK & kept_Q[:, None, None]
         if config.scale == "window":
             advantages_QSK = self.window.standardise(raw_QSK, valid_QSK).float()
         else:
-            self._refuse_negative(rewards_QSK)
-            relative_QSK, valid_QSK = self._advantages(*relative_to_mean(rewards_QSK), taken_QK)
-            advantages_QSK = relative_QSK.float()
+            advantages_QSK = torch.where(valid_QSK, raw_QSK, 0.0).float()
         last_QS = _last(rewards_QSK, taken_QK)
         last_Q = _last(values_QK[:, None, :], taken_QK)[:, 0]
-        no_document = [readings.rewards[query_id, ()] for query_id in query_ids]
         metrics = {
             "reward": _mean(last_QS),
             "reference_reward": _mean(last_Q),
-            "no_document_reward": _mean(torch.tensor([torch.nan if v is None else v for v in no_document])),
+            "no_document_reward": _mean(no_document_Q),
             "advantage": advantage,
             "zero_variance_share": float((_spread(last_QS) == 0).double().mean()),
             "reader_calls": float(readings.paid),
             "cache_hits": float(readings.hits),
             "failed_reads": float(readings.failed),
-            "masked_steps": float((taken_QK[:, None, :] & ~valid_QSK).sum()),
+            "masked_steps": float(masked_steps),
+            "dropped_share": float((~kept_Q).double().mean()),
         }
         return Rollout(
             reference_scores_QD,
@@ -200,6 +206,16 @@ class RRPO:
             rewards_QSK, values_QK, taken_QK, form=config.advantage, gamma=config.gamma, lam=config.lam
         )
 
+    def _kept(self, rewards_QSK: Tensor, no_document_Q: Tensor) -> Tensor:
+        """Which questions may teach, as `drop_closed_book` and `skip_unanimous` say; a failed read drops nothing."""
+        kept_Q = torch.ones(len(rewards_QSK), dtype=torch.bool, device=rewards_QSK.device)
+        if self.config.drop_closed_book:
+            best_Q = rewards_QSK.nan_to_num(nan=-torch.inf).amax((1, 2))
+            kept_Q &= ~(no_document_Q >= best_Q)
+        if self.config.skip_unanimous:
+            kept_Q &= (_spread(rewards_QSK.transpose(1, 2)) > 0).any(-1)
+        return kept_Q
+
     def _refuse_negative(self, rewards_QSK: Tensor) -> None:
         least = rewards_QSK.nan_to_num().min().item()
         if least < 0:
@@ -236,8 +252,8 @@ def _mean(values: Tensor) -> float:
     return finite.double().mean().item() if finite.numel() else float("nan")
 
 
-def _spread(values_QS: Tensor) -> Tensor:
-    """Largest minus smallest finite value of each row; 0 where there is none."""
-    low = values_QS.nan_to_num(nan=torch.inf).amin(-1)
-    high = values_QS.nan_to_num(nan=-torch.inf).amax(-1)
+def _spread(values: Tensor) -> Tensor:
+    """Largest minus smallest finite value of each row (the last dimension); 0 where there is none."""
+    low = values.nan_to_num(nan=torch.inf).amin(-1)
+    high = values.nan_to_num(nan=-torch.inf).amax(-1)
     return (high - low).clamp(min=0).nan_to_num(posinf=0.0, neginf=0.0)
