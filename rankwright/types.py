@@ -8,11 +8,12 @@ This module imports neither torch nor numpy: whoever needs only the nouns pays n
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
-from rankwright.errors import ConfigurationError
+from rankwright.errors import ConfigurationError, DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -149,6 +150,14 @@ class RerankRequest:
     query: Query
     documents: tuple[Document, ...]
 
+    def __post_init__(self) -> None:
+        if len({document.doc_id for document in self.documents}) < len(self.documents):
+            doc_id, times = Counter(document.doc_id for document in self.documents).most_common(1)[0]
+            raise DataError(
+                f"doc_id '{doc_id}' stands {times} times among the documents of query '{self.query.query_id}'; wanted "
+                "every doc_id once. Remove the repetitions or give ids of their own; a plain string has its position."
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class LLMRequest:
@@ -264,5 +273,23 @@ def as_query(query: str | Query) -> Query:
 
 
 def as_documents(documents: Sequence[str | Document]) -> tuple[Document, ...]:
-    """Plain strings become Documents whose id is their position: "0", "1", ..."""
-    return tuple(d if isinstance(d, Document) else Document(str(i), d) for i, d in enumerate(documents))
+    """Plain strings become Documents whose id is their position: "0", "1", ...
+
+    Raises:
+        ConfigurationError: one text instead of a list, or an element that is neither string nor Document.
+    """
+    if isinstance(documents, str | bytes | Document | Mapping):  # iterated, these are letters, numbers or keys
+        raise ConfigurationError(
+            f"Documents are one {type(documents).__name__}; wanted a list of strings or Documents. "
+            "Put a single document into a list of its own."
+        )
+    return tuple(d if isinstance(d, Document) else Document(str(i), _text(d, i)) for i, d in enumerate(documents))
+
+
+def _text(found: object, position: int) -> str:
+    if isinstance(found, str):
+        return found
+    raise ConfigurationError(
+        f"Document at position {position} is a value of type {type(found).__name__}; wanted a string or a Document. "
+        "Give its text, or Document(doc_id, text)."
+    )

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import doctest
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -21,12 +25,20 @@ from transformers import (
 )
 
 import rankwright
-from rankwright.errors import ConfigurationError, ModelError, ResourceNotFoundError, StorageError
+from rankwright.errors import ConfigurationError, DataError, ModelError, ResourceNotFoundError, StorageError
 from rankwright.rerankers import cross_encoder
 from rankwright.rerankers.cross_encoder import CrossEncoderReranker, render
 from rankwright.types import Document, Query, RerankRequest
 from tests.fake_hub import FakeHub
-from tests.tiny_bert import VOCABULARY, save_cross_encoder, spread, tiny_config, tiny_tokenizer
+from tests.tiny_bert import (
+    VOCABULARY,
+    save_cross_encoder,
+    save_decoder_cross_encoder,
+    save_offset_cross_encoder,
+    spread,
+    tiny_config,
+    tiny_tokenizer,
+)
 
 MAX_LENGTH = 64
 QUERY = "where does the rain go?"
@@ -57,6 +69,12 @@ def saved_folder(plain_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     return folder
 
 
+@cache
+def opened(folder: Path) -> CrossEncoderReranker:
+    """For property tests, which take no fixture that is made anew for each test."""
+    return CrossEncoderReranker.from_pretrained(str(folder))
+
+
 def scores_of(reranker: CrossEncoderReranker, documents: tuple[Document, ...] = DOCUMENTS) -> list[float]:
     """Scores in the order of the documents."""
     ranking = reranker.rerank_batch([RerankRequest(Query("q", QUERY), documents)])[0]
@@ -66,6 +84,34 @@ def scores_of(reranker: CrossEncoderReranker, documents: tuple[Document, ...] = 
 
 def pairs_of(template: str = cross_encoder.DEFAULT_TEMPLATE) -> list[tuple[str, str]]:
     return [(QUERY, render(template, document)) for document in DOCUMENTS]
+
+
+def transformers_scores(
+    folder: Path, *, batch_size: int = len(DOCUMENTS), max_length: int | None = None
+) -> list[float]:
+    """Scores of the documents by transformers alone, cut to the length that the folder says."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    found: list[float] = []
+    for start in range(0, len(DOCUMENTS), batch_size):
+        queries, texts = zip(*pairs_of()[start : start + batch_size], strict=True)
+        batch = tokenizer(
+            list(queries),
+            list(texts),
+            padding=batch_size > 1,
+            truncation=True,
+            max_length=max_length,
+            return_tensors="pt",
+        )
+        with torch.no_grad():
+            found += model(**batch).logits[:, 0].tolist()
+    return found
+
+
+def sentence_transformers_scores(folder: Path) -> list[float]:
+    from sentence_transformers import CrossEncoder
+
+    return CrossEncoder(str(folder), device="cpu").predict(pairs_of(), show_progress_bar=False).tolist()
 
 
 # --- equal scores
@@ -82,13 +128,7 @@ def test_saved_folder_gives_equal_scores_in_transformers_and_here(
 ) -> None:
     scores = scores_of(reranker)
     assert scores_of(rankwright.load(saved_folder)) == pytest.approx(scores, abs=1e-5)
-    model = AutoModelForSequenceClassification.from_pretrained(saved_folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(saved_folder)
-    queries, texts = zip(*pairs_of(), strict=True)
-    with torch.no_grad():
-        batch = tokenizer(list(queries), list(texts), padding=True, truncation=True, return_tensors="pt")
-        found = model(**batch).logits[:, 0].tolist()
-    assert found == pytest.approx(scores, abs=1e-5)
+    assert transformers_scores(saved_folder) == pytest.approx(scores, abs=1e-5)
 
 
 def test_saved_folder_gives_equal_raw_scores_in_sentence_transformers(
@@ -125,6 +165,86 @@ def test_length_never_exceeds_the_positions(tmp_path: Path) -> None:
     folder = save_cross_encoder(tmp_path, max_length=10**6)
     assert rankwright.load(folder).max_length == tiny_config().max_position_embeddings
     assert rankwright.load(folder, max_length=4000).max_length == tiny_config().max_position_embeddings
+
+
+# --- other families
+
+
+@pytest.mark.parametrize("family", ["roberta", "xlm-roberta", "camembert", "longformer", "mpnet"])
+def test_every_position_behind_the_offset_can_be_filled(family: str, tmp_path: Path) -> None:
+    """RoBERTa and its kin number positions from padding_idx + 1 on: 66 rows are 64 positions."""
+    folder = save_offset_cross_encoder(tmp_path / "plain", family, MAX_LENGTH + 2)
+    reranker = rankwright.load(folder)
+    assert reranker.max_length == MAX_LENGTH
+    assert rankwright.load(folder, max_length=MAX_LENGTH + 1).max_length == MAX_LENGTH
+    assert rankwright.load(folder, max_length=20).max_length == 20
+    scores = scores_of(reranker)
+    assert reranker.share_cut == 1 / len(DOCUMENTS)
+    assert len({round(score, 4) for score in scores}) == len(scores)
+    assert scores == pytest.approx(transformers_scores(folder, batch_size=1, max_length=MAX_LENGTH), abs=1e-5)
+    reranker.save(tmp_path / "saved")
+    assert transformers_scores(tmp_path / "saved") == pytest.approx(scores, abs=1e-5)
+    assert sentence_transformers_scores(tmp_path / "saved") == pytest.approx(scores, abs=1e-5)
+
+
+def test_a_pad_token_of_its_own_does_not_move_the_positions_of_a_roberta(tmp_path: Path) -> None:
+    folder = save_offset_cross_encoder(tmp_path / "plain", "roberta", MAX_LENGTH + 2)
+    tiny_tokenizer().save_pretrained(folder)  # [PAD] is 0 here, 1 in the model
+    scores = scores_of(rankwright.load(folder))
+    assert scores == pytest.approx(transformers_scores(folder, batch_size=1), abs=1e-5)
+    rankwright.load(folder).save(tmp_path / "saved")
+    assert scores_of(rankwright.load(tmp_path / "saved")) == pytest.approx(scores, abs=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("appends_eos", [False, True])
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_a_decoder_without_pad_token_scores_a_batch_as_single_pairs(
+    family: str, appends_eos: bool, side: str, tmp_path: Path
+) -> None:
+    """A single pair is scored at its last token. With eos as pad token, an eos that the tokenizer appends would not
+    count as one."""
+    folder = save_decoder_cross_encoder(tmp_path / "plain", family, appends_eos=appends_eos, side=side)
+    reranker = rankwright.load(folder)
+    assert reranker.tokenizer.pad_token == ("[UNK]" if appends_eos else "[SEP]")
+    assert reranker.tokenizer.padding_side == side
+    scores = scores_of(reranker)
+    assert len({round(score, 4) for score in scores}) == len(scores)
+    assert scores == pytest.approx(transformers_scores(folder, batch_size=1, max_length=MAX_LENGTH), abs=1e-5)
+    reranker.save(tmp_path / "saved")
+    assert scores_of(rankwright.load(tmp_path / "saved")) == pytest.approx(scores, abs=1e-5)
+    assert transformers_scores(tmp_path / "saved") == pytest.approx(scores, abs=1e-5)
+    assert sentence_transformers_scores(tmp_path / "saved") == pytest.approx(scores, abs=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_passage_that_ends_in_the_pad_token_scores_alike_alone_and_in_a_batch(side: str, tmp_path: Path) -> None:
+    reranker = rankwright.load(save_decoder_cross_encoder(tmp_path, side=side))
+    documents = (*DOCUMENTS, Document("eos", "rain [SEP]"), Document("eos twice", "moon [SEP] [SEP]"))
+    alone = [scores_of(reranker, (document,))[0] for document in documents]
+    assert scores_of(reranker, documents) == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("pad", "pad_of_model", "wanted"),
+    [(True, None, "[PAD]"), (True, 7, "[PAD]"), (False, 0, "[PAD]"), (False, 7, "[SEP]")],
+)
+def test_a_pad_token_of_tokenizer_or_model_is_kept(
+    pad: bool, pad_of_model: int | None, wanted: str, tmp_path: Path
+) -> None:
+    """Token 7 is a letter: as a pad token it would be missed at the end of passages."""
+    folder = save_decoder_cross_encoder(tmp_path, pad=pad, pad_of_model=pad_of_model)
+    reranker = rankwright.load(folder)
+    assert reranker.tokenizer.pad_token == wanted
+    assert reranker.model.config.pad_token_id == VOCABULARY[wanted]
+    assert scores_of(reranker) == pytest.approx(
+        transformers_scores(folder, batch_size=1, max_length=MAX_LENGTH), abs=1e-5
+    )
+
+
+def test_a_decoder_with_nothing_to_pad_with_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="has no token to pad with; wanted a pad token, or an eos token"):
+        rankwright.load(save_decoder_cross_encoder(tmp_path, eos=False))
 
 
 # --- text
@@ -207,6 +327,44 @@ def test_empty_lists(reranker: CrossEncoderReranker) -> None:
     none, two = reranker.rerank_batch([RerankRequest(query, ()), RerankRequest(query, DOCUMENTS[:2])])
     assert none.doc_ids == ()
     assert sorted(two.doc_ids) == ["a", "b"]
+
+
+TEXTS = st.one_of(
+    st.text(max_size=30), st.sampled_from(["", " ", "rain", "the same text", "\u0000", "río 🌧 雨", "z" * 200])
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(TEXTS, st.lists(TEXTS, max_size=8))
+def test_a_ranking_is_a_permutation_with_falling_finite_scores(
+    plain_folder: Path, query: str, texts: list[str]
+) -> None:
+    documents = [Document(f"d{len(texts) - i}", text) for i, text in enumerate(texts)]
+    ranking = opened(plain_folder).rerank(query, documents)
+    places = [len(texts) - int(doc_id[1:]) for doc_id in ranking.doc_ids]
+    assert sorted(places) == list(range(len(texts)))
+    assert all(math.isfinite(score) for score in ranking.scores)
+    # Scores fall, and where two are equal the earlier document comes first.
+    order = list(zip([-score for score in ranking.scores], places, strict=True))
+    assert order == sorted(order)
+
+
+@pytest.mark.parametrize("count", [1, 2, 60])
+def test_ids_that_stand_twice_are_refused(count: int, reranker: CrossEncoderReranker) -> None:
+    documents = [Document("x", "rain"), Document("y", "moon"), *[Document("x", "river")] * count]
+    with pytest.raises(
+        DataError, match=f"doc_id 'x' stands {count + 1} times among the documents of query '0'; wanted"
+    ):
+        reranker.rerank(QUERY, documents)
+    with pytest.raises(DataError, match="doc_id '0' stands 2 times"):
+        reranker.rerank(QUERY, ["rain", Document("0", "moon")])
+
+
+def test_one_text_is_no_list(reranker: CrossEncoderReranker, plain_folder: Path) -> None:
+    with pytest.raises(ConfigurationError, match="Documents are one str; wanted a list of strings or Documents"):
+        reranker.rerank(QUERY, "rain")
+    with pytest.raises(ConfigurationError, match="Documents are one str"):
+        rankwright.rerank(QUERY, "rain", model=str(plain_folder))
 
 
 def test_scores_do_not_depend_on_the_batch(reranker: CrossEncoderReranker) -> None:

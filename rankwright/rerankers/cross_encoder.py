@@ -119,7 +119,8 @@ class CrossEncoderReranker(nn.Module):
                 f"Model '{path}' cannot be opened as a cross-encoder ({_first_line(error)}); wanted config.json, "
                 "tokenizer files and safetensors weights that fit together. Save it again with save_pretrained."
             ) from error
-        tokenizer.model_max_length = _pair_length(tokenizer, config, max_length)
+        _settle_padding(path, tokenizer, model)
+        tokenizer.model_max_length = _pair_length(tokenizer, model, max_length)
         template = (getattr(config, "rankwright", None) or {}).get("template", DEFAULT_TEMPLATE)
         reranker = cls(model, tokenizer, template=template, name=str(path))
         return reranker.to(device).eval()
@@ -304,11 +305,61 @@ def _sentence_transformers_files() -> dict[str, Any]:
     }
 
 
-def _pair_length(tokenizer: Any, config: Any, max_length: int | None) -> int:
+def _pair_length(tokenizer: Any, model: Any, max_length: int | None) -> int:
     """The length asked for, or the tokenizer's own, never more than the model has positions for."""
-    positions = getattr(config, "max_position_embeddings", None) or 512
-    wanted = max_length or tokenizer.model_max_length
-    return int(min(wanted, positions))
+    return int(min(max_length or tokenizer.model_max_length, _positions(model)))
+
+
+def _positions(model: Any) -> int:
+    """Tokens that the model has positions for."""
+    table = _offset_table(model)
+    if table is not None:
+        return len(table.weight) - table.padding_idx - 1
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 0
+    return positions if positions > 0 else 512  # XLNet, which has no limit, says -1
+
+
+def _offset_table(model: Any) -> Any:
+    """The position table of RoBERTa and its kin, which number positions from padding_idx + 1; None in other models.
+
+    Only their table has a padding_idx: pad tokens stand at that position.
+    """
+    tables = (getattr(module, "position_embeddings", None) for module in model.modules())
+    return next((table for table in tables if getattr(table, "padding_idx", None) is not None), None)
+
+
+def _settle_padding(path: str, tokenizer: Any, model: Any) -> None:
+    """Gives tokenizer and model the same pad token: a classifier on a decoder reads its score at the last token that
+    is not the pad token of its config."""
+    config = model.config.get_text_config()
+    token = _pad_token(tokenizer, getattr(config, "pad_token_id", None))
+    if token is None:
+        raise ModelError(
+            f"Model '{path}' has no token to pad with; wanted a pad token, or an eos token that pairs do not end in. "
+            "Set the tokenizer's pad_token and the config's pad_token_id, and save both there with save_pretrained."
+        )
+    if token != tokenizer.pad_token:
+        tokenizer.pad_token = token
+    if _offset_table(model) is None:  # RoBERTa's positions hang on the id: its config keeps the one of its training
+        config.pad_token_id = tokenizer.pad_token_id
+
+
+def _pad_token(tokenizer: Any, of_model: int | None) -> str | None:
+    """The tokenizer's pad token, else the model's, else eos; None if there is none of them.
+
+    Where the model has none, its score has always been read at the very last token. A pad token that pairs end in, as
+    eos where the tokenizer appends it, would move that: another special token takes its place.
+    """
+    if of_model is not None and tokenizer.pad_token is not None:
+        return tokenizer.pad_token
+    if of_model in tokenizer.added_tokens_decoder:  # an ordinary word would be cut out of texts as a special token
+        return tokenizer.convert_ids_to_tokens(of_model)
+    first = tokenizer.pad_token or tokenizer.eos_token
+    if first is None:
+        return None
+    last = tokenizer("a", "a")["input_ids"][-1:]
+    candidates = [first, *tokenizer.all_special_tokens]
+    return next((token for token in candidates if tokenizer.convert_tokens_to_ids(token) not in last), None)
 
 
 def _first_line(error: Exception) -> str:
@@ -336,5 +387,5 @@ def load_reference(
     apply_adapter(reranker.model, tensors)
     reranker.template = settings["template"]
     length = max_length or int(settings["max_length"])
-    reranker.tokenizer.model_max_length = _pair_length(reranker.tokenizer, reranker.model.config, length)
+    reranker.tokenizer.model_max_length = _pair_length(reranker.tokenizer, reranker.model, length)
     return reranker.to(device).eval()
