@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,37 +26,19 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
 
+from rankwright.algorithms.arguments import SUPPORTED_ARGUMENTS, checked_arguments
 from rankwright.algorithms.rollout import MINIMUM_READS, check_failed_reads
-from rankwright.errors import ConfigurationError, ResumeError, StorageError, TrainingError
+from rankwright.errors import ConfigurationError, RankwrightError, ResumeError, StorageError, TrainingError
 from rankwright.types import Answer, Context, Example, Outcome, Reader, RerankRequest, Reward
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 ALGORITHM_STATE = "algorithm.json"
-SUPPORTED_ARGUMENTS = frozenset(
-    {
-        "adam_beta1",
-        "adam_beta2",
-        "adam_epsilon",
-        "bf16",
-        "dataloader_num_workers",
-        "fp16",
-        "lr_scheduler_kwargs",
-        "lr_scheduler_type",
-        "max_grad_norm",
-        "max_steps",
-        "optim",
-        "report_to",
-        "run_name",
-        "save_total_limit",
-        "use_cpu",
-        "warmup_steps",
-        "weight_decay",
-    }
-)
-"""TrainingArguments that `trainer_arguments` may set; the others are set from TrainConfig or make no sense here."""
 
 
 class Algorithm(Protocol):
@@ -120,13 +103,8 @@ class TrainConfig:
     """Further TrainingArguments, out of SUPPORTED_ARGUMENTS."""
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.trainer_arguments) - SUPPORTED_ARGUMENTS)
-        if unknown:
-            raise ConfigurationError(
-                f"TrainingArguments {', '.join(unknown)} cannot be set; wanted some of "
-                f"{', '.join(sorted(SUPPORTED_ARGUMENTS))}. "
-                "Epochs, batch size, learning rate, evaluation and seed have settings of their own."
-            )
+        arguments = checked_arguments(self.trainer_arguments, "trainer_arguments.")
+        object.__setattr__(self, "trainer_arguments", arguments)
         for name in ("epochs", "batch_size", "accumulation", "inner_epochs", "learning_rate", "eval_steps", "top_k"):
             if getattr(self, name) <= 0:
                 raise ConfigurationError(f"Setting {name} is {getattr(self, name)}; wanted a positive number.")
@@ -238,14 +216,15 @@ class FeedbackTrainer(Trainer):
         arguments = _training_arguments(config, folder, bool(score_dev), device.type)
         _keep_to_one_device(arguments, device)
         arguments.max_steps = _count_steps(config, len(self.sampler), arguments.max_steps)
-        super().__init__(
-            model=policy,
-            args=arguments,
-            train_dataset=_Rows(examples),
-            eval_dataset=_Rows([]),  # `evaluate` is our own; the Trainer only wants to see one
-            data_collator=lambda rows: {"examples": rows},
-            callbacks=[_Hooks(self), *callbacks],
-        )
+        with _naming("The Trainer", config.trainer_arguments, (ValueError, TypeError, ImportError)):
+            super().__init__(
+                model=policy,
+                args=arguments,
+                train_dataset=_Rows(examples),
+                eval_dataset=_Rows([]),  # `evaluate` is our own; the Trainer only wants to see one
+                data_collator=_as_inputs,
+                callbacks=[_Hooks(self), *callbacks],
+            )
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)  # metrics.jsonl and the progress bar say it better
 
@@ -260,6 +239,20 @@ class FeedbackTrainer(Trainer):
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
             self._unwrap()
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The optimizer that the Trainer makes; what is wrong with its settings comes out here."""
+        with _naming("The optimizer", self._given("optim", "adam_", "weight_decay")):
+            return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """The schedule that the Trainer makes; what is wrong with its settings comes out here."""
+        with _naming("The schedule", self._given("lr_scheduler_", "warmup_steps")):
+            return super().create_scheduler(*args, **kwargs)
+
+    def _given(self, *beginnings: str) -> dict[str, Any]:
+        """The training arguments of this run whose names begin so."""
+        return {name: value for name, value in self.config.trainer_arguments.items() if name.startswith(beginnings)}
 
     def _has_ended(self) -> bool:
         """Whether all steps are done or patience is used up."""
@@ -306,6 +299,21 @@ class FeedbackTrainer(Trainer):
             self._policy.zero_grad(set_to_none=True)
         self._taught = False
 
+    def check_gradients(self) -> None:
+        """Keeps a gradient that is no number out of the weights; the loss it belongs to may be finite."""
+        if self.accelerator.scaler is not None:  # fp16: such a gradient only lowers the scale, and the step is left out
+            return
+        gradients = [weight.grad for weight in self._policy.parameters() if weight.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if not torch.isfinite(norm):
+            raise self._not_finite("Gradient norm", norm)
+
+    def _not_finite(self, what: str, value: Tensor) -> TrainingError:
+        return TrainingError(
+            f"{what} is {value.item()} at step {self.state.global_step}; wanted a finite number. Lower the learning "
+            f"rate (now {self.config.learning_rate}) and start anew: --resume takes no other settings."
+        )
+
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -332,11 +340,7 @@ class FeedbackTrainer(Trainer):
             self._rollouts.clear()
         loss, metrics = self.algorithm.loss(scores_QD, rollout)
         if not torch.isfinite(loss):
-            raise TrainingError(
-                f"Loss is {loss.item()} at step {self.state.global_step}; wanted a finite number. Lower the learning "
-                "rate "
-                f"(now {self.config.learning_rate}) and go on from the last checkpoint with --resume."
-            )
+            raise self._not_finite("Loss", loss)
         self._note(metrics)
         return (loss, scores_QD) if return_outputs else loss
 
@@ -475,6 +479,11 @@ class _Rows(torch.utils.data.Dataset[Example]):
         return self.examples[index]
 
 
+def _as_inputs(rows: list[Example]) -> dict[str, list[Example]]:
+    """A batch as `compute_loss` takes it. A function with a name, because a worker process may have to pickle it."""
+    return {"examples": rows}
+
+
 class _Hooks(TrainerCallback):
     """What has to happen at moments that the Trainer shows to callbacks only."""
 
@@ -487,6 +496,7 @@ class _Hooks(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.drop_empty_gradients()
+        self.trainer.check_gradients()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # The last steps after the last cycle deserve an evaluation, too; not every Trainer asks for one.
@@ -527,7 +537,8 @@ class MetricsFile(TrainerCallback):
                 break
             if row["step"] <= step:
                 kept.append(line)
-        replace_text(self.path, "".join(line + "\n" for line in kept))
+        with self._writing():
+            replace_text(self.path, "".join(line + "\n" for line in kept))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         if not logs or "train_runtime" in logs:  # times of this session; result.json has those of the run
@@ -535,8 +546,18 @@ class MetricsFile(TrainerCallback):
         row = {"step": state.global_step, **logs}
         # NaN is no JSON: a value that could not be computed is null.
         clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in row.items()}
-        with self.path.open("a", encoding="utf-8") as stream:
+        with self._writing(), self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(clean) + "\n")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(
+                f"Metrics file {self.path} cannot be written ({write_problem(error)}); wanted room and permission in "
+                f"{self.path.parent}. Free some space and go on with --resume: the last complete checkpoint is intact."
+            ) from error
 
 
 def _cycles(config: TrainConfig) -> int:
@@ -570,6 +591,8 @@ def _training_arguments(
     config: TrainConfig, folder: Path, has_dev: bool, device_type: str = "cpu"
 ) -> TrainingArguments:
     every = _cycles(config)
+    _check_choice("optim", config, OptimizerNames)
+    _check_choice("lr_scheduler_type", config, SchedulerType)
     given = {
         "lr_scheduler_type": "linear",
         "max_grad_norm": 1.0,
@@ -580,30 +603,91 @@ def _training_arguments(
         "use_cpu": device_type == "cpu",
         **config.trainer_arguments,
     }
-    return TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.accumulation,
-        learning_rate=config.learning_rate,
-        logging_steps=config.inner_epochs,  # a checkpoint holds no half-summed loss
-        seed=config.seed,
-        data_seed=config.seed,
-        eval_strategy="steps" if has_dev else "no",
-        eval_steps=every,
-        eval_on_start=has_dev,
-        save_strategy="steps",
-        save_steps=every,
-        metric_for_best_model="reward" if has_dev else None,
-        greater_is_better=True if has_dev else None,
-        load_best_model_at_end=False,  # done by `train`, which knows the manifest
-        remove_unused_columns=False,
-        label_names=[],
-        disable_tqdm=True,
-        logging_nan_inf_filter=False,
-        dataloader_drop_last=False,
-        **given,
-    )
+    with _naming("TrainingArguments", config.trainer_arguments):
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            num_train_epochs=config.epochs,
+            per_device_train_batch_size=config.batch_size,
+            gradient_accumulation_steps=config.accumulation,
+            learning_rate=config.learning_rate,
+            logging_steps=config.inner_epochs,  # a checkpoint holds no half-summed loss
+            seed=config.seed,
+            data_seed=config.seed,
+            eval_strategy="steps" if has_dev else "no",
+            eval_steps=every,
+            eval_on_start=has_dev,
+            save_strategy="steps",
+            save_steps=every,
+            metric_for_best_model="reward" if has_dev else None,
+            greater_is_better=True if has_dev else None,
+            load_best_model_at_end=False,  # done by `train`, which knows the manifest
+            remove_unused_columns=False,
+            label_names=[],
+            disable_tqdm=True,
+            logging_nan_inf_filter=False,
+            dataloader_drop_last=False,
+            **given,
+        )
+    _check_precision(arguments)
+    _check_trackers(arguments)
+    return arguments
+
+
+@contextmanager
+def _naming(
+    what: str,
+    given: Mapping[str, Any],
+    refusals: tuple[type[Exception], ...] = (ValueError, TypeError, ImportError, RuntimeError),
+) -> Iterator[None]:
+    """Says of a refusal by transformers, torch or a tracker which settings it may be about."""
+    try:
+        yield
+    except RankwrightError:
+        raise
+    except refusals as error:
+        if not given:
+            raise
+        settings = ", ".join(f"{name} {value!r}" for name, value in given.items())
+        raise ConfigurationError(
+            f"{what} cannot be made with {settings} ({_one_line(error)}); wanted training arguments that go together "
+            "and whose packages are installed. Change them or leave them out (docs/settings.md)."
+        ) from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".")
+
+
+def _check_choice(name: str, config: TrainConfig, choices: type[Enum]) -> None:
+    """Refuses a name that transformers does not know, here where its names are at hand."""
+    value, names = config.trainer_arguments.get(name), [str(choice.value) for choice in choices]
+    if value is not None and value not in names:
+        raise ConfigurationError(
+            f"Training argument {name} is {value!r}; wanted one of {', '.join(names)}. See docs/settings.md."
+        )
+
+
+def _check_precision(arguments: TrainingArguments) -> None:
+    """Refuses fp16 on the CPU, where accelerate leaves it out without a word."""
+    if arguments.fp16 and arguments.device.type == "cpu":
+        raise ConfigurationError(
+            "Training argument fp16 is True, but the device is the CPU; wanted a GPU. Leave it out, take bf16, or name "
+            "a GPU (--device, model.device)."
+        )
+
+
+def _check_trackers(arguments: TrainingArguments) -> None:
+    """Refuses a tracker that is unknown or lacks its package, before the Trainer meets it."""
+    for name in arguments.report_to or ():
+        try:
+            for tracker in get_reporting_integration_callbacks([name]):
+                tracker()
+        except (ValueError, ImportError, RuntimeError) as error:
+            raise ConfigurationError(
+                f"Training argument report_to names {name!r}, which cannot be used ({_one_line(error)}); wanted a "
+                "tracker whose package is installed. Install it, or leave report_to out: metrics.jsonl is written "
+                "in any case."
+            ) from error
 
 
 def dev_scorer(
@@ -685,7 +769,8 @@ def train(
         callbacks: further transformers callbacks.
 
     Raises:
-        TrainingError: nothing to train on, or the loss is not finite.
+        ConfigurationError: training arguments that do not go together, or want what is not installed.
+        TrainingError: nothing to train on, or loss or gradient is not finite.
         ReaderError: too many reads failed.
         ResumeError: the settings changed, or the folder holds another run.
         StorageError: the folder cannot be written.

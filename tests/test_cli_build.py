@@ -157,6 +157,11 @@ def test_a_refused_demo_leaves_the_earlier_one(
         ("loop.epochs=.inf", "Setting loop.epochs is inf"),
         ("loop.batch_size=0", "Setting loop.batch_size is 0"),
         ("loop.patience=-1", "Setting loop.patience is -1"),
+        ("loop.trainer.fsdp=full_shard", "TrainingArguments fsdp cannot be set; wanted some of adam_beta1"),
+        ("loop.trainer.weight_decay=light", "Setting loop.trainer.weight_decay is 'light'; wanted a number, 0 or more"),
+        ("loop.trainer.warmup_steps=-1", "Setting loop.trainer.warmup_steps is -1; wanted a number, 0 or more"),
+        ("loop.trainer.bf16=maybe", "Setting loop.trainer.bf16 is 'maybe'; wanted true or false"),
+        ("loop.trainer.max_steps=1.5", "Setting loop.trainer.max_steps is 1.5; wanted a whole number"),
         ("rrpo.beta=-1", "RRPO setting beta is -1"),
         ("reader.deadline=0", "Setting reader.deadline is 0"),
         ("reader.attempt_timeout=0", "Setting reader.attempt_timeout is 0"),
@@ -178,6 +183,15 @@ def test_a_value_out_of_range_is_refused_before_anything_is_read(
     assert run(["train", "--name", "a", "--data", "not-there.jsonl", "--set", setting]) == 2
     found = capsys.readouterr().err
     assert (message in found, found.count("\n")) == (True, 1), found
+
+
+def test_a_number_in_scientific_notation_is_a_number() -> None:
+    """YAML 1.1 takes 1e-4 for text, and wants 1.0e-4."""
+    given = ["loop.trainer.weight_decay=1e-4", "loop.trainer.lr_scheduler_kwargs={min_lr: 1e-6, decay_type: cosine}"]
+    assert load_settings(None, given, {}).loop.trainer == {
+        "weight_decay": 1e-4,
+        "lr_scheduler_kwargs": {"min_lr": 1e-6, "decay_type": "cosine"},
+    }
 
 
 def test_labels_that_are_all_0_are_no_order_to_compare_with() -> None:

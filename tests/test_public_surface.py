@@ -31,6 +31,8 @@ LIGHT_MODULES = [
     "rankwright.llms.http",
     "rankwright.llms.cache",
     "rankwright.rewards",
+    "rankwright.algorithms.config",
+    "rankwright.algorithms.arguments",
     "rankwright.evaluation",
     "rankwright.reporting",
 ]

@@ -4,9 +4,13 @@ import copy
 import errno
 import itertools
 import json
+import math
 import os
 import random
 import resource
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +27,7 @@ from rankwright.rerankers import load
 from rankwright.rerankers.cross_encoder import CrossEncoderReranker
 from rankwright.rewards import answer_reward
 from rankwright.training import (
+    FeedbackTrainer,
     TrainConfig,
     TrainResult,
     _keep_to_one_device,
@@ -551,6 +556,218 @@ def test_unsupported_training_arguments_are_named(argument: str) -> None:
         TrainConfig(trainer_arguments={argument: 5})
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"weight_decay": "light"}, r"trainer_arguments\.weight_decay is 'light'; wanted a number, 0 or more"),
+        ({"weight_decay": True}, "is True; wanted a number"),
+        ({"weight_decay": math.nan}, "is nan; wanted a number"),
+        ({"warmup_steps": -1}, "is -1; wanted a number, 0 or more"),
+        ({"adam_beta2": 1}, "is 1; wanted a number from 0 to below 1"),
+        ({"adam_epsilon": 0}, "is 0; wanted a number above 0"),
+        ({"bf16": "maybe"}, "is 'maybe'; wanted true or false"),
+        ({"bf16": 1}, "is 1; wanted true or false"),
+        ({"max_steps": "2.5"}, r"is '2\.5'; wanted a whole number, -1 or more"),
+        ({"save_total_limit": -1}, "is -1; wanted a whole number, 0 or more, or null"),
+        ({"lr_scheduler_kwargs": 3}, "is 3; wanted settings by name"),
+        ({"report_to": [1]}, r"is \[1\]; wanted the name of a tracker"),
+        ({"run_name": 7}, "is 7; wanted text"),
+        ({"optim": ""}, "is ''; wanted the name of an optimizer"),
+    ],
+)
+def test_values_of_training_arguments_are_checked_with_the_settings(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        TrainConfig(trainer_arguments=arguments)
+
+
+def test_numbers_that_came_as_text_are_numbers() -> None:
+    given = {"weight_decay": "1e-4", "max_steps": "1e3", "lr_scheduler_kwargs": {"min_lr": "1e-6", "decay": "linear"}}
+    wanted = {"weight_decay": 1e-4, "max_steps": 1000, "lr_scheduler_kwargs": {"min_lr": 1e-6, "decay": "linear"}}
+    assert TrainConfig(trainer_arguments=given).trainer_arguments == wanted
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"optim": "nosuch"}, "optim is 'nosuch'; wanted one of adamw_torch, .*sgd"),
+        ({"lr_scheduler_type": "nosuch"}, "lr_scheduler_type is 'nosuch'; wanted one of linear, cosine"),
+        (
+            {"optim": "adamw_torch_xla"},
+            r"optimizer cannot be made with optim 'adamw_torch_xla' \(.*torch_xla.*\); wanted",
+        ),
+        ({"lr_scheduler_kwargs": {"nosuch": 1}}, r"schedule cannot be made with lr_scheduler_kwargs .*\(.*'nosuch'\)"),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, r"cannot be made with .* \(.*num_decay_steps.*\); wanted"),
+        ({"bf16": True, "fp16": True}, r"cannot be made with bf16 True, fp16 True \(.*\); wanted .* that go together"),
+        ({"fp16": True, "use_cpu": True}, "fp16 is True, but the device is the CPU; wanted a GPU. .* take bf16"),
+        (
+            {"report_to": "nosuch"},
+            r"names 'nosuch', which cannot be used \(.*\); wanted a tracker .* leave report_to out",
+        ),
+        ({"report_to": ["tensorboard", "flyte"]}, r"names 'flyte', .*\(.* flytekit.*\); wanted a tracker"),
+    ],
+)
+def test_what_only_transformers_knows_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], message: str
+) -> None:
+    """The packages of adamw_torch_xla and flyte are not among our extras."""
+    monkeypatch.setattr(ToyReader, "answer", lambda *_: pytest.fail("the reader was asked"))
+    with pytest.raises(ConfigurationError, match=message):
+        run(tmp_path, TrainConfig(**{**vars(LOOP), "trainer_arguments": arguments}))
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+class Watch(TrainerCallback):
+    """What each step was done with."""
+
+    def __init__(self) -> None:
+        self.optimizers: list[str] = []
+        self.groups: list[dict[str, Any]] = []
+        self.rates: list[float] = []
+        self.weights: list[torch.Tensor] = []
+        self.workers = -1
+
+    def on_step_begin(self, args, state, control, *, model, optimizer, train_dataloader, **kwargs) -> None:
+        self.optimizers.append(type(optimizer.optimizer).__name__)
+        self.groups.append({name: value for name, value in optimizer.param_groups[0].items() if name != "params"})
+        self.rates.append(optimizer.param_groups[0]["lr"])
+        self.weights.append(model.scores.detach().clone())
+        self.workers = train_dataloader.num_workers
+
+
+def watched(folder: Path, **arguments: Any) -> Watch:
+    """Four steps on labels, so that each has a gradient; the fourth is only seen to begin."""
+    given = {"max_steps": 4, "warmup_steps": 0, "weight_decay": 0.0, **arguments}
+    config = TrainConfig(batch_size=4, learning_rate=0.3, eval_steps=1, trainer_arguments=given)
+    watch = Watch()
+    train(ToyPolicy(), ToyPolicy(), Supervised(), examples(20), config, folder, callbacks=[watch])
+    assert all(not torch.equal(*pair) for pair in itertools.pairwise(watch.weights))
+    return watch
+
+
+@pytest.mark.parametrize(
+    ("optim", "made"),
+    [
+        ("adamw_torch", "AdamW"),
+        ("adafactor", "Adafactor"),
+        ("sgd", "SGD"),
+        ("adagrad", "Adagrad"),
+        ("rmsprop", "RMSprop"),
+    ],
+)
+def test_the_optimizer_is_the_one_that_was_named(tmp_path: Path, optim: str, made: str) -> None:
+    assert watched(tmp_path, optim=optim).optimizers == [made] * 4
+
+
+def test_settings_of_adam_reach_it(tmp_path: Path) -> None:
+    given = {"adam_beta1": 0.5, "adam_beta2": 0.6, "adam_epsilon": "1e-3", "weight_decay": "1e-2"}
+    for group in watched(tmp_path, **given).groups:
+        assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.5, 0.6), 1e-3, 1e-2)
+
+
+def test_the_schedule_is_the_one_that_was_named(tmp_path: Path) -> None:
+    """A quarter of a cosine's wave; by default it is half of one."""
+    watch = watched(tmp_path, lr_scheduler_type="cosine", lr_scheduler_kwargs={"num_cycles": "0.25"})
+    assert watch.rates == pytest.approx([0.3 * (1 + math.cos(math.pi / 2 * step / 4)) / 2 for step in range(4)])
+
+
+def test_longer_gradients_are_shortened_and_0_leaves_them(tmp_path: Path) -> None:
+    """With plain gradient descent a step is as long as gradient times rate."""
+
+    def steps(longest: float) -> list[float]:
+        watch = watched(tmp_path, optim="sgd", lr_scheduler_type="constant", max_grad_norm=longest)
+        return [float((after - before).norm()) for before, after in itertools.pairwise(watch.weights)]
+
+    assert steps(1e-3) == pytest.approx([0.3 * 1e-3] * 3, rel=1e-3)
+    assert min(steps(0)) > 0.1
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(1, [4]), (3, [2, 3, 4]), (0, [1, 2, 3, 4]), (None, [1, 2, 3, 4])])
+def test_so_many_checkpoints_are_kept(tmp_path: Path, limit: int | None, kept: list[int]) -> None:
+    watched(tmp_path, save_total_limit=limit)
+    assert [step_of(folder) for folder in sorted_checkpoints(tmp_path)] == kept
+
+
+def test_the_tracker_calls_the_run_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    watched(tmp_path / "run", report_to="tensorboard", run_name="seven-at-noon")
+    assert any(b"seven-at-noon" in path.read_bytes() for path in (tmp_path / "board").rglob("events.out.tfevents.*"))
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_worker_processes_change_nothing_of_a_run(tmp_path: Path) -> None:
+    """They fetch ahead, over the end of an epoch and over the break."""
+
+    def config(workers: int) -> TrainConfig:
+        given = {"dataloader_num_workers": workers}
+        return TrainConfig(batch_size=4, learning_rate=0.3, eval_steps=3, top_k=1, seed=3, trainer_arguments=given)
+
+    assert watched(tmp_path / "watched", dataloader_num_workers=1).workers == 1
+    run(tmp_path / "whole", config(0))
+    with pytest.raises(StoppedError):
+        run(tmp_path / "broken", config(1), callbacks=(stop_at(7),))
+    run(tmp_path / "broken", config(1), resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+class InfiniteSlope(ToyPolicy):
+    """Scores that are numbers; the gradient is none: the square root is infinitely steep at 0."""
+
+    def forward(self, requests: Sequence[RerankRequest]) -> torch.Tensor:
+        return super().forward(requests) + (self.scores - self.scores.detach()).sum().sqrt()
+
+
+class NoLoss(Supervised):
+    """Its third loss is no number."""
+
+    calls = 0
+
+    def loss(self, scores_QD: torch.Tensor, rollout: Any) -> tuple[torch.Tensor, dict[str, float]]:
+        self.calls += 1
+        loss, metrics = super().loss(scores_QD, rollout)
+        return loss * (math.nan if self.calls == 3 else 1.0), metrics
+
+
+def learn_labels(policy: ToyPolicy, algorithm: Supervised, folder: Path) -> torch.Tensor:
+    """The weights before."""
+    before = policy.scores.detach().clone()
+    config = TrainConfig(batch_size=4, learning_rate=0.3, eval_steps=1, trainer_arguments={"warmup_steps": 0})
+    train(policy, ToyPolicy(), algorithm, examples(20), config, folder)
+    return before
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(
+        TrainingError, match=r"^Loss is nan at step 2; wanted a finite number\. Lower .*now 0\.3.* anew"
+    ):
+        learn_labels(ToyPolicy(), NoLoss(), tmp_path)
+    assert step_of(sorted_checkpoints(tmp_path)[-1]) == 2
+
+
+def test_a_gradient_that_is_no_number_stays_out_of_the_weights(tmp_path: Path) -> None:
+    policy = InfiniteSlope()
+    with pytest.raises(TrainingError, match=r"^Gradient norm is (nan|inf) at step 0; wanted a finite number\. Lower "):
+        learn_labels(policy, Supervised(), tmp_path)
+    assert torch.equal(policy.scores, ToyPolicy().scores)
+    assert sorted_checkpoints(tmp_path) == []
+
+
+def test_where_fp16_scales_the_loss_such_a_gradient_is_left_to_the_scaler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scaler that a GPU gets, here on the CPU: it leaves the step out and halves its scale."""
+    scaler = torch.amp.GradScaler("cpu")
+    plain = FeedbackTrainer.run
+
+    def with_scaler(trainer: FeedbackTrainer, checkpoint: Path | None) -> None:
+        trainer.accelerator.scaler = scaler
+        plain(trainer, checkpoint)
+
+    monkeypatch.setattr(FeedbackTrainer, "run", with_scaler)
+    policy = InfiniteSlope()
+    assert torch.equal(learn_labels(policy, Supervised(), tmp_path), policy.scores)
+    assert scaler.get_scale() < 2.0**16
+
+
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC])
 def test_a_run_folder_that_cannot_be_written_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
@@ -614,3 +831,103 @@ def test_a_checkpoint_for_which_there_is_no_room_leaves_the_last_one_intact(tmp_
     assert not list(tmp_path.glob(".checkpoint-*.partial"))
     once(True)
     assert step_of(sorted_checkpoints(tmp_path)[-1]) == 10
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_log_for_which_there_is_no_room_is_named_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full from the first checkpoint on."""
+    run(tmp_path / "whole")
+    broken, plain = tmp_path / "broken", Path.open
+
+    def full(path: Path, *args: Any, **kwargs: Any) -> Any:
+        no_room = path.name == "metrics.jsonl" and (broken / "checkpoint-3").exists()
+        return plain(Path("/dev/full") if no_room else path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(StorageError, match=r"metrics\.jsonl cannot be written \(.+\); wanted .* with --resume"):
+        run(broken)
+    monkeypatch.undo()
+    assert newest_checkpoint(broken) == broken / "checkpoint-3"
+    run(broken, resume=True)
+    assert_same_run(tmp_path / "whole", broken)
+
+
+KILLED_RUNS = """
+import os, signal, sys
+from pathlib import Path
+
+import torch
+
+from rankwright import training
+from tests.test_training import run
+
+torch.set_num_threads(1)
+write_manifest, sync_folder = training.write_manifest, training.sync_folder
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def before_the_manifest(folder):
+    die() if folder.name == "checkpoint-6" else write_manifest(folder)
+
+def before_the_rename(folder):
+    write_manifest(folder)
+    if folder.name == "checkpoint-6":
+        die()
+
+def after_the_rename(folder):
+    die() if (folder / "checkpoint-6").exists() else sync_folder(folder)
+
+for dies in (before_the_manifest, before_the_rename, after_the_rename):
+    child = os.fork()
+    if not child:
+        setattr(training, "sync_folder" if dies is after_the_rename else "write_manifest", dies)
+        run(Path(sys.argv[1]) / dies.__name__)
+        os._exit(0)
+    print(dies.__name__, os.WTERMSIG(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs that were killed while they wrote their second checkpoint; one interpreter, because it is slow to start."""
+    folder = tmp_path_factory.mktemp("killed")
+    command = [sys.executable, "-c", KILLED_RUNS, str(folder)]
+    root = Path(__file__).resolve().parent.parent
+    ended = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    died = {line.split()[0]: int(line.split()[1]) for line in ended.stdout.splitlines() if line.count(" ") == 1}
+    names = ("before_the_manifest", "before_the_rename", "after_the_rename")
+    assert died == dict.fromkeys(names, signal.SIGKILL), ended.stderr
+    return folder
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(
+    ("place", "aside", "start"),
+    [
+        ("before_the_manifest", "half", "checkpoint-3"),
+        ("before_the_rename", "whole", "checkpoint-3"),
+        ("after_the_rename", "gone", "checkpoint-6"),
+    ],
+)
+def test_a_run_killed_while_it_writes_a_checkpoint_resumes_bit_equal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: Path, place: str, aside: str, start: str
+) -> None:
+    broken, inner = killed / place, killed / place / ".checkpoint-6.partial" / "checkpoint-6"
+    assert (inner.exists(), is_complete(inner)) == (aside != "gone", aside == "whole")
+    assert [is_complete(folder) for folder in sorted_checkpoints(broken)] == [True] * (1 if aside != "gone" else 2)
+    restored: list[Path] = []
+    plain = FeedbackTrainer.restore
+
+    def restore(trainer: FeedbackTrainer, checkpoint: Path) -> None:
+        restored.append(checkpoint)
+        plain(trainer, checkpoint)
+
+    monkeypatch.setattr(FeedbackTrainer, "restore", restore)
+    whole, _ = run(tmp_path / "whole")
+    policy, _ = run(broken, resume=True)
+    assert restored == [broken / start]
+    assert torch.equal(policy.scores, whole.scores)
+    assert_same_run(tmp_path / "whole", broken)

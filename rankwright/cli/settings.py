@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from rankwright.algorithms.arguments import checked_arguments
 from rankwright.algorithms.config import RRPOConfig
 from rankwright.errors import ConfigurationError, ResourceNotFoundError
 from rankwright.prompts.passage import checked_template
@@ -213,6 +214,7 @@ class LoopSettings:
                 "patience": _at_least(0, self.patience),
             },
         )
+        object.__setattr__(self, "trainer", checked_arguments(self.trainer, "loop.trainer."))
 
 
 @dataclass(frozen=True)
