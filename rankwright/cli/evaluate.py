@@ -111,6 +111,9 @@ def compare(
         "or, where none is named, than reference.",
     ),
     gold_first: bool = typer.Option(False, "--gold-first", help="Add a row with labelled passages put first."),
+    max_failed_reads: float = typer.Option(
+        0.05, min=0, max=1, help="Largest share of failed reads; above it nothing is reported."
+    ),
     seed: int = typer.Option(0, min=0, max=LARGEST_SEED, help="Seed of the bootstrap and of the permutation test."),
     device: str = typer.Option("cpu", help="Torch device of models and local readers."),
     output: OutputKind = typer.Option(OutputKind.text, help="json prints one line on standard output."),
@@ -149,6 +152,7 @@ def compare(
         baseline=baseline,
         seed=seed,
         device=device,
+        max_failed_reads=max_failed_reads,
     )
     worse = _worse_than_baseline(evaluation)
     _print(evaluation, output)
@@ -173,6 +177,7 @@ def run_evaluation(
     baseline: str | None = None,
     seed: int = 0,
     device: str = "cpu",
+    max_failed_reads: float = 0.05,
 ) -> Evaluation:
     """The models, by name, on the questions of one file; `data_settings.depth` candidates each."""
     from rankwright.cli.build import checked_device, load_one, tell_of_cut
@@ -199,6 +204,7 @@ def run_evaluation(
             set_name=dataset.name,
             retriever=first_stage,
             skipped=dataset.skipped,
+            max_failed=max_failed_reads,
             progress=progress,
         )
     for ranker in rankers.values():

@@ -66,6 +66,7 @@ def demo(
     shuffle_answers: bool = typer.Option(
         False, help="Control: train with every question's answers exchanged for another's; nothing may be gained."
     ),
+    cache: str | None = typer.Option(None, help="SQLite file of all answers. Default runs/reads.sqlite."),
     config: Path | None = typer.Option(None, help="YAML file with settings that replace the demo's."),
     set_: list[str] = typer.Option([], "--set", help="NAME=VALUE, for example --set rrpo.samples=8; may be repeated."),
     name: str = typer.Option(DEMO_NAME, help="Run folder below runs/; an earlier one is replaced."),
@@ -75,7 +76,7 @@ def demo(
     better."""
     from rankwright.cli.run import show
 
-    settings = load_settings(config or DEMO_RECIPE, set_, {"seed": seed, "model.device": device})
+    settings = load_settings(config or DEMO_RECIPE, set_, {"seed": seed, "model.device": device, "reader.cache": cache})
     outcome = run_demo(settings, name, shuffle_answers=shuffle_answers, command=_command())
     show(outcome, NEXT_STEP)
     if output is OutputKind.json:
