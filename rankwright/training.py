@@ -95,6 +95,10 @@ class TrainConfig:
     patience: int = 0
     """Evaluations without a better dev reward after which training stops, not counting the one before training; 0
     never stops early."""
+    interpolation: float = 1.0
+    """How far the weights that are kept lie on the straight way from the starting weights to the trained ones: 1 keeps
+    those as they are, less takes noise of training out (WiSE-FT, arXiv 2109.01903; in reinforcement learning WARP,
+    arXiv 2406.16768, section 3.3). Dev scores what would be kept; checkpoints hold the trained ones."""
     top_k: int = 3
     """Documents the reader sees in the evaluation on dev."""
     seed: int = 0
@@ -108,6 +112,8 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "accumulation", "inner_epochs", "learning_rate", "eval_steps", "top_k"):
             if getattr(self, name) <= 0:
                 raise ConfigurationError(f"Setting {name} is {getattr(self, name)}; wanted a positive number.")
+        if not 0 < self.interpolation <= 1:
+            raise ConfigurationError(f"Setting interpolation is {self.interpolation}; wanted above 0, at most 1.")
 
 
 @dataclass(frozen=True)
@@ -204,6 +210,7 @@ class FeedbackTrainer(Trainer):
         self._logged: dict[str, list[float]] = {}
         self._taught = False
         self._policy, self._own_forward = policy, vars(policy).get("forward")
+        self.start = {name: tensor.detach().cpu().clone() for name, tensor in policy.state_dict().items()}
         block = config.batch_size * config.accumulation
         self.sampler = QuestionSampler(len(examples), block, config.inner_epochs, config.seed)
         if not len(self.sampler):
@@ -286,6 +293,29 @@ class FeedbackTrainer(Trainer):
             yield
         finally:
             self._policy.forward = wrapped
+
+    @contextmanager
+    def _as_kept(self) -> Iterator[None]:
+        """The weights that would be kept, for as long as dev is scored."""
+        if self.config.interpolation == 1:
+            yield
+            return
+        trained = [parameter.detach().clone() for parameter in self._policy.parameters()]
+        self.interpolate()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(self._policy.parameters(), trained, strict=True):
+                    parameter.copy_(value)
+
+    @torch.no_grad()
+    def interpolate(self) -> None:
+        """Moves the policy's weights back towards the start, as far as the settings say."""
+        if self.config.interpolation < 1:
+            for name, parameter in self._policy.named_parameters():
+                start = self.start[name].to(parameter.device)
+                parameter.copy_(start + self.config.interpolation * (parameter - start))
 
     # --- one step
 
@@ -387,7 +417,7 @@ class FeedbackTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Dev metrics of the current policy, named eval_*; also written to the log."""
         assert self.score_dev is not None
-        with self._timed("dev"), self._without_autocast():
+        with self._timed("dev"), self._without_autocast(), self._as_kept():
             metrics = {f"eval_{name}": value for name, value in self.score_dev(self._policy).items()}
         self.totals["cache_hits"] += metrics.get("eval_cache_hits", 0.0)
         if self.state.global_step == 0:
@@ -805,16 +835,17 @@ def train(
             shutil.rmtree(old)
         metrics_file.path.unlink(missing_ok=True)
     torch.manual_seed(config.seed)
-    start = {name: tensor.detach().cpu().clone() for name, tensor in policy.state_dict().items()}
     trainer.run(checkpoint)
     seconds = trainer.seconds()
     best_step = trainer.state.best_global_step if score_dev else None
     if best_step is None:
         best_step = trainer.state.global_step
     elif best_step == 0:
-        policy.load_state_dict(start)
+        policy.load_state_dict(trainer.start)
     elif best_step != trainer.state.global_step:
         load_weights(policy, folder / f"checkpoint-{best_step}")
+    if best_step:
+        trainer.interpolate()
     history = [row["eval_reward"] for row in trainer.state.log_history if "eval_reward" in row]
     policy.eval()
     return TrainResult(

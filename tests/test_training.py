@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,41 @@ def test_every_option_learns_the_toy_world(tmp_path: Path, rrpo: RRPOConfig) -> 
     config = TrainConfig(epochs=8, batch_size=4, learning_rate=0.3, eval_steps=10, top_k=1, seed=1)
     _, result = run(tmp_path, config, rrpo)
     assert result.dev_best == 1.0
+
+
+def test_dev_scores_the_weights_that_are_kept(tmp_path: Path) -> None:
+    """The first third of the way: on dev, at the end, and after the checkpoint of a better step than the last."""
+    start = ToyPolicy().scores.detach()
+    seen: list[torch.Tensor] = []
+
+    def score_dev(module: torch.nn.Module) -> dict[str, float]:
+        seen.append(module.get_parameter("scores").detach().clone())
+        return {"reward": [0.0, 1.0, 2.0, 1.0][len(seen) - 1]}
+
+    kept = {}
+    for share in (1.0, 1 / 3):
+        seen.clear()
+        policy, folder = ToyPolicy(), tmp_path / str(share)
+        algorithm = RRPO(RRPOConfig(beta=0.0), ToyReader(), answer_reward("f1"), seed=1)
+        config = replace(LOOP, eval_steps=4, interpolation=share)
+        result = train(policy, copy.deepcopy(policy), algorithm, examples(20), config, folder, score_dev=score_dev)
+        assert (result.best_step, len(seen)) == (8, 4)
+        kept[share] = [*seen, policy.scores.detach().clone()]
+    for whole, part in zip(kept[1.0], kept[1 / 3], strict=True):
+        assert torch.allclose(part, start + (whole - start) / 3, atol=1e-6)
+    assert not torch.equal(kept[1.0][-1], start)
+    assert torch.equal(kept[1 / 3][-1], kept[1 / 3][2])
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_resumed_run_keeps_the_same_share_of_the_way(tmp_path: Path) -> None:
+    config = replace(LOOP, epochs=3, interpolation=0.5)
+    whole, _ = run(tmp_path / "whole", config)
+    with pytest.raises(StoppedError):
+        run(tmp_path / "broken", config, callbacks=(stop_at(8),))
+    resumed, _ = run(tmp_path / "broken", config, resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+    assert torch.equal(resumed.scores, whole.scores)
 
 
 def test_inner_epochs_reuse_the_rollout(tmp_path: Path) -> None:

@@ -232,6 +232,7 @@ def _train(
         learning_rate=settings.loop.learning_rate,
         eval_steps=settings.loop.eval_steps,
         patience=settings.loop.patience,
+        interpolation=settings.loop.interpolation,
         top_k=settings.top_k,
         seed=settings.seed,
         trainer_arguments=settings.loop.trainer,

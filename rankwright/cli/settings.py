@@ -198,6 +198,7 @@ class LoopSettings:
     learning_rate: float = 2e-5
     eval_steps: int = 25
     patience: int = 0
+    interpolation: float = 1.0
     trainer: dict[str, Any] = field(default_factory=dict)
     """Further TrainingArguments."""
 
@@ -212,6 +213,7 @@ class LoopSettings:
                 "learning_rate": _above_zero(self.learning_rate),
                 "eval_steps": _at_least(1, self.eval_steps),
                 "patience": _at_least(0, self.patience),
+                "interpolation": (0 < self.interpolation <= 1, "above 0, at most 1"),
             },
         )
         object.__setattr__(self, "trainer", checked_arguments(self.trainer, "loop.trainer."))
