@@ -92,7 +92,7 @@ class TrainConfig:
     """Peak of the schedule."""
     eval_steps: int = 25
     """Optimizer steps between two evaluations on dev, each followed by a checkpoint."""
-    patience: int = 0
+    patience: int = 3
     """Evaluations without a better dev reward after which training stops, not counting the one before training; 0
     never stops early."""
     interpolation: float = 1.0

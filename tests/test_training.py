@@ -46,7 +46,14 @@ from tests.tiny_bert import tiny_config, tiny_tokenizer
 from tests.toy import ToyPolicy, ToyReader, examples
 
 LOOP = TrainConfig(
-    epochs=2, batch_size=4, learning_rate=0.3, eval_steps=3, top_k=3, seed=1, trainer_arguments={"weight_decay": 0.0}
+    epochs=2,
+    batch_size=4,
+    learning_rate=0.3,
+    eval_steps=3,
+    patience=0,
+    top_k=3,
+    seed=1,
+    trainer_arguments={"weight_decay": 0.0},
 )
 
 
@@ -227,6 +234,7 @@ def test_a_resumed_run_is_bit_equal_to_an_unbroken_one(
         accumulation=accumulation,
         learning_rate=0.3,
         eval_steps=every,
+        patience=0,
         top_k=1,
         seed=3,
     )

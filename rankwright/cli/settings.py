@@ -197,7 +197,7 @@ class LoopSettings:
     accumulation: int = 1
     learning_rate: float = 2e-5
     eval_steps: int = 25
-    patience: int = 0
+    patience: int = 3
     interpolation: float = 1.0
     trainer: dict[str, Any] = field(default_factory=dict)
     """Further TrainingArguments."""
