@@ -144,9 +144,11 @@ def tell_of_cut(reranker: Reranker, next_step: str = "Split long passages.") -> 
     """Says how many passages were longer than a model reads, and what to do."""
     share = getattr(reranker, "share_cut", 0.0)
     if share:
+        first = getattr(reranker, "first_cut", "")
         say(
             f"{reranker.name}: {share:.1%} of question-passage pairs are longer than its limit of "
-            f"{getattr(reranker, 'max_length', '?')} tokens; what lies beyond is not read. {next_step}"
+            f"{getattr(reranker, 'max_length', '?')} tokens{f' (the first: {first})' if first else ''}; what lies "
+            f"beyond is not read. {next_step}"
         )
 
 

@@ -77,6 +77,8 @@ class CrossEncoderReranker(nn.Module):
         self._name = name
         self.pairs_seen = 0
         self.pairs_cut = 0
+        self.first_cut = ""
+        """The first pair that was cut, for a message: its tokens and how its passage begins."""
 
     @classmethod
     def from_pretrained(cls, path: str, *, device: str = "cpu", max_length: int | None = None) -> CrossEncoderReranker:
@@ -184,7 +186,11 @@ class CrossEncoderReranker(nn.Module):
         if not full:
             return 0
         whole = self.tokenizer([q for q, _ in full], [d for _, d in full], truncation=False, verbose=False)
-        return sum(len(ids) > self.max_length for ids in whole["input_ids"])
+        lengths = [len(ids) for ids in whole["input_ids"]]
+        for (_, passage), length in zip(full, lengths, strict=True):
+            if length > self.max_length and not self.first_cut:
+                self.first_cut = f"{length} tokens with the passage that begins {passage[:40]!r}"
+        return sum(length > self.max_length for length in lengths)
 
     @torch.no_grad()
     def rerank_batch(self, requests: Sequence[RerankRequest]) -> list[Ranking]:
