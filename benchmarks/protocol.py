@@ -285,6 +285,11 @@ def page() -> str:
         "First stage BM25 (k1 0.9, b 0.4) over all pooled passages, queries as asked, no fusion; reader: the "
         "embedded one.",
         "",
+        "RRPO with `train_k` 1 and `scale` question is not the form that the paper prints: only the first choice is "
+        "sampled, the baseline",
+        "is the mean reward of the question's samples, and the reference anchors the KL alone "
+        "([rrpo.md](../../docs/rrpo.md)).",
+        "",
         "Test questions with a gold passage that reader or reference saw in training, word for word or nearly, are "
         "left out (shown.json).",
         f"Of the training questions {len(shown('rrpo'))} have such a passage: there reader and reference saw it as a "

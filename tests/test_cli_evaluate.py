@@ -165,9 +165,10 @@ def test_a_model_worse_than_the_named_baseline_ends_with_8(
 def test_a_model_worse_than_reference_ends_with_8_without_a_named_baseline() -> None:
     def worse(a: str, b: str, low: float, high: float, baseline: str | None = None) -> list[PairedTest]:
         test = PairedTest(a, b, "F1", 9, (low + high) / 2, low, high, 0.01, 0.01)
-        return _worse_than_baseline(
-            SimpleNamespace(settings=SimpleNamespace(baseline=baseline), tests=(test,), headline_metric="F1")
+        evaluation: Any = SimpleNamespace(
+            settings=SimpleNamespace(baseline=baseline), tests=(test,), headline_metric="F1"
         )
+        return _worse_than_baseline(evaluation)
 
     assert [(t.a, t.delta) for t in worse("mine", "reference", -0.3, -0.1)] == [("mine", pytest.approx(-0.2))]
     assert [(t.a, t.ci_high) for t in worse("reference", "mine", 0.1, 0.3)] == [("mine", -0.1)]

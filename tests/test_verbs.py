@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.main import get_command
@@ -23,7 +24,8 @@ def test_every_verb_of_the_command_line_is_a_function_of_that_name() -> None:
     import rankwright.reporting  # a module of a verb's name would take the verb's place when it is imported
 
     assert rankwright.reporting
-    verbs = get_command(app).commands
+    command: Any = get_command(app)
+    verbs = list(command.commands)
     assert set(verbs) >= {"demo", "train", "eval", "rerank", "retrieve", "validate", "report", "push", "cache"}
     assert all(inspect.isfunction(getattr(rankwright, verb)) for verb in verbs)
 

@@ -145,6 +145,9 @@ def page() -> str:
             f"comparison), embedded reference and reader, top {recipe.top_k} to the reader.",
             "Settings: `rankwright/recipes/demo.yaml`, chosen by cross-validation on the training and dev sides "
             "([experiments](../../docs/experiments.md)).",
+            "With them RRPO samples the first choice only, its baseline is the mean reward of the question's samples, "
+            "and the reference",
+            "anchors the KL alone; the form that the paper prints stands beside it on [choices.md](choices.md).",
             f"Machine: {platform.machine()}, 2 cores. The runs share one cache of answers, so later seeds pay for "
             "fewer reads.",
             "",
