@@ -75,6 +75,7 @@ PACKAGES = (
     Package("transformers", "5.3", "train"),
     Package("accelerate", "1.3", "train"),
     Package("safetensors", "0.5", "train"),
+    Package("huggingface-hub", "1.0", "train"),
     Package("peft", "0.17", "train", required=False),
     Package("rouge-score", "0.1.2", "rouge", required=False),
     # The weights themselves are a check of their own: they may come from the hub too.
