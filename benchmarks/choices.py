@@ -14,8 +14,7 @@ import hashlib
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,7 +127,7 @@ def run(name: str, arm: str, half: int) -> dict[str, Any]:
     from rankwright.readers import CachedReader, EmbeddedReader
     from rankwright.rerankers import load
     from rankwright.rewards import answer_reward
-    from rankwright.training import TrainConfig, train
+    from rankwright.training import TrainConfig, interpolate, train
 
     world = WORLDS[name]
     parts = world.halves()
@@ -147,21 +146,12 @@ def run(name: str, arm: str, half: int) -> dict[str, Any]:
         began = time.perf_counter()
         result = train(policy, start, algorithm, parts[half], config, folder, resume=True)
         seconds = time.perf_counter() - began
-        found = {}
+        found, trained = {}, copy.deepcopy(policy.state_dict())
         for share in SHARES:
-            with part_of_the_way(policy, start, share):
-                found[str(share)] = f1(policy, parts[1 - half], reader)
+            policy.load_state_dict(trained)
+            interpolate(policy, start.state_dict(), share)
+            found[str(share)] = f1(policy, parts[1 - half], reader)
         return {"seconds": seconds, "reads": result.reader_calls + result.cache_hits, "f1": found}
-
-
-@contextmanager
-def part_of_the_way(policy: Any, start: Any, share: float) -> Iterator[None]:
-    """The policy with weights that far from the start."""
-    trained = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
-    before = start.state_dict()
-    policy.load_state_dict({name: before[name] + share * (trained[name] - before[name]) for name in trained})
-    yield
-    policy.load_state_dict(trained)
 
 
 def f1(policy: Any, examples: Sequence[Example], reader: Any) -> dict[str, dict[str, float]]:

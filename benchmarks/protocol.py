@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.embedded.sets import Question, load_sets, passages, side
+from benchmarks.embedded.sets import LOADERS, Question, load_sets, passages, side
 from benchmarks.embedded.split import shown
 from benchmarks.kept import READER, REFERENCE, SPLIT, digests, measured, read
 from rankwright.metrics.significance import bootstrap_interval, paired_permutation_test
@@ -33,7 +33,6 @@ PAGE = Path(__file__).parent / "results" / "protocol.md"
 LENGTH = 160
 """Tokens of a pair: about 128 for the passage beside a question and what separates them."""
 OPEN_SETS = ("nq_open", "xquad_en")
-HOTPOT_SETS = ("hotpotqa/train", "hotpotqa/dev")
 TEST_SETS = {"test": OPEN_SETS, "hotpot": ("hotpotqa/dev",)}
 SEEDS = (0, 1, 2)
 BATCH_SIZE = 8
@@ -42,23 +41,24 @@ METHODS = ("rrpo", "supervised")
 TRAINED = [f"{method}-{seed}" for seed in SEEDS for method in METHODS]
 
 
-def examples_of(questions: Sequence[Question], pool_sets: Sequence[str], depth: int) -> list[Example]:
-    """Questions with BM25 candidates from all passages of the pool's sets, answers and gold labels. XQuAD asks a few
-    questions in the same words of two passages: only the first of them."""
-    pool = passages(load_sets(pool_sets))
+def examples_of(questions: Sequence[Question], index: BM25, depth: int) -> list[Example]:
+    """Questions with BM25 candidates, answers and gold labels. XQuAD asks a few questions in the same words of two
+    passages: only the first of them."""
     once = {q.key: q for q in reversed(questions)}
     asked = [q for q in questions if once[q.key] is q]
     plain = [Example(Query(q.key, q.text), (), q.answers, {d.doc_id: 1 for d in q.gold}) for q in asked]
-    return with_candidates(plain, BM25(list(pool.values())), depth)
+    return with_candidates(plain, index, depth)
 
 
 def splits(train_depth: int = 10, depth: int = 20) -> dict[str, list[Example]]:
-    """train, dev, test (nq_open + xquad_en) and hotpot (hotpotqa/dev)."""
+    """train, dev, test (nq_open + xquad_en) and hotpot (hotpotqa/dev), all with candidates from one pool: every passage
+    that comes with a question of any set."""
+    pool = BM25(list(passages(load_sets(LOADERS)).values()))
     return {
-        "train": examples_of(side("rrpo", OPEN_SETS), OPEN_SETS, train_depth),
-        "dev": examples_of(side("dev", OPEN_SETS), OPEN_SETS, depth),
-        "test": examples_of(side("test", TEST_SETS["test"]), OPEN_SETS, depth),
-        "hotpot": examples_of(side("test", TEST_SETS["hotpot"]), HOTPOT_SETS, depth),
+        "train": examples_of(side("rrpo", OPEN_SETS), pool, train_depth),
+        "dev": examples_of(side("dev", OPEN_SETS), pool, depth),
+        "test": examples_of(side("test", TEST_SETS["test"]), pool, depth),
+        "hotpot": examples_of(side("test", TEST_SETS["hotpot"]), pool, depth),
     }
 
 
@@ -118,8 +118,8 @@ def train_one(
 
 
 def made_with(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides a row: the settings that differ from the defaults, the shipped models and the split."""
-    return {"settings": dict(settings), **digests([READER, REFERENCE, SPLIT])}
+    """What decides a row: the settings that differ from the defaults, the pool, the shipped models and the split."""
+    return {"settings": dict(settings), "pool": sorted(LOADERS), **digests([READER, REFERENCE, SPLIT])}
 
 
 def test_one(name: str, model: Any, examples: Sequence[Example], set_name: str) -> dict[str, Any]:

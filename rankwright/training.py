@@ -301,21 +301,13 @@ class FeedbackTrainer(Trainer):
             yield
             return
         trained = [parameter.detach().clone() for parameter in self._policy.parameters()]
-        self.interpolate()
+        interpolate(self._policy, self.start, self.config.interpolation)
         try:
             yield
         finally:
             with torch.no_grad():
                 for parameter, value in zip(self._policy.parameters(), trained, strict=True):
                     parameter.copy_(value)
-
-    @torch.no_grad()
-    def interpolate(self) -> None:
-        """Moves the policy's weights back towards the start, as far as the settings say."""
-        if self.config.interpolation < 1:
-            for name, parameter in self._policy.named_parameters():
-                start = self.start[name].to(parameter.device)
-                parameter.copy_(start + self.config.interpolation * (parameter - start))
 
     # --- one step
 
@@ -845,7 +837,7 @@ def train(
     elif best_step != trainer.state.global_step:
         load_weights(policy, folder / f"checkpoint-{best_step}")
     if best_step:
-        trainer.interpolate()
+        interpolate(policy, trainer.start, config.interpolation)
     history = [row["eval_reward"] for row in trainer.state.log_history if "eval_reward" in row]
     policy.eval()
     return TrainResult(
@@ -1000,6 +992,15 @@ def load_weights(policy: nn.Module, checkpoint: Path) -> None:
     policy.load_state_dict(load_file(str(checkpoint / "model.safetensors")), strict=True)
 
 
+@torch.no_grad()
+def interpolate(policy: nn.Module, start: Mapping[str, Tensor], share: float) -> None:
+    """Moves the policy's weights back towards `start`, its state dict of before, so that `share` of the way is left."""
+    if share < 1:
+        for name, parameter in policy.named_parameters():
+            before = start[name].to(parameter.device)
+            parameter.copy_(before + share * (parameter - before))
+
+
 __all__ = [
     "SUPPORTED_ARGUMENTS",
     "FeedbackTrainer",
@@ -1007,5 +1008,6 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "dev_scorer",
+    "interpolate",
     "train",
 ]

@@ -146,15 +146,18 @@ def test_a_run_that_a_broken_reader_stopped_goes_on_when_it_is_mended(
 
 
 @pytest.mark.parametrize(
-    ("dev_best", "best_step", "words"),
+    ("dev_best", "best_step", "interpolation", "words"),
     [
-        (None, 9, "the weights after the last of 9 steps"),
-        (0.5, 0, "on 7 dev questions no checkpoint was better than the starting weights"),
-        (0.5, 6, "the best of its checkpoints on 7 dev questions (step 6 of 9)"),
+        (None, 9, 1.0, "the weights after the last of 9 steps"),
+        (None, 9, 0.5, "the weights after the last of 9 steps, 0.5 of the way there from the starting weights"),
+        (0.5, 0, 0.5, "on 7 dev questions no checkpoint was better than the starting weights, which these are"),
+        (0.5, 6, 1.0, "the best of its checkpoints on 7 dev questions (step 6 of 9)"),
     ],
 )
-def test_the_card_says_which_weights_these_are(dev_best: float | None, best_step: int, words: str) -> None:
-    assert words in _chosen({"dev_best": dev_best, "best_step": best_step, "steps": 9}, 7)
+def test_the_card_says_which_weights_these_are(
+    dev_best: float | None, best_step: int, interpolation: float, words: str
+) -> None:
+    assert _chosen({"dev_best": dev_best, "best_step": best_step, "steps": 9}, 7, interpolation) == words
 
 
 @pytest.mark.parametrize("verdict", ["better", "not shown", "worse"])

@@ -65,15 +65,20 @@ def save_cross_encoder(folder: Path, *, labels: int = 1, max_length: int = 64, s
     return folder
 
 
+SMALL = {
+    "vocab_size": len(VOCABULARY),
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
+
+
 def save_offset_cross_encoder(folder: Path, family: str, positions: int) -> Path:
     """A cross-encoder of the RoBERTa kin, which numbers positions from 2 on, with a tokenizer that knows no length."""
     config = AutoConfig.for_model(
         family,
-        vocab_size=len(VOCABULARY),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
+        **SMALL,
         max_position_embeddings=positions,
         type_vocab_size=2,
         pad_token_id=1,
@@ -100,12 +105,8 @@ def save_decoder_cross_encoder(
     """A classifier on a decoder, as it is when nobody has thought of padding. Its eos is [SEP]."""
     config = AutoConfig.for_model(
         family,
-        vocab_size=len(VOCABULARY),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+        **SMALL,
         num_key_value_heads=2,
-        intermediate_size=64,
         max_position_embeddings=64,
         bos_token_id=None,
         eos_token_id=VOCABULARY["[SEP]"],

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from rankwright.metrics.answer import normalise
 from rankwright.types import Document
 
 ROOT = Path(os.environ.get("RANKWRIGHT_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -162,11 +163,6 @@ def passages_for(name: str, sets: Iterable[str]) -> list[Document]:
     return [d for doc_id, d in passages(questions).items() if doc_id not in elsewhere]
 
 
-def normal(text: str) -> str:
-    """Words in lower case, without punctuation."""
-    return " ".join(re.findall(r"\w+", text.lower()))
-
-
 class Shown:
     """Whether a passage stands among others, word for word or nearly: sets cut and print the same article differently,
     so that ids, which are hashes, do not tell."""
@@ -175,18 +171,18 @@ class Shown:
         self.texts: set[str] = set()
         self.by_title: dict[str, list[Counter[str]]] = defaultdict(list)
         for document in documents:
-            self.texts.add(normal(document.text))
-            if title := normal(document.title):
-                self.by_title[title].append(Counter(normal(document.text).split()))
+            self.texts.add(normalise(document.text))
+            if title := normalise(document.title):
+                self.by_title[title].append(Counter(normalise(document.text).split()))
 
     def __contains__(self, document: Document) -> bool:
-        text = normal(document.text)
+        text = normalise(document.text)
         if text in self.texts:
             return True
         words = Counter(text.split())
         return any(
             (words & other).total() >= SHARED_WORDS * min(words.total(), other.total())
-            for other in self.by_title.get(normal(document.title), ())
+            for other in self.by_title.get(normalise(document.title), ())
         )
 
 

@@ -46,7 +46,7 @@ def model_card(
         "# A reranker trained by rankwright\n",
         f"Trained from `{settings.model.name}` by `{settings.method}` on {len(splits.train)} questions of `{data}`",
         f"({settings.loop.epochs:g} passes), learning from {source};",
-        f"{_chosen(result, len(splits.dev))}{_share(settings.loop.interpolation)}.\n",
+        f"{_chosen(result, len(splits.dev), settings.loop.interpolation)}.\n",
         f"Title and text are joined by `{settings.model.template or 'the template in config.json'}`; a document "
         "without",
         "a title is its bare text.\n",
@@ -60,17 +60,15 @@ def model_card(
     return "\n".join(parts)
 
 
-def _chosen(result: Mapping[str, Any], dev: int) -> str:
+def _chosen(result: Mapping[str, Any], dev: int, interpolation: float) -> str:
     """Which weights these are."""
-    if result["dev_best"] is None:
-        return f"the weights after the last of {result['steps']} steps"
-    if result["best_step"] == 0:
+    if result["dev_best"] is not None and result["best_step"] == 0:
         return f"on {dev} dev questions no checkpoint was better than the starting weights, which these are"
-    return f"the best of its checkpoints on {dev} dev questions (step {result['best_step']} of {result['steps']})"
-
-
-def _share(interpolation: float) -> str:
-    return "" if interpolation == 1 else f", {interpolation:g} of the way there from the starting weights"
+    way = "" if interpolation == 1 else f", {interpolation:g} of the way there from the starting weights"
+    if result["dev_best"] is None:
+        return f"the weights after the last of {result['steps']} steps{way}"
+    step = f"step {result['best_step']} of {result['steps']}"
+    return f"the best of its checkpoints on {dev} dev questions ({step}){way}"
 
 
 def _table(evaluation: Evaluation) -> str:
