@@ -43,7 +43,7 @@ TRAINING_ARGUMENTS: Mapping[str, str] = {
     "report_to": "A tracker that gets the log too, for example tensorboard.",
     "run_name": "What the tracker calls the run.",
     "save_total_limit": "Newest checkpoints kept, besides the best one; 0 or null keeps all.",
-    "use_cpu": "Stay on the CPU; by default so where there is no CUDA device.",
+    "use_cpu": "Stay on the CPU; by default so where `model.device` is cpu.",
     "warmup_steps": "Steps (a whole number) or share of all steps (below 1) with a rising learning rate.",
     "weight_decay": "AdamW's weight decay.",
 }
@@ -221,7 +221,7 @@ The same as flags: `--data questions.jsonl --corpus passages.jsonl --depth 10 --
 A name that is not in these tables is an error, so that a misspelt setting is not ignored. The run folder keeps the
 whole tree in `config.json`. `--resume` wants the same settings again, except those of the reader that decide how fast
 answers come and not which (`cache`, `concurrency`, `requests_per_minute`, `tokens_per_minute`, `api_key_env`,
-`price_input`, `price_output`, `deadline`, `attempt_timeout`, `max_retries`)."""
+`price_input`, `price_output`, `deadline`, `attempt_timeout`, `max_retries`) and `rrpo.max_failed_reads`."""
 
 ARGUMENTS_INTRODUCTION = """`loop.trainer` takes these arguments of
 [transformers.TrainingArguments](https://huggingface.co/docs/transformers/main_classes/trainer#transformers.TrainingArguments),

@@ -3,7 +3,8 @@
 RRPO (arXiv 2604.02091) learns from the answers of a reader; no relevance label is used. Differences from the paper: 8
 candidates of BM25 instead of a hundred, a small extractive reader instead of a language model, the first choice only
 with many samples, advantages in units of the question's own mean reward, the ratio against the policy that sampled, and
-the exact KL (docs/rrpo.md says why). Data and settings are the demo's.
+the exact KL (docs/rrpo.md says why). Passages, questions and steps are
+the demo's, but half of its training questions, each once.
 """
 
 from __future__ import annotations

@@ -15,17 +15,19 @@ if TYPE_CHECKING:
     from rankwright.llms.cache import ReadStore
 
 
-def demo(seed: int = 0, *, shuffle_answers: bool = False, name: str = "demo", device: str = "cpu") -> Mapping[str, Any]:
+def demo(
+    seed: int = 0, *, shuffle_answers: bool = False, name: str = "demo", device: str = "cpu", resume: bool = False
+) -> Mapping[str, Any]:
     """Trains the embedded reranker from the embedded reader on the bundled knowledge base.
 
-    Returns the content of runs/NAME/result.json; an earlier run of that name is replaced. With `shuffle_answers` it is
-    the control in which nothing may be gained.
+    Returns the content of runs/NAME/result.json; an earlier run of that name is replaced, or with `resume` gone on
+    with. With `shuffle_answers` it is the control in which nothing may be gained.
     """
     from rankwright.cli.settings import load_settings
     from rankwright.cli.train import DEMO_RECIPE, run_demo
 
     settings = load_settings(DEMO_RECIPE, [], {"seed": seed, "model.device": device})
-    return run_demo(settings, name, shuffle_answers=shuffle_answers).result
+    return run_demo(settings, name, shuffle_answers=shuffle_answers, resume=resume).result
 
 
 def train(

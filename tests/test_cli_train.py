@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from rankwright.cli.run import HOW_FAST, RunOutcome, _deciding, _teller
 from rankwright.cli.settings import settings_from
 from rankwright.cli.train import DEMO_FOLDER, with_exchanged_answers
 from rankwright.data import load_examples
-from rankwright.errors import ReaderError
+from rankwright.errors import ReaderError, ResumeError
 from rankwright.evaluation import FirstStage, evaluate
 from rankwright.metrics.answer import normalise
 from rankwright.rerankers import load
@@ -177,6 +178,34 @@ def test_the_demo_ends_with_the_next_step_unless_the_model_is_worse(
     after = lines[lines.index(said) + 1 :]
     command = "    rankwright train --name mine --data questions.jsonl --corpus passages.jsonl"
     assert after == ([] if verdict == "worse" else ["Next, on your own questions and passages:", command])
+
+
+@pytest.mark.parametrize("arguments", [[], ["--resume"]], ids=["anew", "resumed"])
+def test_the_demo_replaces_an_earlier_one_or_goes_on_with_it(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    asked: list[tuple[bool, bool]] = []
+
+    def run_training(*_: object, resume: bool, overwrite: bool, **__: object) -> None:
+        asked.append((resume, overwrite))
+        raise ResumeError("as far as this")
+
+    monkeypatch.setattr("rankwright.cli.run.run_training", run_training)
+    run(["demo", *arguments])
+    assert asked == [(bool(arguments), not arguments)]
+
+
+@pytest.mark.parametrize("output", ["text", "json"])
+def test_the_verdict_comes_after_the_json(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    """On a terminal standard output and error are one."""
+    said: list[str] = []
+    outcome = SimpleNamespace(result={"verdict": "worse"}, exit_code=8)
+    monkeypatch.setattr("rankwright.cli.train.run_demo", lambda *_, **__: outcome)
+    monkeypatch.setattr("rankwright.cli.run.show", lambda *_: said.append(capfd.readouterr().out))
+    assert run(["demo", "--output", output]) == 8
+    assert said == ['{"verdict": "worse"}\n' if output == "json" else ""]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -45,7 +45,7 @@ def model_card(
         f"tags: [reranker, cross-encoder, rankwright, {settings.method}]\n---",
         "# A reranker trained by rankwright\n",
         f"Trained from `{settings.model.name}` by `{settings.method}` on {len(splits.train)} questions of `{data}`",
-        f"({settings.loop.epochs:g} passes), learning from {source};",
+        f"({settings.loop.epochs:g} passes planned), learning from {source};",
         f"{_chosen(result, len(splits.dev), settings.loop.interpolation)}.\n",
         f"Title and text are joined by `{settings.model.template or 'the template in config.json'}`; a document "
         "without",

@@ -70,6 +70,7 @@ def demo(
     config: Path | None = typer.Option(None, help="YAML file with settings that replace the demo's."),
     set_: list[str] = typer.Option([], "--set", help="NAME=VALUE, for example --set rrpo.samples=8; may be repeated."),
     name: str = typer.Option(DEMO_NAME, help="Run folder below runs/; an earlier one is replaced."),
+    resume: bool = typer.Option(False, help="Go on with a demo that was broken off; do not replace it."),
     output: OutputKind = typer.Option(OutputKind.text, help="json prints result.json as one line."),
 ) -> int:
     """Train the embedded reranker from the embedded reader on a bundled knowledge base, and show whether it got
@@ -77,15 +78,18 @@ def demo(
     from rankwright.cli.run import show
 
     settings = load_settings(config or DEMO_RECIPE, set_, {"seed": seed, "model.device": device, "reader.cache": cache})
-    outcome = run_demo(settings, name, shuffle_answers=shuffle_answers, command=_command())
-    show(outcome, NEXT_STEP)
+    outcome = run_demo(settings, name, shuffle_answers=shuffle_answers, resume=resume, command=_command())
     if output is OutputKind.json:
         emit(outcome.result)
+    show(outcome, NEXT_STEP)
     return outcome.exit_code
 
 
-def run_demo(settings: RunSettings, name: str, *, shuffle_answers: bool = False, command: str = "") -> RunOutcome:
-    """The whole demo under these settings; an earlier run of that name is replaced as soon as all is found good."""
+def run_demo(
+    settings: RunSettings, name: str, *, shuffle_answers: bool = False, resume: bool = False, command: str = ""
+) -> RunOutcome:
+    """The whole demo under these settings; unless resumed, an earlier run of that name is replaced as soon as all is
+    found good."""
     from rankwright.cli.build import checked_device
     from rankwright.cli.run import run_folder, run_training
 
@@ -93,7 +97,8 @@ def run_demo(settings: RunSettings, name: str, *, shuffle_answers: bool = False,
     checked_device(settings.model.device)
     splits = demo_splits(settings, shuffle_answers=shuffle_answers)
     say("Demo: a knowledge base about the invented Sundrel Isles; no relevance label is used in training.")
-    return run_training(settings, name, splits=splits, overwrite=True, command=command or "rankwright demo")
+    command = command or "rankwright demo"
+    return run_training(settings, name, splits=splits, resume=resume, overwrite=not resume, command=command)
 
 
 def demo_splits(settings: RunSettings, *, shuffle_answers: bool = False) -> Any:
@@ -241,9 +246,9 @@ def train(
     outcome = run_training(
         load_settings(config, set_, flags), name, resume=resume, overwrite=overwrite, command=_command()
     )
-    show(outcome)
     if output is OutputKind.json:
         emit(outcome.result)
+    show(outcome)
     return outcome.exit_code
 
 
