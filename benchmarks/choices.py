@@ -38,19 +38,20 @@ REFERENCE_ARM = "reference"
 Halves = tuple[list[Example], list[Example]]
 
 THREE = {"train_k": 3, "samples": 4, "scale": "window"}
+TWICE = THREE | {"inner_epochs": 2}
 THREE_Q = {"train_k": 3, "samples": 8, "scale": "question"}
 ONE_Q = {"train_k": 1, "samples": 128, "scale": "question"}
 DEMO_ARMS: dict[str, dict[str, Any] | None] = {
     "three steps, 4 samples, window": THREE,
     "... advantage gae": THREE | {"advantage": "gae"},
     "... advantage marginal": THREE | {"advantage": "marginal"},
+    "... KL sampled": THREE | {"kl": "sampled"},
+    "... ratio to the reference": THREE | {"ratio_anchor": "reference"},
+    "... each rollout used twice": TWICE,
+    "... each rollout used twice, ratio to the reference": TWICE | {"ratio_anchor": "reference"},
     "three steps, 8 samples, question": THREE_Q,
-    "... + advantage gae": THREE_Q | {"advantage": "gae"},
-    "... + advantage marginal": THREE_Q | {"advantage": "marginal"},
     "one step, 128 samples, window": ONE_Q | {"scale": "window"},
     "one step, 128 samples, question": ONE_Q,
-    "... ratio to the reference": ONE_Q | {"ratio_anchor": "reference"},
-    "... KL sampled": ONE_Q | {"kl": "sampled"},
     "gold labels": None,
 }
 REAL_ARMS: dict[str, dict[str, Any] | None] = {
@@ -142,7 +143,8 @@ def run(name: str, arm: str, half: int) -> dict[str, Any]:
         settings = world.arms[arm]
         algorithm = RRPO(RRPOConfig(**settings), reader, answer_reward("f1")) if settings else Supervised()
         steps = {"max_steps": world.steps}
-        config = TrainConfig(epochs=1.0, learning_rate=world.learning_rate, trainer_arguments=steps)
+        inner = settings.get("inner_epochs", 1) if settings else 1
+        config = TrainConfig(epochs=1.0, learning_rate=world.learning_rate, inner_epochs=inner, trainer_arguments=steps)
         began = time.perf_counter()
         result = train(policy, start, algorithm, parts[half], config, folder, resume=True)
         seconds = time.perf_counter() - began
