@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import TypeAdapter
 
 import rankwright
 from rankwright.errors import (
@@ -686,13 +687,14 @@ def _packed_model(result: ModelResult) -> dict[str, Any]:
 
 
 def _unpacked(packed: Mapping[str, Any]) -> Evaluation:
+    scores, tests = TypeAdapter(Score), TypeAdapter(PairedTest)
     documents = [Document(*fields) for fields in packed["documents"]]
     examples = tuple(
         Example(
             Query(*row["query"]),
             tuple(documents[place] for place in row["candidates"]),
             tuple(row["answers"]),
-            row["relevance"],
+            {doc_id: int(grade) for doc_id, grade in row["relevance"].items()},
         )
         for row in packed["examples"]
     )
@@ -701,9 +703,10 @@ def _unpacked(packed: Mapping[str, Any]) -> Evaluation:
         examples=examples,
         models={name: _unpacked_model(model) for name, model in packed["models"].items()},
         scores={
-            name: {metric: Score(*score) for metric, score in row.items()} for name, row in packed["scores"].items()
+            name: {metric: scores.validate_python(score) for metric, score in row.items()}
+            for name, row in packed["scores"].items()
         },
-        tests=tuple(PairedTest(**test) for test in packed["tests"]),
+        tests=tuple(tests.validate_python(test) for test in packed["tests"]),
     )
 
 
@@ -717,5 +720,8 @@ def _unpacked_model(model: Mapping[str, Any]) -> ModelResult:
             query_id: ReadFailed(read["failed"]) if "failed" in read else Answer(read["text"], read["paid"])
             for query_id, read in model["reads"].items()
         },
-        values=model["values"],
+        values={
+            metric: {query_id: float(value) for query_id, value in per.items()}
+            for metric, per in model["values"].items()
+        },
     )

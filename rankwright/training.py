@@ -14,6 +14,7 @@ import math
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -32,13 +33,15 @@ from transformers.training_args import OptimizerNames
 
 from rankwright.algorithms.arguments import SUPPORTED_ARGUMENTS, checked_arguments
 from rankwright.algorithms.rollout import MINIMUM_READS, check_failed_reads
-from rankwright.errors import ConfigurationError, RankwrightError, ResumeError, StorageError, TrainingError
+from rankwright.errors import ConfigurationError, DataError, RankwrightError, ResumeError, StorageError, TrainingError
+from rankwright.metrics.ranking import queries_without_relevant, ranking_metrics
 from rankwright.types import Answer, Context, Example, Outcome, Reader, RerankRequest, Reward
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 ALGORITHM_STATE = "algorithm.json"
+METRICS = "metrics.jsonl"
 
 
 class Algorithm(Protocol):
@@ -540,9 +543,21 @@ class _Teller(TrainerCallback):
         self.on_step(state.global_step, state.max_steps, logs or {})
 
 
+class _Emptying(TrainerCallback):
+    """Removes what an earlier run left once training begins; until then something may still be found wrong."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for old in sorted_checkpoints(self.folder):
+            shutil.rmtree(old)
+        (self.folder / METRICS).unlink(missing_ok=True)
+
+
 class MetricsFile(TrainerCallback):
     """metrics.jsonl: one JSON line per log entry. On resume lines after the checkpoint are dropped, so that the file
-    of a resumed run equals that of an unbroken one."""
+    of a resumed run equals that of an unbroken one, but for answers that the cache now has (`cache_hits`)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -760,6 +775,27 @@ def dev_scorer(
     return score
 
 
+def label_scorer(examples: Sequence[Example]) -> Callable[[nn.Module], dict[str, float]]:
+    """A function that has the policy rank the dev questions and returns {"reward"}: mean nDCG@10 over those with a
+    relevant document. For training without a reader.
+
+    Raises:
+        DataError: no question has a relevant document.
+    """
+    relevance = {example.query.query_id: example.relevance for example in examples}
+    if len(queries_without_relevant(relevance, relevance)) == len(examples):
+        raise DataError(
+            f"None of the {len(examples)} dev questions has a relevant document to choose a checkpoint by; give labels "
+            "with --dev-qrels, or a --reader."
+        )
+
+    def score(policy: Any) -> dict[str, float]:
+        values = ranking_metrics(policy.rerank_batch(requests_of(examples)), relevance, ["nDCG@10"])["nDCG@10"]
+        return {"reward": sum(values.values()) / len(values)}
+
+    return score
+
+
 def train(
     policy: nn.Module,
     reference: nn.Module,
@@ -783,7 +819,7 @@ def train(
         examples: questions with candidates.
         config: settings of the loop.
         folder: run folder; gets metrics.jsonl and checkpoint-N/.
-        score_dev: from `dev_scorer`; without it the last weights are the best.
+        score_dev: from `dev_scorer` or `label_scorer`; without it the last weights are the best.
         settings: everything else that decides the result (data, model, reader); part of the fingerprint that
             --resume checks.
         resume: go on from the newest complete checkpoint, or start where there is none.
@@ -805,7 +841,9 @@ def train(
     for module in policy.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    metrics_file = MetricsFile(folder / "metrics.jsonl")
+    checkpoint = newest_checkpoint(folder) if resume else None
+    metrics_file = MetricsFile(folder / METRICS)
+    first = [_Emptying(folder)] if checkpoint is None else []
     trainer = FeedbackTrainer(
         policy,
         reference,
@@ -815,17 +853,12 @@ def train(
         config,
         folder,
         fingerprint,
-        [metrics_file, *([_Teller(on_step)] if on_step else []), *callbacks],
+        [*first, metrics_file, *([_Teller(on_step)] if on_step else []), *callbacks],
     )
-    checkpoint = newest_checkpoint(folder) if resume else None
     if checkpoint is not None:
         check_fingerprint(checkpoint, fingerprint)
         trainer.restore(checkpoint)
         metrics_file.truncate(step_of(checkpoint))
-    else:
-        for old in sorted_checkpoints(folder):
-            shutil.rmtree(old)
-        metrics_file.path.unlink(missing_ok=True)
     torch.manual_seed(config.seed)
     trainer.run(checkpoint)
     seconds = trainer.seconds()
@@ -854,6 +887,9 @@ def train(
 
 def _usable(examples: Sequence[Example]) -> list[Example]:
     """The questions that have a choice to learn."""
+    twice = [query_id for query_id, n in Counter(e.query.query_id for e in examples).items() if n > 1]
+    if twice:
+        raise DataError(f"Query id '{twice[0]}' appears more than once in the training questions; wanted unique ids.")
     usable = [example for example in examples if len(example.candidates) > 1]
     if not usable:
         raise TrainingError(
@@ -948,8 +984,26 @@ def sorted_checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint; damaged ones are passed over."""
-    return next((path for path in reversed(sorted_checkpoints(folder)) if is_complete(path)), None)
+    """The newest complete checkpoint; damaged ones are passed over with a warning. None where there are none at all.
+
+    Raises:
+        ResumeError: there are some, but none is complete.
+    """
+    passed: list[str] = []
+    for path in reversed(sorted_checkpoints(folder)):
+        if is_complete(path):
+            if passed:
+                logger.warning(
+                    "Damaged or unreadable in %s: %s; the run goes on from %s.", folder, ", ".join(passed), path.name
+                )
+            return path
+        passed.append(path.name)
+    if passed:
+        raise ResumeError(
+            f"No checkpoint in {folder} is complete and readable ({', '.join(passed)}). If they cannot be mended, "
+            "--overwrite begins the run anew and removes them."
+        )
+    return None
 
 
 def _fingerprint(settings: Mapping[str, Any]) -> str:
@@ -997,6 +1051,8 @@ def interpolate(policy: nn.Module, start: Mapping[str, Tensor], share: float) ->
     """Moves the policy's weights back towards `start`, its state dict of before, so that `share` of the way is left."""
     if share < 1:
         for name, parameter in policy.named_parameters():
+            if "lora_A" in name:  # the update is B A and B begins at 0: a share of B is that share of the update
+                continue
             before = start[name].to(parameter.device)
             parameter.copy_(before + share * (parameter - before))
 
@@ -1009,5 +1065,6 @@ __all__ = [
     "TrainResult",
     "dev_scorer",
     "interpolate",
+    "label_scorer",
     "train",
 ]

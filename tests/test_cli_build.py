@@ -163,6 +163,7 @@ def test_a_refused_demo_leaves_the_earlier_one(
         ("loop.trainer.bf16=maybe", "Setting loop.trainer.bf16 is 'maybe'; wanted true or false"),
         ("loop.trainer.max_steps=1.5", "Setting loop.trainer.max_steps is 1.5; wanted a whole number"),
         ("rrpo.beta=-1", "RRPO setting beta is -1"),
+        ("rrpo.beta=.inf", "RRPO setting beta is inf"),
         ("reader.deadline=0", "Setting reader.deadline is 0"),
         ("reader.attempt_timeout=0", "Setting reader.attempt_timeout is 0"),
         ("reader.max_retries=-1", "Setting reader.max_retries is -1"),
@@ -253,6 +254,35 @@ def test_each_side_of_a_beir_set_has_labels_of_its_own(
     sides = [{e.query.query_id for e in side} for side in (found.train, found.dev, found.test)]
     all_of = {split: {f"q{door}" for door in DOORS[i::3]} for i, split in enumerate(("train", "dev", "test"))}
     assert sides == [all_of[split] for split in splits]
+
+
+def test_a_config_may_name_a_part_without_settings(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("reader:\n", "utf-8")
+    given = {"reader.model": "m", "reader.reader": "http://h/v1"}
+    assert load_settings(tmp_path / "c.yaml", [], given).reader.model == "m"
+
+
+def test_the_config_of_a_run_can_be_read_again(tmp_path: Path) -> None:
+    """With names that YAML would read otherwise."""
+    tree = settings_tree(settings_from({"data": {"train": "\U0001f600.jsonl"}}))
+    (tmp_path / "config.json").write_text(json.dumps(tree), "utf-8")
+    assert settings_tree(load_settings(tmp_path / "config.json", [], {})) == tree
+
+
+def test_only_what_a_reader_reads_needs_answers(tmp_path: Path) -> None:
+    """Training from labels with sides of its own for dev and test."""
+    data = {}
+    for number, side in enumerate(("train", "dev", "test")):
+        of_side = rows()[number * 2 : number * 2 + 2]
+        data[side] = str(write_rows(tmp_path / f"{side}.jsonl", of_side))
+    bare = [{**row, "answers": []} for row in rows()[:2]]
+    write_rows(tmp_path / "train.jsonl", bare)
+    found = load_splits(settings_from({"data": data, "method": "supervised"}))
+    assert len(found.train) == 2
+    with pytest.raises(DataError, match="has no answer"):
+        load_splits(settings_from({"data": data, "method": "rrpo"}))
+    with pytest.raises(DataError, match="has no answer"):
+        load_splits(settings_from({"data": {**data, "dev": ""}, "method": "supervised"}))
 
 
 def test_a_beir_set_without_such_splits_keeps_its_default(beir: Path) -> None:

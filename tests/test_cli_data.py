@@ -89,6 +89,24 @@ def test_retrieve_names_what_is_wrong(
     assert (captured.out, message in captured.err) == ("", True), captured.err
 
 
+def test_a_part_of_a_beir_set_is_named_and_the_rest_is_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    beir = tmp_path / "set"
+    (beir / "qrels").mkdir(parents=True)
+    write_rows(beir / "corpus.jsonl", [passage for row in rows() for passage in row["candidates"]])
+    write_rows(beir / "queries.jsonl", [{"_id": row["query_id"], "text": row["question"]} for row in rows()])
+    for split, door in (("train", DOORS[0]), ("test", DOORS[1])):
+        (beir / "qrels" / f"{split}.tsv").write_text(f"query-id\tcorpus-id\tscore\nq{door}\tkey-{door}\t1\n", "utf-8")
+    arguments = ["retrieve", "--data", str(beir), "--format", "beir", "--out", str(tmp_path / "x.run")]
+    found = []
+    for part, door in (([], DOORS[1]), (["--qrels", "train"], DOORS[0])):
+        assert run([*arguments, *part, "--output", "json"]) == 0
+        found.append(one_line(capsys.readouterr().out))
+        assert (tmp_path / "x.run").read_text().split()[0] == f"q{door}"
+    assert [(row["questions"], row["unjudged"]) for row in found] == [(1, len(DOORS) - 1)] * 2
+
+
 # --- validate ----------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,8 @@ from typing import BinaryIO
 
 import pytest
 
-from tests.cli_kit import MAIN, ROOT, rows, run_process, write_rows
+from rankwright.cli.app import run
+from tests.cli_kit import MAIN, ROOT, make_model, one_line, rows, run_process, write_rows
 
 RERANK = ["rerank", "a b", "b c", "--model", "first-stage"]
 INTERRUPTIBLE = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {MAIN}"
@@ -20,9 +21,14 @@ INTERRUPTIBLE = f"import signal; signal.signal(signal.SIGINT, signal.default_int
 
 
 def reranked_into(output: BinaryIO, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A reranking with this standard output."""
+    return run_into(output, cwd, *RERANK, *arguments)
+
+
+def run_into(output: BinaryIO, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The command with this standard output."""
     return subprocess.run(
-        [sys.executable, "-c", MAIN, *RERANK, *arguments],
+        [sys.executable, "-c", MAIN, *arguments],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdin=subprocess.DEVNULL,
@@ -64,6 +70,36 @@ def test_a_pipe_that_closes_early_is_no_fault(tmp_path: Path) -> None:
     with os.fdopen(write_end, "wb") as gone:
         done = reranked_into(gone, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("output", [[], ["--output", "json"]], ids=["text", "json"])
+def test_a_comparison_is_saved_whoever_stops_listening(tmp_path: Path, output: list[str]) -> None:
+    """And ends with its own code."""
+    data = write_rows(tmp_path / "q.jsonl", rows())
+    model = make_model(tmp_path / "flat", flat=True)
+    arguments = ["eval", str(model), "gold-first", "--data", str(data), "--retriever", "given", "--reader", "none"]
+    files = ["--baseline", "gold-first", "--save", "saved.json"]
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "wb") as gone:
+        done = run_into(gone, tmp_path, *arguments, *files, *output)
+    assert done.returncode == 8, done.stderr
+    assert (tmp_path / "saved.json").exists()
+
+
+def test_json_goes_through_any_encoding(tmp_path: Path) -> None:
+    arguments = ["rerank", "Wo?", "Zürich", "--model", str(make_model(tmp_path / "tiny")), "--output", "json"]
+    done = run_process(*arguments, cwd=tmp_path, PYTHONIOENCODING="ascii")
+    assert (done.returncode, one_line(done.stdout)["results"][0]["text"]) == (0, "Zürich"), done.stderr
+
+
+def test_a_foreign_name_cannot_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {**rows()[0], "candidates": [{"doc_id": "\x1b[31mX", "text": text} for text in ("one", "two")]}
+    data = write_rows(tmp_path / "q.jsonl", [row])
+    assert run(["eval", "first-stage", "--data", str(data), "--retriever", "given", "--reader", "none"]) == 5
+    said = capsys.readouterr()
+    assert "[31mX" in said.err
+    assert "\x1b" not in said.err + said.out
 
 
 @pytest.mark.parametrize("output", [[], ["--output", "json"]], ids=["text", "json"])

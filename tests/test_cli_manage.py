@@ -7,6 +7,7 @@ import re
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -60,21 +61,39 @@ def test_a_report_of_an_evaluation_file_lies_beside_it(run_folder: Path, capsys:
     assert "Comparison on places" in (run_folder / "mine.html").read_text("utf-8")
 
 
+def with_wrong_values(path: Path, mean: object = 0.5, grade: object = 1) -> dict[str, Any]:
+    """An evaluation file with another mean and another grade."""
+    packed = json.loads(path.read_text("utf-8"))
+    for scores in packed["scores"].values():
+        scores["F1" if "F1" in scores else next(iter(scores))][0] = mean
+    packed["examples"][0]["relevance"] = {"d1": grade}
+    return packed
+
+
 @pytest.mark.parametrize(
     ("name", "content", "code", "message"),
     [
         ("evaluation.json", None, 4, "holds no evaluation.json"),
         ("evaluation.json", "{", 5, "is not an evaluation or is damaged"),
+        ("evaluation.json", {"mean": "abc"}, 5, "is not an evaluation or is damaged"),
+        ("evaluation.json", {"grade": "x"}, 5, "is not an evaluation or is damaged"),
         ("result.json", "{", 5, "result.json is damaged"),
         ("config.json", "[1]", 5, "config.json holds a list"),
         ("metrics.jsonl", '{"step": 1}\n{"st', 5, "metrics.jsonl, line 2: broken JSON"),
     ],
 )
 def test_a_damaged_run_folder_is_named(
-    run_folder: Path, name: str, content: str | None, code: int, message: str, capsys: pytest.CaptureFixture[str]
+    run_folder: Path,
+    name: str,
+    content: str | dict[str, str] | None,
+    code: int,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     if content is None:
         (run_folder / name).unlink()
+    elif isinstance(content, dict):
+        (run_folder / name).write_text(json.dumps(with_wrong_values(run_folder / name, **content)), "utf-8")
     else:
         (run_folder / name).write_text(content, "utf-8")
     assert run(["report", str(run_folder)]) == code

@@ -11,11 +11,13 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -28,6 +30,7 @@ import rankwright
 from rankwright.errors import ConfigurationError, DataError, ModelError, ResourceNotFoundError, StorageError
 from rankwright.rerankers import cross_encoder
 from rankwright.rerankers.cross_encoder import CrossEncoderReranker, render
+from rankwright.training import interpolate
 from rankwright.types import Document, Query, RerankRequest
 from tests.fake_hub import FakeHub
 from tests.tiny_bert import (
@@ -398,8 +401,8 @@ def test_nan_weights_are_a_model_error(reranker: CrossEncoderReranker) -> None:
 # --- LoRA
 
 
-def trained_by_lora(reranker: CrossEncoderReranker) -> CrossEncoderReranker:
-    reranker.add_lora(rank=4, alpha=8)
+def trained_by_lora(reranker: CrossEncoderReranker, seed: int = 0) -> CrossEncoderReranker:
+    reranker.add_lora(rank=4, alpha=8, seed=seed)
     optimizer = torch.optim.SGD([p for p in reranker.parameters() if p.requires_grad], lr=0.5)
     for _ in range(3):
         optimizer.zero_grad()
@@ -450,7 +453,47 @@ def test_lora_trains_low_rank_and_head_only_and_saves_a_plain_model(
     assert torch.equal(plain[name := next(n for n in frozen if "word_embeddings" in n)], frozen[name])
 
 
+def test_lora_begins_alike_for_one_seed(tmp_path: Path) -> None:
+    save_cross_encoder(tmp_path)
+
+    def halves(seed: int) -> list[torch.Tensor]:
+        torch.manual_seed(int.from_bytes(os.urandom(4), "big"))
+        policy = CrossEncoderReranker.from_pretrained(str(tmp_path))
+        policy.add_lora(2, 4, seed=seed)
+        return [weight for name, weight in policy.named_parameters() if "lora_A" in name]
+
+    assert all(map(torch.equal, halves(1), halves(1)))
+    assert not any(map(torch.equal, halves(1), halves(2)))
+
+
+def test_part_of_the_way_of_lora_is_part_of_its_update(tmp_path: Path) -> None:
+    """Of the product of its halves, that is, and not of each half."""
+    save_cross_encoder(tmp_path)
+    start = load_file(tmp_path / "model.safetensors")
+    merged = []
+    for share in (1.0, 0.25):
+        policy = trained_by_lora(CrossEncoderReranker.from_pretrained(str(tmp_path)), seed=3)
+        before = CrossEncoderReranker.from_pretrained(str(tmp_path))
+        before.add_lora(4, 8, seed=4)
+        interpolate(policy, before.state_dict(), share)
+        policy.merge_lora()
+        merged.append(policy.model.state_dict())
+    whole, part = merged
+    assert not torch.equal(whole["classifier.weight"], start["classifier.weight"])
+    for name, weight in start.items():
+        assert torch.allclose(part[name], weight + 0.25 * (whole[name] - weight), atol=1e-6), name
+
+
 # --- refusals
+
+
+@pytest.mark.parametrize("own", ["v2", {"template": 7}, {"template": "{body}"}])
+def test_a_foreign_entry_in_the_config_is_named(tmp_path: Path, own: Any) -> None:
+    save_cross_encoder(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "rankwright": own}))
+    with pytest.raises(ModelError, match=r"under 'rankwright' in config\.json; wanted a template"):
+        rankwright.load(tmp_path)
 
 
 def test_two_labels_are_refused(tmp_path: Path) -> None:

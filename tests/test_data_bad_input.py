@@ -283,6 +283,13 @@ def test_a_missing_file_is_named_with_the_closest_name(tmp_path: Path, format: s
     assert isinstance(caught.value, FileNotFoundError)
 
 
+def test_labels_that_begin_with_a_line_of_odd_blanks(tmp_path: Path) -> None:
+    qrels = tmp_path / "qrels.txt"
+    qrels.write_text("\u00a0\ngood 0 b 1\n", "utf-8")
+    with pytest.raises(DataError, match=r"qrels\.txt, line 1"):
+        load_examples(write(tmp_path / "s.jsonl", GOOD), "jsonl", qrels=qrels)
+
+
 @pytest.mark.parametrize("side", ["corpus", "qrels"])
 def test_missing_side_files_are_named(tmp_path: Path, side: str) -> None:
     side_file: dict[str, Any] = {side: tmp_path / "no" / "file"}

@@ -198,6 +198,14 @@ def test_a_row_whose_checksum_does_not_fit_is_a_miss_and_counted(path: Path) -> 
         assert store.damaged == 2
 
 
+def test_a_file_of_another_kind_stays_as_it_is(tmp_path: Path) -> None:
+    mine = tmp_path / "questions.jsonl"
+    mine.write_bytes(b'{"question": "Where?"}\n' * 400)
+    with pytest.raises(StorageError, match=r"questions\.jsonl' is no database.*--cache"), ReadStore(mine) as store:
+        store.get_many("k")
+    assert [(path.name, path.stat().st_size) for path in tmp_path.iterdir()] == [("questions.jsonl", 23 * 400)]
+
+
 @pytest.mark.parametrize("content", [b"this is no database, " * 400, b"SQLite format 3\0" + b"\xff" * 9000])
 def test_a_file_that_is_no_database_is_set_aside_with_one_warning(
     path: Path, content: bytes, caplog: pytest.LogCaptureFixture

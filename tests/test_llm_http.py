@@ -224,6 +224,17 @@ def test_attempts_before_the_one_that_stops_the_run_are_counted() -> None:
     assert reported == [Call(0, CompletionFailed("aborted"), 3, None, None, None)]
 
 
+def test_a_call_that_waits_for_its_next_attempt_makes_none_when_the_run_stops() -> None:
+    """Its attempt so far is counted."""
+    with ChaosReader({"slow": ["429-half-minute"], "bad": ["503", "401"]}) as server:
+        llm = client(server, deadline=120.0, concurrency=2)
+        reported: list[Call] = []
+        with pytest.raises(ReaderError, match="refused the key"):
+            llm.complete_each([ask("slow"), ask("bad")], reported.extend)
+        assert len(server.ledger) == 3
+    assert sorted(call.attempts for call in reported) == [1, 2]
+
+
 def test_an_error_of_the_ledger_does_not_hide_why_the_run_stops() -> None:
     def full(calls: Sequence[Call]) -> None:
         raise StorageError("disk full")

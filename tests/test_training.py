@@ -23,7 +23,7 @@ import torch
 from transformers import BertForSequenceClassification, TrainerCallback
 
 from rankwright.algorithms import RRPO, RRPOConfig, Supervised
-from rankwright.errors import ConfigurationError, ReaderError, ResumeError, StorageError, TrainingError
+from rankwright.errors import ConfigurationError, DataError, ReaderError, ResumeError, StorageError, TrainingError
 from rankwright.rerankers import load
 from rankwright.rerankers.cross_encoder import CrossEncoderReranker
 from rankwright.rewards import answer_reward
@@ -35,6 +35,7 @@ from rankwright.training import (
     _training_arguments,
     dev_scorer,
     is_complete,
+    label_scorer,
     newest_checkpoint,
     requests_of,
     sorted_checkpoints,
@@ -346,7 +347,7 @@ def test_resume_refuses_other_settings_and_names_them(tmp_path: Path) -> None:
         run(tmp_path, TrainConfig(**{**vars(LOOP), "learning_rate": 0.1}), resume=True)
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run(tmp_path)
     folders = sorted_checkpoints(tmp_path)
     assert len(folders) >= 2
@@ -357,6 +358,46 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     weights.write_bytes(bytes(data))
     assert not is_complete(folders[-1])
     assert newest_checkpoint(tmp_path) == folders[-2]
+    (warning,) = caplog.records
+    assert folders[-1].name in warning.getMessage()
+
+
+def test_a_resume_without_a_whole_checkpoint_removes_nothing(tmp_path: Path) -> None:
+    run(tmp_path)
+    before = sorted_checkpoints(tmp_path)
+    for folder in before:
+        (folder / "manifest.json").unlink()
+    with pytest.raises(ResumeError, match=r"No checkpoint in .* is complete.*--overwrite begins the run anew"):
+        run(tmp_path, resume=True)
+    assert sorted_checkpoints(tmp_path) == before
+    assert rows_of(tmp_path)
+
+
+def test_an_earlier_run_stays_until_training_begins(tmp_path: Path) -> None:
+    """Some optimizers are found missing only when the Trainer makes them."""
+    run(tmp_path)
+    before = sorted_checkpoints(tmp_path), rows_of(tmp_path)
+    with pytest.raises(ConfigurationError, match="optim"):
+        run(tmp_path, replace(LOOP, trainer_arguments={"optim": "adamw_bnb_8bit"}))
+    assert (sorted_checkpoints(tmp_path), rows_of(tmp_path)) == before
+
+
+def test_a_query_id_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    policy = ToyPolicy()
+    with pytest.raises(DataError, match="Query id 'q1' appears more than once in the training questions"):
+        train(policy, policy, Supervised(), [*examples(3), examples(2)[1]], LOOP, tmp_path)
+
+
+def test_without_a_reader_labels_choose_the_weights(tmp_path: Path) -> None:
+    policy = ToyPolicy()
+    config = TrainConfig(epochs=6, batch_size=4, learning_rate=0.3, eval_steps=10)
+    dev = label_scorer(examples(20))
+    before = dev(policy)["reward"]
+    result = train(policy, Unasked(), Supervised(), examples(20), config, tmp_path, score_dev=dev)
+    assert (result.dev_before, result.dev_best) == (before, 1.0)
+    unlabelled = [Example(e.query, e.candidates, e.answers) for e in examples(4)]
+    with pytest.raises(DataError, match=r"None of the 4 dev questions has a relevant document.*--dev-qrels"):
+        label_scorer(unlabelled)
 
 
 def test_resuming_a_finished_run_trains_no_further(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from transformers import BertConfig
 
 from benchmarks.embedded.cloze import cloze_questions
 from benchmarks.embedded.optimizer import optimizer_of
-from benchmarks.embedded.sets import Question, load_sets, passages, passages_for, prose, side
+from benchmarks.embedded.sets import LOADERS, Question, load_sets, passages, passages_for, prose, side
 from rankwright.backbone import backbone_folder, difference, save_adapter
 from rankwright.batching import token_batches
 from rankwright.metrics.answer import contains_answer, f1
@@ -35,6 +35,7 @@ from rankwright.readers.extractive import (
     collate,
     passage_mask,
 )
+from rankwright.rerankers import load
 from rankwright.retrieval import BM25
 from rankwright.types import Answer, Context, Document, Query
 
@@ -241,17 +242,21 @@ def train_phase(
         aside.replace(partial)
 
 
-def choose_offsets(
-    reader: EmbeddedReader, dev: Sequence[Question], hard: dict[str, list[Document]], pool: Sequence[Document]
-) -> None:
+def choose_offsets(reader: EmbeddedReader, dev: Sequence[Question], hard: dict[str, list[Document]]) -> None:
     """Sets the reader's two offsets by dev F1: that of the `nothing` logit with one distractor (abstaining too soon
-    costs answers), then the penalty of a passage's rank on BM25's first two and first three, as they come in use."""
+    costs answers), then the penalty of a passage's rank on the first two and first three, as they come in use: of 20
+    candidates that BM25 found among the passages of all sets, in the shipped reference's order."""
     queries = [Query(q.key, q.text) for q in dev]
     mixed = [Context(query, settings_of(q, hard[q.key])["gold+1"]) for query, q in zip(queries, dev, strict=True)]
-    found = BM25(pool).retrieve(queries, 3)
-    ranked = [Context(query, tuple(docs[:k])) for k in (2, 3) for query, docs in zip(queries, found, strict=True)]
+    found = BM25(list(passages(load_sets(LOADERS)).values())).retrieve(queries, 20)
+    reference = load("reference", max_length=160)
+    best = [
+        [{d.doc_id: d for d in documents}[doc_id] for doc_id in reference.rerank(query, documents).doc_ids[:3]]
+        for query, documents in zip(queries, found, strict=True)
+    ]
+    ranked = [Context(query, tuple(docs[:k])) for k in (2, 3) for query, docs in zip(queries, best, strict=True)]
     _choose(reader, "nothing_bias", (0.0, -1.0, -2.0, -3.0, -4.0), mixed, dev)
-    _choose(reader, "rank_penalty", (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0), ranked, [*dev, *dev])
+    _choose(reader, "rank_penalty", (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0), ranked, [*dev, *dev])
 
 
 def _choose(
@@ -291,10 +296,11 @@ def main() -> None:
     pool = list(passages(load_sets(TRAIN_SETS)).values())
     hard = distractors(dev, pool)
     written = prose()
-    sources = {False: [*questions, *written], True: cloze_questions(allowed, random.Random(args.seed))}
-    hard.update(distractors(questions, allowed))
-    hard.update(distractors(written, list(passages(written).values())))
-    hard.update(distractors(sources[True], allowed))
+    sources = {False: [*questions, *written], True: []}
+    if not all((args.out / f"phase-{number}.pt").exists() for number in range(len(PHASES))):
+        sources[True] = cloze_questions(allowed, random.Random(args.seed))
+        hard.update(distractors([*questions, *sources[True]], allowed))
+        hard.update(distractors(written, list(passages(written).values())))
     for number, phase in enumerate(PHASES):
         done = args.out / f"phase-{number}.pt"
         if done.exists():  # a finished phase is not trained again
@@ -309,7 +315,7 @@ def main() -> None:
     path = args.out / "reader.safetensors"
     save_adapter(path, adapter, {"nothing_bias": 0.0, "rank_penalty": 0.0, "rank": args.rank})
     reader = EmbeddedReader(path)
-    choose_offsets(reader, dev, hard, pool)
+    choose_offsets(reader, dev, hard)
     offsets = {"nothing_bias": reader.nothing_bias, "rank_penalty": reader.rank_penalty}
     save_adapter(path, adapter, {**offsets, "rank": args.rank})
     print("bytes", path.stat().st_size, offsets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -62,13 +63,13 @@ class RRPOConfig:
             "inner_epochs": self.inner_epochs >= 1,
             "gamma": 0 <= self.gamma <= 1,
             "lam": 0 <= self.lam <= 1,
-            "clip": self.clip > 0,
+            "clip": 0 < self.clip < math.inf,
             "kl": self.kl in ("exact", "sampled"),
-            "beta": self.beta >= 0,
+            "beta": 0 <= self.beta < math.inf,
             "window": self.window >= 2,
             "drop_closed_book": self.drop_closed_book in (True, False),
             "skip_unanimous": self.skip_unanimous in (True, False),
-            "temperature": self.temperature > 0,
+            "temperature": 0 < self.temperature < math.inf,
             "max_failed_reads": 0 <= self.max_failed_reads <= 1,
         }
         for field in fields(self):

@@ -11,7 +11,7 @@ import typer
 
 import rankwright
 from rankwright.cli import data, evaluate, manage, rerank, train
-from rankwright.cli.common import silence, write_out
+from rankwright.cli.common import harmless, silence, write_out
 from rankwright.errors import MissingDependencyError, RankwrightError, StorageError
 
 app = typer.Typer(
@@ -83,5 +83,5 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(message: str, code: int) -> int:
     with contextlib.suppress(OSError):  # nobody may be listening any more
-        print(f"rankwright: {message}", file=sys.stderr)
+        print(f"rankwright: {harmless(message)}", file=sys.stderr)
     return code

@@ -197,10 +197,11 @@ def load_splits(settings: RunSettings) -> Splits:
     data = settings.data
     if not data.train:
         raise ConfigurationError("No training questions were given; add --data FILE (see rankwright train --help).")
-    # dev and test ask a reader unless there is none; so must every question.
-    need_answers = settings.reader.reader != "none"
+    # dev and test ask a reader unless there is none, and training does where it learns from one.
+    asks = {"dev": True, "test": True, "train": settings.method == "rrpo" or not (data.dev and data.test)}
 
     def side(name: str, path: str) -> Dataset:
+        need_answers = asks[name] and settings.reader.reader != "none"
         return load_one(path, data, need_answers=need_answers, labels=_labels(data, name, path))
 
     train = side("train", data.train)

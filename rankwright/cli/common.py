@@ -58,12 +58,18 @@ class BadRow(StrEnum):
 
 def say(text: str) -> None:
     """One line for people, on standard error."""
-    console.print(text, soft_wrap=True)
+    console.print(harmless(text), soft_wrap=True)
+
+
+def harmless(text: str) -> str:
+    """Text of others without characters by which it could steer a terminal."""
+    return "".join(character if character.isprintable() or character == "\n" else " " for character in text)
 
 
 def emit(record: Mapping[str, Any]) -> None:
-    """One JSON line for machines, on standard output, at once: another program may be waiting for it."""
-    write_out(json.dumps(record, ensure_ascii=False) + "\n")
+    """One JSON line for machines, on standard output, at once: another program may be waiting for it. ASCII, which
+    every terminal and pipe can carry."""
+    write_out(json.dumps(record) + "\n")
 
 
 def print_out(what: str | Table) -> None:
@@ -71,7 +77,7 @@ def print_out(what: str | Table) -> None:
     paper = Console(file=io.StringIO(), width=results_width(), highlight=False, markup=False, emoji=False)
     with paper.capture() as captured:
         paper.print(what, soft_wrap=isinstance(what, str))
-    write_out(captured.get())
+    write_out(harmless(captured.get()))
 
 
 def write_out(text: str) -> None:

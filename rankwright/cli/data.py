@@ -64,6 +64,9 @@ def retrieve(
     format: str = typer.Option("jsonl", "--format", help=FORMAT_HELP),
     corpus: Path | None = typer.Option(None, help="Passages; without it and --index, those of the data file."),
     topics: Path | None = typer.Option(None, help="Questions of a TREC run; else topics* or queries* beside it."),
+    qrels: str | None = typer.Option(
+        None, help="Only questions with labels in this file, or in this BEIR split. Default for beir: test."
+    ),
     depth: int = typer.Option(100, min=1, help="Candidates per question."),
     out: Path | None = typer.Option(None, help="FILE.jsonl or FILE.run (TREC), with .gz where wanted."),
     index: Path | None = typer.Option(None, help="Folder of a saved index to search instead of a corpus."),
@@ -83,7 +86,7 @@ def retrieve(
             f"--index {index} was given beside --corpus or --save-index; wanted either a saved index or a corpus."
         )
     searched = BM25.load(index) if index is not None else None
-    dataset = load_examples(data, format, corpus=corpus, topics=topics, on_bad_row=on_bad_row.value)
+    dataset = load_examples(data, format, corpus=corpus, qrels=qrels, topics=topics, on_bad_row=on_bad_row.value)
     searched = searched or BM25(dataset.corpus)
     if save_index is not None:
         searched.save(save_index)
@@ -94,6 +97,7 @@ def retrieve(
         "set": dataset.name,
         "questions": len(dataset.examples),
         "skipped": dataset.skipped,
+        "unjudged": dataset.unjudged,
         "passages": len(searched),
         "depth": min(depth, len(searched)),
         "retriever": searched.name,
@@ -103,8 +107,9 @@ def retrieve(
         emit(counts)
     else:
         print_out(
-            f"{len(dataset.examples)} questions of {dataset.name} ({dataset.skipped} bad rows skipped), "
-            f"{counts['depth']} candidates each of {len(searched)} passages by {searched.name}: {out or 'not written'}"
+            f"{len(dataset.examples)} questions of {dataset.name} ({dataset.skipped} bad rows skipped, "
+            f"{dataset.unjudged} without labels left out), {counts['depth']} candidates each of {len(searched)} "
+            f"passages by {searched.name}: {out or 'not written'}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 import uuid
@@ -155,7 +156,9 @@ def compare(
         max_failed_reads=max_failed_reads,
     )
     worse = _worse_than_baseline(evaluation)
-    _print(evaluation, output)
+    # Printed first, for a result that cannot be saved; a reader of the pipe that has gone changes nothing either.
+    with contextlib.suppress(typer.Exit):
+        _print(evaluation, output)
     if save is not None:
         evaluation.save(save)
         say(f"Saved to {save}")
@@ -163,7 +166,8 @@ def compare(
         run = {"environment": {"command": "rankwright " + shlex.join(sys.argv[1:])}}
         write_report(report, evaluation, title=f"Comparison on {evaluation.settings.set_name}", run=run)
         say(f"Report {report}")
-    _print_verdict(evaluation, worse, say if output is OutputKind.json else print_out)
+    with contextlib.suppress(typer.Exit):
+        _print_verdict(evaluation, worse, say if output is OutputKind.json else print_out)
     return WORSE_EXIT_CODE if worse else 0
 
 

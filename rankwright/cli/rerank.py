@@ -226,15 +226,10 @@ def _print(answer: Mapping[str, Any], output: OutputKind) -> None:
     table.add_column("passage", overflow="fold")
     for row in answer["results"]:
         text = f"{row['title']}: {row['text']}" if row["title"] else row["text"]
-        table.add_row(str(row["rank"]), f"{row['score']:.4f}", _harmless(row["doc_id"]), _harmless(text))
+        table.add_row(str(row["rank"]), f"{row['score']:.4f}", row["doc_id"], " ".join(text.split()))
     print_out(table)
     if answer["skipped"]:
         print_out(f"{answer['skipped']} bad rows were skipped.")
-
-
-def _harmless(text: str) -> str:
-    """Foreign text without characters by which it could steer a terminal."""
-    return "".join(character if character.isprintable() else " " for character in text)
 
 
 # --- requests ----------------------------------------------------------------------------------------------------

@@ -216,14 +216,14 @@ def _train(
     """(trained policy, frozen reference, TrainResult)."""
     from rankwright.algorithms import RRPO, Supervised
     from rankwright.rerankers import load
-    from rankwright.training import TrainConfig, dev_scorer, train
+    from rankwright.training import TrainConfig, dev_scorer, label_scorer, train
 
     reference = load(settings.model.name, device=settings.model.device, max_length=settings.model.max_length or None)
     policy = load(settings.model.name, device=settings.model.device, max_length=settings.model.max_length or None)
     if settings.model.template:
         reference.template = policy.template = settings.model.template
     if settings.model.lora_rank:
-        policy.add_lora(settings.model.lora_rank, settings.model.lora_alpha)
+        policy.add_lora(settings.model.lora_rank, settings.model.lora_alpha, seed=settings.seed)
     config = TrainConfig(
         epochs=settings.loop.epochs,
         batch_size=settings.loop.batch_size,
@@ -246,7 +246,7 @@ def _train(
     score_dev = (
         dev_scorer(splits.dev, reader, reward, settings.top_k, max_failed_reads=settings.rrpo.max_failed_reads)
         if reader
-        else None
+        else label_scorer(splits.dev)
     )
     reads = algorithm.reads_per_question(max((len(example.candidates) for example in splits.train), default=0))
     with training_bar() as tell:

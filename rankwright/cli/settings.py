@@ -5,6 +5,7 @@ Pydantic checks names and kinds, the classes themselves what a value may be: bef
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -338,11 +339,14 @@ def settings_tree(settings: RunSettings) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        tree = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except OSError as error:
         raise ResourceNotFoundError(f"Config file {path} cannot be read ({error.strerror}). Check the path.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"Config file {path} is not valid YAML ({error}). Mend the line named.") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigurationError(
+            f"Config file {path} is not valid YAML or JSON ({error}). Mend the line named."
+        ) from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -354,7 +358,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _assign(tree: dict[str, Any], name: str, value: Any) -> None:
     *parents, leaf = name.split(".")
     for parent in parents:
-        tree = tree.setdefault(parent, {})
+        if tree.get(parent) is None:  # not there, or a name without settings in YAML
+            tree[parent] = {}
+        tree = tree[parent]
         if not isinstance(tree, dict):
             raise ConfigurationError(f"Setting {name} cannot be set: {parent} is a single value. See docs/settings.md.")
     tree[leaf] = value

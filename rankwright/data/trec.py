@@ -67,7 +67,7 @@ def read_qrels(path: AnyPath, intake: Intake) -> dict[str, dict[str, int]]:
     relevance: dict[str, dict[str, int]] = defaultdict(dict)
     first = True
     for line, text in text_rows(path, intake):
-        header, first = first and text.split()[-1] == "score", False
+        header, first = first and text.split()[-1:] == ["score"], False
         if header:
             continue
         with intake.row(path, line):

@@ -12,7 +12,7 @@ from rankwright.data.intake import Dataset
 from rankwright.data.loading import read_dataset
 from rankwright.data.problems import Problem
 from rankwright.metrics.answer import contains_answer
-from rankwright.types import Document, Example
+from rankwright.types import Example
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def describe(dataset: Dataset) -> ValidationReport:
         answerable_share=_answerable_share(examples),
         candidates=_lengths(len(example.candidates) for example in examples if example.candidates),
         question_words=_lengths(len(example.query.text.split()) for example in examples),
-        passage_words=_lengths(len(_whole(document).split()) for document in dataset.corpus),
+        passage_words=_lengths(len(f"{document.title} {document.text}".split()) for document in dataset.corpus),
         problems=dataset.problems,
         warnings=dataset.warnings,
     )
@@ -112,15 +112,11 @@ def describe(dataset: Dataset) -> ValidationReport:
 
 def _answerable_share(examples: Iterable[Example]) -> float | None:
     found = [
-        any(contains_answer(_whole(document), example.answers) for document in example.candidates)
+        any(contains_answer(document.text, example.answers) for document in example.candidates)
         for example in examples
         if example.answers and example.candidates
     ]
     return statistics.fmean(found) if found else None
-
-
-def _whole(document: Document) -> str:
-    return f"{document.title} {document.text}" if document.title else document.text
 
 
 def _lengths(values: Iterable[int]) -> Lengths:

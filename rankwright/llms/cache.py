@@ -188,6 +188,11 @@ class ReadStore:
             except sqlite3.DatabaseError as error:
                 if not _means_damage(error):
                     raise self._cannot_use(error) from error
+                if not _may_be_a_database(self.path):
+                    raise StorageError(
+                        f"File '{self.path}' is no database; wanted a read cache, or the name of a new one. Name "
+                        "another file with --cache."
+                    ) from error
                 self._set_aside(str(error))
             try:
                 return work(self._connected())
@@ -422,6 +427,9 @@ def _paid_once(keys: Sequence[str], results: Mapping[str, CompletionResult]) -> 
         seen.add(key)
 
 
+_HEADER = b"SQLite format 3\0"
+
+
 class _Damaged(sqlite3.DatabaseError):
     """The file is a read cache whose content SQLite accepts and we do not."""
 
@@ -435,6 +443,13 @@ def _means_damage(error: sqlite3.DatabaseError) -> bool:
     # Our statements are fixed and right, so a table or column that is missing was lost to damage.
     lost = code == sqlite3.SQLITE_ERROR and str(error).startswith("no such ")
     return lost or code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT)
+
+
+def _may_be_a_database(path: Path) -> bool:
+    """By its name, or by its first bytes where damage has not reached them: any other file is somebody's work."""
+    with contextlib.suppress(OSError), path.open("rb") as stream:
+        return path.suffix in (".sqlite", ".sqlite3", ".db") or stream.read(len(_HEADER)) == _HEADER
+    return True
 
 
 def _in_transaction(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], None]) -> None:

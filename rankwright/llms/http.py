@@ -136,12 +136,13 @@ class HTTPLLM:
         that the caller has it when this ends by an error or is cancelled.
         """
         left = self.deadline
+        last: Reply | None = None
         while True:
             reserved = await self._own_limits(request, stopping)
             started = time.monotonic()
             reply = await self._while_down(left, stopping)
-            if stopping.is_set() and not spent:
-                return None
+            if stopping.is_set():
+                return self.finished(index, last.result, spent) if last else None
             if reply is None:
                 spent.append(replies.unfinished())
                 spent[-1] = reply = await self._attempt(client, request, left - (time.monotonic() - started))
@@ -150,6 +151,7 @@ class HTTPLLM:
             wait = retry_wait(max(0, len(spent) - 1), reply.retry_after, self._first_backoff, self._rng)
             if not reply.retry or len(spent) > self.max_retries or wait >= left or stopping.is_set():
                 return self.finished(index, reply.result, spent)
+            last = reply
             await _pause(wait, stopping)
             left -= wait
 

@@ -18,6 +18,7 @@ from rankwright.types import Completion, CompletionFailed, CompletionResult, LLM
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+DEFAULT_NEW_TOKENS = 256
 KNOWN_SAMPLING = frozenset({"max_tokens", "temperature", "stop"})
 
 
@@ -25,7 +26,8 @@ class LocalLLM:
     """A causal language model from a folder or the hub, read from safetensors; code in its repository never runs.
 
     Arguments: `model_name_or_path`; `device`, "auto" takes a GPU where there is one; `dtype`, "auto" takes that of the
-    weights; `max_new_tokens`, upper bound over the `max_tokens` of every request; `batch_size`.
+    weights; `max_new_tokens`, upper bound over the `max_tokens` of every request, 256 where it names none;
+    `batch_size`.
 
     A tokenizer with a chat template gets the messages through it, one without gets their bare texts. Decoding is
     greedy, so a temperature other than 0 is an error. A text that does not end within its tokens, and a prompt that
@@ -38,10 +40,10 @@ class LocalLLM:
         *,
         device: str = "auto",
         dtype: str = "auto",
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         batch_size: int = 8,
     ):
-        if max_new_tokens < 1 or batch_size < 1:
+        if (max_new_tokens is not None and max_new_tokens < 1) or batch_size < 1:
             raise ConfigurationError(
                 f"Settings max_new_tokens={max_new_tokens} and batch_size={batch_size}: give whole numbers from 1 on."
             )
@@ -82,7 +84,8 @@ class LocalLLM:
         return positions is None or len(prompt) + self._limit(request) <= positions
 
     def _limit(self, request: LLMRequest) -> int:
-        return min(int(dict(request.sampling).get("max_tokens", self._max_new_tokens)), self._max_new_tokens)
+        wanted = int(dict(request.sampling).get("max_tokens", DEFAULT_NEW_TOKENS))
+        return wanted if self._max_new_tokens is None else min(wanted, self._max_new_tokens)
 
     def _batches(
         self, indices: Sequence[int], prompts: Sequence[Sequence[int]], requests: Sequence[LLMRequest]

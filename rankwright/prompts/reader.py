@@ -32,7 +32,12 @@ _OPENING = re.compile(r"<(?=[\w/|<!｜])")
 
 _THINKING = re.compile(r"\A(?:.*</think>|\s*<think>.*\Z)", re.DOTALL)
 """Up to the last closing tag (a server's template may have written the opening one); the whole where none closes."""
-_PREFIX = re.compile(r"\A(?:(?:the|short|final)\s+)?answer\s*(?::|\bis\b:?)\s*", re.IGNORECASE)
+_WORDS, _SAYS = r"(?:(?:the|short|final)\s+)*answer", r"\s*(?::|\bis\b:?)"
+_PREFIX = re.compile(
+    rf"\A(?:\#+\s*)?(?:(?P<mark>\*\*?|__?){_WORDS}(?:{_SAYS}\s*(?P=mark)|(?P=mark)(?:{_SAYS})?)|{_WORDS}(?:{_SAYS}|\Z))\s*",
+    re.IGNORECASE,
+)
+"""Also with emphasis that ends before the answer, and as a heading above it."""
 _CITATIONS = re.compile(r"(?:\s*\[\d+(?:\s*,\s*\d+)*\])+(?=\s*\.?\s*\Z)")
 _NO_ANSWER = re.compile(rf"\A{NO_ANSWER}\s*(?:[.:,;!(—–-].*)?\Z", re.IGNORECASE)
 _QUOTES = (('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"), ("«", "»"), ("`", "`"), ("**", "**"), ("*", "*"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +26,13 @@ from transformers import (
 
 from rankwright.backbone import ASSETS, apply_adapter, backbone_folder, load_adapter
 from rankwright.batching import token_batches
-from rankwright.errors import MissingDependencyError, ModelError, ResourceNotFoundError, StorageError
+from rankwright.errors import (
+    ConfigurationError,
+    MissingDependencyError,
+    ModelError,
+    ResourceNotFoundError,
+    StorageError,
+)
 from rankwright.prompts.passage import checked_template
 from rankwright.types import Document, Query, Ranking, RerankRequest, as_documents, as_query
 
@@ -123,7 +129,7 @@ class CrossEncoderReranker(nn.Module):
             ) from error
         _settle_padding(path, tokenizer, model)
         tokenizer.model_max_length = _pair_length(tokenizer, model, max_length)
-        template = (getattr(config, "rankwright", None) or {}).get("template", DEFAULT_TEMPLATE)
+        template = _own_template(path, getattr(config, "rankwright", None))
         reranker = cls(model, tokenizer, template=template, name=str(path))
         return reranker.to(device).eval()
 
@@ -231,8 +237,9 @@ class CrossEncoderReranker(nn.Module):
         """
         return self.rerank_batch([RerankRequest(as_query(query), as_documents(documents))])[0].best(top_k)
 
-    def add_lora(self, rank: int, alpha: int, dropout: float = 0.0) -> None:
-        """Freezes the model and trains low-rank updates of its linear layers plus the classification head."""
+    def add_lora(self, rank: int, alpha: int, dropout: float = 0.0, *, seed: int = 0) -> None:
+        """Freezes the model and trains low-rank updates of its linear layers plus the classification head; `seed` is
+        that of the updates' random halves."""
         try:
             from peft import LoraConfig, TaskType, get_peft_model
         except ImportError as error:
@@ -248,7 +255,8 @@ class CrossEncoderReranker(nn.Module):
             target_modules=sorted(linear - set(heads)),
             modules_to_save=heads,
         )
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.random.fork_rng():
+            torch.manual_seed(seed)
             # peft 0.21 asks transformers by a name that is about to change; nothing that a user could do about it.
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             self.model = get_peft_model(self.model, config)
@@ -366,6 +374,20 @@ def _pad_token(tokenizer: Any, of_model: int | None) -> str | None:
     last = tokenizer("a", "a")["input_ids"][-1:]
     candidates = [first, *tokenizer.all_special_tokens]
     return next((token for token in candidates if tokenizer.convert_tokens_to_ids(token) not in last), None)
+
+
+def _own_template(path: str, own: Any) -> str:
+    """The template that a folder's config.json names under `rankwright`, or the default."""
+    if own is None:
+        return DEFAULT_TEMPLATE
+    template = own.get("template", DEFAULT_TEMPLATE) if isinstance(own, Mapping) else own
+    try:
+        return checked_template(template)
+    except (ConfigurationError, AttributeError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"Model '{path}' has {own!r} under 'rankwright' in config.json; wanted a template that joins {{title}} and "
+            "{text}. Mend or remove the entry."
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
