@@ -223,7 +223,7 @@ def _train(
     if settings.model.template:
         reference.template = policy.template = settings.model.template
     if settings.model.lora_rank:
-        policy.add_lora(settings.model.lora_rank, settings.model.lora_alpha)
+        policy.add_lora(settings.model.lora_rank, settings.model.lora_alpha, seed=settings.seed)
     config = TrainConfig(
         epochs=settings.loop.epochs,
         batch_size=settings.loop.batch_size,

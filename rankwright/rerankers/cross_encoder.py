@@ -231,8 +231,9 @@ class CrossEncoderReranker(nn.Module):
         """
         return self.rerank_batch([RerankRequest(as_query(query), as_documents(documents))])[0].best(top_k)
 
-    def add_lora(self, rank: int, alpha: int, dropout: float = 0.0) -> None:
-        """Freezes the model and trains low-rank updates of its linear layers plus the classification head."""
+    def add_lora(self, rank: int, alpha: int, dropout: float = 0.0, *, seed: int = 0) -> None:
+        """Freezes the model and trains low-rank updates of its linear layers plus the classification head; `seed` is
+        that of the updates' random halves."""
         try:
             from peft import LoraConfig, TaskType, get_peft_model
         except ImportError as error:
@@ -248,7 +249,8 @@ class CrossEncoderReranker(nn.Module):
             target_modules=sorted(linear - set(heads)),
             modules_to_save=heads,
         )
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.random.fork_rng():
+            torch.manual_seed(seed)
             # peft 0.21 asks transformers by a name that is about to change; nothing that a user could do about it.
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             self.model = get_peft_model(self.model, config)
