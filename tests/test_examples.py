@@ -11,11 +11,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 OFFLINE = """
-import atexit, os
+import atexit, os, sys
 from tests import conftest
-atexit.register(lambda: os._exit(99) if conftest._blocked else None)
+
+@atexit.register
+def tell():
+    if conftest._blocked:
+        print(conftest._blocked[0], file=sys.stderr, flush=True)
+        os._exit(99)
 """
-"""Read by the interpreter when it starts: the guard of the tests, and an end of its own for what tried to get round."""
+"""Read by the interpreter when it starts: the guard of the tests, and an exit code for errors that were swallowed."""
 EXAMPLES = {
     "custom_reward.py": ([], ["2 steps, ", "What was the bell of Lowen Quay cast from? -> "], []),
     "train_from_feedback.py": (
