@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +24,8 @@ from rankwright.errors import ConfigurationError, DataError
 from rankwright.evaluation import FirstStage
 from rankwright.llms.http import HTTPLLM
 from rankwright.types import Answer, Context, Document, Example, Query, ReadFailed
-from tests.cli_kit import DOORS, body_of, reply, rows, serving, write_rows
+from tests.cli_kit import DOORS, body_of, make_model, reply, rows, serving, write_rows
+from tests.tiny_lm import END, make_chain_model
 
 TWO = (FirstStage(), FirstStage())
 CONTEXT = Context(Query("q", "Where is the Louvre?"), (Document("d", "The Louvre is in Paris."),))
@@ -214,6 +217,54 @@ def test_attempts_and_their_time_reach_the_client(tmp_path: Path, monkeypatch: p
     assert [tuple(options[name] for name in names) for options in made] == [(120.0, None, 4), (30.0, 7.0, 1)]
     monkeypatch.undo()
     assert HTTPLLM("m", "http://127.0.0.1:9/v1", deadline=200.0).attempt_timeout == 200.0
+
+
+@pytest.mark.parametrize("verb", [["train", "--name=a", "--model=tiny"], ["eval", "first-stage"]], ids=lambda v: v[0])
+def test_prompt_and_limits_of_the_command_reach_the_endpoint(
+    verb: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interruption answers the first requests: what they hold is all that is wanted."""
+    monkeypatch.chdir(tmp_path)
+    make_model(tmp_path / "tiny")
+    write_rows(tmp_path / "q.jsonl", rows())
+    (tmp_path / "mine.txt").write_text("Look here: {passages}\nNow say: {question}", "utf-8")
+    made: list[dict[str, Any]] = []
+    asked: list[str] = []
+
+    class Watched(HTTPLLM):
+        def __init__(self, *names: str, **options: Any) -> None:
+            made.append(options)
+            super().__init__(*names, **options)
+
+        def complete_each(self, requests: Any, on_calls: Any) -> None:
+            asked.extend(request.messages[0][1] for request in requests)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("rankwright.llms.http.HTTPLLM", Watched)
+    endpoint = ["--reader", "http://127.0.0.1:9/v1", "--reader-model", "m", "--reader-prompt", "mine.txt"]
+    limits = ["--requests-per-minute", "30", "--tokens-per-minute", "900.5"]
+    assert run([*verb, "--data", "q.jsonl", "--retriever", "given", *endpoint, *limits]) == 130
+    assert [(options["requests_per_minute"], options["tokens_per_minute"]) for options in made] == [(30, 900.5)]
+    wanted = re.compile(r"Look here: (.*)\nNow say: What is the key of door \d+\?", re.DOTALL)
+    found = [wanted.fullmatch(text) for text in asked]
+    assert [match[1].count("[") for match in found if match] == [3] * len(asked) != []
+
+
+def test_a_folder_of_a_language_model_is_a_reader(tmp_path: Path) -> None:
+    """This one says the same to every prompt."""
+    folder = make_chain_model(tmp_path / "lm", ["answer", "is", "rome", END])
+    (tmp_path / "mine.txt").write_text("{passages} {question}", "utf-8")
+    with open_store(str(tmp_path / "reads.sqlite")) as store:
+        names = set()
+        for prompt in ("reader-1", str(tmp_path / "mine.txt")):
+            reader = build_reader(ReaderSettings(reader=str(folder), prompt=prompt), store, "run")
+            assert reader is not None
+            assert reader.answer([CONTEXT]) == [Answer("rome")]
+            assert reader.answer([CONTEXT]) == [Answer("rome", paid=False)]
+            names.add(reader.name)
+        totals = store.ledger.totals("run")
+    assert (len(names), totals.calls, totals.price) == (2, 2, 0.0)
+    assert all(name.startswith("lm@sha256:") for name in names)
 
 
 def test_the_settings_of_a_run_folder_are_settings(tmp_path: Path) -> None:

@@ -324,6 +324,16 @@ def test_doctor_looks_at_everything_and_its_exit_code_follows(
         assert any(name in line and "untested here" in line for line in record["untested"])  # pyright: ignore[reportGeneralTypeIssues]
 
 
+def test_doctor_and_readme_name_the_same_as_run_and_as_not_run() -> None:
+    section = (ROOT / "README.md").read_text("utf-8").partition("## What was run, and what was not\n")[2]
+    table = re.findall(r"^\| (.+?) \| (.+) \|$", section.partition("\n## ")[0], re.MULTILINE)
+    rows = [(what.replace("`", ""), state) for what, state in table if what != "what"]
+    run_here = [what for what, state in rows if state != "untested here"]
+    not_run = [name for what, state in rows if state == "untested here" for name in re.split(r", (?![^(]*\))", what)]
+    assert [line.partition(": ")[0] for line in examination.TESTED] == run_here != []
+    assert [line.removesuffix(": untested here") for line in examination.UNTESTED] == not_run != []
+
+
 def test_what_is_missing_comes_with_the_command_that_installs_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

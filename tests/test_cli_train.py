@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,18 +14,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
+from rankwright.algorithms import Supervised
 from rankwright.cli.app import run
-from rankwright.cli.build import load_splits
+from rankwright.cli.build import Splits, load_splits
 from rankwright.cli.card import _chosen
 from rankwright.cli.run import HOW_FAST, RunOutcome, _deciding, _teller
 from rankwright.cli.settings import settings_from
 from rankwright.cli.train import DEMO_FOLDER, with_exchanged_answers
 from rankwright.data import load_examples
 from rankwright.errors import ReaderError, ResumeError
-from rankwright.evaluation import FirstStage, evaluate
+from rankwright.evaluation import Evaluation, FirstStage, evaluate
 from rankwright.metrics.answer import normalise
 from rankwright.rerankers import load
+from rankwright.training import newest_checkpoint, requests_of, step_of
 from rankwright.types import Answer, Context, Document, Example, Query, ReadFailed, ReadResult
 from tests.cli_kit import make_model, rows, write_rows
 
@@ -223,6 +229,28 @@ def test_shuffled_answers_are_never_a_questions_own(seed: int) -> None:
     assert with_exchanged_answers(before, seed + 5) != after
 
 
+def test_the_control_of_the_demo_learns_exchanged_answers_and_asks_for_the_true_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[Splits] = []
+
+    def run_training(*_: object, splits: Splits, **__: object) -> None:
+        given.append(splits)
+        raise ResumeError("as far as this")
+
+    monkeypatch.setattr("rankwright.cli.run.run_training", run_training)
+    for options in ([], ["--shuffle-answers"]):
+        run(["demo", *options])
+    plain, control = given
+    assert [replace(e, answers=()) for e in control.train] == [replace(e, answers=()) for e in plain.train]
+    assert Counter(e.answers for e in control.train) == Counter(e.answers for e in plain.train)
+    pairs = [(set(map(normalise, e.answers)), e) for e in plain.train]
+    taught = [set(map(normalise, e.answers)) for e in control.train]
+    assert [e.query.text for (own, e), other in zip(pairs, taught, strict=True) if own & other] == []
+    assert (control.dev, control.test) == (plain.dev, plain.test)
+    assert min(map(len, (plain.train, plain.dev, plain.test))) > 50
+
+
 def test_the_progress_says_how_many_reader_calls_may_still_come() -> None:
     told: list[tuple[int, int, str]] = []
     tell = _teller(lambda *what: told.append(what), 16)
@@ -280,3 +308,128 @@ def test_what_decides_a_run_is_all_but_how_fast_answers_come(command: list[str])
     assert differs(_deciding(settings, replace(splits, dev=splits.dev[1:]), None, model)) == ["dev questions"]
     model.get_submodule("model.classifier").get_parameter("weight").data.neg_()
     assert differs(_deciding(settings, splits, None, model)) == ["starting weights"]
+
+
+# --- what a run leaves behind
+
+
+def test_lora_goes_on_after_a_break_and_is_saved_merged_at_its_best_step(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three steps, of which dev likes the second best; the broken run stops in the second, after a checkpoint."""
+    dev: list[Example] = []
+    seen: list[list[tuple[float, ...]]] = []
+
+    def dev_scorer(examples: Sequence[Example], *_: Any, **__: Any) -> Callable[[Any], dict[str, float]]:
+        dev[:] = examples
+
+        def score(policy: Any) -> dict[str, float]:
+            seen.append([ranking.scores for ranking in policy.rerank_batch(requests_of(examples))])
+            return {"reward": [0.0, 1.0, 3.0, 2.0][len(seen) - 1]}
+
+        return score
+
+    monkeypatch.setattr("rankwright.cli.run.build_reader", lambda *_: Moody(up=True))
+    monkeypatch.setattr("rankwright.training.dev_scorer", dev_scorer)
+    lora = [*command, "--reader", "embedded", "--lora-rank", "4", "--learning-rate", "0.1"]
+    lora += ["--set", "loop.eval_steps=1"]
+    losses, plain = itertools.count(1), Supervised.loss
+
+    def breaking(*given: Any) -> Any:
+        return interrupted() if next(losses) == 2 else plain(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Supervised, "loss", breaking)
+        assert run(lora) == 130
+    checkpoint = newest_checkpoint(Path("runs/a"))
+    assert checkpoint is not None
+    assert step_of(checkpoint) == 1
+    assert any("lora_A" in name for name in load_file(checkpoint / "model.safetensors"))
+    assert run([*lora, "--resume"]) in (0, 8)
+    assert json.loads(Path("runs/a/result.json").read_text())["best_step"] == 2
+    folder = Path("runs/a/model")
+    start, saved = (load_file(path / "model.safetensors") for path in (Path("tiny"), folder))
+    assert saved.keys() == start.keys()
+    assert not list(folder.glob("*adapter*"))
+    changed = {name for name in start if not saved[name].equal(start[name])}
+    assert any("attention" in name for name in changed)
+    assert not any("embeddings" in name for name in changed)
+    reopened = [ranking.scores for ranking in load(folder).rerank_batch(requests_of(dev))]
+    for scores, before, best, last in zip(reopened, seen[0], seen[2], seen[3], strict=True):
+        assert scores == pytest.approx(best, abs=1e-5)
+        assert scores != pytest.approx(before, abs=1e-3)
+        assert scores != pytest.approx(last, abs=1e-3)
+    seen.clear()
+    lora[lora.index("a")] = "unbroken"
+    assert run(lora) in (0, 8)
+    other = Path("runs/unbroken/model/model.safetensors")
+    assert other.read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+REWARD_OF_ONES_OWN = """
+calls = []
+
+def right(*, prompts, completions, answers, doc_ids, position):
+    calls.append({"prompts": prompts, "completions": completions, "answers": answers, "doc_ids": doc_ids,
+                  "position": position})
+    return [float(completion in accepted) for completion, accepted in zip(completions, answers)]
+"""
+
+
+def test_a_reward_and_a_template_of_ones_own_go_through_the_command(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    monkeypatch.setattr("rankwright.cli.run.build_reader", lambda *_: Moody(up=True))
+    Path("prices").mkdir()
+    Path("prices/of_doors.py").write_text(REWARD_OF_ONES_OWN)
+    template = "{text} is {title}"
+    mine = ["--method", "rrpo", "--reader", "embedded", "--reward", "prices.of_doors:right", "--template", template]
+    assert run([*command, *mine, "--learning-rate", "0.1"]) in (0, 8)
+
+    calls = sys.modules["prices.of_doors"].calls
+    row_of = {row["question"]: row for row in rows()}
+    positions: set[int] = set()
+    for call in calls:
+        assert len({len(column) for column in call.values()}) == 1
+        for prompt, completion, answers, doc_ids, position in zip(*call.values(), strict=True):
+            row = row_of[prompt]
+            key = next(passage["doc_id"] for passage in row["candidates"] if passage["doc_id"].startswith("key"))
+            assert answers == row["answers"]
+            assert completion == (row["answers"][0] if key in doc_ids else "")
+            assert set(doc_ids) <= {passage["doc_id"] for passage in row["candidates"]}
+            assert len(set(doc_ids)) == position
+            positions.add(position)
+    assert positions == {0, 1, 2, 3}
+
+    model = load("runs/a/model")
+    assert json.loads(Path("runs/a/model/config.json").read_text())["rankwright"]["template"] == template
+    titled, spelled = Document("t", "Door 10", "Paint"), Document("s", "Door 10 is Paint")
+    usual = Document("u", "Paint: Door 10")
+    scores = {d.doc_id: model.rerank("What is painted?", [d]).scores[0] for d in (titled, spelled, usual)}
+    assert scores["t"] == pytest.approx(scores["s"], abs=1e-6)
+    assert scores["t"] != pytest.approx(scores["u"], abs=1e-3)
+    compared = Evaluation.load("runs/a/evaluation.json")
+    for ranking in model.rerank_batch(requests_of(compared.examples)):
+        found = compared.models["trained"].rankings[ranking.query_id]
+        assert (found.doc_ids, found.scores) == (ranking.doc_ids, pytest.approx(ranking.scores, abs=1e-5))
+
+
+@pytest.mark.parametrize("method", ["rrpo", "supervised"])
+def test_the_card_names_data_reader_and_reward_and_has_both_models(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr("rankwright.cli.run.build_reader", lambda *_: Moody(up=True))
+    assert run([*command, "--method", method, "--reader", "embedded", "--reward", "sub_em"]) in (0, 8)
+    card, result = Path("runs/a/model/README.md").read_text(), json.loads(Path("runs/a/result.json").read_text())
+    assert f"Trained from `tiny` by `{method}` on 6 questions of `q.jsonl`" in card
+    source = "the answers of the reader `moody` (reward sub_em);" if method == "rrpo" else "relevance labels;"
+    assert f"learning from {source}" in card
+    lines = card[card.index("## Before and after") :].splitlines()
+    head, _, *models = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert [head[0], *(row[0] for row in models)] == ["model", "first-stage", "reference", "trained"]
+    assert {"EM", "F1", "nDCG@10"} < set(head)
+    assert [cell for row in models for cell in row[1:] if not re.fullmatch(r"\d\.\d{3} \[[\d., ]+\]", cell)] == []
+    before, after = (row[head.index("F1")].split()[0] for row in models[1:])
+    assert (before, after) == (f"{result['f1_reference']:.3f}", f"{result['f1_trained']:.3f}")
+    assert "3 questions of `q-held-out` that were not used in training" in card

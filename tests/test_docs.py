@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.util
+import json
 import re
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -12,8 +14,10 @@ import pytest
 import yaml
 
 import rankwright
+from rankwright.algorithms import RRPO, RRPOConfig, Supervised
 from rankwright.cli.settings import RunSettings
-from rankwright.training import SUPPORTED_ARGUMENTS
+from rankwright.training import SUPPORTED_ARGUMENTS, TrainConfig, dev_scorer, train
+from tests.toy import ToyPolicy, ToyReader, examples
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -119,3 +123,51 @@ def test_the_api_page_refuses_a_name_without_docstring(monkeypatch: pytest.Monke
     monkeypatch.setattr(rankwright, "bare", bare, raising=False)
     with pytest.raises(SystemExit, match=r"rankwright\.bare"):
         build.api_page()
+
+
+def _logged(folder: Path, algorithm: RRPO | Supervised, inner_epochs: int = 1) -> list[set[str]]:
+    """Names on the lines of training steps, and on those of dev."""
+    policy, reward = ToyPolicy(), rankwright.answer_reward("f1")
+    config = TrainConfig(epochs=1, batch_size=4, inner_epochs=inner_epochs, eval_steps=2, top_k=1)
+    dev = dev_scorer(examples(4), ToyReader(), reward, top_k=1)
+    train(policy, copy.deepcopy(policy), algorithm, examples(8), config, folder, score_dev=dev)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    kinds = [[row for row in rows if ("eval_reward" in row) is of_dev] for of_dev in (False, True)]
+    assert all(len({frozenset(row) for row in kind}) == 1 for kind in kinds), "lines of one kind have the same names"
+    return [set(kind[0]) for kind in kinds]
+
+
+LOGGED = (ROOT / "docs" / "rrpo.md").read_text("utf-8").partition("## What is logged\n")[2].partition("\n## ")[0]
+ON_EVERY_LINE = {"step", "epoch"}
+"""Said in a sentence above the tables."""
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        RRPOConfig(),
+        RRPOConfig(
+            advantage="gae",
+            scale="question",
+            ratio_anchor="reference",
+            inner_epochs=2,
+            kl="sampled",
+            drop_closed_book=True,
+            skip_unanimous=True,
+        ),
+    ],
+    ids=["defaults", "all options"],
+)
+def test_the_page_of_rrpo_names_what_is_logged_and_nothing_else(tmp_path: Path, config: RRPOConfig) -> None:
+    algorithm = RRPO(config, ToyReader(fail_every=30), rankwright.answer_reward("f1"))
+    steps, dev = _logged(tmp_path, algorithm, config.inner_epochs)
+    tables = [re.findall(r"^\| `(\w+)` \|", part, re.MULTILINE) for part in LOGGED.split("Lines of evaluations on dev")]
+    assert [sorted(names) for names in tables] == [sorted(steps - ON_EVERY_LINE), sorted(dev - ON_EVERY_LINE)]
+    assert steps & dev >= ON_EVERY_LINE
+    assert all(f"`{name}`" in LOGGED.partition("|")[0] for name in ON_EVERY_LINE)
+
+
+def test_the_page_of_rrpo_names_what_learning_from_labels_logs(tmp_path: Path) -> None:
+    steps, _ = _logged(tmp_path, Supervised())
+    sentence = LOGGED[LOGGED.index("`train --method supervised` logs") :].partition(", the share")[0]
+    assert set(re.findall(r"`(\w+)`", sentence)) == steps - ON_EVERY_LINE

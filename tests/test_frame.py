@@ -1,7 +1,8 @@
-"""The test frame and the pinned versions do what they promise."""
+"""The test frame, the Makefile and the pinned versions do what they promise."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import socket
@@ -87,6 +88,50 @@ def test_loopback_is_open(host: str) -> None:
         socket.create_connection((host, server.getsockname()[1]), timeout=5) as client,
     ):
         assert client.getpeername()[0] == "127.0.0.1"
+
+
+# --- Makefile and continuous integration -------------------------------------------------------------------------
+
+
+def _of_its_own() -> dict[str, str]:
+    """The environment without what a `make test` around this test would pass on to another make."""
+    return {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "PIP_ARGS")}
+
+
+@pytest.mark.parametrize("given", ["on the command line", "in the environment"])
+def test_pip_args_reach_every_pip_command(tmp_path: Path, given: str) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    targets = re.findall(r"^([a-z0-9-]+):.* ## ", (tmp_path / "Makefile").read_text("utf-8"), re.MULTILINE)
+    command, environment = ["make", "--dry-run", *targets], _of_its_own()
+    if given == "in the environment":
+        environment["PIP_ARGS"] = "--probe one"
+    else:
+        command.append("PIP_ARGS=--probe one")
+    planned = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+    lines = [line for line in planned.replace("\\\n", " ").splitlines() if re.search(r"\bpip\b.* install\b", line)]
+    assert [line for line in lines if " --probe one " not in line] == []
+    # pip itself, all extras, the demo's extras, sentence-transformers 5.1
+    assert len(lines) == 4
+    assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.parametrize(("failing", "called", "code"), [("", ["check", "test"], 0), ("check", ["check"], 7)])
+def test_continuous_integration_runs_checks_then_tests(
+    tmp_path: Path, failing: str, called: list[str], code: int
+) -> None:
+    """With a make that notes where and with what it was called. What fails ends it."""
+    make = tmp_path / "make"
+    noting = 'pwd >> "$NOTES"; echo "$@" "$PIP_ARGS" >> "$NOTES"; test "$1" != "$FAILING" || exit 7'
+    make.write_text(f"#!/bin/sh\n{noting}\n")
+    make.chmod(0o755)
+    notes = tmp_path / "notes"
+    ours = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NOTES": str(notes), "FAILING": failing, "PIP_ARGS": "--probe"}
+    run = subprocess.run([ROOT / ".ci" / "run"], cwd=tmp_path, env=os.environ | ours, capture_output=True, check=False)
+    assert run.returncode == code, run.stderr
+    assert notes.read_text("utf-8").splitlines() == [
+        line for target in called for line in (str(ROOT), f"{target} --probe")
+    ]
 
 
 # --- pinned versions ---------------------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ from transformers import BertForSequenceClassification, TrainerCallback
 
 from rankwright.algorithms import RRPO, RRPOConfig, Supervised
 from rankwright.errors import ConfigurationError, DataError, ReaderError, ResumeError, StorageError, TrainingError
+from rankwright.llms.cache import ReadStore
+from rankwright.readers import CachedReader
 from rankwright.rerankers import load
 from rankwright.rerankers.cross_encoder import CrossEncoderReranker
 from rankwright.rewards import answer_reward
@@ -41,8 +43,9 @@ from rankwright.training import (
     sorted_checkpoints,
     step_of,
     train,
+    write_manifest,
 )
-from rankwright.types import Answer, Context, Document, Example, Query, ReadFailed, ReadResult, RerankRequest
+from rankwright.types import Answer, Context, Document, Example, Query, Reader, ReadFailed, ReadResult, RerankRequest
 from tests.tiny_bert import tiny_config, tiny_tokenizer
 from tests.toy import ToyPolicy, ToyReader, examples
 
@@ -66,12 +69,13 @@ def run(
     resume: bool = False,
     callbacks: tuple = (),
     count: int = 20,
+    reader: Reader | None = None,
 ) -> tuple[ToyPolicy, TrainResult]:
     policy = ToyPolicy()
     rrpo = rrpo or RRPOConfig(beta=0.0)
     reward = answer_reward("f1")
-    algorithm = RRPO(rrpo, ToyReader(), reward, seed=config.seed)
-    dev = dev_scorer(examples(4), ToyReader(), reward, config.top_k)
+    algorithm = RRPO(rrpo, reader or ToyReader(), reward, seed=config.seed)
+    dev = dev_scorer(examples(4), reader or ToyReader(), reward, config.top_k)
     result = train(
         policy,
         copy.deepcopy(policy),
@@ -201,6 +205,11 @@ def same(one: Any, two: Any) -> bool:
 def assert_same_run(whole: Path, broken: Path) -> None:
     """Metrics and the last checkpoint of two runs are equal."""
     assert (broken / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+    assert_same_checkpoint(whole, broken)
+
+
+def assert_same_checkpoint(whole: Path, broken: Path) -> None:
+    """The last checkpoint of two runs is equal."""
     one, two = (sorted_checkpoints(folder)[-1] for folder in (whole, broken))
     assert one.name == two.name
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
@@ -253,6 +262,63 @@ def test_a_resumed_run_is_bit_equal_to_an_unbroken_one(
         whole_result.reader_calls,
     )
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+class KeyedToyReader(ToyReader):
+    """A ToyReader that can stand behind a cache."""
+
+    def cache_key(self, context: Context) -> str:
+        return " ".join([context.query.query_id, *(document.doc_id for document in context.documents)])
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(
+    ("unwritten", "start", "again", "dev_again"),
+    [("none", 6, {7, 8}, set()), ("checkpoint-6", 3, {4, 5, 6}, {6})],
+    ids=["after step 8", "in the checkpoint of step 6"],
+)
+def test_a_run_that_is_resumed_with_a_cache_differs_in_what_the_cache_gave_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unwritten: str, start: int, again: set[int], dev_again: set[int]
+) -> None:
+    """Each run has a store of its own. What the broken one read after its last checkpoint is not read again."""
+    toys = {name: KeyedToyReader() for name in ("whole", "broken")}
+
+    def once(name: str, **more: Any) -> torch.Tensor:
+        with ReadStore(tmp_path / f"{name}.sqlite") as store:
+            policy, _ = run(tmp_path / name, replace(LOOP, epochs=3), reader=CachedReader(toys[name], store), **more)
+        return policy.scores
+
+    def stopping(folder: Path) -> None:
+        if folder.name == unwritten:
+            raise StoppedError
+        write_manifest(folder)
+
+    whole = once("whole")
+    with monkeypatch.context() as patch:
+        patch.setattr("rankwright.training.write_manifest", stopping)
+        with pytest.raises(StoppedError):
+            once("broken", callbacks=(stop_at(8),))
+    saved = newest_checkpoint(tmp_path / "broken")
+    assert saved is not None
+    assert step_of(saved) == start
+    assert torch.equal(once("broken", resume=True), whole)
+    assert_same_checkpoint(tmp_path / "whole", tmp_path / "broken")
+    assert toys["broken"].calls == toys["whole"].calls
+
+    def uncounted(row: dict[str, Any]) -> dict[str, Any]:
+        return {**row, **dict.fromkeys(row.keys() & {"reader_calls", "cache_hits", "eval_cache_hits"})}
+
+    def more(name: str) -> set[int]:
+        return {two["step"] for one, two in pairs if name in one and two[name] > one[name]}
+
+    pairs = list(zip(rows_of(tmp_path / "whole"), rows_of(tmp_path / "broken"), strict=True))
+    assert [uncounted(two) for _, two in pairs] == [uncounted(one) for one, _ in pairs]
+    steps = [[row["reader_calls"] + row["cache_hits"] for row in pair] for pair in pairs if "reader_calls" in pair[0]]
+    assert [two for _, two in steps] == [one for one, _ in steps]
+    assert (more("cache_hits"), more("eval_cache_hits")) == (again, dev_again)
+    assert more("reader_calls") == set()
+    dev = [pair for pair in pairs if "eval_cache_hits" in pair[0] and pair[1]["step"] not in dev_again]
+    assert [two for _, two in dev] == [one for one, _ in dev]
 
 
 def wide_cross_encoder() -> CrossEncoderReranker:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -75,6 +77,36 @@ def test_the_wheel_holds_data_files_types_marker_and_licence(names: set[str]) ->
     assert any(n.startswith("rankwright/prompts/") for n in names)
     assert any(n.startswith("rankwright/assets/") and n.endswith(".safetensors") for n in names)
     assert any(n.endswith(".dist-info/licenses/LICENSE") for n in names)
+
+
+TRAINED_ON = {
+    "nq_open": ("NQ-open", "CC BY-SA 3.0"),
+    "xquad_en": ("XQuAD", "CC BY-SA 4.0"),
+    "hotpotqa": ("HotpotQA", "CC BY-SA 4.0"),
+    "musique": ("MuSiQue", "CC BY 4.0"),
+    "scifact": ("SciFact", "CC BY 4.0, ODC-By"),
+    "prose": ("prose about an invented land", "Apache-2.0"),
+}
+"""A set of benchmarks/embedded -> its name on the cards, and its licence."""
+
+
+@pytest.mark.parametrize("kind", ["reader", "reference"])
+def test_the_card_of_a_shipped_adapter_names_what_it_learned_from_with_licences(kind: str) -> None:
+    folder = ROOT / "benchmarks" / "embedded"
+    keys = json.loads((folder / "split.json").read_text("utf-8"))[kind]
+    program = (folder / f"train_{kind}.py").read_text("utf-8")
+    sets = {re.split("[:/]", key)[0] for key in keys} | {name for name in ("scifact", "prose") if name in program}
+    card = " ".join((ROOT / "rankwright" / "assets" / f"{kind}.md").read_text("utf-8").split())
+    source = card.partition("**Trained on**")[2].partition("- **")[0]
+    named = {name for name, words in TRAINED_ON.items() if re.search(r"{}[^()]*\([^()]*{}".format(*words), source)}
+    assert named == sets
+    assert re.search(r"all-MiniLM-L6-v2 \(Apache-2\.0", card), "the backbone"
+
+
+def test_the_shipped_adapters_are_small() -> None:
+    adapters = {path.name: path.stat().st_size for path in (ROOT / "rankwright" / "assets").glob("*.safetensors")}
+    assert set(adapters) == {"reader.safetensors", "reference.safetensors"}
+    assert sum(adapters.values()) <= 8_500_000
 
 
 def test_the_metadata_carry_the_version_and_lower_bounds_only(metadata: Message) -> None:

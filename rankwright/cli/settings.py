@@ -238,7 +238,7 @@ class RunSettings:
     top_k: int = 3
     """Passages that the reader sees on dev and test."""
     seed: int = 0
-    """Order of questions, sampling noise, splits and resampling."""
+    """Order of questions, sampling noise, splits, resampling, random start of LoRA updates."""
 
     def __post_init__(self) -> None:
         depth = self.data.eval_depth
