@@ -132,7 +132,8 @@ class TrainResult:
     dev_best: float | None
     """Dev reward at best_step."""
     reader_calls: int
-    """Paid reader calls of the training itself, over all sessions of the run."""
+    """Paid reader calls of the steps and dev scores that count, over all sessions of the run. What was read between a
+    checkpoint and a break is not among them (the second time it is a cache hit); the cache's ledger has every call."""
     cache_hits: int
     """Answers that the cache gave, those on dev included."""
     seconds: float

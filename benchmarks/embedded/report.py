@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,30 +29,34 @@ DEPTH = 50
 
 def reader_part(name: str, full: Path | None) -> dict[str, Any]:
     """F1, EM and share of empty answers on the test side of one set, by context."""
-    from benchmarks.embedded.train_reader import TRAIN_SETS, choose_offsets, distractors, score
+    from benchmarks.embedded.train_reader import TRAIN_SETS, distractors, score
     from rankwright.readers import EmbeddedReader
 
     pool = list(passages(load_sets((*TRAIN_SETS, "hotpotqa/dev"))).values())
     questions = side("test", READER_SETS[name])
     hard = distractors(questions, pool)
     reader = full_reader(full) if full else EmbeddedReader()
-    if full:  # its own offsets, chosen as the adapter's were
-        dev, own = side("dev", TRAIN_SETS), list(passages(load_sets(TRAIN_SETS)).values())
-        choose_offsets(reader, dev, distractors(dev, own), own)
-    return {"n": len(questions), "contexts": score(reader, questions, hard), "share_cut": reader.share_cut}
+    reader.encoder.tokens_cut = reader.encoder.tokens_all = 0  # the share is that of this set
+    contexts = score(reader, questions, hard)
+    return {"n": len(questions), "contexts": contexts, "share_cut": reader.share_cut}
 
 
+@cache
 def full_reader(weights: Path) -> EmbeddedReader:
-    """The fully fine-tuned reader that the adapter was cut from."""
+    """The fully fine-tuned reader that the adapter was cut from, with offsets of its own, chosen as the adapter's."""
     import torch
     from transformers import BertConfig
 
+    from benchmarks.embedded.train_reader import TRAIN_SETS, choose_offsets, distractors
     from rankwright.backbone import backbone_folder
     from rankwright.readers.extractive import EmbeddedReader, Encoder, ExtractiveModel
 
     model = ExtractiveModel(BertConfig.from_pretrained(backbone_folder()))
     model.load_state_dict(torch.load(weights, weights_only=True))
-    return EmbeddedReader.from_model(model, Encoder(backbone_folder()), 0.0)
+    reader = EmbeddedReader.from_model(model, Encoder(backbone_folder()), 0.0)
+    dev = side("dev", TRAIN_SETS)
+    choose_offsets(reader, dev, distractors(dev, list(passages(load_sets(TRAIN_SETS)).values())))
+    return reader
 
 
 def ranking_sets() -> dict[str, Callable[[], list[Example]]]:
@@ -117,8 +122,9 @@ def page() -> str:
     lines = [
         "# The embedded models",
         "",
-        "Commands: `python -m benchmarks.embedded.split`, `python -m benchmarks.embedded.train_reader`,",
-        "`python -m benchmarks.embedded.train_reference`, then `python -m benchmarks.embedded.report --full-reader",
+        "Commands: `python -m benchmarks.embedded.split`, the same with `--shown`, `python -m "
+        "benchmarks.embedded.train_reference`,",
+        "`python -m benchmarks.embedded.train_reader`, then `python -m benchmarks.embedded.report --full-reader",
         "benchmarks/work/reader/phase-1.pt` for this page (without the option, without the rows of full fine-tuning). "
         "Seed 0.",
         "Questions are the test side of `benchmarks/embedded/split.json` without those of `shown.json`: neither they "
