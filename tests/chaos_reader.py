@@ -213,7 +213,6 @@ FAULTS: dict[str, Fault] = {
     "429-ms": reply(429, error(), retry_after_ms="15"),
     "429-date": retry_date,
     "429-past": reply(429, error(), retry_after="Wed, 21 Oct 2015 07:28:00 GMT"),
-    "429-half-minute": reply(429, error(), retry_after="30"),
     "429-huge": reply(429, error(), retry_after="86400"),
     "429-nan": reply(429, error(), retry_after="nan"),
     "429-plain": reply(429, b""),

@@ -226,8 +226,8 @@ def test_attempts_before_the_one_that_stops_the_run_are_counted() -> None:
 
 def test_a_call_that_waits_for_its_next_attempt_makes_none_when_the_run_stops() -> None:
     """Its attempt so far is counted."""
-    with ChaosReader({"slow": ["429-half-minute"], "bad": ["503", "401"]}) as server:
-        llm = client(server, deadline=120.0, concurrency=2)
+    with ChaosReader({"slow": ["429-huge"], "bad": ["503", "401"]}) as server:
+        llm = client(server, deadline=90_000.0, concurrency=2)
         reported: list[Call] = []
         with pytest.raises(ReaderError, match="refused the key"):
             llm.complete_each([ask("slow"), ask("bad")], reported.extend)
