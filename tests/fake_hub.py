@@ -51,7 +51,8 @@ class FakeHub:
             reply(request, {"warnings": [], "errors": []})
         elif path.endswith(f"/tree/{REVISION}"):
             files = self.files[path.removeprefix("/api/models/").removesuffix(f"/tree/{REVISION}")]
-            reply(request, [{"type": "file", "path": n, "size": len(c), "oid": "0" * 40} for n, c in files.items()])
+            listed = [{"type": "file", "path": n, "size": len(c), "oid": "0" * 40} for n, c in files.items()]
+            reply(request, json.dumps(listed).encode())
         elif "/tree/" in path:  # asked for folders only, which these repositories do not have
             reply(request, {"error": "Entry not found"}, 404, X_Error_Code="EntryNotFound")
         elif "/resolve/" in path:
