@@ -28,6 +28,7 @@ from rankwright.errors import ReaderError, ResumeError
 from rankwright.evaluation import Evaluation, FirstStage, evaluate
 from rankwright.metrics.answer import normalise
 from rankwright.rerankers import load
+from rankwright.rewards import resolve_reward
 from rankwright.training import newest_checkpoint, requests_of, step_of
 from rankwright.types import Answer, Context, Document, Example, Query, ReadFailed, ReadResult
 from tests.cli_kit import make_model, rows, write_rows
@@ -306,6 +307,15 @@ def test_what_decides_a_run_is_all_but_how_fast_answers_come(command: list[str])
     other = load_examples("q.jsonl", "jsonl").examples
     assert differs(_deciding(settings, replace(splits, train=list(other)), None, model)) == ["training questions"]
     assert differs(_deciding(settings, replace(splits, dev=splits.dev[1:]), None, model)) == ["dev questions"]
+    tree["reward"] = "priced_by_a_test:price"
+    before["file of the reward"] = ""
+    found = []
+    for factor in (1, 2):
+        code = f"def price(completions, **_): return [{factor} * len(c) for c in completions]\n"
+        Path("priced_by_a_test.py").write_text(code, "utf-8")
+        resolve_reward("priced_by_a_test:price")
+        found.append(_deciding(settings_from(tree), splits, None, model)["file of the reward"])
+    assert len({"", *found}) == 3
     model.get_submodule("model.classifier").get_parameter("weight").data.neg_()
     assert differs(_deciding(settings, splits, None, model)) == ["starting weights"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import platform
 import shutil
@@ -291,8 +292,7 @@ def _without_speed(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _deciding(settings: RunSettings, splits: Splits, reader: Reader | None, reference: Any) -> dict[str, Any]:
-    """All that decides a run's result, for the check of --resume: settings, and hashes of what they point to. (The code
-    of a reward function of the user is not among it.)"""
+    """All that decides a run's result, for the check of --resume: settings, and hashes of what they point to."""
     weights = hashlib.sha256()
     for name, tensor in reference.state_dict().items():
         weights.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
@@ -301,8 +301,18 @@ def _deciding(settings: RunSettings, splits: Splits, reader: Reader | None, refe
         "training questions": digest_of(splits.train),
         "dev questions": digest_of(splits.dev),
         "reader": reader.name if reader else "none",
+        "file of the reward": _file_of_reward(settings.reward),
         "starting weights": weights.hexdigest()[:16],
     }
+
+
+def _file_of_reward(spec: str) -> str:
+    """Hash of the file that the user's reward function stands in; empty for rewards of our own. What that file imports
+    is not seen."""
+    module, colon, _ = spec.partition(":")
+    found = importlib.util.find_spec(module) if colon else None
+    origin = Path(found.origin) if found and found.origin else None
+    return hashlib.sha256(origin.read_bytes()).hexdigest()[:16] if origin and origin.is_file() else ""
 
 
 def _on_begin(work: Callable[[], None]) -> Any:
