@@ -184,14 +184,16 @@ def run_trained(name: str, settings: Mapping[str, Mapping[str, Any]]) -> None:
     measure_both(name, load(str(WORK / name / "model")), data, own)
 
 
+def tested(name: str, set_name: str) -> dict[str, Any] | None:
+    """What one run came to on one set; None where it is not there."""
+    return read(WORK / name / f"{set_name}.json", made_with(settings_of(name) or {}))
+
+
 def mean_over_seeds(names: Sequence[str], set_name: str, metric: str) -> dict[str, float] | None:
-    """Per-question mean over the runs of one row; None where a run is missing."""
-    parts = []
-    for name in names:
-        record = read(WORK / name / f"{set_name}.json", made_with(settings_of(name) or {}))
-        if record is None:
-            return None
-        parts.append(record["values"][metric])
+    """Per-question mean over the runs of one row that are there; None without any."""
+    parts = [record["values"][metric] for name in names if (record := tested(name, set_name))]
+    if not parts:
+        return None
     asked = {question.key for question in side("test", TEST_SETS[set_name])}
     return {q: float(np.mean([part[q] for part in parts])) for q in parts[0] if q in asked}
 
@@ -218,12 +220,15 @@ def table(set_name: str) -> list[str]:
         if per is None:
             lines.append(f"| {row} | not run |" + " |" * 8)
             continue
+        there = [name for name in names if tested(name, set_name)]
+        if len(there) < len(names):
+            row += f", {len(there)} of {len(names)} seeds"
         others = []
         for metric in ("EM", "hit@3", "nDCG@10"):
             column = mean_over_seeds(names, set_name, metric)
             others.append(f"{np.mean(list(column.values())):.3f}" if column else "-")
         seeds = (
-            " ".join(f"{np.mean(list((mean_over_seeds([n], set_name, 'F1') or {}).values())):.3f}" for n in names)
+            " ".join(f"{np.mean(list((mean_over_seeds([n], set_name, 'F1') or {}).values())):.3f}" for n in there)
             if len(names) > 1
             else ""
         )
