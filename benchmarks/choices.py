@@ -27,7 +27,7 @@ from benchmarks.kept import ASSETS, READER, REFERENCE, SPLIT, digests, measured,
 from rankwright.cli.settings import load_settings
 from rankwright.cli.train import DEMO_RECIPE, demo_splits
 from rankwright.metrics.significance import bootstrap_interval
-from rankwright.types import Example, RerankRequest
+from rankwright.types import Example
 
 PAGE = Path(__file__).parent / "results" / "choices.md"
 WORK = Path(__file__).parent / "work" / "choices"
@@ -159,20 +159,15 @@ def run(name: str, arm: str, half: int) -> dict[str, Any]:
 def f1(policy: Any, examples: Sequence[Example], reader: Any) -> dict[str, dict[str, float]]:
     """Depth for the reader -> query_id -> F1."""
     from rankwright.evaluation import FirstStage, evaluate
+    from rankwright.training import requests_of
 
-    rankings = policy.rerank_batch([RerankRequest(example.query, example.candidates) for example in examples])
-    ranked = [in_order(example, ranking.doc_ids) for example, ranking in zip(examples, rankings, strict=True)]
+    rankings = policy.rerank_batch(requests_of(examples))
+    ranked = [replace(e, candidates=r.documents(e.candidates)) for e, r in zip(examples, rankings, strict=True)]
     found = {}
     for top_k in TOP_KS:
         evaluation = evaluate({"policy": FirstStage()}, ranked, reader=reader, top_k=top_k, depth=10)
         found[str(top_k)] = dict(evaluation.models["policy"].values["F1"])
     return found
-
-
-def in_order(example: Example, doc_ids: Sequence[str]) -> Example:
-    """The example with its candidates as ranked: scored once, read at several depths."""
-    documents = {document.doc_id: document for document in example.candidates}
-    return replace(example, candidates=tuple(documents[doc_id] for doc_id in doc_ids))
 
 
 def values(name: str, arm: str, share: float, top_k: int) -> dict[str, float] | None:

@@ -285,7 +285,9 @@ def page() -> str:
         "python -m benchmarks.protocol page",
         "```",
         "",
-        "The settings are those that differ from the defaults, chosen on dev. Seeds 0, 1, 2; interval: bootstrap over",
+        "The settings are those that differ from the defaults, chosen on the training and dev sides with an earlier, "
+        "smaller pool.",
+        "Seeds 0, 1, 2; interval: bootstrap over",
         "questions of the per-question mean over seeds (10,000 resamples); p: paired sign-flip permutation test.",
         "First stage BM25 (k1 0.9, b 0.4) over all pooled passages, queries as asked, no fusion; reader: the "
         "embedded one.",

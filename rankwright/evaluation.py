@@ -535,10 +535,10 @@ def _read(
     """Reads of all models, asked for together so that equal contexts cost one call."""
     contexts: dict[tuple[str, ...], Context] = {}
     for example in examples:
-        documents = {document.doc_id: document for document in example.candidates}
         for ranked in rankings.values():
-            key = _context_key(ranked[example.query.query_id], top_k)
-            contexts[key] = Context(example.query, tuple(documents[doc_id] for doc_id in key[1:]))
+            ranking = ranked[example.query.query_id]
+            read = ranking.best(top_k).documents(example.candidates)
+            contexts[_context_key(ranking, top_k)] = Context(example.query, read)
     keys, asked = list(contexts), list(contexts.values())
     results: dict[tuple[str, ...], ReadResult] = {}
     for start in range(0, len(asked), _READS_AT_ONCE):

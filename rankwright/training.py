@@ -751,8 +751,7 @@ def dev_scorer(
         rankings = policy.rerank_batch(requests_of(examples))
         contexts = []
         for example, ranking in zip(examples, rankings, strict=True):
-            by_id = {document.doc_id: document for document in example.candidates}
-            contexts.append(Context(example.query, tuple(by_id[i] for i in ranking.doc_ids[:top_k])))
+            contexts.append(Context(example.query, ranking.best(top_k).documents(example.candidates)))
         results = reader.answer(contexts)
         outcomes = [
             Outcome(e, c, r, len(c.documents), e.query.query_id)

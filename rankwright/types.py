@@ -9,7 +9,7 @@ This module imports neither torch nor numpy: whoever needs only the nouns pays n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
@@ -81,6 +81,11 @@ class Ranking:
     def best(self, top_k: int | None) -> Ranking:
         """Only the first top_k documents; all for None."""
         return Ranking(self.query_id, self.doc_ids[:top_k], self.scores[:top_k])
+
+    def documents(self, candidates: Iterable[Document]) -> tuple[Document, ...]:
+        """The ranked documents, best first, out of the candidates that were ranked."""
+        by_id = {document.doc_id: document for document in candidates}
+        return tuple(by_id[doc_id] for doc_id in self.doc_ids)
 
     def scored_docs(self) -> list[ScoredDoc]:
         """Rows for ir_measures. Scores are replaced by descending ranks, because metric engines break ties

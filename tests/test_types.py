@@ -19,6 +19,12 @@ def test_strings_are_known_by_their_position() -> None:
     assert (as_query("rain?"), as_query(Query("q", "rain?"))) == (Query("0", "rain?"), Query("q", "rain?"))
 
 
+def test_a_ranking_gives_its_documents_in_its_order() -> None:
+    ranking = Ranking("q", ("b", "a"), (2.0, 1.0))
+    assert ranking.documents([A, Document("c", "sun"), B]) == (B, A)
+    assert ranking.best(1).documents((A, B)) == (B,)
+
+
 @pytest.mark.parametrize(
     ("documents", "found"),
     [

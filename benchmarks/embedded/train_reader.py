@@ -250,11 +250,8 @@ def choose_offsets(reader: EmbeddedReader, dev: Sequence[Question], hard: dict[s
     mixed = [Context(query, settings_of(q, hard[q.key])["gold+1"]) for query, q in zip(queries, dev, strict=True)]
     found = BM25(list(passages(load_sets(LOADERS)).values())).retrieve(queries, 20)
     reference = load("reference", max_length=160)
-    best = [
-        [{d.doc_id: d for d in documents}[doc_id] for doc_id in reference.rerank(query, documents).doc_ids[:3]]
-        for query, documents in zip(queries, found, strict=True)
-    ]
-    ranked = [Context(query, tuple(docs[:k])) for k in (2, 3) for query, docs in zip(queries, best, strict=True)]
+    best = [reference.rerank(query, docs).documents(docs) for query, docs in zip(queries, found, strict=True)]
+    ranked = [Context(query, docs[:k]) for k in (2, 3) for query, docs in zip(queries, best, strict=True)]
     _choose(reader, "nothing_bias", (0.0, -1.0, -2.0, -3.0, -4.0), mixed, dev)
     _choose(reader, "rank_penalty", (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0), ranked, [*dev, *dev])
 

@@ -208,10 +208,10 @@ def _refuse_terminal(wanted: str) -> None:
 
 def _answer(request: RerankRequest, ranking: Ranking, model: str, skipped: int) -> dict[str, Any]:
     """The JSON answer to one request; `skipped` counts the bad rows so far."""
-    by_id = {document.doc_id: document for document in request.documents}
+    ranked = zip(ranking.documents(request.documents), ranking.scores, strict=True)
     results = [
-        {"rank": rank, "doc_id": doc_id, "score": score, "title": by_id[doc_id].title, "text": by_id[doc_id].text}
-        for rank, (doc_id, score) in enumerate(zip(ranking.doc_ids, ranking.scores, strict=True), start=1)
+        {"rank": rank, "doc_id": document.doc_id, "score": score, "title": document.title, "text": document.text}
+        for rank, (document, score) in enumerate(ranked, start=1)
     ]
     return {"query": request.query.text, "model": model, "skipped": skipped, "results": results}
 

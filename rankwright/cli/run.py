@@ -309,10 +309,12 @@ def _deciding(settings: RunSettings, splits: Splits, reader: Reader | None, refe
 def _file_of_reward(spec: str) -> str:
     """Hash of the file that the user's reward function stands in; empty for rewards of our own. What that file imports
     is not seen."""
+    from rankwright.backbone import sha256_file
+
     module, colon, _ = spec.partition(":")
     found = importlib.util.find_spec(module) if colon else None
     origin = Path(found.origin) if found and found.origin else None
-    return hashlib.sha256(origin.read_bytes()).hexdigest()[:16] if origin and origin.is_file() else ""
+    return sha256_file(origin)[:16] if origin and origin.is_file() else ""
 
 
 def _on_begin(work: Callable[[], None]) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -378,12 +378,9 @@ def _pad_token(tokenizer: Any, of_model: int | None) -> str | None:
 
 def _own_template(path: str, own: Any) -> str:
     """The template that a folder's config.json names under `rankwright`, or the default."""
-    if own is None:
-        return DEFAULT_TEMPLATE
-    template = own.get("template", DEFAULT_TEMPLATE) if isinstance(own, Mapping) else own
     try:
-        return checked_template(template)
-    except (ConfigurationError, AttributeError, TypeError, ValueError) as error:
+        return DEFAULT_TEMPLATE if own is None else checked_template(own.get("template", DEFAULT_TEMPLATE))
+    except (ConfigurationError, AttributeError, TypeError) as error:
         raise ModelError(
             f"Model '{path}' has {own!r} under 'rankwright' in config.json; wanted a template that joins {{title}} and "
             "{text}. Mend or remove the entry."
