@@ -824,7 +824,8 @@ def train(
             --resume checks.
         resume: go on from the newest complete checkpoint, or start where there is none.
         on_step: told (step, steps, what was logged) after every log entry.
-        callbacks: further transformers callbacks.
+        callbacks: further transformers callbacks; they come first, so that one which raises when training begins
+            leaves an earlier run in the folder as it was.
 
     Raises:
         ConfigurationError: training arguments that do not go together, or want what is not installed.
@@ -853,7 +854,7 @@ def train(
         config,
         folder,
         fingerprint,
-        [*first, metrics_file, *([_Teller(on_step)] if on_step else []), *callbacks],
+        [*callbacks, *first, metrics_file, *([_Teller(on_step)] if on_step else [])],
     )
     if checkpoint is not None:
         check_fingerprint(checkpoint, fingerprint)

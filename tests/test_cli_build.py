@@ -219,11 +219,16 @@ def test_attempts_and_their_time_reach_the_client(tmp_path: Path, monkeypatch: p
     assert HTTPLLM("m", "http://127.0.0.1:9/v1", deadline=200.0).attempt_timeout == 200.0
 
 
-@pytest.mark.parametrize("verb", [["train", "--name=a", "--model=tiny"], ["eval", "first-stage"]], ids=lambda v: v[0])
+@pytest.mark.parametrize(
+    ("verb", "passages"),
+    [(["train", "--name=a", "--model=tiny"], 0), (["eval", "first-stage"], 3)],
+    ids=["train", "eval"],
+)
 def test_prompt_and_limits_of_the_command_reach_the_endpoint(
-    verb: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    verb: list[str], passages: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An interruption answers the first requests: what they hold is all that is wanted."""
+    """An interruption answers the first requests (of training those without passages): what they hold is all that is
+    wanted."""
     monkeypatch.chdir(tmp_path)
     make_model(tmp_path / "tiny")
     write_rows(tmp_path / "q.jsonl", rows())
@@ -247,7 +252,7 @@ def test_prompt_and_limits_of_the_command_reach_the_endpoint(
     assert [(options["requests_per_minute"], options["tokens_per_minute"]) for options in made] == [(30, 900.5)]
     wanted = re.compile(r"Look here: (.*)\nNow say: What is the key of door \d+\?", re.DOTALL)
     found = [wanted.fullmatch(text) for text in asked]
-    assert [match[1].count("[") for match in found if match] == [3] * len(asked) != []
+    assert [match[1].count("[") for match in found if match] == [passages] * len(asked) != []
 
 
 def test_a_folder_of_a_language_model_is_a_reader(tmp_path: Path) -> None:

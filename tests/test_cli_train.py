@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 import sys
 from collections import Counter
@@ -126,15 +127,16 @@ def test_a_comparison_that_fails_costs_nothing_of_the_training(
 
 
 class Moody:
-    """A reader that knows the key of every door, when it is up."""
+    """A reader that knows the key of every door, for so many batches of reads."""
 
     name = "moody"
 
-    def __init__(self, *, up: bool) -> None:
-        self.up = up
+    def __init__(self, batches: float) -> None:
+        self.batches = batches
 
     def answer(self, contexts: Sequence[Context]) -> list[ReadResult]:
-        if not self.up:
+        self.batches -= 1
+        if self.batches < 0:
             return [ReadFailed("http 503") for _ in contexts]
         found = [[d.text for d in context.documents if d.doc_id.startswith("key")] for context in contexts]
         return [Answer(texts[0].split()[-1].strip(".") if texts else "") for texts in found]
@@ -144,13 +146,25 @@ def test_a_run_that_a_broken_reader_stopped_goes_on_when_it_is_mended(
     command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learning = ["--method", "rrpo", "--reader", "embedded", "--set", "rrpo.samples=8", "--set", "top_k=1"]
-    monkeypatch.setattr("rankwright.cli.run.build_reader", lambda *_: Moody(up=False))
+    monkeypatch.setattr("rankwright.cli.run.build_reader", lambda *_: Moody(1))
     assert run([*command, *learning]) == 6
     assert "Mend the reader and go on with --resume" in capsys.readouterr().err
-    monkeypatch.setattr("rankwright.cli.run.build_reader", lambda *_: Moody(up=True))
+    monkeypatch.setattr("rankwright.cli.run.build_reader", lambda *_: Moody(math.inf))
     assert run([*command, *learning, "--resume"]) in (0, 8)
     result = json.loads(Path("runs/a/result.json").read_text())
     assert (result["steps"], result["metric"], result["n"]) == (3, "F1", 3)
+
+
+def test_a_reader_that_answers_nothing_leaves_the_earlier_run(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(command) == 0
+    before = {path: path.read_bytes() for path in Path("runs/a").rglob("*") if path.is_file()}
+    monkeypatch.setattr("rankwright.cli.run.build_reader", lambda *_: Moody(0))
+    again = ["--overwrite", "--method", "rrpo", "--reader", "embedded", "--set", "top_k=1"]
+    assert run([*command, *again]) == 6
+    assert "Reader 'moody' answered none of its first 3 questions (the last: http 503)" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path("runs/a").rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(
@@ -277,6 +291,7 @@ def test_passages_that_are_too_long_and_rows_that_were_skipped_are_told(
     result = json.loads(captured.out)
     assert (result["skipped"], result["pairs_cut"]) == (1, pytest.approx(1 / 3, abs=1e-3))
     assert "33.3% of question-passage pairs are longer than its limit of 48 tokens" in captured.err
+    assert re.search(r"the first: \d+ tokens with passage '[^']+' for question '[^']+'", captured.err)
     assert "raise --set model.max_length" in captured.err
     assert "1 bad rows were skipped." in captured.err
     assert f"Signature {result['signature']}" in captured.err
@@ -339,7 +354,7 @@ def test_lora_goes_on_after_a_break_and_is_saved_merged_at_its_best_step(
 
         return score
 
-    monkeypatch.setattr("rankwright.cli.run.build_reader", lambda *_: Moody(up=True))
+    monkeypatch.setattr("rankwright.cli.run.build_reader", lambda *_: Moody(math.inf))
     monkeypatch.setattr("rankwright.training.dev_scorer", dev_scorer)
     lora = [*command, "--reader", "embedded", "--lora-rank", "4", "--learning-rate", "0.1"]
     lora += ["--set", "loop.eval_steps=1"]
@@ -390,7 +405,7 @@ def test_a_reward_and_a_template_of_ones_own_go_through_the_command(
     command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
-    monkeypatch.setattr("rankwright.cli.run.build_reader", lambda *_: Moody(up=True))
+    monkeypatch.setattr("rankwright.cli.run.build_reader", lambda *_: Moody(math.inf))
     Path("prices").mkdir()
     Path("prices/of_doors.py").write_text(REWARD_OF_ONES_OWN)
     template = "{text} is {title}"
@@ -429,7 +444,7 @@ def test_a_reward_and_a_template_of_ones_own_go_through_the_command(
 def test_the_card_names_data_reader_and_reward_and_has_both_models(
     command: list[str], monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    monkeypatch.setattr("rankwright.cli.run.build_reader", lambda *_: Moody(up=True))
+    monkeypatch.setattr("rankwright.cli.run.build_reader", lambda *_: Moody(math.inf))
     assert run([*command, "--method", method, "--reader", "embedded", "--reward", "sub_em"]) in (0, 8)
     card, result = Path("runs/a/model/README.md").read_text(), json.loads(Path("runs/a/result.json").read_text())
     assert f"Trained from `tiny` by `{method}` on 6 questions of `q.jsonl`" in card

@@ -34,7 +34,7 @@ from rankwright.errors import ConfigurationError, ReaderError, ResumeError, Stor
 from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, PairedTest, digest_of, evaluate, verdict
 from rankwright.reporting import write_report
 from rankwright.rewards import resolve_reward
-from rankwright.types import Answer, Reader, Reranker
+from rankwright.types import Answer, Context, Reader, ReadFailed, Reranker
 
 RUNS = Path("runs")
 WORSE_EXIT_CODE = 8
@@ -82,7 +82,9 @@ def run_training(
     environment = {"command": command or f"rankwright train --name {name}", **_environment()}
 
     def begin() -> None:
-        """Only now, with data and settings found good, may an earlier result go."""
+        """Only now, with data, settings and reader found good, may an earlier result go."""
+        if reader is not None:
+            _check_reads(reader, splits)
         config = {"run_id": run_id, **settings_tree(settings)}
         with _writing(folder):
             for stale in ("result.json", "evaluation.json", "report.html"):
@@ -127,6 +129,23 @@ def run_training(
         run = {"config": settings_tree(settings), "environment": environment, "result": result}
         write_report(folder / "report.html", evaluation, title=f"Run {name}", run=run, metrics=metrics)
     return RunOutcome(folder, result, evaluation, WORSE_EXIT_CODE if result["verdict"] == "worse" else 0)
+
+
+def _check_reads(reader: Reader, splits: Splits) -> None:
+    """Three reads before an earlier run may go. RRPO asks for the answers without passages anyway: nothing is paid
+    twice.
+
+    Raises:
+        ReaderError: none of them was answered.
+    """
+    results = reader.answer([Context(example.query, ()) for example in splits.train[:3]])
+    failed = [result.reason for result in results if isinstance(result, ReadFailed)]
+    if failed and len(failed) == len(results):
+        raise ReaderError(
+            f"Reader '{reader.name}' answered none of its first {len(results)} questions (the last: {failed[-1]}); "
+            "wanted an answer before training begins. Nothing in the run folder was changed: correct the cause and "
+            "run again."
+        )
 
 
 @contextlib.contextmanager

@@ -84,7 +84,7 @@ class CrossEncoderReranker(nn.Module):
         self.pairs_seen = 0
         self.pairs_cut = 0
         self.first_cut = ""
-        """The first pair that was cut, for a message: its tokens and how its passage begins."""
+        """The first pair that was cut, for a message: its tokens and ids."""
 
     @classmethod
     def from_pretrained(cls, path: str, *, device: str = "cpu", max_length: int | None = None) -> CrossEncoderReranker:
@@ -161,16 +161,14 @@ class CrossEncoderReranker(nn.Module):
     def forward(self, requests: Sequence[RerankRequest]) -> Tensor:
         """scores_QD, with gradient when grad is on; -inf where a query has fewer documents than the longest list."""
         width = max(len(request.documents) for request in requests)
-        pairs = [(request.query.text, render(self.template, d)) for request in requests for d in request.documents]
+        pairs = [(request.query, document) for request in requests for document in request.documents]
         flat = self._score_pairs(pairs)
         rows = torch.split(flat, [len(request.documents) for request in requests])
         return torch.stack([nn.functional.pad(row, (0, width - len(row)), value=-torch.inf) for row in rows])
 
-    def _score_pairs(self, pairs: Sequence[tuple[str, str]]) -> Tensor:
-        """Raw logits of (query, text) pairs in order."""
-        encoded = self.tokenizer(
-            [q for q, _ in pairs], [d for _, d in pairs], truncation=True, max_length=self.max_length
-        )
+    def _score_pairs(self, pairs: Sequence[tuple[Query, Document]]) -> Tensor:
+        """Raw logits of the pairs in order."""
+        encoded = self.tokenizer(*self._texts(pairs), truncation=True, max_length=self.max_length)
         lengths = [len(ids) for ids in encoded["input_ids"]]
         self.pairs_seen += len(pairs)
         self.pairs_cut += self._count_cut(
@@ -187,15 +185,18 @@ class CrossEncoderReranker(nn.Module):
         back[torch.tensor(order, device=device)] = torch.arange(len(order), device=device)
         return torch.cat(parts)[back]
 
-    def _count_cut(self, full: Sequence[tuple[str, str]]) -> int:
+    def _texts(self, pairs: Sequence[tuple[Query, Document]]) -> tuple[list[str], list[str]]:
+        return [query.text for query, _ in pairs], [render(self.template, document) for _, document in pairs]
+
+    def _count_cut(self, full: Sequence[tuple[Query, Document]]) -> int:
         """How many of the pairs that fill max_length are in truth longer."""
         if not full:
             return 0
-        whole = self.tokenizer([q for q, _ in full], [d for _, d in full], truncation=False, verbose=False)
+        whole = self.tokenizer(*self._texts(full), truncation=False, verbose=False)
         lengths = [len(ids) for ids in whole["input_ids"]]
-        for (_, passage), length in zip(full, lengths, strict=True):
+        for (query, document), length in zip(full, lengths, strict=True):
             if length > self.max_length and not self.first_cut:
-                self.first_cut = f"{length} tokens with the passage that begins {passage[:40]!r}"
+                self.first_cut = f"{length} tokens with passage '{document.doc_id}' for question '{query.query_id}'"
         return sum(length > self.max_length for length in lengths)
 
     @torch.no_grad()
