@@ -124,11 +124,12 @@ def kept_at(name: str, arm: str, half: int) -> Path:
 def run(name: str, arm: str, half: int) -> dict[str, Any]:
     """Trains on one half as an arm says; F1 of every question of the other half, by share of the way and depth."""
     from rankwright.algorithms import RRPO, RRPOConfig, Supervised
+    from rankwright.algorithms.config import TrainConfig
     from rankwright.llms.cache import ReadStore
     from rankwright.readers import CachedReader, EmbeddedReader
     from rankwright.rerankers import load
     from rankwright.rewards import answer_reward
-    from rankwright.training import TrainConfig, interpolate, train
+    from rankwright.training import interpolate, train
 
     world = WORLDS[name]
     parts = world.halves()
@@ -143,8 +144,7 @@ def run(name: str, arm: str, half: int) -> dict[str, Any]:
         settings = world.arms[arm]
         algorithm = RRPO(RRPOConfig(**settings), reader, answer_reward("f1")) if settings else Supervised()
         steps = {"max_steps": world.steps}
-        inner = settings.get("inner_epochs", 1) if settings else 1
-        config = TrainConfig(epochs=1.0, learning_rate=world.learning_rate, inner_epochs=inner, trainer_arguments=steps)
+        config = TrainConfig(epochs=1.0, learning_rate=world.learning_rate, trainer=steps)
         began = time.perf_counter()
         result = train(policy, start, algorithm, parts[half], config, folder, resume=True)
         seconds = time.perf_counter() - began

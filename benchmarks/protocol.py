@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,22 +66,22 @@ def train_one(
 ) -> dict[str, Any]:
     """Trains one model, saves it under WORK/name/model, returns what it took. Resumes a killed run."""
     from rankwright.algorithms import RRPO, RRPOConfig, Supervised
+    from rankwright.algorithms.config import TrainConfig
     from rankwright.llms.cache import ReadStore
     from rankwright.readers import CachedReader, EmbeddedReader
     from rankwright.rerankers import load
     from rankwright.rewards import answer_reward
-    from rankwright.training import TrainConfig, dev_scorer, train
+    from rankwright.training import dev_scorer, train
 
     folder = WORK / name
     loop = {"epochs": 1.0, "batch_size": BATCH_SIZE, "learning_rate": 2e-5, "eval_steps": 19}
-    config = TrainConfig(**(loop | dict(settings.get("loop", {}))), seed=seed, top_k=TOP_K)
+    config = TrainConfig(**(loop | dict(settings.get("loop", {}))))
     if config.batch_size != BATCH_SIZE:
         sys.exit(f"loop.batch_size is {config.batch_size}; the protocol's steps are of {BATCH_SIZE} questions.")
     reward = answer_reward("f1")
     with ReadStore(WORK / "reads.sqlite") as store:
         reader = CachedReader(EmbeddedReader(), store, run=name)
         rrpo = RRPOConfig(**settings.get("rrpo", {}))
-        config = replace(config, inner_epochs=rrpo.inner_epochs if method == "rrpo" else 1)
         algorithm = RRPO(rrpo, reader, reward, seed) if method == "rrpo" else Supervised()
         policy = load("reference", max_length=LENGTH)
         result = train(
@@ -92,6 +91,7 @@ def train_one(
             data["train"],
             config,
             folder,
+            seed=seed,
             score_dev=dev_scorer(data["dev"], reader, reward, TOP_K),
             settings={"method": method, **made_with(settings)},
             resume=True,

@@ -185,7 +185,7 @@ def settings_page() -> str:
     """
     from rankwright.cli.settings import RunSettings
 
-    own, loop = ROOT / "rankwright/cli/settings.py", ROOT / "rankwright/training.py"
+    own = ROOT / "rankwright/cli/settings.py"
     config = ROOT / "rankwright/algorithms/config.py"
     defaults = RunSettings()
     parts = [SETTINGS_INTRODUCTION, "## Run", _settings_table("", fields_of(own, "RunSettings"), defaults)]
@@ -193,7 +193,7 @@ def settings_page() -> str:
         ("data", "Data", fields_of(own, "DataSettings")),
         ("model", "Model", fields_of(own, "ModelSettings")),
         ("reader", "Reader", fields_of(own, "ReaderSettings")),
-        ("loop", "Loop", _with_texts(fields_of(own, "LoopSettings"), fields_of(loop, "TrainConfig"))),
+        ("loop", "Loop", fields_of(config, "TrainConfig")),
         ("rrpo", "RRPO", fields_of(config, "RRPOConfig")),
     )
     for prefix, title, fields in groups:
@@ -204,8 +204,7 @@ def settings_page() -> str:
 
 SETTINGS_INTRODUCTION = """# Settings
 
-Written by `make docs` from the docstrings under the fields of `rankwright/cli/settings.py`, `algorithms/config.py` and
-`training.py`.
+Written by `make docs` from the docstrings under the fields of `rankwright/cli/settings.py` and `algorithms/config.py`.
 
 A run is decided by one tree of settings. Three things fill it, the later wins: a YAML file (`--config FILE`), the flags
 of [`rankwright train`](cli.md#rankwright-train), and `--set NAME=VALUE` with the names below, which may be repeated.
@@ -230,11 +229,6 @@ accumulation, learning rate, evaluation, checkpoints and seed have settings of t
 transformers, unless the table names one."""
 
 
-def _with_texts(fields: Mapping[str, Field], others: Mapping[str, Field]) -> dict[str, Field]:
-    """Fields without a docstring take that of the field of the same name elsewhere."""
-    return {name: Field(f.kind, f.text or (others[name].text if name in others else "")) for name, f in fields.items()}
-
-
 def _settings_table(prefix: str, fields: Mapping[str, Field], defaults: Any) -> str:
     rows = []
     for name, field in fields.items():
@@ -257,7 +251,8 @@ def _arguments_table() -> str:
     """The supported arguments; a default is printed where ours differs from that of transformers."""
     from transformers import TrainingArguments
 
-    from rankwright.training import SUPPORTED_ARGUMENTS, TrainConfig, _training_arguments
+    from rankwright.algorithms.config import TrainConfig
+    from rankwright.training import SUPPORTED_ARGUMENTS, _training_arguments
 
     undescribed = sorted(SUPPORTED_ARGUMENTS - TRAINING_ARGUMENTS.keys())
     if undescribed:

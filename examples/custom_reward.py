@@ -16,10 +16,11 @@ from typing import Any
 
 import rankwright
 from rankwright.algorithms import RRPO
+from rankwright.algorithms.config import TrainConfig
 from rankwright.llms.cache import ReadStore
 from rankwright.metrics.answer import f1
 from rankwright.rewards import function_reward
-from rankwright.training import TrainConfig, dev_scorer, train
+from rankwright.training import dev_scorer, train
 
 PASSAGES = (
     rankwright.Document("ferry", "The ferry to Lowen Quay leaves at half past six, on market days an hour earlier."),
@@ -86,7 +87,7 @@ def main() -> None:
             reference,
             RRPO(rankwright.RRPOConfig(train_k=2), reader, reward),
             examples,
-            TrainConfig(epochs=2, batch_size=4, eval_steps=1, top_k=2),
+            TrainConfig(epochs=2, batch_size=4, eval_steps=1),
             Path(folder) / "run",
             score_dev=dev_scorer(examples, reader, reward, top_k=2),
             on_step=show,

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import rankwright
 from rankwright.algorithms import RRPO
+from rankwright.algorithms.config import TrainConfig
 from rankwright.evaluation import FirstStage, verdict
 from rankwright.llms.cache import ReadStore
 from rankwright.retrieval import with_candidates
-from rankwright.training import TrainConfig, dev_scorer, train
+from rankwright.training import dev_scorer, train
 
 
 def main() -> None:
@@ -67,8 +68,9 @@ def main() -> None:
             reference,
             algorithm,
             training,
-            TrainConfig(epochs=arguments.epochs, batch_size=8, learning_rate=5e-5, eval_steps=18, seed=arguments.seed),
+            TrainConfig(epochs=arguments.epochs, batch_size=8, learning_rate=5e-5, eval_steps=18),
             arguments.out,
+            seed=arguments.seed,
             score_dev=dev_scorer(dev, reader, reward, top_k=1),
             on_step=lambda step, steps, logs: print(
                 f"step {step} of {steps}", {k: round(v, 3) for k, v in logs.items()}

@@ -26,7 +26,7 @@ _WHERE = {
     "evaluate": "rankwright.evaluation",
     "RRPO": "rankwright.algorithms",
     "RRPOConfig": "rankwright.algorithms",
-    "TrainConfig": "rankwright.training",
+    "TrainConfig": "rankwright.algorithms.config",
     "dev_scorer": "rankwright.training",
     "ReadStore": "rankwright.llms.cache",
     "with_candidates": "rankwright.retrieval",
@@ -47,7 +47,24 @@ _ALIASES = {"eval": "evaluate"}
 __all__ = ["__version__", *_WHERE]
 
 if TYPE_CHECKING:
+    from rankwright.algorithms import RRPO as RRPO
+    from rankwright.algorithms import RRPOConfig as RRPOConfig
+    from rankwright.algorithms.config import TrainConfig as TrainConfig
+    from rankwright.data import load_examples as load_examples
+    from rankwright.data import validate as validate
     from rankwright.errors import RankwrightError as RankwrightError
+    from rankwright.evaluation import evaluate as eval  # noqa: F401
+    from rankwright.evaluation import evaluate as evaluate
+    from rankwright.llms.cache import ReadStore as ReadStore
+    from rankwright.readers import CachedReader as CachedReader
+    from rankwright.readers import EmbeddedReader as EmbeddedReader
+    from rankwright.readers import LLMReader as LLMReader
+    from rankwright.reporting import write_report as write_report
+    from rankwright.rerankers import load as load
+    from rankwright.retrieval import BM25 as BM25
+    from rankwright.retrieval import with_candidates as with_candidates
+    from rankwright.rewards import answer_reward as answer_reward
+    from rankwright.training import dev_scorer as dev_scorer
     from rankwright.types import Answer as Answer
     from rankwright.types import Context as Context
     from rankwright.types import Document as Document
@@ -55,6 +72,14 @@ if TYPE_CHECKING:
     from rankwright.types import Query as Query
     from rankwright.types import Ranking as Ranking
     from rankwright.types import ReadFailed as ReadFailed
+    from rankwright.verbs import cache as cache
+    from rankwright.verbs import demo as demo
+    from rankwright.verbs import doctor as doctor
+    from rankwright.verbs import push as push
+    from rankwright.verbs import report as report
+    from rankwright.verbs import rerank as rerank
+    from rankwright.verbs import retrieve as retrieve
+    from rankwright.verbs import train as train
 
 
 def __getattr__(name: str) -> Any:

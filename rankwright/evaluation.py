@@ -24,6 +24,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 import rankwright
+from rankwright.data.files import replace_text
 from rankwright.errors import (
     ConfigurationError,
     DataError,
@@ -33,7 +34,7 @@ from rankwright.errors import (
     StorageError,
 )
 from rankwright.metrics.answer import NORMALISER, contains_answer, exact_match, f1, sub_em
-from rankwright.metrics.ranking import queries_without_relevant, ranking_metrics
+from rankwright.metrics.ranking import has_relevant, queries_without_relevant, ranking_metrics
 from rankwright.metrics.significance import bootstrap_interval, holm, paired_permutation_test
 from rankwright.types import (
     Answer,
@@ -104,7 +105,7 @@ class GoldFirst(_FixedOrder):
 
     def __init__(self, examples: Iterable[Example]) -> None:
         self._relevance = {example.query.query_id: example.relevance for example in examples}
-        if len(queries_without_relevant(self._relevance, self._relevance)) == len(self._relevance):
+        if not any(map(has_relevant, self._relevance.values())):
             raise ConfigurationError(
                 f"The order 'gold-first' was asked for {len(self._relevance)} questions, of which none has a relevant "
                 "document; give labels (--qrels) or leave it out."
@@ -181,8 +182,6 @@ class EvaluationSettings:
     """Documents that the reader sees."""
     reader: str = "none"
     """Name of the reader."""
-    prompt: str = ""
-    """Version of the reader's prompt, where its name does not hold it."""
     data: str = ""
     """`digest_of` the questions; empty in files of before."""
     baseline: str | None = None
@@ -240,7 +239,6 @@ class Evaluation:
             "retriever": self.settings.retriever,
             "depth": self.settings.depth,
             "reader": self.settings.reader if read else None,
-            "prompt": (self.settings.prompt or None) if read else None,
             "queries": max(row[metric].n for row in self.scores.values() if metric in row),
             "data": self.settings.data[:8] or None,
             "bs": self.settings.resamples,
@@ -330,11 +328,11 @@ def write_whole(path: Path, text: str, what: str) -> None:
     Raises:
         StorageError: the place cannot be written; the sentence begins with `what`.
     """
-    aside = path.with_name(path.name + ".part")
+    if not path.name:
+        raise StorageError(f"{what} cannot be written to '{path}'; wanted the name of a file.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
+        replace_text(path, text)
     except OSError as error:
         raise StorageError(
             f"{what} cannot be written to {path}: {error.strerror}. Free space or name another place."
@@ -378,7 +376,6 @@ def evaluate(
     seed: int = 0,
     set_name: str = "unnamed",
     retriever: str = "given",
-    prompt: str = "",
     skipped: int = 0,
     resamples: int = 1_000,
     permutations: int = 10_000,
@@ -398,7 +395,7 @@ def evaluate(
         rankers: Name as it shall be printed -> model.
         examples: Questions with candidates, best first.
         baseline: The model that the others are tested against; None tests every pair, the later minus the earlier.
-        set_name, retriever, prompt: Parts of the signature that only the caller knows.
+        set_name, retriever: Parts of the signature that only the caller knows.
         skipped: Rows that were left out before, printed with the result.
         max_failed: Largest share of failed reads that still counts as an evaluation.
 
@@ -416,7 +413,6 @@ def evaluate(
         depth=depth,
         top_k=top_k,
         reader="none" if reader is None else reader.name,
-        prompt=prompt,
         baseline=baseline,
         skipped=skipped,
         seed=seed,
@@ -482,9 +478,7 @@ def _check_examples(examples: Sequence[Example], *, with_answers: bool) -> None:
                 f"Question '{query_id}' has no accepted answer, which scoring the reader needs. "
                 "Add answers, leave the row out, or evaluate with --reader none."
             )
-    if not any(example.answers for example in examples) and len(queries_without_relevant(*_labels(examples))) == len(
-        examples
-    ):
+    if not any(example.answers or has_relevant(example.relevance) for example in examples):
         raise DataError(
             f"None of {len(examples)} questions has an accepted answer or a relevant document, so there is nothing to "
             "measure; add answers or labels (--qrels)."
@@ -677,7 +671,7 @@ def _packed_model(result: ModelResult) -> dict[str, Any]:
     return {
         "rankings": {query_id: [ranking.doc_ids, ranking.scores] for query_id, ranking in result.rankings.items()},
         "reads": {
-            query_id: {"failed": read.reason}
+            query_id: {"failed": read.reason, "paid": read.paid}
             if isinstance(read, ReadFailed)
             else {"text": read.text, "paid": read.paid}
             for query_id, read in result.reads.items()
@@ -717,7 +711,9 @@ def _unpacked_model(model: Mapping[str, Any]) -> ModelResult:
             for query_id, (doc_ids, scores) in model["rankings"].items()
         },
         reads={
-            query_id: ReadFailed(read["failed"]) if "failed" in read else Answer(read["text"], read["paid"])
+            query_id: ReadFailed(read["failed"], read["paid"])
+            if "failed" in read
+            else Answer(read["text"], read["paid"])
             for query_id, read in model["reads"].items()
         },
         values={

@@ -7,23 +7,22 @@ in a checkpoint, so a resumed run on one thread is bit-equal to an unbroken one.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
-import os
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
@@ -31,16 +30,28 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from rankwright.algorithms.arguments import SUPPORTED_ARGUMENTS, checked_arguments
+from rankwright.algorithms.arguments import SUPPORTED_ARGUMENTS
+from rankwright.algorithms.config import TrainConfig
 from rankwright.algorithms.rollout import MINIMUM_READS, check_failed_reads
-from rankwright.errors import ConfigurationError, DataError, RankwrightError, ResumeError, StorageError, TrainingError
-from rankwright.metrics.ranking import queries_without_relevant, ranking_metrics
+from rankwright.checkpoints import (
+    ALGORITHM_STATE,
+    check_fingerprint,
+    fingerprint_of,
+    make_folder,
+    newest_checkpoint,
+    sorted_checkpoints,
+    step_of,
+    sync_folder,
+    write_manifest,
+)
+from rankwright.data.files import replace_text
+from rankwright.errors import ConfigurationError, DataError, RankwrightError, StorageError, TrainingError
+from rankwright.metrics.ranking import has_relevant, ranking_metrics
 from rankwright.types import Answer, Context, Example, Outcome, Reader, RerankRequest, Reward
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
-ALGORITHM_STATE = "algorithm.json"
+WEIGHTS = "model.safetensors"
 METRICS = "metrics.jsonl"
 
 
@@ -50,6 +61,8 @@ class Algorithm(Protocol):
     needs_reference: bool
     """Whether `collect` looks at the frozen reference's scores, which cost a forward pass of each question; zeros are
     passed where not."""
+    inner_epochs: int
+    """Optimizer steps that reuse one rollout."""
 
     def reads_per_question(self, candidates: int) -> int:
         """Upper bound of reader calls that a visit of one question with so many candidates costs."""
@@ -77,46 +90,6 @@ class Algorithm(Protocol):
     def restore(self, state: Mapping[str, Any]) -> None:
         """Puts back what `state` gave."""
         ...
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Settings of the loop, the same for every algorithm."""
-
-    epochs: float = 2.0
-    """Passes over the training questions; rounded up to whole rollouts."""
-    batch_size: int = 8
-    """Questions of one forward and backward pass."""
-    accumulation: int = 1
-    """Passes of one optimizer step."""
-    inner_epochs: int = 1
-    """Optimizer steps that reuse one rollout."""
-    learning_rate: float = 2e-5
-    """Peak of the schedule."""
-    eval_steps: int = 25
-    """Optimizer steps between two evaluations on dev, each followed by a checkpoint."""
-    patience: int = 3
-    """Evaluations without a better dev reward after which training stops, not counting the one before training; 0
-    never stops early."""
-    interpolation: float = 1.0
-    """How far the weights that are kept lie on the straight way from the starting weights to the trained ones: 1 keeps
-    those as they are, less takes noise of training out (WiSE-FT, arXiv 2109.01903; in reinforcement learning WARP,
-    arXiv 2406.16768, section 3.3). Dev scores what would be kept; checkpoints hold the trained ones."""
-    top_k: int = 3
-    """Documents the reader sees in the evaluation on dev."""
-    seed: int = 0
-    """Decides data order and sampling noise."""
-    trainer_arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Further TrainingArguments, out of SUPPORTED_ARGUMENTS."""
-
-    def __post_init__(self) -> None:
-        arguments = checked_arguments(self.trainer_arguments, "trainer_arguments.")
-        object.__setattr__(self, "trainer_arguments", arguments)
-        for name in ("epochs", "batch_size", "accumulation", "inner_epochs", "learning_rate", "eval_steps", "top_k"):
-            if getattr(self, name) <= 0:
-                raise ConfigurationError(f"Setting {name} is {getattr(self, name)}; wanted a positive number.")
-        if not 0 < self.interpolation <= 1:
-            raise ConfigurationError(f"Setting interpolation is {self.interpolation}; wanted above 0, at most 1.")
 
 
 @dataclass(frozen=True)
@@ -184,7 +157,8 @@ class FeedbackTrainer(Trainer):
         score_dev: dev metrics of the current policy, by name; must hold "reward".
         config: settings of the loop.
         folder: the run folder.
-        fingerprint: hash of all settings; a checkpoint of another fingerprint is refused.
+        fingerprint: all settings as JSON; a checkpoint of another fingerprint is refused.
+        seed: decides data order.
         callbacks: further callbacks.
     """
 
@@ -198,6 +172,7 @@ class FeedbackTrainer(Trainer):
         config: TrainConfig,
         folder: Path,
         fingerprint: str,
+        seed: int,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         self.config = config
@@ -216,18 +191,18 @@ class FeedbackTrainer(Trainer):
         self._policy, self._own_forward = policy, vars(policy).get("forward")
         self.start = {name: tensor.detach().cpu().clone() for name, tensor in policy.state_dict().items()}
         block = config.batch_size * config.accumulation
-        self.sampler = QuestionSampler(len(examples), block, config.inner_epochs, config.seed)
+        self.sampler = QuestionSampler(len(examples), block, algorithm.inner_epochs, seed)
         if not len(self.sampler):
             raise TrainingError(
-                f"With inner_epochs {config.inner_epochs} a rollout takes {block} questions (batch_size x "
+                f"With inner_epochs {algorithm.inner_epochs} a rollout takes {block} questions (batch_size x "
                 f"accumulation), but there are {len(examples)} for training. Lower batch_size or accumulation, or give "
                 "more questions."
             )
         device = next(policy.parameters()).device
-        arguments = _training_arguments(config, folder, bool(score_dev), device.type)
+        arguments = _training_arguments(config, folder, bool(score_dev), device.type, algorithm.inner_epochs, seed)
         _keep_to_one_device(arguments, device)
-        arguments.max_steps = _count_steps(config, len(self.sampler), arguments.max_steps)
-        with _naming("The Trainer", config.trainer_arguments, (ValueError, TypeError, ImportError)):
+        arguments.max_steps = _count_steps(config, len(self.sampler), arguments.max_steps, algorithm.inner_epochs)
+        with _naming("The Trainer", config.trainer, (ValueError, TypeError, ImportError)):
             super().__init__(
                 model=policy,
                 args=arguments,
@@ -263,7 +238,7 @@ class FeedbackTrainer(Trainer):
 
     def _given(self, *beginnings: str) -> dict[str, Any]:
         """The training arguments of this run whose names begin so."""
-        return {name: value for name, value in self.config.trainer_arguments.items() if name.startswith(beginnings)}
+        return {name: value for name, value in self.config.trainer.items() if name.startswith(beginnings)}
 
     def _has_ended(self) -> bool:
         """Whether all steps are done or patience is used up."""
@@ -348,11 +323,11 @@ class FeedbackTrainer(Trainer):
         with self._timed("forward"):
             scores_QD = model(requests_of(examples))
         key = tuple(example.query.query_id for example in examples)
-        first_use = self.state.global_step % self.config.inner_epochs == 0
+        first_use = self.state.global_step % self.algorithm.inner_epochs == 0
         if first_use:
-            if self.config.inner_epochs > 1 and len(self._rollouts) >= self.config.accumulation:
+            if self.algorithm.inner_epochs > 1 and len(self._rollouts) >= self.config.accumulation:
                 self._rollouts.clear()
-            number = self.state.global_step // self.config.inner_epochs
+            number = self.state.global_step // self.algorithm.inner_epochs
             with self._timed("reference"):
                 wanted = self.algorithm.needs_reference
                 reference_QD = self._score_reference(examples) if wanted else torch.zeros_like(scores_QD)
@@ -362,7 +337,7 @@ class FeedbackTrainer(Trainer):
             self._note(rollout.metrics)
         rollout = self._rollouts[key]
         self._taught = self._taught or rollout.teaches
-        if self.config.inner_epochs == 1:
+        if self.algorithm.inner_epochs == 1:
             self._rollouts.clear()
         loss, metrics = self.algorithm.loss(scores_QD, rollout)
         if not torch.isfinite(loss):
@@ -415,7 +390,8 @@ class FeedbackTrainer(Trainer):
         assert self.score_dev is not None
         with self._timed("dev"), self._without_autocast(), self._as_kept():
             metrics = {f"eval_{name}": value for name, value in self.score_dev(self._policy).items()}
-        self.totals["cache_hits"] += metrics.get("eval_cache_hits", 0.0)
+        for name in ("reader_calls", "cache_hits"):
+            self.totals[name] += metrics.get(f"eval_{name}", 0.0)
         if self.state.global_step == 0:
             # Weights that are never better than these are not worth having.
             self.state.best_metric, self.state.best_global_step = metrics["eval_reward"], 0
@@ -441,7 +417,6 @@ class FeedbackTrainer(Trainer):
             self.args.output_dir, self.args.save_total_limit = str(aside), None
             super()._save_checkpoint(model, trial)
             inner = aside / name
-            (inner / "training_args.bin").unlink(missing_ok=True)  # a pickle of what config.json says
             # The path that the Trainer noted is the one aside; best_global_step is all that is needed.
             self.state.best_model_checkpoint = None
             self.state.save_to_json(str(inner / "trainer_state.json"))
@@ -468,6 +443,13 @@ class FeedbackTrainer(Trainer):
             self.args.output_dir, self.args.save_total_limit = real_output, limit
             shutil.rmtree(aside, ignore_errors=True)
         self._rotate()
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """The policy's weights, tied ones once. The Trainer's own refuses these, and adds a pickle of what config.json
+        says."""
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(self._policy, str(folder / WEIGHTS))
 
     def _rotate(self) -> None:
         """Keeps the newest `save_total_limit` checkpoints and the best one."""
@@ -598,22 +580,23 @@ class MetricsFile(TrainerCallback):
             ) from error
 
 
-def _cycles(config: TrainConfig) -> int:
-    """eval_steps rounded up to whole rollouts, so that no rollout has to be in a checkpoint."""
-    return math.ceil(config.eval_steps / config.inner_epochs) * config.inner_epochs
-
-
-def _count_steps(config: TrainConfig, questions: int, max_steps: int) -> int:
+def _count_steps(config: TrainConfig, questions: int, max_steps: int, inner_epochs: int) -> int:
     """Optimizer steps of the whole run, rounded up to whole rollouts: the last checkpoint holds no rollout either.
 
     Args:
         config: the loop.
         questions: of an epoch, repeats included.
         max_steps: replaces the epochs where positive.
+        inner_epochs: optimizer steps of one rollout.
     """
     per_epoch = math.ceil(math.ceil(questions / config.batch_size) / config.accumulation)
     wanted = max_steps if max_steps > 0 else math.ceil(config.epochs * per_epoch)
-    return math.ceil(wanted / config.inner_epochs) * config.inner_epochs
+    return _whole_rollouts(wanted, inner_epochs)
+
+
+def _whole_rollouts(steps: float, inner_epochs: int) -> int:
+    """Steps rounded up to whole rollouts, so that no rollout has to be in a checkpoint."""
+    return math.ceil(steps / inner_epochs) * inner_epochs
 
 
 def _keep_to_one_device(arguments: TrainingArguments, device: torch.device) -> None:
@@ -626,9 +609,9 @@ def _keep_to_one_device(arguments: TrainingArguments, device: torch.device) -> N
 
 
 def _training_arguments(
-    config: TrainConfig, folder: Path, has_dev: bool, device_type: str = "cpu"
+    config: TrainConfig, folder: Path, has_dev: bool, device_type: str = "cpu", inner_epochs: int = 1, seed: int = 0
 ) -> TrainingArguments:
-    every = _cycles(config)
+    every = _whole_rollouts(config.eval_steps, inner_epochs)
     _check_choice("optim", config, OptimizerNames)
     _check_choice("lr_scheduler_type", config, SchedulerType)
     given = {
@@ -639,18 +622,18 @@ def _training_arguments(
         "warmup_steps": 0.1,
         "weight_decay": 0.01,
         "use_cpu": device_type == "cpu",
-        **config.trainer_arguments,
+        **config.trainer,
     }
-    with _naming("TrainingArguments", config.trainer_arguments):
+    with _naming("TrainingArguments", config.trainer):
         arguments = TrainingArguments(
             output_dir=str(folder),
             num_train_epochs=config.epochs,
             per_device_train_batch_size=config.batch_size,
             gradient_accumulation_steps=config.accumulation,
             learning_rate=config.learning_rate,
-            logging_steps=config.inner_epochs,  # a checkpoint holds no half-summed loss
-            seed=config.seed,
-            data_seed=config.seed,
+            logging_steps=inner_epochs,  # a checkpoint holds no half-summed loss
+            seed=seed,
+            data_seed=seed,
             eval_strategy="steps" if has_dev else "no",
             eval_steps=every,
             eval_on_start=has_dev,
@@ -698,7 +681,7 @@ def _one_line(error: BaseException) -> str:
 
 def _check_choice(name: str, config: TrainConfig, choices: type[Enum]) -> None:
     """Refuses a name that transformers does not know, here where its names are at hand."""
-    value, names = config.trainer_arguments.get(name), [str(choice.value) for choice in choices]
+    value, names = config.trainer.get(name), [str(choice.value) for choice in choices]
     if value is not None and value not in names:
         raise ConfigurationError(
             f"Training argument {name} is {value!r}; wanted one of {', '.join(names)}. See docs/settings.md."
@@ -732,7 +715,7 @@ def dev_scorer(
     examples: Sequence[Example], reader: Reader, reward: Reward, top_k: int, max_failed_reads: float = 0.1
 ) -> Callable[[nn.Module], dict[str, float]]:
     """A function that has the policy rank the dev questions, the reader answer from the first top_k, and returns
-    {"reward", "failed_reads", "cache_hits"}; failed reads are left out of the mean.
+    {"reward", "failed_reads", "reader_calls", "cache_hits"}; failed reads are left out of the mean.
 
     Args:
         examples: the dev questions.
@@ -769,6 +752,7 @@ def dev_scorer(
         return {
             "reward": sum(good) / len(good),
             "failed_reads": float(len(values) - len(good)),
+            "reader_calls": float(sum(result.paid for result in results)),
             "cache_hits": float(hits),
         }
 
@@ -783,7 +767,7 @@ def label_scorer(examples: Sequence[Example]) -> Callable[[nn.Module], dict[str,
         DataError: no question has a relevant document.
     """
     relevance = {example.query.query_id: example.relevance for example in examples}
-    if len(queries_without_relevant(relevance, relevance)) == len(examples):
+    if not any(map(has_relevant, relevance.values())):
         raise DataError(
             f"None of the {len(examples)} dev questions has a relevant document to choose a checkpoint by; give labels "
             "with --dev-qrels, or a --reader."
@@ -804,6 +788,7 @@ def train(
     config: TrainConfig,
     folder: Path,
     *,
+    seed: int = 0,
     score_dev: Callable[[nn.Module], dict[str, float]] | None = None,
     settings: Mapping[str, Any] | None = None,
     resume: bool = False,
@@ -819,6 +804,7 @@ def train(
         examples: questions with candidates.
         config: settings of the loop.
         folder: run folder; gets metrics.jsonl and checkpoint-N/.
+        seed: decides data order; the sampling noise has that of the algorithm.
         score_dev: from `dev_scorer` or `label_scorer`; without it the last weights are the best.
         settings: everything else that decides the result (data, model, reader); part of the fingerprint that
             --resume checks.
@@ -837,7 +823,8 @@ def train(
     usable = _usable(examples)
     algorithm.check(usable)
     make_folder(folder)
-    fingerprint = _fingerprint({"train": asdict(config), **(settings or {})})
+    loop = {"loop": asdict(config), "seed": seed, "inner_epochs": algorithm.inner_epochs}
+    fingerprint = fingerprint_of({**loop, **(settings or {})})
     # Dropout draws from one core and makes the ratio of a fresh rollout differ from 1.
     for module in policy.modules():
         if isinstance(module, nn.Dropout):
@@ -854,13 +841,14 @@ def train(
         config,
         folder,
         fingerprint,
+        seed,
         [*callbacks, *first, metrics_file, *([_Teller(on_step)] if on_step else [])],
     )
     if checkpoint is not None:
         check_fingerprint(checkpoint, fingerprint)
         trainer.restore(checkpoint)
         metrics_file.truncate(step_of(checkpoint))
-    torch.manual_seed(config.seed)
+    torch.manual_seed(seed)
     trainer.run(checkpoint)
     seconds = trainer.seconds()
     best_step = trainer.state.best_global_step if score_dev else None
@@ -915,136 +903,12 @@ WRITE_ERRORS = (OSError, SafetensorError)
 
 def write_problem(error: BaseException) -> str:
     """Why a write failed, in one line."""
-    return getattr(error, "strerror", None) or str(error).partition("\n")[0]
-
-
-def make_folder(folder: Path) -> None:
-    """Creates a run folder and proves that it can be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise StorageError(
-            f"Run folder {folder} cannot be written ({error.strerror}); wanted a writable folder. Choose another "
-            "with --name."
-        ) from error
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Replaces a file's content so that a kill leaves the old or the new, never a part."""
-    aside = path.with_name(f".{path.name}.partial")
-    with aside.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    aside.replace(path)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _digest(path: Path) -> dict[str, Any]:
-    with path.open("rb") as stream:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-
-
-def write_manifest(folder: Path) -> None:
-    """Writes sizes and hashes of all files, after these are on disk: a folder with a valid manifest is complete."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    for path in files:
-        with path.open("rb+") as stream:
-            os.fsync(stream.fileno())
-    replace_text(folder / MANIFEST, json.dumps({str(p.relative_to(folder)): _digest(p) for p in files}, indent=1))
-
-
-def is_complete(folder: Path) -> bool:
-    """True where every file of the manifest is there with its hash."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return all(_digest(folder / name) == entry for name, entry in manifest.items())
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def step_of(folder: Path) -> int:
-    """Step number in a checkpoint's name."""
-    return int(folder.name.rsplit("-", 1)[1])
-
-
-def sorted_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoint folders by step, complete or not."""
-    return sorted((p for p in folder.glob("checkpoint-*") if p.name.rsplit("-", 1)[1].isdigit()), key=step_of)
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint; damaged ones are passed over with a warning. None where there are none at all.
-
-    Raises:
-        ResumeError: there are some, but none is complete.
-    """
-    passed: list[str] = []
-    for path in reversed(sorted_checkpoints(folder)):
-        if is_complete(path):
-            if passed:
-                logger.warning(
-                    "Damaged or unreadable in %s: %s; the run goes on from %s.", folder, ", ".join(passed), path.name
-                )
-            return path
-        passed.append(path.name)
-    if passed:
-        raise ResumeError(
-            f"No checkpoint in {folder} is complete and readable ({', '.join(passed)}). If they cannot be mended, "
-            "--overwrite begins the run anew and removes them."
-        )
-    return None
-
-
-def _fingerprint(settings: Mapping[str, Any]) -> str:
-    return json.dumps(settings, sort_keys=True, default=str)
-
-
-def check_fingerprint(checkpoint: Path, wanted: str) -> None:
-    """Refuses to go on from a checkpoint with other settings than the run began with."""
-    found = json.loads((checkpoint / ALGORITHM_STATE).read_text(encoding="utf-8"))["fingerprint"]
-    check_same_settings(json.loads(found), json.loads(wanted), checkpoint.parent)
-
-
-def check_same_settings(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    """Refuses other settings than the run in the folder began with, naming the first that differs.
-
-    Raises:
-        ResumeError: one differs.
-    """
-    old, new = _flat(before), _flat(now)
-    for name in sorted({*old, *new}):
-        if old.get(name) != new.get(name):
-            raise ResumeError(
-                f"Setting {name} is {new.get(name)!r}, but the run in {folder} began with {old.get(name)!r}. "
-                "Give the same settings to --resume, or start a new run with another --name."
-            )
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {
-        name: leaf for key, part in value.items() for name, leaf in _flat(part, f"{prefix}.{key}".lstrip(".")).items()
-    }
+    return getattr(error, "strerror", None) or " ".join(str(error).split())
 
 
 def load_weights(policy: nn.Module, checkpoint: Path) -> None:
     """Loads a checkpoint's weights into the policy, exactly."""
-    from safetensors.torch import load_file
-
-    policy.load_state_dict(load_file(str(checkpoint / "model.safetensors")), strict=True)
+    load_model(policy, checkpoint / WEIGHTS)
 
 
 @torch.no_grad()

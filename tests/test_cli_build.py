@@ -165,8 +165,8 @@ def test_a_refused_demo_leaves_the_earlier_one(
         ("loop.trainer.warmup_steps=-1", "Setting loop.trainer.warmup_steps is -1; wanted a number, 0 or more"),
         ("loop.trainer.bf16=maybe", "Setting loop.trainer.bf16 is 'maybe'; wanted true or false"),
         ("loop.trainer.max_steps=1.5", "Setting loop.trainer.max_steps is 1.5; wanted a whole number"),
-        ("rrpo.beta=-1", "RRPO setting beta is -1"),
-        ("rrpo.beta=.inf", "RRPO setting beta is inf"),
+        ("rrpo.beta=-1", "Setting rrpo.beta is -1"),
+        ("rrpo.beta=.inf", "Setting rrpo.beta is inf"),
         ("reader.deadline=0", "Setting reader.deadline is 0"),
         ("reader.attempt_timeout=0", "Setting reader.attempt_timeout is 0"),
         ("reader.max_retries=-1", "Setting reader.max_retries is -1"),
@@ -268,6 +268,8 @@ def test_a_folder_of_a_language_model_is_a_reader(tmp_path: Path) -> None:
             assert reader.answer([CONTEXT]) == [Answer("rome", paid=False)]
             names.add(reader.name)
         totals = store.ledger.totals("run")
+        with pytest.raises(ConfigurationError, match="but 'gpt' was given as model of an endpoint"):
+            build_reader(ReaderSettings(reader=str(folder), model="gpt"), store, "run")
     assert (len(names), totals.calls, totals.price) == (2, 2, 0.0)
     assert all(name.startswith("lm@sha256:") for name in names)
 

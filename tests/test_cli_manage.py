@@ -369,14 +369,16 @@ def test_doctor_tells_a_cache_that_cannot_be_written(tmp_path: Path, capsys: pyt
     assert "cannot be written" in str(checks[f"read cache {tmp_path / 'file' / 'reads.sqlite'}"]["found"])
 
 
-def test_doctor_works_without_torch(tmp_path: Path) -> None:
-    hidden = f"import sys; sys.modules['torch'] = None; {MAIN}"
+@pytest.mark.parametrize(("missing", "torch"), [("torch", False), ("safetensors", True), ("huggingface_hub", True)])
+def test_doctor_works_without(tmp_path: Path, missing: str, torch: bool) -> None:
+    hidden = f"import sys; sys.modules['{missing}'] = None; {MAIN}"
     done = run_process("doctor", "--output", "json", cwd=tmp_path, code=hidden)
     record = one_line(done.stdout)
     assert done.returncode == 0, done.stderr
     names = [check["name"] for check in record["checks"]]
     assert "bm25s" in names
-    assert "torch devices" not in names
+    assert ("torch devices" in names) is torch
+    assert "embedded reader" not in names
 
 
 def test_the_packages_are_those_of_pyproject() -> None:

@@ -43,7 +43,13 @@ def test_help_loads_no_deep_learning_library(arguments: list[str], tmp_path: Pat
 
 WITHOUT_TORCH = """
 import json, sys
-sys.modules["torch"] = None
+
+class NoTorch:  # None in sys.modules would do for us, but scipy looks there for a module
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torch":
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+sys.meta_path.insert(0, NoTorch())
 from rankwright.cli.app import run
 for arguments in json.loads(sys.argv[1]):
     print(f"exit code {run(arguments)}")

@@ -18,6 +18,7 @@ import pytest
 from safetensors.torch import load_file
 
 from rankwright.algorithms import Supervised
+from rankwright.checkpoints import newest_checkpoint, step_of
 from rankwright.cli.app import run
 from rankwright.cli.build import Splits, load_splits
 from rankwright.cli.card import _chosen
@@ -30,7 +31,7 @@ from rankwright.evaluation import Evaluation, FirstStage, evaluate
 from rankwright.metrics.answer import normalise
 from rankwright.rerankers import load
 from rankwright.rewards import resolve_reward
-from rankwright.training import newest_checkpoint, requests_of, step_of
+from rankwright.training import requests_of
 from rankwright.types import Answer, Context, Document, Example, Query, ReadFailed, ReadResult
 from tests.cli_kit import make_model, rows, write_rows
 
@@ -277,6 +278,10 @@ def test_the_progress_says_how_many_reader_calls_may_still_come() -> None:
         (2, 10, "reward 0.250, reference 0.500, dev 0.750, at most 128 reader calls left in training"),
         (10, 10, "reward 0.250, reference 0.500, dev 0.750, at most 0 reader calls left in training"),
     ]
+    tell = _teller(lambda *what: told.append(what), 16, inner_epochs=4)
+    tell(3, 12, {})
+    tell(4, 12, {})
+    assert [words for _, _, words in told[3:]] == ["at most 32 reader calls left in training"] * 2
 
 
 def test_passages_that_are_too_long_and_rows_that_were_skipped_are_told(

@@ -448,6 +448,23 @@ def test_trec_topics_may_be_named_and_json_lines(trec: Path) -> None:
     assert "1 of 2 queries, for example '7', have no topic" in with_warning.warnings[0].found
 
 
+def test_a_run_with_topics_is_a_run_whatever_its_first_line_is(trec: Path) -> None:
+    run = write(trec / "torn.run", "query_id Q0 doc_id rank score\n" + (trec / "first.run").read_text())
+    given: dict[str, Any] = {"corpus": trec / "passages.jsonl", "topics": trec / "topics.txt"}
+    with pytest.raises(DataError, match=r"torn\.run, line 1"):
+        load_examples(run, "trec", **given)
+    dataset = load_examples(run, "trec", on_bad_row="skip", **given)
+    assert ([len(example.candidates) for example in dataset.examples], dataset.skipped) == ([2, 1], 1)
+
+
+def test_a_corpus_may_be_loaded_already(trec: Path) -> None:
+    corpus = load_examples(trec / "topics.txt", "trec", corpus=trec / "passages.jsonl").corpus
+    (trec / "passages.jsonl").unlink()
+    dataset = load_examples(trec / "first.run", "trec", corpus=corpus)
+    assert [document.doc_id for document in dataset.examples[0].candidates] == ["k", "c"]
+    assert dataset.corpus == corpus
+
+
 # --- writers ---
 
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(str.strip)

@@ -15,8 +15,9 @@ import yaml
 
 import rankwright
 from rankwright.algorithms import RRPO, RRPOConfig, Supervised
+from rankwright.algorithms.config import TrainConfig
 from rankwright.cli.settings import RunSettings
-from rankwright.training import SUPPORTED_ARGUMENTS, TrainConfig, dev_scorer, train
+from rankwright.training import SUPPORTED_ARGUMENTS, dev_scorer, train
 from tests.toy import ToyPolicy, ToyReader, examples
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,10 +126,10 @@ def test_the_api_page_refuses_a_name_without_docstring(monkeypatch: pytest.Monke
         build.api_page()
 
 
-def _logged(folder: Path, algorithm: RRPO | Supervised, inner_epochs: int = 1) -> list[set[str]]:
+def _logged(folder: Path, algorithm: RRPO | Supervised) -> list[set[str]]:
     """Names on the lines of training steps, and on those of dev."""
     policy, reward = ToyPolicy(), rankwright.answer_reward("f1")
-    config = TrainConfig(epochs=1, batch_size=4, inner_epochs=inner_epochs, eval_steps=2, top_k=1)
+    config = TrainConfig(epochs=1, batch_size=4, eval_steps=2)
     dev = dev_scorer(examples(4), ToyReader(), reward, top_k=1)
     train(policy, copy.deepcopy(policy), algorithm, examples(8), config, folder, score_dev=dev)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -160,7 +161,7 @@ ON_EVERY_LINE = {"step", "epoch"}
 )
 def test_the_page_of_rrpo_names_what_is_logged_and_nothing_else(tmp_path: Path, config: RRPOConfig) -> None:
     algorithm = RRPO(config, ToyReader(fail_every=30), rankwright.answer_reward("f1"))
-    steps, dev = _logged(tmp_path, algorithm, config.inner_epochs)
+    steps, dev = _logged(tmp_path, algorithm)
     tables = [re.findall(r"^\| `(\w+)` \|", part, re.MULTILINE) for part in LOGGED.split("Lines of evaluations on dev")]
     assert [sorted(names) for names in tables] == [sorted(steps - ON_EVERY_LINE), sorted(dev - ON_EVERY_LINE)]
     assert steps & dev >= ON_EVERY_LINE

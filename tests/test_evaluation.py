@@ -68,7 +68,7 @@ class ToyReader:
     def _one(self, context: Context) -> ReadResult:
         first = f"{context.query.query_id}:{context.documents[0].doc_id}"
         if context.query.query_id in self.failing or first in self.failing:
-            return ReadFailed("timeout")
+            return ReadFailed("timeout", paid=False)
         texts = [document.text for document in context.documents if document.text.startswith("the answer")]
         return Answer(texts[0].removeprefix("the answer is ") if texts else "unknown")
 
@@ -230,11 +230,10 @@ def test_signature_names_what_a_score_depends_on() -> None:
         depth=5,
         set_name="a|b",
         retriever="bm25s",
-        prompt="2",
         seed=7,
     )
     tail = f"data:{digest_of(EXAMPLES)[:8]}|bs:1000|seed:7|norm:squad|v:{rankwright.__version__}"
-    assert evaluation.signature == f"F1@3|set:a/b|retriever:bm25s|depth:5|reader:toy|prompt:2|queries:12|{tail}"
+    assert evaluation.signature == f"F1@3|set:a/b|retriever:bm25s|depth:5|reader:toy|queries:12|{tail}"
     assert evaluation.signature_of("hit@3") == f"hit@3|set:a/b|retriever:bm25s|depth:5|queries:12|{tail}"
     assert "norm" not in evaluation.signature_of("nDCG@10")
     assert "reader" not in evaluation.signature_of("nDCG@10")

@@ -519,10 +519,10 @@ def test_over_http_answers_prices_and_faults_reach_the_ledger(path: Path) -> Non
 
 def test_totals_by_run_and_over_all(path: Path) -> None:
     with ReadStore(path) as store:
-        store.ledger.record(
-            [LedgerEntry("a", "m", "ok", 1, 10, 2, 0.5), LedgerEntry("a", "m", "timeout", 3, 20, 4, 0.25)]
+        store.put_many(
+            {}, [LedgerEntry("a", "m", "ok", 1, 10, 2, 0.5), LedgerEntry("a", "m", "timeout", 3, 20, 4, 0.25)]
         )
-        store.ledger.record([LedgerEntry("b", "m", "ok", 1, 5, 1, 0.0)])
+        store.put_many({}, [LedgerEntry("b", "m", "ok", 1, 5, 1, 0.0)])
         a, b, both, none = (store.ledger.totals(run) for run in ("a", "b", None, "c"))
         assert store.ledger.runs() == ["a", "b"]
     assert (a.calls, a.attempts, a.failed, a.input_tokens, a.output_tokens, a.price) == (2, 4, 1, 30, 6, 0.75)
@@ -533,8 +533,8 @@ def test_totals_by_run_and_over_all(path: Path) -> None:
 
 def test_an_unknown_price_is_never_zero(path: Path) -> None:
     with ReadStore(path) as store:
-        store.ledger.record(
-            [LedgerEntry("a", "m", "ok"), LedgerEntry("b", "m", "ok", 1, 1, 1, 0.5), LedgerEntry("b", "m", "ok")]
+        store.put_many(
+            {}, [LedgerEntry("a", "m", "ok"), LedgerEntry("b", "m", "ok", 1, 1, 1, 0.5), LedgerEntry("b", "m", "ok")]
         )
         a, b = store.ledger.totals("a"), store.ledger.totals("b")
     assert (a.price, a.price_text, a.uncounted_calls) == (None, "unknown", 1)

@@ -75,8 +75,8 @@ def test_order_and_shift_change_nothing(scores: list[float], random) -> None:
 
 
 def test_check_shapes_names_tensor_axis_and_sizes() -> None:
-    scores_QD, labels_QD, none_QD = torch.zeros(2, 3), torch.zeros(2, 4), None  # noqa: F841
-    check_shapes(scores_QD="Q D", none_QD="Q D")
+    scores_QD, labels_QD = torch.zeros(2, 3), torch.zeros(2, 4)  # noqa: F841
+    check_shapes(scores_QD="Q D")
     with pytest.raises(ValueError, match="labels_QD has 4 on axis D; wanted 3"):
         check_shapes(scores_QD="Q D", labels_QD="Q D")
     with pytest.raises(ValueError, match=r"scores_QD has shape \(2, 3\); wanted axes \(Q S D\)"):

@@ -24,6 +24,7 @@ def test_exact_p_of_one_direction_is_two_patterns_of_all() -> None:
 
 def test_no_difference_has_p_one() -> None:
     assert paired_permutation_test([0.0] * 50) == 1.0
+    assert paired_permutation_test([0.0, 0.5]) == 1.0
     assert paired_permutation_test([1.0, -1.0] * 100) == pytest.approx(1.0)
 
 

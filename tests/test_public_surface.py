@@ -33,6 +33,7 @@ LIGHT_MODULES = [
     "rankwright.rewards",
     "rankwright.algorithms.config",
     "rankwright.algorithms.arguments",
+    "rankwright.checkpoints",
     "rankwright.evaluation",
     "rankwright.reporting",
 ]
@@ -44,6 +45,15 @@ LIGHT_MODULES = [
 @pytest.mark.parametrize("name", rankwright.__all__)
 def test_every_public_name_can_be_imported(name: str) -> None:
     assert getattr(rankwright, name) is not None
+
+
+def test_type_checkers_see_every_public_name() -> None:
+    """What `__getattr__` gives is Any to them."""
+    tree = ast.parse(Path(rankwright.__file__).read_text("utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {a.asname: (n.module, a.name) for n in block.body if isinstance(n, ast.ImportFrom) for a in n.names}
+    names = {name: (module, rankwright._ALIASES.get(name, name)) for name, module in rankwright._WHERE.items()}
+    assert seen == names
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:

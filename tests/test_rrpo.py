@@ -583,7 +583,7 @@ def test_the_window_goes_through_a_checkpoint() -> None:
     ],
 )
 def test_settings_out_of_range_are_named(name: str, value: object) -> None:
-    with pytest.raises(ConfigurationError, match=f"RRPO setting {name} is {value!r}"):
+    with pytest.raises(ConfigurationError, match=rf"Setting rrpo\.{name} is {value!r}; wanted "):
         RRPOConfig(**{name: value})  # pyright: ignore[reportArgumentType]
 
 

@@ -23,6 +23,8 @@ import torch
 from transformers import BertForSequenceClassification, TrainerCallback
 
 from rankwright.algorithms import RRPO, RRPOConfig, Supervised
+from rankwright.algorithms.config import TrainConfig
+from rankwright.checkpoints import is_complete, newest_checkpoint, sorted_checkpoints, step_of, write_manifest
 from rankwright.errors import ConfigurationError, DataError, ReaderError, ResumeError, StorageError, TrainingError
 from rankwright.llms.cache import ReadStore
 from rankwright.readers import CachedReader
@@ -31,19 +33,13 @@ from rankwright.rerankers.cross_encoder import CrossEncoderReranker
 from rankwright.rewards import answer_reward
 from rankwright.training import (
     FeedbackTrainer,
-    TrainConfig,
     TrainResult,
     _keep_to_one_device,
     _training_arguments,
     dev_scorer,
-    is_complete,
     label_scorer,
-    newest_checkpoint,
     requests_of,
-    sorted_checkpoints,
-    step_of,
     train,
-    write_manifest,
 )
 from rankwright.types import Answer, Context, Document, Example, Query, Reader, ReadFailed, ReadResult, RerankRequest
 from tests.tiny_bert import tiny_config, tiny_tokenizer
@@ -55,9 +51,7 @@ LOOP = TrainConfig(
     learning_rate=0.3,
     eval_steps=3,
     patience=0,
-    top_k=3,
-    seed=1,
-    trainer_arguments={"weight_decay": 0.0},
+    trainer={"weight_decay": 0.0},
 )
 
 
@@ -70,12 +64,14 @@ def run(
     callbacks: tuple = (),
     count: int = 20,
     reader: Reader | None = None,
+    top_k: int = 1,
+    seed: int = 1,
 ) -> tuple[ToyPolicy, TrainResult]:
     policy = ToyPolicy()
     rrpo = rrpo or RRPOConfig(beta=0.0)
     reward = answer_reward("f1")
-    algorithm = RRPO(rrpo, reader or ToyReader(), reward, seed=config.seed)
-    dev = dev_scorer(examples(4), reader or ToyReader(), reward, config.top_k)
+    algorithm = RRPO(rrpo, reader or ToyReader(), reward, seed=seed)
+    dev = dev_scorer(examples(4), reader or ToyReader(), reward, top_k)
     result = train(
         policy,
         copy.deepcopy(policy),
@@ -83,6 +79,7 @@ def run(
         examples(count),
         config,
         folder,
+        seed=seed,
         score_dev=dev,
         settings={"rrpo": rrpo},
         resume=resume,
@@ -92,9 +89,7 @@ def run(
 
 
 def test_rrpo_finds_the_document_that_the_reader_needs(tmp_path: Path) -> None:
-    policy, result = run(
-        tmp_path, TrainConfig(epochs=8, batch_size=4, learning_rate=0.3, eval_steps=10, top_k=1, seed=1)
-    )
+    policy, result = run(tmp_path, TrainConfig(epochs=8, batch_size=4, learning_rate=0.3, eval_steps=10))
     assert result.dev_before == 0.0
     assert result.dev_best == 1.0
     assert int(policy.scores.argmax()) == 7
@@ -113,7 +108,7 @@ def test_rrpo_finds_the_document_that_the_reader_needs(tmp_path: Path) -> None:
     ],
 )
 def test_every_option_learns_the_toy_world(tmp_path: Path, rrpo: RRPOConfig) -> None:
-    config = TrainConfig(epochs=8, batch_size=4, learning_rate=0.3, eval_steps=10, top_k=1, seed=1)
+    config = TrainConfig(epochs=8, batch_size=4, learning_rate=0.3, eval_steps=10)
     _, result = run(tmp_path, config, rrpo)
     assert result.dev_best == 1.0
 
@@ -154,7 +149,7 @@ def test_a_resumed_run_keeps_the_same_share_of_the_way(tmp_path: Path) -> None:
 
 
 def test_inner_epochs_reuse_the_rollout(tmp_path: Path) -> None:
-    config = TrainConfig(epochs=4, batch_size=4, inner_epochs=2, learning_rate=0.3, eval_steps=10, top_k=1, seed=1)
+    config = TrainConfig(epochs=4, batch_size=4, learning_rate=0.3, eval_steps=10)
     _, result = run(tmp_path, config, RRPOConfig(inner_epochs=2, beta=0.0))
     assert result.steps == 4 * (20 // 4) * 2
     assert result.dev_best == 1.0
@@ -245,8 +240,6 @@ def test_a_resumed_run_is_bit_equal_to_an_unbroken_one(
         learning_rate=0.3,
         eval_steps=every,
         patience=0,
-        top_k=1,
-        seed=3,
     )
     whole, whole_result = run(tmp_path / "whole", config)
     with pytest.raises(StoppedError):
@@ -285,7 +278,9 @@ def test_a_run_that_is_resumed_with_a_cache_differs_in_what_the_cache_gave_alone
 
     def once(name: str, **more: Any) -> torch.Tensor:
         with ReadStore(tmp_path / f"{name}.sqlite") as store:
-            policy, _ = run(tmp_path / name, replace(LOOP, epochs=3), reader=CachedReader(toys[name], store), **more)
+            policy, _ = run(
+                tmp_path / name, replace(LOOP, epochs=3), reader=CachedReader(toys[name], store), top_k=3, **more
+            )
         return policy.scores
 
     def stopping(folder: Path) -> None:
@@ -306,7 +301,10 @@ def test_a_run_that_is_resumed_with_a_cache_differs_in_what_the_cache_gave_alone
     assert toys["broken"].calls == toys["whole"].calls
 
     def uncounted(row: dict[str, Any]) -> dict[str, Any]:
-        return {**row, **dict.fromkeys(row.keys() & {"reader_calls", "cache_hits", "eval_cache_hits"})}
+        return {
+            **row,
+            **dict.fromkeys(row.keys() & {"reader_calls", "cache_hits", "eval_reader_calls", "eval_cache_hits"}),
+        }
 
     def more(name: str) -> set[int]:
         return {two["step"] for one, two in pairs if name in one and two[name] > one[name]}
@@ -352,7 +350,7 @@ def test_a_resumed_run_of_a_padded_bert_is_bit_equal_too(tmp_path: Path, every: 
     """Two steps an epoch. The resumed run scores the frozen reference anew, with other questions in a batch than in the
     first epoch, and other numbers of them."""
     base = wide_cross_encoder()
-    config = TrainConfig(epochs=3, batch_size=4, learning_rate=1e-3, eval_steps=every, top_k=1, seed=1)
+    config = TrainConfig(epochs=3, batch_size=4, learning_rate=1e-3, eval_steps=every)
 
     def once(folder: Path, *, resume: bool = False, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
         policy, rrpo = copy.deepcopy(base), RRPOConfig(beta=0.1, samples=2, train_k=1)
@@ -381,7 +379,7 @@ def test_after_training_in_bf16_the_policy_scores_as_the_saved_model(tmp_path: P
         return {"reward": float(len(seen))}  # the last weights are the best
 
     config = TrainConfig(
-        epochs=1, batch_size=4, learning_rate=1e-3, eval_steps=1, trainer_arguments={"bf16": True, "use_cpu": True}
+        epochs=1, batch_size=4, learning_rate=1e-3, eval_steps=1, trainer={"bf16": True, "use_cpu": True}
     )
     algorithm = RRPO(RRPOConfig(samples=2, train_k=1), ToyReader(), answer_reward("f1"))
     train(policy, copy.deepcopy(policy), algorithm, questions, config, tmp_path, score_dev=score_dev)
@@ -400,7 +398,7 @@ def test_in_bf16_the_training_itself_is_in_bf16(tmp_path: Path) -> None:
     base, after = wide_cross_encoder(), []
     for precision in ({}, {"bf16": True}):
         policy = copy.deepcopy(base)
-        config = TrainConfig(epochs=1, batch_size=4, learning_rate=1e-3, trainer_arguments=precision)
+        config = TrainConfig(epochs=1, batch_size=4, learning_rate=1e-3, trainer=precision)
         algorithm = RRPO(RRPOConfig(samples=2, train_k=1), ToyReader(), answer_reward("f1"))
         train(policy, copy.deepcopy(base), algorithm, padded_examples(8), config, tmp_path)
         after.append(dict(policy.state_dict()))
@@ -409,7 +407,7 @@ def test_in_bf16_the_training_itself_is_in_bf16(tmp_path: Path) -> None:
 
 def test_resume_refuses_other_settings_and_names_them(tmp_path: Path) -> None:
     run(tmp_path)
-    with pytest.raises(ResumeError, match=r"train\.learning_rate is 0\.1, but the run .* began with 0\.3"):
+    with pytest.raises(ResumeError, match=r"loop\.learning_rate is 0\.1, but the run .* began with 0\.3"):
         run(tmp_path, TrainConfig(**{**vars(LOOP), "learning_rate": 0.1}), resume=True)
 
 
@@ -444,7 +442,7 @@ def test_an_earlier_run_stays_until_training_begins(tmp_path: Path) -> None:
     run(tmp_path)
     before = sorted_checkpoints(tmp_path), rows_of(tmp_path)
     with pytest.raises(ConfigurationError, match="optim"):
-        run(tmp_path, replace(LOOP, trainer_arguments={"optim": "adamw_bnb_8bit"}))
+        run(tmp_path, replace(LOOP, trainer={"optim": "adamw_bnb_8bit"}))
     assert (sorted_checkpoints(tmp_path), rows_of(tmp_path)) == before
 
 
@@ -478,15 +476,15 @@ def test_resuming_a_finished_run_trains_no_further(tmp_path: Path) -> None:
     [
         ({"epochs": 1.5}, 1, 8),
         ({"epochs": 1.5}, 2, 16),  # 15 is half a rollout
-        ({"trainer_arguments": {"max_steps": 7}}, 1, 7),
-        ({"trainer_arguments": {"max_steps": 7}}, 2, 8),
+        ({"trainer": {"max_steps": 7}}, 1, 7),
+        ({"trainer": {"max_steps": 7}}, 2, 8),
     ],
 )
 def test_a_finished_run_of_any_length_is_left_as_it_is(
     tmp_path: Path, length: dict[str, Any], inner_epochs: int, steps: int
 ) -> None:
     """Evaluations every 5 or 6 steps, so the last step has one of its own, once."""
-    loop = {"batch_size": 4, "learning_rate": 0.01, "eval_steps": 5, "top_k": 1, "inner_epochs": inner_epochs}
+    loop = {"batch_size": 4, "learning_rate": 0.01, "eval_steps": 5}
     config, rrpo = TrainConfig(**{**loop, **length}), RRPOConfig(beta=0.0, inner_epochs=inner_epochs)
     policy, result = run(tmp_path, config, rrpo)
     assert result.steps == steps
@@ -504,7 +502,7 @@ def test_a_finished_run_of_any_length_is_left_as_it_is(
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("step", [4, 7, 9])
 def test_a_resumed_run_with_inner_epochs_is_bit_equal(tmp_path: Path, step: int) -> None:
-    config = TrainConfig(epochs=1.5, batch_size=4, inner_epochs=2, learning_rate=0.3, eval_steps=3, top_k=1, seed=3)
+    config = TrainConfig(epochs=1.5, batch_size=4, learning_rate=0.3, eval_steps=3)
     rrpo = RRPOConfig(beta=0.1, inner_epochs=2)
     run(tmp_path / "whole", config, rrpo)
     with pytest.raises(StoppedError):
@@ -514,7 +512,7 @@ def test_a_resumed_run_with_inner_epochs_is_bit_equal(tmp_path: Path, step: int)
 
 
 def test_inner_epochs_need_questions_for_one_rollout(tmp_path: Path) -> None:
-    config = TrainConfig(batch_size=2, accumulation=2, inner_epochs=2)
+    config = TrainConfig(batch_size=2, accumulation=2)
     with pytest.raises(TrainingError, match=r"a rollout takes 4 questions .* there are 3 for training"):
         run(tmp_path, config, RRPOConfig(inner_epochs=2), count=3)
 
@@ -610,7 +608,7 @@ def test_when_every_read_fails_nothing_moves(tmp_path: Path, good: int) -> None:
 
     algorithm = RRPO(RRPOConfig(max_failed_reads=1.0), FailsAfter(good), answer_reward("f1"))
     no_warmup = {"warmup_steps": 0}  # its first step has a learning rate of 0
-    config = TrainConfig(epochs=1, batch_size=4, learning_rate=0.3, eval_steps=5, trainer_arguments=no_warmup)
+    config = TrainConfig(epochs=1, batch_size=4, learning_rate=0.3, eval_steps=5, trainer=no_warmup)
     train(policy, reference, algorithm, examples(20), config, tmp_path, callbacks=[Remember()])
     assert len(seen) == 6
     assert [torch.equal(*pair) for pair in itertools.pairwise(seen)] == [False] * good + [True] * (5 - good)
@@ -638,7 +636,7 @@ def test_dev_is_not_judged_by_the_few_reads_that_succeed(failed: int, of: int, a
         with pytest.raises(ReaderError, match=rf"'toy' failed on {failed} of {of} dev reads.* --resume"):
             score(ToyPolicy())
     else:
-        assert score(ToyPolicy()) == {"reward": 1.0, "failed_reads": failed, "cache_hits": 0}
+        assert score(ToyPolicy()) == {"reward": 1.0, "failed_reads": failed, "reader_calls": of, "cache_hits": 0}
 
 
 def test_answers_of_the_cache_on_dev_are_counted_too(tmp_path: Path) -> None:
@@ -655,9 +653,40 @@ def test_answers_of_the_cache_on_dev_are_counted_too(tmp_path: Path) -> None:
     assert result.cache_hits == 20
 
 
+def test_reads_on_dev_are_counted_too(tmp_path: Path) -> None:
+    reader, policy, reward = ToyReader(), ToyPolicy(), answer_reward("f1")
+    algorithm, score = RRPO(RRPOConfig(), reader, reward), dev_scorer(examples(4), reader, reward, 3)
+    result = train(policy, copy.deepcopy(policy), algorithm, examples(20), LOOP, tmp_path, score_dev=score)
+    assert result.reader_calls == reader.calls
+    assert [row["eval_reader_calls"] for row in rows_of(tmp_path) if "eval_reader_calls" in row] == [4] * 5
+
+
+class TiedPolicy(ToyPolicy):
+    """The same weights under two names, as encoder and decoder of some models share their embeddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.again = self.scores
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_tied_weights_are_saved_and_resumed(tmp_path: Path) -> None:
+    def once(folder: Path, **more: Any) -> TiedPolicy:
+        policy = TiedPolicy()
+        algorithm = RRPO(RRPOConfig(beta=0.0), ToyReader(), answer_reward("f1"))
+        train(policy, copy.deepcopy(policy), algorithm, examples(20), LOOP, folder, **more)
+        return policy
+
+    with pytest.raises(StoppedError):
+        once(tmp_path / "broken", callbacks=(stop_at(4),))
+    policy = once(tmp_path / "broken", resume=True)
+    assert policy.again is policy.scores
+    assert torch.equal(policy.scores, once(tmp_path / "whole").scores)
+
+
 def test_a_tracker_gets_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
-    run(tmp_path / "run", TrainConfig(**{**vars(LOOP), "trainer_arguments": {"report_to": ["tensorboard"]}}))
+    run(tmp_path / "run", TrainConfig(**{**vars(LOOP), "trainer": {"report_to": ["tensorboard"]}}))
     assert any(b"reward" in path.read_bytes() for path in (tmp_path / "board").rglob("events.out.tfevents.*"))
 
 
@@ -704,13 +733,13 @@ def test_labels_that_name_no_candidate_are_nothing_to_learn_from(tmp_path: Path)
 @pytest.mark.parametrize("argument", ["fsdp", "logging_steps"])
 def test_unsupported_training_arguments_are_named(argument: str) -> None:
     with pytest.raises(ConfigurationError, match=f"{argument} cannot be set; wanted some of"):
-        TrainConfig(trainer_arguments={argument: 5})
+        TrainConfig(trainer={argument: 5})
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"weight_decay": "light"}, r"trainer_arguments\.weight_decay is 'light'; wanted a number, 0 or more"),
+        ({"weight_decay": "light"}, r"trainer\.weight_decay is 'light'; wanted a number, 0 or more"),
         ({"weight_decay": True}, "is True; wanted a number"),
         ({"weight_decay": math.nan}, "is nan; wanted a number"),
         ({"warmup_steps": -1}, "is -1; wanted a number, 0 or more"),
@@ -728,13 +757,13 @@ def test_unsupported_training_arguments_are_named(argument: str) -> None:
 )
 def test_values_of_training_arguments_are_checked_with_the_settings(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        TrainConfig(trainer_arguments=arguments)
+        TrainConfig(trainer=arguments)
 
 
 def test_numbers_that_came_as_text_are_numbers() -> None:
     given = {"weight_decay": "1e-4", "max_steps": "1e3", "lr_scheduler_kwargs": {"min_lr": "1e-6", "decay": "linear"}}
     wanted = {"weight_decay": 1e-4, "max_steps": 1000, "lr_scheduler_kwargs": {"min_lr": 1e-6, "decay": "linear"}}
-    assert TrainConfig(trainer_arguments=given).trainer_arguments == wanted
+    assert TrainConfig(trainer=given).trainer == wanted
 
 
 @pytest.mark.parametrize(
@@ -763,7 +792,7 @@ def test_what_only_transformers_knows_is_refused_before_anything_is_read(
     """The packages of adamw_torch_xla and flyte are not among our extras."""
     monkeypatch.setattr(ToyReader, "answer", lambda *_: pytest.fail("the reader was asked"))
     with pytest.raises(ConfigurationError, match=message):
-        run(tmp_path, TrainConfig(**{**vars(LOOP), "trainer_arguments": arguments}))
+        run(tmp_path, TrainConfig(**{**vars(LOOP), "trainer": arguments}))
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
@@ -788,7 +817,7 @@ class Watch(TrainerCallback):
 def watched(folder: Path, **arguments: Any) -> Watch:
     """Four steps on labels, so that each has a gradient; the fourth is only seen to begin."""
     given = {"max_steps": 4, "warmup_steps": 0, "weight_decay": 0.0, **arguments}
-    config = TrainConfig(batch_size=4, learning_rate=0.3, eval_steps=1, trainer_arguments=given)
+    config = TrainConfig(batch_size=4, learning_rate=0.3, eval_steps=1, trainer=given)
     watch = Watch()
     train(ToyPolicy(), ToyPolicy(), Supervised(), examples(20), config, folder, callbacks=[watch])
     assert all(not torch.equal(*pair) for pair in itertools.pairwise(watch.weights))
@@ -850,7 +879,7 @@ def test_worker_processes_change_nothing_of_a_run(tmp_path: Path) -> None:
 
     def config(workers: int) -> TrainConfig:
         given = {"dataloader_num_workers": workers}
-        return TrainConfig(batch_size=4, learning_rate=0.3, eval_steps=3, top_k=1, seed=3, trainer_arguments=given)
+        return TrainConfig(batch_size=4, learning_rate=0.3, eval_steps=3, trainer=given)
 
     assert watched(tmp_path / "watched", dataloader_num_workers=1).workers == 1
     run(tmp_path / "whole", config(0))
@@ -881,7 +910,7 @@ class NoLoss(Supervised):
 def learn_labels(policy: ToyPolicy, algorithm: Supervised, folder: Path) -> torch.Tensor:
     """The weights before."""
     before = policy.scores.detach().clone()
-    config = TrainConfig(batch_size=4, learning_rate=0.3, eval_steps=1, trainer_arguments={"warmup_steps": 0})
+    config = TrainConfig(batch_size=4, learning_rate=0.3, eval_steps=1, trainer={"warmup_steps": 0})
     train(policy, ToyPolicy(), algorithm, examples(20), config, folder)
     return before
 

@@ -107,7 +107,7 @@ ARGUMENTS: Mapping[str, Argument] = {
     "weight_decay": FROM_ZERO,
 }
 SUPPORTED_ARGUMENTS = frozenset(ARGUMENTS)
-"""TrainingArguments that `trainer_arguments` may set; the others are set from TrainConfig or make no sense here."""
+"""TrainingArguments that `TrainConfig.trainer` may set; the others are set from TrainConfig or make no sense here."""
 
 
 def checked_arguments(given: Mapping[str, Any], prefix: str) -> dict[str, Any]:

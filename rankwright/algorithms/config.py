@@ -1,12 +1,85 @@
-"""Settings of the algorithms; imports no torch, so that the command line can show them quickly."""
+"""Settings of the loop and of the algorithms, and how settings are checked; imports no torch, so that the command line
+can show them quickly."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+from rankwright.algorithms.arguments import checked_arguments
 from rankwright.errors import ConfigurationError
+
+
+def require(prefix: str, settings: object, wanted: Mapping[str, tuple[bool, str]]) -> None:
+    """Raises a ConfigurationError for the first setting that is not as wanted: name -> (is good, what is good)."""
+    for name, (good, words) in wanted.items():
+        if not good:
+            raise ConfigurationError(
+                f"Setting {prefix}{name} is {getattr(settings, name)!r}; wanted {words}. See docs/settings.md."
+            )
+
+
+def at_least(smallest: float, value: float) -> tuple[bool, str]:
+    """For `require`: finite and not smaller."""
+    return smallest <= value < math.inf, f"{smallest:g} or more"
+
+
+def above_zero(value: float) -> tuple[bool, str]:
+    """For `require`: finite and positive."""
+    return 0 < value < math.inf, "a number above 0"
+
+
+def share(value: float) -> tuple[bool, str]:
+    """For `require`: from 0 to 1."""
+    return 0 <= value <= 1, "0 to 1"
+
+
+def one_of(value: object, *names: object) -> tuple[bool, str]:
+    """For `require`: one of the names."""
+    return value in names, f"one of {', '.join(map(str, names))}"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of the loop, the same for every algorithm."""
+
+    epochs: float = 2.0
+    """Passes over the training questions; rounded up to whole rollouts."""
+    batch_size: int = 8
+    """Questions of one forward and backward pass."""
+    accumulation: int = 1
+    """Passes of one optimizer step."""
+    learning_rate: float = 2e-5
+    """Peak of the schedule."""
+    eval_steps: int = 25
+    """Optimizer steps between two evaluations on dev, each followed by a checkpoint."""
+    patience: int = 3
+    """Evaluations without a better dev reward after which training stops, not counting the one before training; 0
+    never stops early."""
+    interpolation: float = 1.0
+    """How far the weights that are kept lie on the straight way from the starting weights to the trained ones: 1 keeps
+    those as they are, less takes noise of training out (WiSE-FT, arXiv 2109.01903; in reinforcement learning WARP,
+    arXiv 2406.16768, section 3.3). Dev scores what would be kept; checkpoints hold the trained ones."""
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """Further TrainingArguments, out of SUPPORTED_ARGUMENTS."""
+
+    def __post_init__(self) -> None:
+        require(
+            "loop.",
+            self,
+            {
+                "epochs": above_zero(self.epochs),
+                "batch_size": at_least(1, self.batch_size),
+                "accumulation": at_least(1, self.accumulation),
+                "learning_rate": above_zero(self.learning_rate),
+                "eval_steps": at_least(1, self.eval_steps),
+                "patience": at_least(0, self.patience),
+                "interpolation": (0 < self.interpolation <= 1, "above 0, at most 1"),
+            },
+        )
+        object.__setattr__(self, "trainer", checked_arguments(self.trainer, "loop.trainer."))
 
 
 @dataclass(frozen=True)
@@ -54,27 +127,25 @@ class RRPOConfig:
     count)."""
 
     def __post_init__(self) -> None:
-        wanted = {
-            "train_k": self.train_k >= 1,
-            "samples": self.samples >= 1,
-            "advantage": self.advantage in ("gae", "anchored", "marginal"),
-            "scale": self.scale in ("window", "question"),
-            "ratio_anchor": self.ratio_anchor in ("behaviour", "reference"),
-            "inner_epochs": self.inner_epochs >= 1,
-            "gamma": 0 <= self.gamma <= 1,
-            "lam": 0 <= self.lam <= 1,
-            "clip": 0 < self.clip < math.inf,
-            "kl": self.kl in ("exact", "sampled"),
-            "beta": 0 <= self.beta < math.inf,
-            "window": self.window >= 2,
-            "drop_closed_book": self.drop_closed_book in (True, False),
-            "skip_unanimous": self.skip_unanimous in (True, False),
-            "temperature": 0 < self.temperature < math.inf,
-            "max_failed_reads": 0 <= self.max_failed_reads <= 1,
-        }
-        for field in fields(self):
-            if not wanted[field.name]:
-                raise ConfigurationError(
-                    f"RRPO setting {field.name} is {getattr(self, field.name)!r}, which is out of range. "
-                    "See docs/rrpo.md for what it takes."
-                )
+        require(
+            "rrpo.",
+            self,
+            {
+                "train_k": at_least(1, self.train_k),
+                "samples": at_least(1, self.samples),
+                "advantage": one_of(self.advantage, "gae", "anchored", "marginal"),
+                "scale": one_of(self.scale, "window", "question"),
+                "ratio_anchor": one_of(self.ratio_anchor, "behaviour", "reference"),
+                "inner_epochs": at_least(1, self.inner_epochs),
+                "gamma": share(self.gamma),
+                "lam": share(self.lam),
+                "clip": above_zero(self.clip),
+                "kl": one_of(self.kl, "exact", "sampled"),
+                "beta": at_least(0, self.beta),
+                "window": at_least(2, self.window),
+                "drop_closed_book": one_of(self.drop_closed_book, True, False),
+                "skip_unanimous": one_of(self.skip_unanimous, True, False),
+                "temperature": above_zero(self.temperature),
+                "max_failed_reads": share(self.max_failed_reads),
+            },
+        )

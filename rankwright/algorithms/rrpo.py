@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 
 from rankwright.algorithms.config import RRPOConfig
-from rankwright.algorithms.rollout import MINIMUM_READS, check_failed_reads, prefixes_of, read_prefixes, rewards_tensor
+from rankwright.algorithms.rollout import (
+    MINIMUM_READS,
+    Readings,
+    check_failed_reads,
+    prefixes_of,
+    read_prefixes,
+    rewards_tensor,
+)
 from rankwright.errors import ConfigurationError
 from rankwright.maths.plackett_luce import (
     entropy,
@@ -83,6 +90,7 @@ class RRPO:
         self.reader = reader
         self.reward = reward
         self.seed = seed
+        self.inner_epochs = config.inner_epochs
         self.window = AdvantageWindow(config.window)
         self.recent: deque[bool] = deque(maxlen=RECENT_READS)
 
@@ -120,10 +128,7 @@ class RRPO:
         actions_QSK = sample_rankings(scores_QD, noise_QSD, config.train_k)
         greedy_Q1K = greedy_rankings(reference_scores_QD, config.train_k)[:, None, :]
         taken_QK = step_mask(scores_QD, config.train_k)
-        sampled = prefixes_of(examples, actions_QSK, taken_QK)
-        greedy = prefixes_of(examples, greedy_Q1K, taken_QK)
-        readings = read_prefixes([*sampled, *greedy, *((e, ()) for e in examples)], self.reader, self.reward)
-        self._watch(readings.asked)
+        readings = self._read(examples, actions_QSK, greedy_Q1K, taken_QK)
         rewards_QSK = rewards_tensor(examples, actions_QSK, taken_QK, readings).to(scores_QD.device)
         values_QK = rewards_tensor(examples, greedy_Q1K, taken_QK, readings)[:, 0].to(scores_QD.device)
         no_document = [readings.rewards[query_id, ()] for query_id in query_ids]
@@ -141,10 +146,9 @@ class RRPO:
         else:
             advantages_QSK = torch.where(valid_QSK, raw_QSK, 0.0).float()
         last_QS = _last(rewards_QSK, taken_QK)
-        last_Q = _last(values_QK[:, None, :], taken_QK)[:, 0]
         metrics = {
             "reward": _mean(last_QS),
-            "reference_reward": _mean(last_Q),
+            "reference_reward": _mean(_last(values_QK[:, None, :], taken_QK)),
             "no_document_reward": _mean(no_document_Q),
             "advantage": advantage,
             "zero_variance_share": float((_spread(last_QS) == 0).double().mean()),
@@ -154,15 +158,8 @@ class RRPO:
             "masked_steps": float(masked_steps),
             "dropped_share": float((~kept_Q).double().mean()),
         }
-        return Rollout(
-            reference_scores_QD,
-            actions_QSK,
-            step_logprobs(scores_QD, actions_QSK),
-            advantages_QSK,
-            valid_QSK,
-            taken_QK,
-            metrics,
-        )
+        behaviour_QSK = step_logprobs(scores_QD, actions_QSK)
+        return Rollout(reference_scores_QD, actions_QSK, behaviour_QSK, advantages_QSK, valid_QSK, taken_QK, metrics)
 
     def loss(self, scores_QD: Tensor, rollout: Rollout) -> tuple[Tensor, dict[str, float]]:
         """-(clipped surrogate) + beta KL, and what to log.
@@ -200,6 +197,17 @@ class RRPO:
         }
         return loss, metrics
 
+    def _read(self, examples: Sequence[Example], actions_QSK: Tensor, greedy_Q1K: Tensor, taken_QK: Tensor) -> Readings:
+        """Every prefix of the samples and of the reference's ranking, and each question without documents."""
+        sampled = prefixes_of(examples, actions_QSK, taken_QK)
+        greedy = prefixes_of(examples, greedy_Q1K, taken_QK)
+        readings = read_prefixes([*sampled, *greedy, *((e, ()) for e in examples)], self.reader, self.reward)
+        self.recent.extend(readings.asked)
+        if (reads := len(self.recent)) >= MINIMUM_READS:
+            failed = reads - sum(self.recent)
+            check_failed_reads(self.reader, failed, reads, self.config.max_failed_reads, "recent reads")
+        return readings
+
     def _advantages(self, rewards_QSK: Tensor, values_QK: Tensor, taken_QK: Tensor) -> tuple[Tensor, Tensor]:
         config = self.config
         return reference_advantages(
@@ -223,12 +231,6 @@ class RRPO:
                 f"Reward '{self.reward.name}' gave {least:.4g}; with rrpo.scale question rewards must be at least 0, "
                 "because they are divided by their mean. Add a constant to the reward, or use rrpo.scale window."
             )
-
-    def _watch(self, asked: Sequence[bool]) -> None:
-        self.recent.extend(asked)
-        if (reads := len(self.recent)) >= MINIMUM_READS:
-            failed = reads - sum(self.recent)
-            check_failed_reads(self.reader, failed, reads, self.config.max_failed_reads, "recent reads")
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold besides weights: the advantage window. The recent reads start anew on

@@ -37,6 +37,7 @@ class Supervised:
     """Listwise softmax cross-entropy on labelled candidates; has no reader and no state."""
 
     needs_reference = False
+    inner_epochs = 1
 
     def reads_per_question(self, candidates: int) -> int:
         """Labels cost no reader call."""

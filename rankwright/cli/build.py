@@ -20,6 +20,8 @@ from rankwright.types import Document, Example, Reader, Reranker
 
 if TYPE_CHECKING:
     from rankwright.llms.cache import ReadStore
+    from rankwright.llms.http import HTTPLLM
+    from rankwright.llms.local import LocalLLM
 
 
 @dataclass(frozen=True)
@@ -62,39 +64,52 @@ def build_reader(settings: ReaderSettings, store: ReadStore, run: str, device: s
     from rankwright.readers.llm import SAMPLING, LLMReader
 
     prompt = load_prompt(settings.prompt)
-    if settings.reader.startswith(("http://", "https://")):
-        from rankwright.llms.http import HTTPLLM
-
-        if not settings.model:
-            raise ConfigurationError(
-                f"Reader {settings.reader} was given without a model name; wanted the name that it knows. Add "
-                "--reader-model NAME."
-            )
-        prices = {"input": settings.price_input, "output": settings.price_output}
-        given = {side: price for side, price in prices.items() if price is not None}
-        if len(given) == 1:
-            raise ConfigurationError(
-                f"Only the {next(iter(given))} price of reader {settings.reader} was given; wanted --price-input and "
-                "--price-output, or neither (the price is then unknown)."
-            )
-        llm = HTTPLLM(
-            settings.model,
-            settings.reader,
-            api_key_env=settings.api_key_env,
-            concurrency=settings.concurrency,
-            max_retries=settings.max_retries,
-            deadline=settings.deadline,
-            attempt_timeout=settings.attempt_timeout,
-            requests_per_minute=settings.requests_per_minute or None,
-            tokens_per_minute=settings.tokens_per_minute or None,
-            prices=given or None,
-        )
-    else:
-        from rankwright.llms.local import LocalLLM
-
-        llm = LocalLLM(settings.reader, device=device)
+    is_endpoint = settings.reader.startswith(("http://", "https://"))
+    llm = _endpoint(settings) if is_endpoint else _local(settings, device)
     cached = CachedLLM(llm, store, run=run, accepts=lambda text: parse_answer(text) is not None)
     return LLMReader(cached, prompt, sampling=settings.sampling or SAMPLING)
+
+
+def _endpoint(settings: ReaderSettings) -> HTTPLLM:
+    """The model behind an OpenAI-compatible address."""
+    from rankwright.llms.http import HTTPLLM
+
+    if not settings.model:
+        raise ConfigurationError(
+            f"Reader {settings.reader} was given without a model name; wanted the name that it knows. Add "
+            "--reader-model NAME."
+        )
+    prices = {"input": settings.price_input, "output": settings.price_output}
+    given = {side: price for side, price in prices.items() if price is not None}
+    if len(given) == 1:
+        raise ConfigurationError(
+            f"Only the {next(iter(given))} price of reader {settings.reader} was given; wanted --price-input and "
+            "--price-output, or neither (the price is then unknown)."
+        )
+    return HTTPLLM(
+        settings.model,
+        settings.reader,
+        api_key_env=settings.api_key_env,
+        concurrency=settings.concurrency,
+        max_retries=settings.max_retries,
+        deadline=settings.deadline,
+        attempt_timeout=settings.attempt_timeout,
+        requests_per_minute=settings.requests_per_minute or None,
+        tokens_per_minute=settings.tokens_per_minute or None,
+        prices=given or None,
+    )
+
+
+def _local(settings: ReaderSettings, device: str) -> LocalLLM:
+    """A language model on this machine."""
+    from rankwright.llms.local import LocalLLM
+
+    if settings.model:
+        raise ConfigurationError(
+            f"Reader {settings.reader} is a model on this machine, but '{settings.model}' was given as model of an "
+            "endpoint. Leave --reader-model out, or give the endpoint's base URL as --reader."
+        )
+    return LocalLLM(settings.reader, device=device)
 
 
 def tell_of_calls(store: ReadStore, cache: str, run: str) -> None:
@@ -162,13 +177,21 @@ def tell_of_reader_cut(reader: Reader | None) -> None:
         )
 
 
-def load_one(path: str, data: DataSettings, *, need_answers: bool, labels: str = "") -> Dataset:
-    """One file of questions, with these labels or else those of the settings; what was left out is said."""
+def load_one(
+    path: str,
+    data: DataSettings,
+    *,
+    need_answers: bool,
+    labels: str = "",
+    corpus: Sequence[Document] | None = None,
+) -> Dataset:
+    """One file of questions, with these labels and passages or else those of the settings; what was left out is
+    said."""
     dataset = load_examples(
         path,
         data.format,
         qrels=labels or data.qrels or None,
-        corpus=data.corpus or None,
+        corpus=corpus or data.corpus or None,
         topics=data.topics or None,
         on_bad_row=data.on_bad_row,
         need_answers=need_answers,
@@ -200,13 +223,14 @@ def load_splits(settings: RunSettings) -> Splits:
     # dev and test ask a reader unless there is none, and training does where it learns from one.
     asks = {"dev": True, "test": True, "train": settings.method == "rrpo" or not (data.dev and data.test)}
 
-    def side(name: str, path: str) -> Dataset:
+    def side(name: str, path: str, corpus: Sequence[Document] | None = None) -> Dataset:
         need_answers = asks[name] and settings.reader.reader != "none"
-        return load_one(path, data, need_answers=need_answers, labels=_labels(data, name, path))
+        return load_one(path, data, need_answers=need_answers, labels=_labels(data, name, path), corpus=corpus)
 
     train = side("train", data.train)
-    dev = side("dev", data.dev) if data.dev else None
-    test = side("test", data.test) if data.test else None
+    shared = train.corpus if data.corpus else None  # a corpus of millions is read once
+    dev = side("dev", data.dev, shared) if data.dev else None
+    test = side("test", data.test, shared) if data.test else None
     rows = list(train.examples)
     random.Random(settings.seed).shuffle(rows)
     n_test = 0 if test else round(len(rows) * data.test_share)
@@ -235,7 +259,7 @@ def load_splits(settings: RunSettings) -> Splits:
         candidates(parts["dev"], corpus, data.retriever, data.eval_depth, index),
         candidates(parts["test"], corpus, data.retriever, data.eval_depth, index),
         test.name if test else f"{train.name}-held-out",
-        len({problem for s in sets for problem in s.problems}),  # those of the corpus stand in each
+        len({problem for s in sets for problem in s.problems}),  # those of shared labels and topics stand in each
     )
 
 

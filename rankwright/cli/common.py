@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from rankwright.data import FORMATS
 from rankwright.errors import StorageError
 from rankwright.evaluation import Evaluation, Score
 
@@ -31,6 +33,9 @@ class _Watched(Console):
 console = _Watched(stderr=True, highlight=False, markup=False)
 """For people; results go to standard output by `write_out`."""
 
+FORMAT_HELP = f"One of {', '.join(FORMATS)}."
+WORSE_EXIT_CODE = 8
+"""A model that is worse than what it is compared with."""
 PIPE_WIDTH = 240
 """Columns that a table may take in a pipe or file, where no terminal says how wide it is."""
 
@@ -54,6 +59,11 @@ class BadRow(StrEnum):
 
     error = "error"
     skip = "skip"
+
+
+def command_line() -> str:
+    """The command as typed, for reports."""
+    return "rankwright " + shlex.join(sys.argv[1:])
 
 
 def say(text: str) -> None:
@@ -133,14 +143,21 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
 
             yield show
         return
-    last = [time.monotonic()]
+    now_and_then = _now_and_then()
+    yield lambda what, done, total: now_and_then(f"{what}: {done} of {total}")
 
-    def tell(what: str, done: int, total: int) -> None:
-        if time.monotonic() - last[0] > 10:
-            last[0] = time.monotonic()
-            say(f"{what}: {done} of {total}")
 
-    yield tell
+def _now_and_then() -> Callable[[str], None]:
+    """Says what it is given, at most once in ten seconds."""
+    last = time.monotonic()
+
+    def tell(words: str) -> None:
+        nonlocal last
+        if time.monotonic() - last > 10:
+            last = time.monotonic()
+            say(words)
+
+    return tell
 
 
 def _bars() -> Progress:
@@ -164,14 +181,8 @@ def training_bar() -> Iterator[Callable[[int, int, str], None]]:
             task = bars.add_task("training", total=None, note="")
             yield lambda step, steps, note: bars.update(task, completed=step, total=steps, note=note)
         return
-    last = [time.monotonic()]
-
-    def tell(step: int, steps: int, note: str) -> None:
-        if time.monotonic() - last[0] > 10:
-            last[0] = time.monotonic()
-            say(f"training: step {step} of {steps}, {note}")
-
-    yield tell
+    now_and_then = _now_and_then()
+    yield lambda step, steps, note: now_and_then(f"training: step {step} of {steps}, {note}")
 
 
 def score_text(score: Score | None) -> str:

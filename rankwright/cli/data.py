@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.table import Table
 
-from rankwright.cli.common import BadRow, OutputKind, emit, print_out, progress_bars, say
+from rankwright.cli.common import FORMAT_HELP, BadRow, OutputKind, emit, print_out, progress_bars, say
 from rankwright.errors import ConfigurationError, DataError
 from rankwright.evaluation import Progress
 from rankwright.types import Document, Example, Ranking
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 INVALID_EXIT_CODE = 5
 _QUERIES_AT_ONCE = 256
 _PROBLEMS_SHOWN = 20
-FORMAT_HELP = "jsonl, hotpotqa, 2wiki, musique, dpr, squad, beir, trec or rank_llm."
 
 RETRIEVE_EXAMPLES = """
 **Examples**

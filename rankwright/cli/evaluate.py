@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
-import sys
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -17,9 +15,12 @@ import typer
 from rich.table import Table
 
 from rankwright.cli.common import (
+    FORMAT_HELP,
+    WORSE_EXIT_CODE,
     BadRow,
     OutputKind,
     RetrieverKind,
+    command_line,
     emit,
     print_out,
     progress_bars,
@@ -34,8 +35,6 @@ from rankwright.errors import ConfigurationError
 from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, PairedTest, evaluate, verdict
 from rankwright.rerankers import REFERENCE
 from rankwright.types import Example, Reader, Reranker
-
-WORSE_EXIT_CODE = 8
 
 EXAMPLES = """
 **Examples**
@@ -72,9 +71,7 @@ def compare(
         help="A folder, a hub name, reference (embedded), first-stage (order as it came) or gold-first (by label).",
     ),
     data: Path = typer.Option(..., "--data", help="Questions: file or folder in one of the formats."),
-    format: str = typer.Option(
-        "jsonl", "--format", help="jsonl, hotpotqa, 2wiki, musique, dpr, squad, beir, trec or rank_llm."
-    ),
+    format: str = typer.Option("jsonl", "--format", help=FORMAT_HELP),
     qrels: Path | None = typer.Option(None, help="Relevance labels (TREC or BEIR); they choose the questions."),
     topics: Path | None = typer.Option(None, help="Questions of a TREC run; else topics* or queries* beside it."),
     corpus: Path | None = typer.Option(None, help="Passages to retrieve from; without it, those of the data file."),
@@ -163,7 +160,7 @@ def compare(
         evaluation.save(save)
         say(f"Saved to {save}")
     if report is not None:
-        run = {"environment": {"command": "rankwright " + shlex.join(sys.argv[1:])}}
+        run = {"environment": {"command": command_line()}}
         write_report(report, evaluation, title=f"Comparison on {evaluation.settings.set_name}", run=run)
         say(f"Report {report}")
     with contextlib.suppress(typer.Exit):

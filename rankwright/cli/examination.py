@@ -74,7 +74,7 @@ PACKAGES = (
     Package("pydantic", "2.7"),
     Package("pyyaml", "6"),
     Package("rich", "13.7"),
-    Package("scipy", "1.11"),
+    Package("scipy", "1.15"),
     Package("typer", "0.15"),
     Package("torch", "2.6", "train"),
     Package("transformers", "5.3", "train"),
@@ -108,7 +108,9 @@ def examine(cache: Path) -> list[Check]:
         devices.append("mps")
     checks.append(Check("torch devices", True, ", ".join(devices)))
     checks.append(Check("torch threads", True, f"{torch.get_num_threads()} of {os.cpu_count()} processors"))
-    return [*checks, _backbone(), *_adapters(), _hub()]
+    if importlib.util.find_spec("safetensors") and importlib.util.find_spec("huggingface_hub"):
+        checks += [_backbone(), *_adapters(), _hub()]
+    return checks
 
 
 def _python() -> Check:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.table import Table
 
+import rankwright
 from rankwright.cli.common import OutputKind, emit, print_out, read_text, say
 from rankwright.errors import ConfigurationError, DataError, ResourceNotFoundError
 
@@ -292,10 +294,6 @@ def doctor(
     output: OutputKind = typer.Option(OutputKind.text, help="json prints one line on standard output."),
 ) -> int:
     """What is installed here and works, what is missing and how to get it, and what was never tested."""
-    import platform
-    import sys
-
-    import rankwright
     from rankwright.cli.examination import TESTED, UNTESTED, examine
 
     checks = examine(cache)

@@ -72,7 +72,7 @@ def rerank(
     from rankwright.cli.build import build_reranker, tell_of_cut
     from rankwright.data import trec_run_lines
 
-    _check_arguments(question, passages_file, run, topics, corpus)
+    _check_arguments(question, passages_file, run, {"--topics": topics, "--corpus": corpus, "--depth": depth})
     failed = 0
     if run is not None:
         requests, skipped = _run_requests(run, topics, corpus, depth, on_bad_row)
@@ -96,10 +96,11 @@ def rerank(
 
 
 def _check_arguments(
-    question: str | None, passages_file: Path | None, run: Path | None, topics: Path | None, corpus: Path | None
+    question: str | None, passages_file: Path | None, run: Path | None, of_run: Mapping[str, Any]
 ) -> None:
-    if run is None and (topics or corpus):
-        raise ConfigurationError("--topics and --corpus were given without --run; wanted the run that they belong to.")
+    given = [name for name, value in of_run.items() if value is not None]
+    if run is None and given:
+        raise ConfigurationError(f"{given[0]} was given without --run; wanted the run that it belongs to.")
     if run is not None and (question is not None or passages_file is not None):
         raise ConfigurationError(
             f"A question or --passages was given beside --run {run}; wanted one of the two. A run brings its own "
@@ -107,6 +108,13 @@ def _check_arguments(
         )
     if question is not None and not question.strip():
         raise ConfigurationError("The question is empty; wanted text. Quote it if it has spaces.")
+    try:
+        (question or "").encode()
+    except UnicodeEncodeError as error:  # bytes of the shell that are no UTF-8 arrive as halves of surrogate pairs
+        raise ConfigurationError(
+            f"The question has bytes at character {error.start} that are no UTF-8; wanted text. Check the terminal's "
+            "encoding."
+        ) from None
     if question is None and passages_file is not None:
         raise ConfigurationError(f"--passages {passages_file} was given without a question; put it before the options.")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import json
 import platform
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import rankwright
+from rankwright.checkpoints import check_same_settings, make_folder
 from rankwright.cli.build import (
     Splits,
     build_reader,
@@ -28,16 +28,17 @@ from rankwright.cli.build import (
     tell_of_reader_cut,
 )
 from rankwright.cli.card import model_card
-from rankwright.cli.common import progress_bars, say, score_table, training_bar
+from rankwright.cli.common import WORSE_EXIT_CODE, progress_bars, say, score_table, training_bar
 from rankwright.cli.settings import RunSettings, settings_tree
+from rankwright.data.files import replace_text
 from rankwright.errors import ConfigurationError, ReaderError, ResumeError, StorageError
-from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, PairedTest, digest_of, evaluate, verdict
+from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, digest_of, evaluate, verdict
+from rankwright.metrics.ranking import has_relevant
 from rankwright.reporting import write_report
 from rankwright.rewards import resolve_reward
-from rankwright.types import Answer, Context, Reader, ReadFailed, Reranker
+from rankwright.types import Answer, Context, Reader, ReadFailed, Reranker, Reward
 
 RUNS = Path("runs")
-WORSE_EXIT_CODE = 8
 REFERENCE_ROW, TRAINED_ROW = "reference", "trained"
 
 
@@ -72,36 +73,28 @@ def run_training(
         overwrite: replace a run of that name.
         command: how to repeat the run, for the report.
     """
-    from rankwright.training import make_folder, replace_text
-
     folder = run_folder(name)
     checked_device(settings.model.device)
+    reward = resolve_reward(settings.reward)
     run_id = _run_id(folder, settings, resume, overwrite)
     splits = splits or load_splits(settings)
     make_folder(folder)
     environment = {"command": command or f"rankwright train --name {name}", **_environment()}
-
-    def begin() -> None:
-        """Only now, with data, settings and reader found good, may an earlier result go."""
-        if reader is not None:
-            _check_reads(reader, splits)
-        config = {"run_id": run_id, **settings_tree(settings)}
-        with _writing(folder):
-            for stale in ("result.json", "evaluation.json", "report.html"):
-                (folder / stale).unlink(missing_ok=True)
-            if not resume:
-                shutil.rmtree(folder / "model", ignore_errors=True)
-            replace_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
-            replace_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
-
     say(
         f"{len(splits.train)} training, {len(splits.dev)} dev and {len(splits.test)} test questions; run folder "
         f"{folder}"
     )
     with open_store(settings.reader.cache) as store:
         reader = build_reader(settings.reader, store, run_id, settings.model.device)
+
+        def begin() -> None:
+            """Only now, with data, settings and reader found good, may an earlier result go."""
+            if reader is not None:
+                _check_reads(reader, splits)
+            _begin_folder(folder, {"run_id": run_id, **settings_tree(settings)}, environment, resume)
+
         try:
-            policy, reference, trained = _train(settings, splits, reader, folder, resume, begin)
+            policy, reference, trained = _train(settings, splits, reader, reward, folder, resume, begin)
             with _writing(folder):
                 policy.save(folder / "model")  # before the comparison, which may fail: training is paid for
             evaluation, hits = _compare(settings, splits, reader, reference, policy)
@@ -112,28 +105,42 @@ def run_training(
         totals = store.ledger.totals(run_id)
     tell_of_cut(policy, "Split long passages, or raise --set model.max_length as far as the model goes.")
     tell_of_reader_cut(reader)
-    test = evaluation.test(TRAINED_ROW, REFERENCE_ROW, evaluation.headline_metric)
-    result = _result(settings, evaluation, test, trained, totals.calls, trained.cache_hits + hits)
-    result["price"] = totals.price_text if settings.reader.reader not in ("embedded", "none") else "0"
-    shares = {
+    result = {
+        **_result(settings, evaluation, trained, totals.calls, trained.cache_hits + hits),
+        "price": totals.price_text if settings.reader.reader not in ("embedded", "none") else "0",
         "pairs_cut": round(policy.share_cut, 4),
         "reader_tokens_cut": round(getattr(reader, "share_cut", 0.0), 4),
     }
-    result.update(shares)
+    card = model_card(settings, splits, evaluation, result, verdict_line(result))
+    run = {"config": settings_tree(settings), "environment": environment, "result": result}
     with _writing(folder):
-        card = model_card(settings, splits, evaluation, result, verdict_line(result))
-        (folder / "model" / "README.md").write_text(card, encoding="utf-8")
-        evaluation.save(folder / "evaluation.json")
-        replace_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
-        metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        run = {"config": settings_tree(settings), "environment": environment, "result": result}
-        write_report(folder / "report.html", evaluation, title=f"Run {name}", run=run, metrics=metrics)
+        _write_results(folder, name, evaluation, card, run)
     return RunOutcome(folder, result, evaluation, WORSE_EXIT_CODE if result["verdict"] == "worse" else 0)
 
 
+def _begin_folder(folder: Path, config: Mapping[str, Any], environment: Mapping[str, Any], resume: bool) -> None:
+    """Takes out what an earlier run came to and puts in what this one begins with."""
+    with _writing(folder):
+        for stale in ("result.json", "evaluation.json", "report.html"):
+            (folder / stale).unlink(missing_ok=True)
+        if not resume:
+            shutil.rmtree(folder / "model", ignore_errors=True)
+        replace_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+        replace_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+
+
+def _write_results(folder: Path, name: str, evaluation: Evaluation, card: str, run: Mapping[str, Any]) -> None:
+    """Card, evaluation, result and report; the weights are there."""
+    replace_text(folder / "model" / "README.md", card)
+    evaluation.save(folder / "evaluation.json")
+    replace_text(folder / "result.json", json.dumps(run["result"], indent=2) + "\n")
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    write_report(folder / "report.html", evaluation, title=f"Run {name}", run=run, metrics=metrics)
+
+
 def _check_reads(reader: Reader, splits: Splits) -> None:
-    """Three reads before an earlier run may go. RRPO asks for the answers without passages anyway: nothing is paid
-    twice.
+    """Three reads before an earlier run may go: answers without passages, for which RRPO asks anyway; supervised
+    training pays for them.
 
     Raises:
         ReaderError: none of them was answered.
@@ -208,8 +215,6 @@ def _resumed_id(config: Path, settings: RunSettings) -> str:
     Raises:
         ResumeError: no run, one whose config.json is damaged, or one that began with other settings.
     """
-    from rankwright.training import check_same_settings
-
     if not config.exists():
         raise ResumeError(f"Run folder {config.parent} holds no run to resume; leave --resume out to start one.")
     try:
@@ -229,61 +234,59 @@ def _train(
     settings: RunSettings,
     splits: Splits,
     reader: Reader | None,
+    reward: Reward,
     folder: Path,
     resume: bool,
     begin: Callable[[], None],
 ) -> tuple[Any, Any, Any]:
     """(trained policy, frozen reference, TrainResult)."""
-    from rankwright.algorithms import RRPO, Supervised
-    from rankwright.rerankers import load
-    from rankwright.training import TrainConfig, dev_scorer, label_scorer, train
+    from rankwright.training import train
 
-    reference = load(settings.model.name, device=settings.model.device, max_length=settings.model.max_length or None)
-    policy = load(settings.model.name, device=settings.model.device, max_length=settings.model.max_length or None)
-    if settings.model.template:
-        reference.template = policy.template = settings.model.template
-    if settings.model.lora_rank:
-        policy.add_lora(settings.model.lora_rank, settings.model.lora_alpha, seed=settings.seed)
-    config = TrainConfig(
-        epochs=settings.loop.epochs,
-        batch_size=settings.loop.batch_size,
-        accumulation=settings.loop.accumulation,
-        inner_epochs=settings.rrpo.inner_epochs if settings.method == "rrpo" else 1,
-        learning_rate=settings.loop.learning_rate,
-        eval_steps=settings.loop.eval_steps,
-        patience=settings.loop.patience,
-        interpolation=settings.loop.interpolation,
-        top_k=settings.top_k,
-        seed=settings.seed,
-        trainer_arguments=settings.loop.trainer,
-    )
-    reward = resolve_reward(settings.reward)
-    if settings.method == "rrpo":
-        assert reader is not None  # RunSettings sees to it
-        algorithm: Any = RRPO(settings.rrpo, reader, reward, settings.seed)
-    else:
-        algorithm = Supervised()
-    score_dev = (
-        dev_scorer(splits.dev, reader, reward, settings.top_k, max_failed_reads=settings.rrpo.max_failed_reads)
-        if reader
-        else label_scorer(splits.dev)
-    )
+    policy, reference = _models(settings)
+    algorithm, score_dev = _algorithm(settings, splits, reader, reward)
     reads = algorithm.reads_per_question(max((len(example.candidates) for example in splits.train), default=0))
+    questions = settings.loop.batch_size * settings.loop.accumulation
     with training_bar() as tell:
         result = train(
             policy,
             reference,
             algorithm,
             splits.train,
-            config,
+            settings.loop,
             folder,
+            seed=settings.seed,
             score_dev=score_dev,
             settings=_deciding(settings, splits, reader, reference),
             resume=resume,
             callbacks=[_on_begin(begin)],
-            on_step=_teller(tell, reads * settings.loop.batch_size * settings.loop.accumulation),
+            on_step=_teller(tell, reads * questions, algorithm.inner_epochs),
         )
     return policy, reference, result
+
+
+def _models(settings: RunSettings) -> tuple[Any, Any]:
+    """The policy and its frozen reference."""
+    from rankwright.rerankers import load
+
+    model = settings.model
+    policy, reference = (load(model.name, device=model.device, max_length=model.max_length or None) for _ in range(2))
+    if model.template:
+        reference.template = policy.template = model.template
+    if model.lora_rank:
+        policy.add_lora(model.lora_rank, model.lora_alpha, seed=settings.seed)
+    return policy, reference
+
+
+def _algorithm(settings: RunSettings, splits: Splits, reader: Reader | None, reward: Reward) -> tuple[Any, Any]:
+    """What learns, and what scores dev."""
+    from rankwright.algorithms import RRPO, Supervised
+    from rankwright.training import dev_scorer, label_scorer
+
+    if reader is None:  # RunSettings sees to it that this is no RRPO
+        return Supervised(), label_scorer(splits.dev)
+    allowed = settings.rrpo.max_failed_reads
+    score_dev = dev_scorer(splits.dev, reader, reward, settings.top_k, max_failed_reads=allowed)
+    return RRPO(settings.rrpo, reader, reward, settings.seed) if settings.method == "rrpo" else Supervised(), score_dev
 
 
 HOW_FAST = (
@@ -330,10 +333,9 @@ def _file_of_reward(spec: str) -> str:
     is not seen."""
     from rankwright.backbone import sha256_file
 
-    module, colon, _ = spec.partition(":")
-    found = importlib.util.find_spec(module) if colon else None
-    origin = Path(found.origin) if found and found.origin else None
-    return sha256_file(origin)[:16] if origin and origin.is_file() else ""
+    module, colon, _ = spec.partition(":")  # imported when the reward was resolved
+    origin = getattr(sys.modules.get(module), "__file__", None) if colon else None
+    return sha256_file(Path(origin))[:16] if origin and Path(origin).is_file() else ""
 
 
 def _on_begin(work: Callable[[], None]) -> Any:
@@ -347,7 +349,7 @@ def _on_begin(work: Callable[[], None]) -> Any:
     return Begin()
 
 
-def _teller(tell: Any, reads_per_step: int) -> Any:
+def _teller(tell: Any, reads_per_rollout: int, inner_epochs: int = 1) -> Any:
     """Progress of the training: reward, dev score and how many reader calls its steps may still cost (dev and
     comparison read too)."""
     last: dict[str, float] = {}
@@ -364,8 +366,9 @@ def _teller(tell: Any, reads_per_step: int) -> Any:
             )
             if key in last
         ]
-        if reads_per_step:
-            parts.append(f"at most {(steps - step) * reads_per_step} reader calls left in training")
+        if reads_per_rollout:
+            rollouts = (steps - step) // inner_epochs
+            parts.append(f"at most {rollouts * reads_per_rollout} reader calls left in training")
         tell(step, steps, ", ".join(parts))
 
     return on_step
@@ -376,7 +379,7 @@ def _compare(
 ) -> tuple[Evaluation, int]:
     """Reference and trained model on the test questions, and answers that the cache gave."""
     rankers: dict[str, Reranker] = {FirstStage.name: FirstStage(), REFERENCE_ROW: reference, TRAINED_ROW: policy}
-    if any(grade > 0 for example in splits.test for grade in example.relevance.values()):
+    if any(has_relevant(example.relevance) for example in splits.test):
         rankers[GoldFirst.name] = GoldFirst(splits.test)
     with progress_bars() as progress, _resumable():
         evaluation = evaluate(
@@ -403,10 +406,9 @@ def _compare(
     return evaluation, len(hits)
 
 
-def _result(
-    settings: RunSettings, evaluation: Evaluation, test: PairedTest | None, trained: Any, calls: int, hits: int
-) -> dict[str, Any]:
+def _result(settings: RunSettings, evaluation: Evaluation, trained: Any, calls: int, hits: int) -> dict[str, Any]:
     metric = evaluation.headline_metric
+    test = evaluation.test(TRAINED_ROW, REFERENCE_ROW, metric)
 
     def mean(name: str, of: str) -> float | None:
         score = evaluation.scores[name].get(of)

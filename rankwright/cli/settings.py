@@ -6,7 +6,6 @@ Pydantic checks names and kinds, the classes themselves what a value may be: bef
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,31 +14,13 @@ from typing import Any, ClassVar, Literal
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from rankwright.algorithms.arguments import checked_arguments
-from rankwright.algorithms.config import RRPOConfig
+from rankwright.algorithms.config import RRPOConfig, TrainConfig, above_zero, at_least, require
 from rankwright.errors import ConfigurationError, ResourceNotFoundError
 from rankwright.prompts.passage import checked_template
 
 _STRICT = ConfigDict(extra="forbid")
 LARGEST_SEED = 2**32 - 1
 """What numpy takes."""
-
-
-def _require(prefix: str, settings: Any, wanted: Mapping[str, tuple[bool, str]]) -> None:
-    """Raises a ConfigurationError for the first setting that is not as wanted: name -> (is good, what is good)."""
-    for name, (good, words) in wanted.items():
-        if not good:
-            raise ConfigurationError(
-                f"Setting {prefix}{name} is {getattr(settings, name)!r}; wanted {words}. See docs/settings.md."
-            )
-
-
-def _at_least(smallest: float, value: float) -> tuple[bool, str]:
-    return smallest <= value < math.inf, f"{smallest:g} or more"
-
-
-def _above_zero(value: float) -> tuple[bool, str]:
-    return 0 < value < math.inf, "a number above 0"
 
 
 @dataclass(frozen=True)
@@ -83,12 +64,12 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         shares = self.dev_share + self.test_share
-        _require(
+        require(
             "data.",
             self,
             {
-                "depth": _at_least(1, self.depth),
-                "eval_depth": _at_least(1, self.eval_depth),
+                "depth": at_least(1, self.depth),
+                "eval_depth": at_least(1, self.eval_depth),
                 "dev_share": (0 <= self.dev_share < 1, "a share from 0 to below 1"),
                 "test_share": (self.test_share >= 0 and shares < 1, "0 or more, and below 1 together with dev_share"),
             },
@@ -115,13 +96,13 @@ class ModelSettings:
     """Torch device."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             "model.",
             self,
             {
-                "max_length": _at_least(0, self.max_length),
-                "lora_rank": _at_least(0, self.lora_rank),
-                "lora_alpha": _at_least(1, self.lora_alpha),
+                "max_length": at_least(0, self.max_length),
+                "lora_rank": at_least(0, self.lora_rank),
+                "lora_alpha": at_least(1, self.lora_alpha),
             },
         )
         if self.template:
@@ -165,59 +146,26 @@ class ReaderSettings:
     """Further attempts of a call that failed for a reason that may pass."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             "reader.",
             self,
             {
-                "concurrency": _at_least(1, self.concurrency),
-                "requests_per_minute": _at_least(0, self.requests_per_minute),
-                "tokens_per_minute": _at_least(0, self.tokens_per_minute),
-                "price_input": _at_least(0, self.price_input or 0),
-                "price_output": _at_least(0, self.price_output or 0),
-                "deadline": _above_zero(self.deadline),
-                "attempt_timeout": _above_zero(1 if self.attempt_timeout is None else self.attempt_timeout),
-                "max_retries": _at_least(0, self.max_retries),
+                "concurrency": at_least(1, self.concurrency),
+                "requests_per_minute": at_least(0, self.requests_per_minute),
+                "tokens_per_minute": at_least(0, self.tokens_per_minute),
+                "price_input": at_least(0, self.price_input or 0),
+                "price_output": at_least(0, self.price_output or 0),
+                "deadline": above_zero(self.deadline),
+                "attempt_timeout": above_zero(1 if self.attempt_timeout is None else self.attempt_timeout),
+                "max_retries": at_least(0, self.max_retries),
             },
         )
-        for what, given in (("model name", self.model), ("prompt", self.prompt.replace("reader-1", ""))):
+        for what, given in (("model name", self.model), ("prompt", "" if self.prompt == "reader-1" else self.prompt)):
             if given and self.reader in ("embedded", "none"):
                 raise ConfigurationError(
                     f"Reader {self.reader} takes no {what}, but '{given}' was given. Leave it out, or name an endpoint "
                     "or a language model with --reader."
                 )
-
-
-@dataclass(frozen=True)
-class LoopSettings:
-    """The loop; see rankwright.training.TrainConfig."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
-    epochs: float = 2.0
-    batch_size: int = 8
-    accumulation: int = 1
-    learning_rate: float = 2e-5
-    eval_steps: int = 25
-    patience: int = 3
-    interpolation: float = 1.0
-    trainer: dict[str, Any] = field(default_factory=dict)
-    """Further TrainingArguments."""
-
-    def __post_init__(self) -> None:
-        _require(
-            "loop.",
-            self,
-            {
-                "epochs": _above_zero(self.epochs),
-                "batch_size": _at_least(1, self.batch_size),
-                "accumulation": _at_least(1, self.accumulation),
-                "learning_rate": _above_zero(self.learning_rate),
-                "eval_steps": _at_least(1, self.eval_steps),
-                "patience": _at_least(0, self.patience),
-                "interpolation": (0 < self.interpolation <= 1, "above 0, at most 1"),
-            },
-        )
-        object.__setattr__(self, "trainer", checked_arguments(self.trainer, "loop.trainer."))
 
 
 @dataclass(frozen=True)
@@ -233,7 +181,7 @@ class RunSettings:
     reader: ReaderSettings = field(default_factory=ReaderSettings)
     reward: str = "f1"
     """f1, em, sub_em, rouge_l or package.module:function."""
-    loop: LoopSettings = field(default_factory=LoopSettings)
+    loop: TrainConfig = field(default_factory=TrainConfig)
     rrpo: RRPOConfig = field(default_factory=RRPOConfig)
     top_k: int = 3
     """Passages that the reader sees on dev and test."""
@@ -242,7 +190,7 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         depth = self.data.eval_depth
-        _require(
+        require(
             "",
             self,
             {

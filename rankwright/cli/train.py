@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from rankwright.cli.common import OutputKind, emit, say
+from rankwright.cli.common import FORMAT_HELP, OutputKind, command_line, emit, say
 from rankwright.cli.settings import RunSettings, load_settings
 from rankwright.errors import ConfigurationError
 from rankwright.metrics.answer import normalise
@@ -78,7 +79,7 @@ def demo(
     from rankwright.cli.run import show
 
     settings = load_settings(config or DEMO_RECIPE, set_, {"seed": seed, "model.device": device, "reader.cache": cache})
-    outcome = run_demo(settings, name, shuffle_answers=shuffle_answers, resume=resume, command=_command())
+    outcome = run_demo(settings, name, shuffle_answers=shuffle_answers, resume=resume, command=command_line())
     if output is OutputKind.json:
         emit(outcome.result)
     show(outcome, NEXT_STEP)
@@ -103,8 +104,6 @@ def run_demo(
 
 def demo_splits(settings: RunSettings, *, shuffle_answers: bool = False) -> Any:
     """The bundled questions with BM25 candidates, divided as their metadata says."""
-    import json
-
     from rankwright.cli.build import Splits, candidates
     from rankwright.data import load_examples
     from rankwright.retrieval import BM25
@@ -147,9 +146,7 @@ def train(
     name: str = typer.Option(..., help="Name of the run; it is written to runs/NAME."),
     dev: str | None = typer.Option(None, help="Questions that choose the checkpoint; without it, a share of --data."),
     test: str | None = typer.Option(None, help="Questions of the comparison; without it, a share of --data."),
-    format: str | None = typer.Option(
-        None, help="jsonl, hotpotqa, 2wiki, musique, dpr, squad, beir, trec, rank_llm. Default jsonl."
-    ),
+    format: str | None = typer.Option(None, help=f"{FORMAT_HELP} Default jsonl."),
     corpus: str | None = typer.Option(None, help="Passages to retrieve from; without it, those of the question files."),
     qrels: str | None = typer.Option(
         None, help="Relevance labels (TREC or BEIR file, or a BEIR split), for --method supervised and nDCG."
@@ -244,17 +241,9 @@ def train(
             "--resume and --overwrite were both given; wanted one: go on with the run or replace it."
         )
     outcome = run_training(
-        load_settings(config, set_, flags), name, resume=resume, overwrite=overwrite, command=_command()
+        load_settings(config, set_, flags), name, resume=resume, overwrite=overwrite, command=command_line()
     )
     if output is OutputKind.json:
         emit(outcome.result)
     show(outcome)
     return outcome.exit_code
-
-
-def _command() -> str:
-    """The command line as typed, for the report."""
-    import shlex
-    import sys
-
-    return "rankwright " + shlex.join(sys.argv[1:])

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import difflib
 import gzip
-import io
 import json
 import os
 import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -155,25 +154,39 @@ def _object_lines(text: str) -> Iterator[int]:
 def write_lines(path: str | Path, lines: Iterable[str]) -> None:
     """Write text lines (UTF-8, gzip where the name ends in .gz) so that a failure leaves an older file untouched."""
     target = Path(path)
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with draft.open("wb") as raw, _encoder(raw, target) as stream:
-                stream.writelines(line + "\n" for line in lines)
-            draft.replace(target)
-        finally:
-            draft.unlink(missing_ok=True)
+        with replacing(target) as raw, _packed(raw, target) as stream:
+            stream.writelines((line + "\n").encode() for line in lines)
     except OSError as error:
         raise StorageError(
             f"'{target}' cannot be written: {error.strerror or error}. Free space on the disk or choose another path."
         ) from error
 
 
-def _encoder(raw: IO[bytes], target: Path) -> io.TextIOWrapper:
+def _packed(raw: IO[bytes], target: Path) -> AbstractContextManager[Any]:
     # mtime=0: the same rows give the same bytes
-    packed = gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) if target.suffix == ".gz" else raw
-    return io.TextIOWrapper(packed, encoding="utf-8", newline="\n")  # pyright: ignore[reportArgumentType]
+    return gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) if target.suffix == ".gz" else nullcontext(raw)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replaces a file's content so that a kill leaves the old or the new, never a part; an OSError where it cannot."""
+    with replacing(path) as stream:
+        stream.write(text.encode())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A stream beside the file, whose content takes the file's place once it is whole and on the disk."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with draft.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 @contextmanager

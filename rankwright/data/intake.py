@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,7 +43,7 @@ class Sources:
 
     path: AnyPath
     qrels: AnyPath | None = None
-    corpus: AnyPath | None = None
+    corpus: AnyPath | Sequence[Document] | None = None
     topics: AnyPath | None = None
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
 from rankwright.data import beir, dpr, jsonl, multihop, rank_llm
 from rankwright.data.corpus import read_corpus
-from rankwright.data.files import file_problem
+from rankwright.data.files import AnyPath, file_problem
 from rankwright.data.intake import Dataset, Intake, Sources
 from rankwright.data.rows import RowFormat, take_rows
 from rankwright.data.squad import take_questions
 from rankwright.data.trec import load_trec, read_qrels
 from rankwright.errors import ConfigurationError
+from rankwright.types import Document
 
 Loader = Callable[[Sources, Intake], None]
 
@@ -25,7 +26,7 @@ def load_examples(
     format: str,
     *,
     qrels: str | Path | None = None,
-    corpus: str | Path | None = None,
+    corpus: str | Path | Sequence[Document] | None = None,
     topics: str | Path | None = None,
     on_bad_row: Literal["error", "skip"] | str = "error",
     need_answers: bool = False,
@@ -38,7 +39,7 @@ def load_examples(
         format: A name in FORMATS.
         qrels: Relevance labels, TREC or BEIR. They replace labels of the rows; questions they do not know are left out
             (counted in Dataset.unjudged).
-        corpus: The passages to retrieve from, as JSON lines or `doc_id TAB text`.
+        corpus: The passages to retrieve from, as JSON lines or `doc_id TAB text`, or loaded already.
         topics: For trec, the questions of a run; else topics* or queries* beside it.
         on_bad_row: "error" stops at the first bad row, "skip" leaves bad rows out and counts them.
         need_answers: True where a reader will be asked: a question without answers is then a bad row.
@@ -73,7 +74,7 @@ def read_dataset(
     format: str,
     *,
     qrels: str | Path | None,
-    corpus: str | Path | None,
+    corpus: str | Path | Sequence[Document] | None,
     topics: str | Path | None,
     on_bad_row: str,
     need_answers: bool,
@@ -87,7 +88,8 @@ def read_dataset(
     if topics is not None and format != "trec":
         raise ConfigurationError(f"topics were given with format {format}; wanted format trec. Leave them out.")
     intake = Intake(skip_bad_rows=on_bad_row == "skip", need_answers=need_answers, need_candidates=need_candidates)
-    sources = Sources(Path(path), _path(qrels), _path(corpus), _path(topics))
+    passages = _path(corpus) if corpus is None or isinstance(corpus, str | Path) else corpus
+    sources = Sources(Path(path), _path(qrels), passages, _path(topics))
     FORMATS[format](sources, intake)
     return intake.dataset(Path(path))
 
@@ -117,8 +119,10 @@ def _load_squad(sources: Sources, intake: Intake) -> None:
 
 
 def _take_side_files(sources: Sources, intake: Intake) -> None:
-    if sources.corpus is not None:
+    if isinstance(sources.corpus, AnyPath):
         intake.give_corpus(read_corpus(sources.corpus, intake))
+    elif sources.corpus is not None:
+        intake.give_corpus({document.doc_id: document for document in sources.corpus})
     if sources.qrels is not None:
         intake.relevance = read_qrels(sources.qrels, intake)
 

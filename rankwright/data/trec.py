@@ -252,7 +252,7 @@ def parse_topic(row: Row) -> Example:
 
 
 def _run_and_topics(sources: Sources) -> tuple[AnyPath | None, AnyPath]:
-    if not _is_run(sources.path):
+    if sources.topics is None and not _is_run(sources.path):
         return None, sources.path
     return sources.path, sources.topics or _topics_beside(sources.path)
 

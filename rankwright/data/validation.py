@@ -12,6 +12,7 @@ from rankwright.data.intake import Dataset
 from rankwright.data.loading import read_dataset
 from rankwright.data.problems import Problem
 from rankwright.metrics.answer import contains_answer
+from rankwright.metrics.ranking import has_relevant
 from rankwright.types import Example
 
 
@@ -99,7 +100,7 @@ def describe(dataset: Dataset) -> ValidationReport:
         passages=len(dataset.corpus),
         with_candidates=sum(bool(example.candidates) for example in examples),
         with_answers=sum(bool(example.answers) for example in examples),
-        with_labels=sum(any(grade > 0 for grade in example.relevance.values()) for example in examples),
+        with_labels=sum(has_relevant(example.relevance) for example in examples),
         labels_outside_corpus=len(labelled - known),
         answerable_share=_answerable_share(examples),
         candidates=_lengths(len(example.candidates) for example in examples if example.candidates),

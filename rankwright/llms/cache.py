@@ -294,10 +294,6 @@ class Ledger:
     def __init__(self, store: ReadStore):
         self._store = store
 
-    def record(self, entries: Sequence[LedgerEntry]) -> None:
-        """Enters calls that left no answer to store."""
-        self._store.put_many({}, entries)
-
     def write(self, connection: sqlite3.Connection, entries: Sequence[LedgerEntry]) -> None:
         """Enters calls within an open transaction."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")

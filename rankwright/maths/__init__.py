@@ -21,9 +21,7 @@ def check_shapes(**expected: str) -> None:
     assert frame.f_back is not None
     values, sizes = frame.f_back.f_locals, {}
     for name, axes in expected.items():
-        tensor: Tensor | None = values[name]
-        if tensor is None:
-            continue
+        tensor: Tensor = values[name]
         if tensor.ndim != len(axes.split()):
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; wanted axes ({axes}).")
         for axis, size in zip(axes.split(), tensor.shape, strict=True):

@@ -44,6 +44,10 @@ def gumbel_noise(seed: int, step: int, query_ids: Sequence[str], samples: int, c
         samples: S.
         counts: documents of each query. D is the largest, but a query draws only for its own documents: the width of
             the batch must not decide what its second sample gets.
+
+    >>> one, both = gumbel_noise(0, 1, ["b"], 2, [3]), gumbel_noise(0, 1, ["a", "b"], 2, [5, 3])
+    >>> torch.equal(one[0], both[1, :, :3])
+    True
     """
     width = max(counts)
     rows = []
@@ -65,6 +69,9 @@ def sample_rankings(scores_QD: Tensor, noise_QSD: Tensor, steps: int) -> Tensor:
         scores_QD: raw scores, -inf on padding.
         noise_QSD: standard Gumbel noise.
         steps: K; surplus steps get action 0.
+
+    >>> sample_rankings(torch.tensor([[1.0, 2.0, 0.0]]), torch.tensor([[[0.0, 0.0, 0.0], [0.0, 0.0, 5.0]]]), 2).tolist()
+    [[[1, 0], [2, 1]]]
     """
     check_shapes(scores_QD="Q D", noise_QSD="Q S D")
     perturbed_QSD = scores_QD.detach().double()[:, None, :] + noise_QSD.to(scores_QD.device)
@@ -115,7 +122,11 @@ def step_logprobs(scores_QD: Tensor, actions_QSK: Tensor) -> Tensor:
 
 
 def entropy(scores_QD: Tensor) -> Tensor:
-    """Entropy in nats of the first step's softmax, shape (Q,)."""
+    """Entropy in nats of the first step's softmax, shape (Q,); -inf on padding.
+
+    >>> entropy(torch.tensor([[0.0, 0.0, 0.0, 0.0]])).item()  # ln 4
+    1.3862943649291992
+    """
     check_shapes(scores_QD="Q D")
     log_p = scores_QD.float().log_softmax(-1)
     return -(log_p.exp() * log_p.masked_fill(torch.isinf(log_p), 0.0)).sum(-1)

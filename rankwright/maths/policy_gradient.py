@@ -45,6 +45,10 @@ def reference_advantages(
     Returns:
         advantages_QSK with 0 where invalid, and valid_QSK: false on steps that were not taken and on every step whose
         advantage would need a failed read.
+
+    >>> rewards, values = torch.tensor([[[0.0, 1.0]]]), torch.tensor([[0.5, 0.5]])
+    >>> [reference_advantages(rewards, values, values > 0, form=f)[0].tolist() for f in ("gae", "anchored", "marginal")]
+    [[[[0.5, 0.5]]], [[[0.0, 0.5]]], [[[0.5, 1.0]]]]
     """
     check_shapes(rewards_QSK="Q S K", values_QK="Q K", taken_QK="Q K")
     taken_QSK = taken_QK[:, None, :].expand_as(rewards_QSK)
@@ -142,6 +146,14 @@ def clipped_surrogate(
         advantages_QSK: constants.
         valid_QSK: steps that count.
         epsilon: clip range.
+
+    Returns:
+        Two scalars: the objective, with gradient, and the share of valid steps whose ratio lies outside the clip range.
+
+    >>> new, old = torch.tensor([[[0.5]]]).log(), torch.tensor([[[0.25]]]).log()  # twice as likely as before
+    >>> gain, clipped = clipped_surrogate(new, old, torch.ones(1, 1, 1), new < 0, epsilon=0.2)
+    >>> round(gain.item(), 4), clipped.item()
+    (1.2, 1.0)
     """
     check_shapes(logprobs_QSK="Q S K", old_logprobs_QSK="Q S K", advantages_QSK="Q S K", valid_QSK="Q S K")
     # An infinite ratio times a zero gradient would be NaN; e^60 is far beyond every clip and fits into float32.
@@ -155,7 +167,12 @@ def clipped_surrogate(
 
 
 def exact_kl(scores_QD: Tensor, reference_scores_QD: Tensor) -> Tensor:
-    """KL(pi || reference) of the first step's softmax over all candidates, shape (Q,); -inf on padding in both."""
+    """KL(pi || reference) of the first step's softmax over all candidates, shape (Q,); -inf on padding in both.
+
+    >>> scores = torch.tensor([[0.0, 0.0]])
+    >>> exact_kl(scores, scores).item(), round(exact_kl(scores, torch.tensor([[3.0, 1.0]]).log()).item(), 4)
+    (0.0, 0.1438)
+    """
     check_shapes(scores_QD="Q D", reference_scores_QD="Q D")
     log_p, log_q = scores_QD.float().log_softmax(-1), reference_scores_QD.float().log_softmax(-1)
     padding = torch.isinf(scores_QD)
@@ -165,7 +182,12 @@ def exact_kl(scores_QD: Tensor, reference_scores_QD: Tensor) -> Tensor:
 
 def sampled_kl(logprobs_QSK: Tensor, reference_logprobs_QSK: Tensor, taken_QSK: Tensor) -> Tensor:
     """Low-variance estimate of KL(pi || reference) on sampled steps: exp(d) - d - 1, d = log reference - log pi (k3 of
-    Schulman 2020, joschu.net/blog/kl-approx.html); mean over steps taken, shape (Q,)."""
+    Schulman 2020, joschu.net/blog/kl-approx.html); mean over steps taken, shape (Q,).
+
+    >>> pi, reference = torch.tensor([[[0.5]]]).log(), torch.tensor([[[0.25]]]).log()
+    >>> round(sampled_kl(pi, reference, torch.ones(1, 1, 1, dtype=torch.bool)).item(), 4)  # 1/2 + ln 2 - 1
+    0.1931
+    """
     check_shapes(logprobs_QSK="Q S K", reference_logprobs_QSK="Q S K", taken_QSK="Q S K")
     d = torch.where(taken_QSK, reference_logprobs_QSK - logprobs_QSK, 0.0)
     estimate = d.exp() - d - 1

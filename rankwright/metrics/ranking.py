@@ -43,7 +43,7 @@ def ranking_metrics(
         DataError: a query or, inside a ranking, a document occurs twice.
     """
     measures = {name: _measure(name) for name in names}
-    judged = [ranking for ranking in _checked(rankings) if _has_relevant(relevance.get(ranking.query_id, {}))]
+    judged = [ranking for ranking in _checked(rankings) if has_relevant(relevance.get(ranking.query_id, {}))]
     if not judged or not measures:
         return {name: {} for name in measures}
 
@@ -75,10 +75,11 @@ def _numbered(ranking: Ranking, grades: Mapping[str, int], query: str) -> tuple[
 
 def queries_without_relevant(query_ids: Iterable[str], relevance: Mapping[str, Mapping[str, int]]) -> list[str]:
     """The queries that no label calls relevant, in the order given; ranking metrics are undefined for them."""
-    return [query_id for query_id in query_ids if not _has_relevant(relevance.get(query_id, {}))]
+    return [query_id for query_id in query_ids if not has_relevant(relevance.get(query_id, {}))]
 
 
-def _has_relevant(grades: Mapping[str, int]) -> bool:
+def has_relevant(grades: Mapping[str, int]) -> bool:
+    """Whether a label calls some document relevant."""
     return any(grade >= 1 for grade in grades.values())
 
 

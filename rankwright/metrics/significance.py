@@ -15,8 +15,6 @@ from rankwright.errors import ConfigurationError
 
 _CELLS_AT_ONCE = 2_000_000
 """Resampled cells held in memory at one time: 16 MB of float64."""
-_ROUNDING = 1e-12
-"""Means this close are equal: sums of the same numbers in another order differ in the last bits."""
 
 
 def paired_permutation_test(differences_Q: ArrayLike, *, seed: int = 0, permutations: int = 10_000) -> float:
@@ -28,20 +26,23 @@ def paired_permutation_test(differences_Q: ArrayLike, *, seed: int = 0, permutat
     (1 + permutations), which is never 0. Smucker, Allan and Carterette, "A comparison of statistical significance tests
     for information retrieval evaluation", 2007, https://doi.org/10.1145/1321440.1321528.
     """
+    from scipy import stats  # takes a second; whoever compares nothing does without
+
     differences = _checked(differences_Q, "paired_permutation_test", permutations)
     # A difference of 0 is the same with either sign, so it changes neither the sum nor the share.
     moving = differences[differences != 0.0]
-    seen = abs(moving.sum()) - _ROUNDING * max(1.0, float(np.abs(moving).sum()))
-    if 2**moving.size <= permutations:
-        patterns = (np.arange(2**moving.size)[:, None] >> np.arange(moving.size)) & 1
-        return float(np.mean(np.abs(_signed_sums(patterns, moving)) >= seen))
-    random = np.random.default_rng(seed)
-    hits = 0
-    for rows in _chunks(permutations, moving.size):
-        packed = np.frombuffer(random.bytes(rows * ((moving.size + 7) // 8)), dtype=np.uint8).reshape(rows, -1)
-        patterns = np.unpackbits(packed, axis=1, count=moving.size)
-        hits += int(np.count_nonzero(np.abs(_signed_sums(patterns, moving)) >= seen))
-    return (1 + hits) / (1 + permutations)
+    if moving.size < 2:
+        return 1.0
+    test = stats.permutation_test(
+        (moving,),
+        lambda values, axis: np.abs(values.sum(axis=axis)),
+        permutation_type="samples",
+        alternative="greater",
+        n_resamples=permutations,
+        batch=_at_once(moving.size),
+        rng=seed,
+    )
+    return float(test.pvalue)
 
 
 def bootstrap_interval(
@@ -52,18 +53,23 @@ def bootstrap_interval(
     For a comparison pass the per-question differences; both systems are then resampled together. Efron and Tibshirani,
     "An Introduction to the Bootstrap", 1993, chapter 13.
     """
+    from scipy import stats
+
     values = _checked(values_Q, "bootstrap_interval", resamples)
     if not 0.0 < confidence < 1.0:
         raise ConfigurationError(f"Confidence of bootstrap_interval is {confidence}; give a fraction such as 0.95.")
-    random = np.random.default_rng(seed)
-    means = np.concatenate(
-        [
-            values[random.integers(0, values.size, (rows, values.size))].mean(axis=1)
-            for rows in _chunks(resamples, values.size)
-        ]
-    )
-    low, high = np.quantile(means, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
-    return float(low), float(high)
+    if values.size == 1:
+        return float(values[0]), float(values[0])
+    interval = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=resamples,
+        batch=_at_once(values.size),
+        confidence_level=confidence,
+        method="percentile",
+        rng=seed,
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -80,14 +86,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _signed_sums(patterns: NDArray[np.integer], moving: NDArray[np.float64]) -> NDArray[np.float64]:
-    # With b in {0, 1} the sign is 2b - 1, so the signed sum is 2 (b . d) - sum(d).
-    return 2.0 * (patterns.astype(np.float64) @ moving) - moving.sum()
-
-
-def _chunks(total: int, width: int) -> list[int]:
-    size = max(1, _CELLS_AT_ONCE // max(1, width))
-    return [min(size, total - start) for start in range(0, total, size)]
+def _at_once(width: int) -> int:
+    """Resamples of so many values that are held in memory together."""
+    return max(1, _CELLS_AT_ONCE // width)
 
 
 def _checked(values_Q: ArrayLike, caller: str, rounds: int) -> NDArray[np.float64]:

@@ -238,7 +238,7 @@ class CrossEncoderReranker(nn.Module):
         """
         return self.rerank_batch([RerankRequest(as_query(query), as_documents(documents))])[0].best(top_k)
 
-    def add_lora(self, rank: int, alpha: int, dropout: float = 0.0, *, seed: int = 0) -> None:
+    def add_lora(self, rank: int, alpha: int, *, seed: int = 0) -> None:
         """Freezes the model and trains low-rank updates of its linear layers plus the classification head; `seed` is
         that of the updates' random halves."""
         try:
@@ -252,7 +252,6 @@ class CrossEncoderReranker(nn.Module):
             task_type=TaskType.SEQ_CLS,
             r=rank,
             lora_alpha=alpha,
-            lora_dropout=dropout,
             target_modules=sorted(linear - set(heads)),
             modules_to_save=heads,
         )

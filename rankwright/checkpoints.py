@@ -1,0 +1,135 @@
+"""Checkpoint folders: complete where their manifest says so, found again newest first, refused for other settings.
+
+Imports no torch, so that a run that may not begin is refused at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rankwright.data.files import replace_text
+from rankwright.errors import ResumeError, StorageError
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+ALGORITHM_STATE = "algorithm.json"
+
+
+def make_folder(folder: Path) -> None:
+    """Creates a run folder and proves that it can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise StorageError(
+            f"Run folder {folder} cannot be written ({error.strerror}); wanted a writable folder. Choose another "
+            "with --name."
+        ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    with path.open("rb") as stream:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+
+def write_manifest(folder: Path) -> None:
+    """Writes sizes and hashes of all files, after these are on disk: a folder with a valid manifest is complete."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        with path.open("rb+") as stream:
+            os.fsync(stream.fileno())
+    replace_text(folder / MANIFEST, json.dumps({str(p.relative_to(folder)): _digest(p) for p in files}, indent=1))
+
+
+def is_complete(folder: Path) -> bool:
+    """True where every file of the manifest is there with its hash."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return all(_digest(folder / name) == entry for name, entry in manifest.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def step_of(folder: Path) -> int:
+    """Step number in a checkpoint's name."""
+    return int(folder.name.rsplit("-", 1)[1])
+
+
+def sorted_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint folders by step, complete or not."""
+    return sorted((p for p in folder.glob("checkpoint-*") if p.name.rsplit("-", 1)[1].isdigit()), key=step_of)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint; damaged ones are passed over with a warning. None where there are none at all.
+
+    Raises:
+        ResumeError: there are some, but none is complete.
+    """
+    passed: list[str] = []
+    for path in reversed(sorted_checkpoints(folder)):
+        if is_complete(path):
+            if passed:
+                logger.warning(
+                    "Damaged or unreadable in %s: %s; the run goes on from %s.", folder, ", ".join(passed), path.name
+                )
+            return path
+        passed.append(path.name)
+    if passed:
+        raise ResumeError(
+            f"No checkpoint in {folder} is complete and readable ({', '.join(passed)}). If they cannot be mended, "
+            "--overwrite begins the run anew and removes them."
+        )
+    return None
+
+
+def fingerprint_of(settings: Mapping[str, Any]) -> str:
+    """All settings as one text, the same for the same settings."""
+    return json.dumps(settings, sort_keys=True, default=str)
+
+
+def check_fingerprint(checkpoint: Path, wanted: str) -> None:
+    """Refuses to go on from a checkpoint with other settings than the run began with."""
+    found = json.loads((checkpoint / ALGORITHM_STATE).read_text(encoding="utf-8"))["fingerprint"]
+    check_same_settings(json.loads(found), json.loads(wanted), checkpoint.parent)
+
+
+def check_same_settings(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Refuses other settings than the run in the folder began with, naming the first that differs.
+
+    Raises:
+        ResumeError: one differs.
+    """
+    old, new = _flat(before), _flat(now)
+    for name in sorted({*old, *new}):
+        if old.get(name) != new.get(name):
+            raise ResumeError(
+                f"Setting {name} is {new.get(name)!r}, but the run in {folder} began with {old.get(name)!r}. "
+                "Give the same settings to --resume, or start a new run with another --name."
+            )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        name: leaf for key, part in value.items() for name, leaf in _flat(part, f"{prefix}.{key}".lstrip(".")).items()
+    }
