@@ -693,7 +693,7 @@ def _unpacked(packed: Mapping[str, Any]) -> Evaluation:
         for row in packed["examples"]
     )
     return Evaluation(
-        settings=EvaluationSettings(**packed["settings"]),
+        settings=EvaluationSettings(**{n: value for n, value in packed["settings"].items() if n != "prompt"}),
         examples=examples,
         models={name: _unpacked_model(model) for name, model in packed["models"].items()},
         scores={
@@ -711,7 +711,7 @@ def _unpacked_model(model: Mapping[str, Any]) -> ModelResult:
             for query_id, (doc_ids, scores) in model["rankings"].items()
         },
         reads={
-            query_id: ReadFailed(read["failed"], read["paid"])
+            query_id: ReadFailed(read["failed"], read.get("paid", True))
             if "failed" in read
             else Answer(read["text"], read["paid"])
             for query_id, read in model["reads"].items()

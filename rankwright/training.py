@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
@@ -445,11 +445,12 @@ class FeedbackTrainer(Trainer):
         self._rotate()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """The policy's weights, tied ones once. The Trainer's own refuses these, and adds a pickle of what config.json
-        says."""
+        """The policy's weights, each under each of its names. The Trainer's own refuses tied ones, and adds a pickle of
+        what config.json says."""
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        save_model(self._policy, str(folder / WEIGHTS))
+        weights = {name: tensor.detach().clone().contiguous() for name, tensor in self._policy.state_dict().items()}
+        save_file(weights, str(folder / WEIGHTS))
 
     def _rotate(self) -> None:
         """Keeps the newest `save_total_limit` checkpoints and the best one."""
@@ -810,8 +811,7 @@ def train(
             --resume checks.
         resume: go on from the newest complete checkpoint, or start where there is none.
         on_step: told (step, steps, what was logged) after every log entry.
-        callbacks: further transformers callbacks; they come first, so that one which raises when training begins
-            leaves an earlier run in the folder as it was.
+        callbacks: further transformers callbacks.
 
     Raises:
         ConfigurationError: training arguments that do not go together, or want what is not installed.
@@ -842,7 +842,7 @@ def train(
         folder,
         fingerprint,
         seed,
-        [*callbacks, *first, metrics_file, *([_Teller(on_step)] if on_step else [])],
+        [*first, metrics_file, *([_Teller(on_step)] if on_step else []), *callbacks],
     )
     if checkpoint is not None:
         check_fingerprint(checkpoint, fingerprint)
@@ -908,7 +908,7 @@ def write_problem(error: BaseException) -> str:
 
 def load_weights(policy: nn.Module, checkpoint: Path) -> None:
     """Loads a checkpoint's weights into the policy, exactly."""
-    load_model(policy, checkpoint / WEIGHTS)
+    policy.load_state_dict(load_file(str(checkpoint / WEIGHTS)), strict=True)
 
 
 @torch.no_grad()

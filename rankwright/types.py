@@ -9,7 +9,7 @@ This module imports neither torch nor numpy: whoever needs only the nouns pays n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
@@ -82,9 +82,19 @@ class Ranking:
         """Only the first top_k documents; all for None."""
         return Ranking(self.query_id, self.doc_ids[:top_k], self.scores[:top_k])
 
-    def documents(self, candidates: Iterable[Document]) -> tuple[Document, ...]:
-        """The ranked documents, best first, out of the candidates that were ranked."""
-        by_id = {document.doc_id: document for document in candidates}
+    def documents(self, candidates: Sequence[str | Document]) -> tuple[Document, ...]:
+        """The ranked documents, best first, out of the candidates that were ranked.
+
+        Raises:
+            ConfigurationError: one of them is not among the candidates.
+        """
+        by_id = {document.doc_id: document for document in as_documents(candidates)}
+        missing = next((doc_id for doc_id in self.doc_ids if doc_id not in by_id), None)
+        if missing is not None:
+            raise ConfigurationError(
+                f"Ranking of query '{self.query_id}' has document '{missing}', which is not among the {len(by_id)} "
+                "candidates given; wanted those that were ranked."
+            )
         return tuple(by_id[doc_id] for doc_id in self.doc_ids)
 
     def scored_docs(self) -> list[ScoredDoc]:

@@ -20,10 +20,12 @@ from rankwright.cli.settings import (
     settings_from,
     settings_tree,
 )
+from rankwright.data import corpus
 from rankwright.errors import ConfigurationError, DataError
 from rankwright.evaluation import FirstStage
+from rankwright.llms.calls import Call
 from rankwright.llms.http import HTTPLLM
-from rankwright.types import Answer, Context, Document, Example, Query, ReadFailed
+from rankwright.types import Answer, Completion, Context, Document, Example, Query, ReadFailed
 from tests.cli_kit import DOORS, body_of, make_model, reply, rows, serving, write_rows
 from tests.tiny_lm import END, make_chain_model
 
@@ -71,6 +73,28 @@ def test_a_question_of_the_test_is_taken_out_of_training(tmp_path: Path, capsys:
     kept = [e.query.query_id for e in (*splits.train, *splits.dev)]
     assert (len(splits.test), len(kept), rows()[0]["query_id"] in kept) == (1, len(rows()) - 1, False)
     assert "1 questions left out" in capsys.readouterr().err
+
+
+def test_a_corpus_is_read_once_for_all_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    read: list[object] = []
+
+    def read_corpus(path: Any, intake: Any) -> Any:
+        read.append(path)
+        return corpus.read_corpus(path, intake)
+
+    monkeypatch.setattr("rankwright.data.loading.read_corpus", read_corpus)
+    questions = [{k: row[k] for k in ("query_id", "question", "answers")} for row in rows()]
+    files = {
+        n: str(write_rows(tmp_path / f"{n}.jsonl", questions[i::3])) for i, n in enumerate(("train", "dev", "test"))
+    }
+    passages = [{"doc_id": f"d{i}", "text": f"door {i} key"} for i in range(12)]
+    file = str(write_rows(tmp_path / "corpus.jsonl", [*passages, {"doc_id": "bad"}]))
+    data = {**files, "corpus": file, "on_bad_row": "skip"}
+    splits = load_splits(settings_from({"data": data}))
+    assert (len(read), splits.skipped) == (1, 1)
+    assert all(len(example.candidates) > 1 for example in (*splits.dev, *splits.test))
 
 
 def test_no_training_question_may_be_left_by_the_test(tmp_path: Path) -> None:
@@ -219,16 +243,12 @@ def test_attempts_and_their_time_reach_the_client(tmp_path: Path, monkeypatch: p
     assert HTTPLLM("m", "http://127.0.0.1:9/v1", deadline=200.0).attempt_timeout == 200.0
 
 
-@pytest.mark.parametrize(
-    ("verb", "passages"),
-    [(["train", "--name=a", "--model=tiny"], 0), (["eval", "first-stage"], 3)],
-    ids=["train", "eval"],
-)
+@pytest.mark.parametrize("verb", [["train", "--name=a", "--model=tiny"], ["eval", "first-stage"]], ids=lambda v: v[0])
 def test_prompt_and_limits_of_the_command_reach_the_endpoint(
-    verb: list[str], passages: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    verb: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An interruption answers the first requests (of training those without passages): what they hold is all that is
-    wanted."""
+    """An interruption answers the first requests (in training the second, after the call that tries the reader): what
+    they hold is all that is wanted."""
     monkeypatch.chdir(tmp_path)
     make_model(tmp_path / "tiny")
     write_rows(tmp_path / "q.jsonl", rows())
@@ -242,6 +262,9 @@ def test_prompt_and_limits_of_the_command_reach_the_endpoint(
             super().__init__(*names, **options)
 
         def complete_each(self, requests: Any, on_calls: Any) -> None:
+            if "number of this run" in requests[0].messages[0][1]:
+                on_calls([Call(0, Completion("7"))])
+                return
             asked.extend(request.messages[0][1] for request in requests)
             raise KeyboardInterrupt
 
@@ -252,7 +275,7 @@ def test_prompt_and_limits_of_the_command_reach_the_endpoint(
     assert [(options["requests_per_minute"], options["tokens_per_minute"]) for options in made] == [(30, 900.5)]
     wanted = re.compile(r"Look here: (.*)\nNow say: What is the key of door \d+\?", re.DOTALL)
     found = [wanted.fullmatch(text) for text in asked]
-    assert [match[1].count("[") for match in found if match] == [passages] * len(asked) != []
+    assert [match[1].count("[") for match in found if match] == [3] * len(asked) != []
 
 
 def test_a_folder_of_a_language_model_is_a_reader(tmp_path: Path) -> None:

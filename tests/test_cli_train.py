@@ -28,7 +28,9 @@ from rankwright.cli.train import DEMO_FOLDER, with_exchanged_answers
 from rankwright.data import load_examples
 from rankwright.errors import ReaderError, ResumeError
 from rankwright.evaluation import Evaluation, FirstStage, evaluate
+from rankwright.llms.cache import ReadStore
 from rankwright.metrics.answer import normalise
+from rankwright.readers import CachedReader
 from rankwright.rerankers import load
 from rankwright.rewards import resolve_reward
 from rankwright.training import requests_of
@@ -135,6 +137,9 @@ class Moody:
     def __init__(self, batches: float) -> None:
         self.batches = batches
 
+    def cache_key(self, context: Context) -> str:
+        return " ".join([context.query.text, *(document.text for document in context.documents)])
+
     def answer(self, contexts: Sequence[Context]) -> list[ReadResult]:
         self.batches -= 1
         if self.batches < 0:
@@ -147,7 +152,7 @@ def test_a_run_that_a_broken_reader_stopped_goes_on_when_it_is_mended(
     command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learning = ["--method", "rrpo", "--reader", "embedded", "--set", "rrpo.samples=8", "--set", "top_k=1"]
-    monkeypatch.setattr("rankwright.cli.run.build_reader", lambda *_: Moody(1))
+    monkeypatch.setattr("rankwright.cli.run.build_reader", lambda *_: Moody(0))
     assert run([*command, *learning]) == 6
     assert "Mend the reader and go on with --resume" in capsys.readouterr().err
     monkeypatch.setattr("rankwright.cli.run.build_reader", lambda *_: Moody(math.inf))
@@ -156,15 +161,27 @@ def test_a_run_that_a_broken_reader_stopped_goes_on_when_it_is_mended(
     assert (result["steps"], result["metric"], result["n"]) == (3, "F1", 3)
 
 
-def test_a_reader_that_answers_nothing_leaves_the_earlier_run(
-    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("cached", [False, True])
+def test_an_endpoint_that_is_down_leaves_the_earlier_run(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cached: bool
 ) -> None:
-    assert run(command) == 0
+    """However much of what it would be asked the cache knows."""
+    made: list[Any] = []
+
+    def build_reader(settings: Any, store: ReadStore, run: str, *_: Any) -> CachedReader:
+        made.append(Moody(0 if made else math.inf))
+        return CachedReader(made[-1], store, run=run)
+
+    endpoint = ["--method", "rrpo", "--reader", "http://127.0.0.1:9/v1", "--reader-model", "m", "--set", "top_k=1"]
+    if not cached:
+        assert run(command) == 0
+        made.append("an earlier run without a reader")
+    monkeypatch.setattr("rankwright.cli.run.build_reader", build_reader)
+    if cached:
+        assert run([*command, *endpoint]) in (0, 8)
     before = {path: path.read_bytes() for path in Path("runs/a").rglob("*") if path.is_file()}
-    monkeypatch.setattr("rankwright.cli.run.build_reader", lambda *_: Moody(0))
-    again = ["--overwrite", "--method", "rrpo", "--reader", "embedded", "--set", "top_k=1"]
-    assert run([*command, *again]) == 6
-    assert "Reader 'moody' answered none of its first 3 questions (the last: http 503)" in capsys.readouterr().err
+    assert run([*command, *endpoint, "--overwrite"]) == 6
+    assert "Reader 'moody' did not answer a first call (http 503)" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in Path("runs/a").rglob("*") if path.is_file()} == before
 
 

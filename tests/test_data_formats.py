@@ -463,6 +463,10 @@ def test_a_corpus_may_be_loaded_already(trec: Path) -> None:
     dataset = load_examples(trec / "first.run", "trec", corpus=corpus)
     assert [document.doc_id for document in dataset.examples[0].candidates] == ["k", "c"]
     assert dataset.corpus == corpus
+    with pytest.raises(DataError, match="doc_id 'k' stands 2 times in the corpus given"):
+        load_examples(trec / "first.run", "trec", corpus=[*corpus, Document("k", "Another.")])
+    with pytest.raises(DataError, match="The corpus given has no document"):
+        load_examples(trec / "first.run", "trec", corpus=[])
 
 
 # --- writers ---

@@ -31,6 +31,8 @@ def test_no_difference_has_p_one() -> None:
 def test_rounding_does_not_hide_equal_patterns() -> None:
     # 0.1 + 0.2 + 0.3 in another order of summation is not bit-equal; every all-equal-sign pattern must still count.
     assert paired_permutation_test([0.1, 0.2, 0.3, 0.7, 1e-3]) == 2 / 2**5
+    assert paired_permutation_test([0.1, 0.2, -0.3]) == 1.0  # 0.1 + 0.2 - 0.3 is 5.6e-17
+    assert paired_permutation_test([0.1, 0.2, -0.3] * 20) == 1.0
 
 
 def test_drawn_p_agrees_with_exact_p_and_is_never_zero() -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from torch import nn
 from transformers import BertForSequenceClassification, TrainerCallback
 
 from rankwright.algorithms import RRPO, RRPOConfig, Supervised
@@ -662,11 +663,13 @@ def test_reads_on_dev_are_counted_too(tmp_path: Path) -> None:
 
 
 class TiedPolicy(ToyPolicy):
-    """The same weights under two names, as encoder and decoder of some models share their embeddings."""
+    """The same weights under two names, as encoder and decoder of some models share their embeddings, and two halves of
+    one tensor, as some models cut their queries, keys and values."""
 
     def __init__(self) -> None:
         super().__init__()
         self.again = self.scores
+        self.left, self.right = (nn.Parameter(half) for half in torch.zeros(4).chunk(2))
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -1039,6 +1042,7 @@ import os, signal, sys
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from rankwright import training
 from tests.test_training import run

@@ -19,6 +19,13 @@ def test_strings_are_known_by_their_position() -> None:
     assert (as_query("rain?"), as_query(Query("q", "rain?"))) == (Query("0", "rain?"), Query("q", "rain?"))
 
 
+def test_a_ranking_gives_the_texts_that_were_ranked() -> None:
+    ranking = Ranking("q", ("1", "0"), (2.0, 1.0))
+    assert [document.text for document in ranking.documents(["rain", "sun"])] == ["sun", "rain"]
+    with pytest.raises(ConfigurationError, match="Ranking of query 'q' has document '1', which is not among the 1 "):
+        ranking.documents(["rain"])
+
+
 def test_a_ranking_gives_its_documents_in_its_order() -> None:
     ranking = Ranking("q", ("b", "a"), (2.0, 1.0))
     assert ranking.documents([A, Document("c", "sun"), B]) == (B, A)

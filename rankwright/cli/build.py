@@ -64,10 +64,14 @@ def build_reader(settings: ReaderSettings, store: ReadStore, run: str, device: s
     from rankwright.readers.llm import SAMPLING, LLMReader
 
     prompt = load_prompt(settings.prompt)
-    is_endpoint = settings.reader.startswith(("http://", "https://"))
-    llm = _endpoint(settings) if is_endpoint else _local(settings, device)
+    llm = _endpoint(settings) if is_endpoint(settings) else _local(settings, device)
     cached = CachedLLM(llm, store, run=run, accepts=lambda text: parse_answer(text) is not None)
     return LLMReader(cached, prompt, sampling=settings.sampling or SAMPLING)
+
+
+def is_endpoint(settings: ReaderSettings) -> bool:
+    """Whether the reader is asked over the network."""
+    return settings.reader.startswith(("http://", "https://"))
 
 
 def _endpoint(settings: ReaderSettings) -> HTTPLLM:
@@ -231,22 +235,7 @@ def load_splits(settings: RunSettings) -> Splits:
     shared = train.corpus if data.corpus else None  # a corpus of millions is read once
     dev = side("dev", data.dev, shared) if data.dev else None
     test = side("test", data.test, shared) if data.test else None
-    rows = list(train.examples)
-    random.Random(settings.seed).shuffle(rows)
-    n_test = 0 if test else round(len(rows) * data.test_share)
-    n_dev = 0 if dev else round(len(rows) * data.dev_share)
-    parts = {
-        "test": list(test.examples) if test else rows[:n_test],
-        "dev": list(dev.examples) if dev else rows[n_test : n_test + n_dev],
-        "train": rows[n_test + n_dev :],
-    }
-    parts = _without_overlap(parts)
-    for name, part in parts.items():
-        if not part:
-            raise DataError(
-                f"No questions are left for {name}: {data.train} has {len(rows)}. Give a --{name} file of other "
-                "questions, or more of them."
-            )
+    parts = _divided(settings, train, dev, test)
     sets = [s for s in (train, dev, test) if s is not None]
     corpus = _pooled(sets)
     if len(corpus) < 2 and data.retriever == "bm25":
@@ -269,6 +258,34 @@ def _labels(data: DataSettings, side: str, path: str) -> str:
     if not named and data.format == "beir" and has_split(path, side):
         return side
     return named or data.qrels
+
+
+def _divided(
+    settings: RunSettings, train: Dataset, dev: Dataset | None, test: Dataset | None
+) -> dict[str, list[Example]]:
+    """The questions of each use: dev and test without files of their own take shares of the training questions.
+
+    Raises:
+        DataError: none is left for a use.
+    """
+    data, rows = settings.data, list(train.examples)
+    random.Random(settings.seed).shuffle(rows)
+    n_test = 0 if test else round(len(rows) * data.test_share)
+    n_dev = 0 if dev else round(len(rows) * data.dev_share)
+    parts = _without_overlap(
+        {
+            "test": list(test.examples) if test else rows[:n_test],
+            "dev": list(dev.examples) if dev else rows[n_test : n_test + n_dev],
+            "train": rows[n_test + n_dev :],
+        }
+    )
+    for name, part in parts.items():
+        if not part:
+            raise DataError(
+                f"No questions are left for {name}: {data.train} has {len(rows)}. Give a --{name} file of other "
+                "questions, or more of them."
+            )
+    return parts
 
 
 def _without_overlap(parts: Mapping[str, Sequence[Example]]) -> dict[str, list[Example]]:

@@ -21,6 +21,7 @@ from rankwright.cli.build import (
     Splits,
     build_reader,
     checked_device,
+    is_endpoint,
     load_splits,
     open_store,
     tell_of_calls,
@@ -36,7 +37,7 @@ from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, digest_of, 
 from rankwright.metrics.ranking import has_relevant
 from rankwright.reporting import write_report
 from rankwright.rewards import resolve_reward
-from rankwright.types import Answer, Context, Reader, ReadFailed, Reranker, Reward
+from rankwright.types import Answer, Context, Document, Query, Reader, ReadFailed, Reranker, Reward
 
 RUNS = Path("runs")
 REFERENCE_ROW, TRAINED_ROW = "reference", "trained"
@@ -89,11 +90,11 @@ def run_training(
 
         def begin() -> None:
             """Only now, with data, settings and reader found good, may an earlier result go."""
-            if reader is not None:
-                _check_reads(reader, splits)
             _begin_folder(folder, {"run_id": run_id, **settings_tree(settings)}, environment, resume)
 
         try:
+            if is_endpoint(settings.reader) and not resume:
+                _check_answers(reader, run_id)
             policy, reference, trained = _train(settings, splits, reader, reward, folder, resume, begin)
             with _writing(folder):
                 policy.save(folder / "model")  # before the comparison, which may fail: training is paid for
@@ -138,20 +139,18 @@ def _write_results(folder: Path, name: str, evaluation: Evaluation, card: str, r
     write_report(folder / "report.html", evaluation, title=f"Run {name}", run=run, metrics=metrics)
 
 
-def _check_reads(reader: Reader, splits: Splits) -> None:
-    """Three reads before an earlier run may go: answers without passages, for which RRPO asks anyway; supervised
-    training pays for them.
+def _check_answers(reader: Any, run_id: str) -> None:
+    """One call before an earlier run may go. It asks for what no other run asks, so no cache can answer.
 
     Raises:
-        ReaderError: none of them was answered.
+        ReaderError: it was not answered.
     """
-    results = reader.answer([Context(example.query, ()) for example in splits.train[:3]])
-    failed = [result.reason for result in results if isinstance(result, ReadFailed)]
-    if failed and len(failed) == len(results):
+    passage = Document("check", f"The number of this run is {run_id}.")
+    (result,) = reader.answer([Context(Query("check", "What is the number of this run?"), (passage,))])
+    if isinstance(result, ReadFailed):
         raise ReaderError(
-            f"Reader '{reader.name}' answered none of its first {len(results)} questions (the last: {failed[-1]}); "
-            "wanted an answer before training begins. Nothing in the run folder was changed: correct the cause and "
-            "run again."
+            f"Reader '{reader.name}' did not answer a first call ({result.reason}); wanted an answer before training "
+            "begins. Nothing in the run folder was changed: correct the cause and run again."
         )
 
 

@@ -23,7 +23,9 @@ def resolve(sources: Sources) -> Sources:
     name as qrels is a split: "dev" is qrels/dev.tsv. Where there are no labels at all the questions stay unlabelled.
     """
     root, queries = _root_and_queries(sources.path)
-    corpus = sources.corpus or _present(root, "corpus.jsonl") or _present(root, "corpus.jsonl.gz")
+    corpus = sources.corpus
+    if corpus is None:
+        corpus = _present(root, "corpus.jsonl") or _present(root, "corpus.jsonl.gz")
     if corpus is None:
         raise file_problem(
             root, "no corpus.jsonl", "the passages", "Put it there or name it (corpus=..., --corpus FILE)."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +16,7 @@ from rankwright.data.intake import Dataset, Intake, Sources
 from rankwright.data.rows import RowFormat, take_rows
 from rankwright.data.squad import take_questions
 from rankwright.data.trec import load_trec, read_qrels
-from rankwright.errors import ConfigurationError
+from rankwright.errors import ConfigurationError, DataError
 from rankwright.types import Document
 
 Loader = Callable[[Sources, Intake], None]
@@ -122,9 +123,20 @@ def _take_side_files(sources: Sources, intake: Intake) -> None:
     if isinstance(sources.corpus, AnyPath):
         intake.give_corpus(read_corpus(sources.corpus, intake))
     elif sources.corpus is not None:
-        intake.give_corpus({document.doc_id: document for document in sources.corpus})
+        intake.give_corpus(_by_id(sources.corpus))
     if sources.qrels is not None:
         intake.relevance = read_qrels(sources.qrels, intake)
+
+
+def _by_id(documents: Sequence[Document]) -> dict[str, Document]:
+    """A corpus that is loaded already, with what holds for a file of one."""
+    found = {document.doc_id: document for document in documents}
+    if not found:
+        raise DataError("The corpus given has no document; wanted at least one. Leave it out, or name a file.")
+    if len(found) < len(documents):
+        twice, times = Counter(document.doc_id for document in documents).most_common(1)[0]
+        raise DataError(f"doc_id '{twice}' stands {times} times in the corpus given; wanted every doc_id once.")
+    return found
 
 
 FORMATS: Mapping[str, Loader] = MappingProxyType(
