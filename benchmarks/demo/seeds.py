@@ -148,8 +148,8 @@ def page() -> str:
             "With them RRPO samples the first choice only, its baseline is the mean reward of the question's samples, "
             "and the reference",
             "anchors the KL alone; the form that the paper prints stands beside it on [choices.md](choices.md).",
-            "The test side was read before: by seeds 0 to 3 with another baseline, by seed 0 with another weight of the "
-            "reader's order,",
+            "The test side was read before: by seeds 0 to 3 with another baseline, by seed 0 with another weight of "
+            "the reader's order,",
             "and by seed 0 with 36 steps instead of 30, changed for other reasons (experiments.md).",
             f"Machine: {platform.machine()}, 2 cores. The runs share one cache of answers, so later seeds pay for "
             "fewer reads.",
