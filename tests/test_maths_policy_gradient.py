@@ -22,8 +22,10 @@ from rankwright.maths.policy_gradient import (
     AdvantageWindow,
     clipped_surrogate,
     exact_kl,
-    reference_advantages,
-    relative_to_mean,
+    generalised_advantages,
+    group_baseline,
+    group_unit,
+    leave_one_out_baseline,
     sampled_kl,
 )
 
@@ -67,9 +69,9 @@ def test_advantages_equal_the_formula(form: AdvantageForm, case) -> None:
     """Every step, with failed reads and short lists; a failed read invalidates exactly the steps that need it."""
     rewards, values, steps, gamma, lam = case
     taken = torch.tensor([[t < count for t in range(len(values[0]))] for count in steps])
-    found, valid = reference_advantages(
+    found, valid = generalised_advantages(
         torch.tensor(rewards, dtype=torch.float64),
-        torch.tensor(values, dtype=torch.float64),
+        torch.tensor(values, dtype=torch.float64)[:, None],
         taken,
         form=form,
         gamma=gamma,
@@ -83,11 +85,11 @@ def test_advantages_equal_the_formula(form: AdvantageForm, case) -> None:
 
 def test_a_worked_example() -> None:
     """Rewards 0, 1, 1 against a reference at 0, 0, 1: the second choice is the one that helped."""
-    rewards, values = torch.tensor([[[0.0, 1.0, 1.0]]]), torch.tensor([[0.0, 0.0, 1.0]])
+    rewards, values = torch.tensor([[[0.0, 1.0, 1.0]]]), torch.tensor([[[0.0, 0.0, 1.0]]])
     taken = torch.ones(1, 3, dtype=torch.bool)
     wanted = {"gae": [2.0, 2.0, 0.0], "anchored": [1.0, 1.0, 0.0], "marginal": [0.0, 0.0, -1.0]}
     for form in FORMS:
-        assert reference_advantages(rewards, values, taken, form=form)[0].tolist() == [[wanted[form]]]
+        assert generalised_advantages(rewards, values, taken, form=form)[0].tolist() == [[wanted[form]]]
 
 
 @pytest.mark.parametrize(
@@ -105,15 +107,15 @@ def test_a_failed_reward_read_invalidates_the_steps_that_need_it(
     rewards = torch.full((1, 2, 4), 0.5)
     rewards[0, 0, failed] = NAN
     taken = torch.ones(1, 4, dtype=torch.bool)
-    _, found = reference_advantages(rewards, torch.zeros(1, 4), taken, form=form, gamma=gamma, lam=lam)
+    _, found = generalised_advantages(rewards, torch.zeros(1, 1, 4), taken, form=form, gamma=gamma, lam=lam)
     assert found.tolist() == [[valid, [True] * 4]]
 
 
 @pytest.mark.parametrize(("gamma", "valid"), [(1.0, [True, False, False, True]), (0.0, [True, True, False, True])])
 def test_a_failed_reference_read_reaches_the_step_before_only_through_gamma(gamma: float, valid: list[bool]) -> None:
-    values = torch.tensor([[0.1, 0.2, NAN, 0.3]])
+    values = torch.tensor([[[0.1, 0.2, NAN, 0.3]]])
     taken = torch.ones(1, 4, dtype=torch.bool)
-    advantages, found = reference_advantages(torch.ones(1, 1, 4), values, taken, form="gae", gamma=gamma, lam=0.0)
+    advantages, found = generalised_advantages(torch.ones(1, 1, 4), values, taken, form="gae", gamma=gamma, lam=0.0)
     assert found.tolist() == [[valid]]
     assert advantages[~found].eq(0).all()
 
@@ -125,14 +127,19 @@ def test_the_mean_anchored_advantage_has_the_sign_of_policy_minus_reference() ->
     good = poor + 0.5
     taken = torch.ones(50, 3, dtype=torch.bool)
     for form in ("anchored", "marginal"):
-        worse, _ = reference_advantages(poor, good.mean(1), taken, form=form)
-        better, _ = reference_advantages(good, poor.mean(1), taken, form=form)
+        worse, _ = generalised_advantages(poor, good.mean(1, keepdim=True), taken, form=form)
+        better, _ = generalised_advantages(good, poor.mean(1, keepdim=True), taken, form=form)
         assert worse.mean() < 0 < better.mean()
 
 
 def test_unknown_form_is_refused() -> None:
     with pytest.raises(ValueError, match="Advantage form is 'td'; wanted gae, anchored or marginal"):
-        reference_advantages(torch.zeros(1, 1, 1), torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool), form="td")  # pyright: ignore[reportArgumentType]
+        generalised_advantages(
+            torch.zeros(1, 1, 1),
+            torch.zeros(1, 1, 1),
+            torch.ones(1, 1, dtype=torch.bool),
+            form="td",  # pyright: ignore[reportArgumentType]
+        )
 
 
 # --- window
@@ -182,13 +189,21 @@ def test_window_survives_a_checkpoint_and_keeps_its_size() -> None:
     assert len(one.state()) == 10
 
 
+# --- baselines and units out of a question's own samples
+
+
+def relative_to_mean(rewards_QSK: Tensor) -> tuple[Tensor, Tensor]:
+    unit = group_unit(rewards_QSK, "mean")
+    return rewards_QSK * unit, group_baseline(rewards_QSK) * unit
+
+
 def test_rewards_relative_to_their_mean_climb_the_log_of_the_expected_reward() -> None:
     """Samples in exact proportion to the policy give the very gradient of log E[r]."""
     scores = torch.tensor([[0.5, 0.25, 0.25], [0.75, 0.25, 0.0]], dtype=torch.float64).log().requires_grad_()
     rewards_QD = torch.tensor([[0.2, 1.0, 0.0], [1.0, 0.5, 0.0]], dtype=torch.float64)
     actions = torch.tensor([[0, 0, 1, 2], [0, 0, 0, 1]])
     rewards = rewards_QD.gather(1, actions)[..., None]
-    advantages, valid = reference_advantages(*relative_to_mean(rewards), torch.ones(2, 1, dtype=torch.bool))
+    advantages, valid = generalised_advantages(*relative_to_mean(rewards), torch.ones(2, 1, dtype=torch.bool))
     logprobs = scores.log_softmax(-1).gather(1, actions)[..., None]
     gain, _ = clipped_surrogate(logprobs, logprobs.detach(), advantages, valid, epsilon=0.2)
     (found,) = torch.autograd.grad(gain, scores)
@@ -208,7 +223,7 @@ def test_relative_to_their_mean_real_samples_point_up_the_log_of_the_expected_re
     generator = torch.Generator().manual_seed(3)
     actions = torch.multinomial(scores.exp().expand(draws, -1), samples, replacement=True, generator=generator)
     relative, baseline = relative_to_mean(rewards_D[actions][..., None])
-    advantages = relative[..., 0] - baseline
+    advantages = (relative - baseline)[..., 0]
     assert advantages.max() <= samples - 1 + 1e-9
     one_hot = torch.nn.functional.one_hot(actions, 4).double()
     estimate = (advantages[..., None] * (one_hot - scores.exp())).mean((0, 1))
@@ -224,6 +239,56 @@ def test_a_failed_read_does_not_count_in_the_mean_and_nothing_earned_gives_zero(
     assert baseline.flatten().tolist()[:2] == [1.0, 0.0]
     assert relative[1].eq(0).all()
     assert relative[2].isnan().all()
+
+
+rewards_of_a_question = st.lists(st.one_of(st.floats(0, 1), st.just(NAN)), min_size=1, max_size=8)
+
+
+@given(st.lists(rewards_of_a_question, min_size=1, max_size=4))
+@settings(max_examples=300, deadline=None)
+def test_baselines_and_units_equal_the_formulas(rows: list[list[float]]) -> None:
+    """Each question alone: baselines over what was read, GRPO's deviation, 0 where a question shows no difference."""
+    for row in rows:
+        rewards = torch.tensor(row, dtype=torch.float64)[None, :, None]
+        known = [r for r in row if not math.isnan(r)]
+        mean, others = group_baseline(rewards).item(), leave_one_out_baseline(rewards).flatten().tolist()
+        if not known:
+            assert math.isnan(mean)
+            assert all(map(math.isnan, others))
+            continue
+        assert mean == pytest.approx(math.fsum(known) / len(known), abs=1e-12)
+        for i, found in enumerate(others):
+            rest = [r for j, r in enumerate(row) if j != i and not math.isnan(r)]
+            assert found == pytest.approx(math.fsum(rest) / len(rest), abs=1e-12) if rest else math.isnan(found)
+        deviation = math.sqrt(math.fsum((r - mean) ** 2 for r in known) / len(known))
+        unit = group_unit(rewards, "deviation").item()
+        assert unit == (pytest.approx(1 / deviation, rel=1e-6) if deviation > 1e-9 else 0.0)
+        assert group_unit(rewards, "mean").item() == (pytest.approx(1 / mean) if mean else 0.0)
+
+
+def test_questions_do_not_see_each_other() -> None:
+    rewards = torch.rand(5, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for made in (group_baseline, leave_one_out_baseline, lambda r: group_unit(r, "deviation")):
+        assert torch.equal(made(rewards)[2:3], made(rewards[2:3]))
+
+
+def test_the_mean_of_the_others_is_unbiased_and_that_of_all_shrinks_the_gradient() -> None:
+    """Over all pairs of samples, weighted by their probability: leave one out gives the gradient of E[r] itself, the
+    group's mean (S - 1) / S of it."""
+    scores = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64).log()
+    rewards_D = torch.tensor([1.0, 0.4, 0.0], dtype=torch.float64)
+    p = scores.exp()
+    pairs = torch.tensor(list(itertools.product(range(3), repeat=2)))
+    weight = p[pairs].prod(-1)
+    rewards = rewards_D[pairs][..., None]
+    toward = torch.nn.functional.one_hot(pairs, 3).double() - p
+
+    def gradient(values: Tensor) -> Tensor:
+        return (weight[:, None, None] * (rewards - values) * toward).sum(0).mean(0)
+
+    wanted = p * (rewards_D - p @ rewards_D)
+    assert torch.allclose(gradient(leave_one_out_baseline(rewards)), wanted)
+    assert torch.allclose(gradient(group_baseline(rewards)), wanted / 2)
 
 
 # --- objective

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -197,12 +197,12 @@ def test_rewards_and_reference_values_are_those_of_the_prefixes(lengths: tuple[i
             raw += anchored([number(ids_of(ranking, t)) for t in range(1, steps + 1)], values)
     mean = sum(raw) / len(raw)
     deviation = math.sqrt(sum((a - mean) ** 2 for a in raw) / len(raw))
-    found = rollout.advantages_QSK[rollout.valid_QSK].tolist()
+    found = rollout.advantages_QSA[rollout.valid_QSA].tolist()
     assert found == pytest.approx([(a - mean) / (deviation + 1e-6) for a in raw], abs=1e-4)
     assert rollout.metrics["advantage"] == pytest.approx(mean)
-    assert torch.equal(rollout.valid_QSK, rollout.taken_QK[:, None, :].expand_as(rollout.valid_QSK))
+    assert torch.equal(rollout.valid_QSA, rollout.taken_QK[:, None, :].expand_as(rollout.valid_QSA))
     assert rollout.taken_QK.sum(-1).tolist() == [min(3, length) for length in lengths]
-    assert rollout.advantages_QSK[~rollout.valid_QSK].eq(0).all()
+    assert rollout.advantages_QSA[~rollout.valid_QSA].eq(0).all()
 
 
 def test_scaled_by_the_question_a_rare_reward_weighs_as_much_as_a_common_one() -> None:
@@ -217,10 +217,10 @@ def test_scaled_by_the_question_a_rare_reward_weighs_as_much_as_a_common_one() -
     share = chosen.double().mean(-1)
     assert 0 < share[1] < 0.5 < share[0] < 1
     for q in (0, 1):
-        hit, miss = rollout.advantages_QSK[q, chosen[q]], rollout.advantages_QSK[q, ~chosen[q]]
+        hit, miss = rollout.advantages_QSA[q, chosen[q]], rollout.advantages_QSA[q, ~chosen[q]]
         assert torch.allclose(hit, (1 / share[q] - 1).float())
         assert miss.eq(-1).all()
-    assert rollout.advantages_QSK[2].eq(0).all()
+    assert rollout.advantages_QSA[2].eq(0).all()
 
 
 def test_scaled_by_the_question_a_failed_read_masks_what_needs_it_and_a_failed_baseline_nothing() -> None:
@@ -229,12 +229,12 @@ def test_scaled_by_the_question_a_failed_read_masks_what_needs_it_and_a_failed_b
     reader = EchoReader(lambda ids: bool(ids) and ids[-1] in ("2", "5"))
     config = RRPOConfig(samples=12, train_k=3, scale="question")
     rollout = RRPO(config, reader, Price(number)).collect(scores, reference, rows, 0)
-    for ranking, valid in zip(rollout.actions_QSK[0].tolist(), rollout.valid_QSK[0].tolist(), strict=True):
+    for ranking, valid in zip(rollout.actions_QSK[0].tolist(), rollout.valid_QSA[0].tolist(), strict=True):
         broken = [a in (1, 4) for a in ranking]
         assert valid == [not any(broken[t:]) for t in range(3)]
-    assert rollout.valid_QSK.any()
-    assert torch.isfinite(rollout.advantages_QSK).all()
-    assert rollout.metrics["masked_steps"] == (~rollout.valid_QSK).sum()
+    assert rollout.valid_QSA.any()
+    assert torch.isfinite(rollout.advantages_QSA).all()
+    assert rollout.metrics["masked_steps"] == (~rollout.valid_QSA).sum()
 
 
 def test_a_rollout_in_which_nothing_was_earned_teaches_nothing() -> None:
@@ -247,7 +247,7 @@ def test_a_rollout_in_which_nothing_was_earned_teaches_nothing() -> None:
 def test_scaled_by_the_question_a_reward_below_zero_is_refused() -> None:
     rows, flat = questions(4), torch.zeros(1, 4)
     algorithm = RRPO(RRPOConfig(scale="question"), EchoReader(), Price(lambda ids: number(ids) - 0.5))
-    with pytest.raises(ConfigurationError, match=r"Reward 'price' gave -0\..*rrpo.scale window"):
+    with pytest.raises(ConfigurationError, match=r"Reward 'price' gave -0\..*use another rrpo.scale"):
         algorithm.collect(flat, flat, rows, 0)
 
 
@@ -268,8 +268,8 @@ def test_questions_that_say_nothing_about_the_ranking_can_be_left_out(scale: Lit
     def taught(*, drop: bool = False, skip: bool = False) -> tuple[list[bool], float]:
         config = RRPOConfig(samples=24, train_k=1, scale=scale, drop_closed_book=drop, skip_unanimous=skip)
         rollout = RRPO(config, EchoReader(), PriceByQuestion(worth)).collect(scores, scores, rows, 0)
-        assert rollout.advantages_QSK[~rollout.valid_QSK].eq(0).all()
-        return rollout.valid_QSK.any(-1).any(-1).tolist(), rollout.metrics["dropped_share"]
+        assert rollout.advantages_QSA[~rollout.valid_QSA].eq(0).all()
+        return rollout.valid_QSA.any(-1).any(-1).tolist(), rollout.metrics["dropped_share"]
 
     assert taught() == ([True, True, True, True], 0.0)
     assert taught(drop=True) == ([False, True, True, True], 0.25)
@@ -323,7 +323,7 @@ def test_failed_reads_mask_the_steps_that_need_them_and_are_counted(by_reward: b
     algorithm = RRPO(RRPOConfig(samples=12, train_k=k), reader, reward)
     rollout = algorithm.collect(scores, reference, rows, 0)
     masked = 0
-    for ranking, valid in zip(rollout.actions_QSK[0].tolist(), rollout.valid_QSK[0].tolist(), strict=True):
+    for ranking, valid in zip(rollout.actions_QSK[0].tolist(), rollout.valid_QSA[0].tolist(), strict=True):
         broken = [fails(ids_of(ranking, t)) for t in range(1, k + 1)]
         wanted = [not any(broken[t:]) for t in range(k)]
         assert valid == wanted
@@ -332,8 +332,8 @@ def test_failed_reads_mask_the_steps_that_need_them_and_are_counted(by_reward: b
     assert rollout.metrics["masked_steps"] == masked
     assert rollout.metrics["failed_reads"] == sum(fails(ids) for _, ids in reader.asked)
     assert rollout.metrics["reader_calls"] == len(reader.asked)
-    assert torch.isfinite(rollout.advantages_QSK).all()
-    assert rollout.advantages_QSK[~rollout.valid_QSK].eq(0).all()
+    assert torch.isfinite(rollout.advantages_QSA).all()
+    assert rollout.advantages_QSA[~rollout.valid_QSA].eq(0).all()
 
 
 def test_when_everything_fails_the_loss_is_only_the_divergence() -> None:
@@ -451,10 +451,10 @@ def test_on_policy_the_ratio_is_one_and_the_gradient_that_of_reinforce() -> None
     loss, metrics = algorithm.loss(scores, rollout)
     loss.backward()
     assert metrics["clipped_share"] == 0
-    per_ranking = rollout.advantages_QSK.sum(-1) / rollout.taken_QK.sum(-1)[:, None]
+    per_ranking = rollout.advantages_QSA.sum(-1) / rollout.taken_QK.sum(-1)[:, None]
     assert loss.item() == pytest.approx(-per_ranking.mean().item(), abs=1e-6)
     twin = scores.detach().clone().requires_grad_()
-    weights = rollout.advantages_QSK / rollout.taken_QK.sum(-1)[:, None, None] / rollout.actions_QSK[..., 0].numel()
+    weights = rollout.advantages_QSA / rollout.taken_QK.sum(-1)[:, None, None] / rollout.actions_QSK[..., 0].numel()
     (-(weights * step_logprobs(twin, rollout.actions_QSK)).sum()).backward()
     assert torch.allclose(finite_grad(scores), finite_grad(twin), atol=1e-6)
     assert finite_grad(scores)[torch.isneginf(scores.detach())].eq(0).all()
@@ -471,7 +471,7 @@ def test_the_reference_anchor_takes_the_ratio_against_the_reference() -> None:
     for q, s in [(q, s) for q in range(3) for s in range(4)]:
         steps = int(rollout.taken_QK[q].sum())
         for t in range(steps):
-            a, rho = rollout.advantages_QSK[q, s, t].item(), math.exp((policy - anchor)[q, s, t].item())
+            a, rho = rollout.advantages_QSA[q, s, t].item(), math.exp((policy - anchor)[q, s, t].item())
             total += min(rho * a, min(max(rho, 0.8), 1.2) * a) / steps / 12
     assert loss.item() == pytest.approx(-total, rel=1e-4)
 
@@ -481,7 +481,7 @@ def test_a_step_down_the_loss_makes_a_better_ranking_likelier() -> None:
     rows, scores = questions(4), torch.zeros(1, 4)
     algorithm = RRPO(RRPOConfig(samples=2, train_k=2, beta=0.0), EchoReader(), Price(number))
     rollout = algorithm.collect(scores, scores, rows, 1)
-    totals = rollout.advantages_QSK[0].sum(-1)
+    totals = rollout.advantages_QSA[0].sum(-1)
     better, worse = int(totals.argmax()), int(totals.argmin())
     assert totals[better] > 0 > totals[worse]
     leaf = scores.clone().requires_grad_()
@@ -558,7 +558,7 @@ def test_the_window_goes_through_a_checkpoint() -> None:
     two = RRPO(RRPOConfig(window=7), EchoReader(), Price(number))
     two.restore(state)
     rows = questions(5, 3, 4)
-    results = [a.collect(scores.detach(), reference, rows, 5).advantages_QSK for a in (one, two)]
+    results = [a.collect(scores.detach(), reference, rows, 5).advantages_QSA for a in (one, two)]
     assert torch.equal(*results)
     assert len(state["window"]) == 7
 
@@ -568,6 +568,8 @@ def test_the_window_goes_through_a_checkpoint() -> None:
     [
         ("train_k", 0),
         ("samples", 0),
+        ("action", "step"),
+        ("baseline", "mean"),
         ("advantage", "td"),
         ("scale", "batch"),
         ("ratio_anchor", "self"),
@@ -585,6 +587,117 @@ def test_the_window_goes_through_a_checkpoint() -> None:
 def test_settings_out_of_range_are_named(name: str, value: object) -> None:
     with pytest.raises(ConfigurationError, match=rf"Setting rrpo\.{name} is {value!r}; wanted "):
         RRPOConfig(**{name: value})  # pyright: ignore[reportArgumentType]
+
+
+# --- rivals: another baseline, another action
+
+BASELINES: dict[str, dict[str, Any]] = {
+    "reference": {"baseline": "reference"},
+    "group": {"baseline": "group"},
+    "leave_one_out": {"baseline": "leave_one_out"},
+    "none": {"baseline": "none"},
+    "GRPO": {"scale": "deviation"},
+    "critic": {"baseline": "critic", "advantage": "gae"},
+}
+
+
+@pytest.mark.parametrize("action", ["document", "ranking"])
+@pytest.mark.parametrize("arm", [arm for arm in BASELINES if arm != "critic"])
+def test_advantages_of_every_baseline_equal_the_formula(arm: str, action: Literal["document", "ranking"]) -> None:
+    """Read off the rewards of what was sampled, question by question."""
+    rows = questions(5, 2, 1)
+    scores, reference = scores_for(rows), scores_for(rows, seed=1)
+    config = RRPOConfig(**{"scale": "none", "action": action, **BASELINES[arm]})
+    rollout = RRPO(config, EchoReader(), Price(number)).collect(scores, reference, rows, 0)
+    assert rollout.valid_QSA.shape[-1] == (3 if action == "document" else 1)
+    for q, row in enumerate(rows):
+        steps = min(3, len(row.candidates))
+        lengths = range(1, steps + 1) if action == "document" else [steps]
+        earned = [[number(ids_of(r, t)) for t in lengths] for r in rollout.actions_QSK[q].tolist()]
+        for s, found in enumerate(rollout.advantages_QSA[q].tolist()):
+            deltas = []
+            for a, t in enumerate(lengths):
+                group = [sample[a] for sample in earned]
+                others = group[:s] + group[s + 1 :]
+                mean = sum(group) / len(group)
+                deviation = math.sqrt(sum((r - mean) ** 2 for r in group) / len(group))
+                value = {
+                    "reference": number(greedy_ids(reference[q], t)),
+                    "leave_one_out": sum(others) / len(others),
+                    "none": 0.0,
+                }.get(arm, mean)
+                unit = (1 / deviation if deviation > 1e-9 else 0.0) if arm == "GRPO" else 1.0
+                deltas.append((group[s] - value) * unit)
+            wanted = [sum(deltas[a:]) for a in range(len(deltas))]
+            assert found[: len(wanted)] == pytest.approx(wanted, abs=1e-5)
+            assert found[len(wanted) :] == [0.0] * (len(found) - len(wanted))
+
+
+def test_a_whole_ranking_as_one_action_is_read_once_and_has_one_ratio() -> None:
+    rows, reader = questions(6, 2), EchoReader()
+    scores, reference = scores_for(rows), scores_for(rows, seed=1)
+    config = RRPOConfig(action="ranking", ratio_anchor="reference", beta=0.0, samples=5, clip=0.3)
+    algorithm = RRPO(config, reader, Price(number))
+    rollout = algorithm.collect(scores, reference, rows, 0)
+    assert {len(ids) for query_id, ids in reader.asked if query_id == "q0"} == {0, 3}
+    assert {len(ids) for query_id, ids in reader.asked if query_id == "q1"} == {0, 2}
+    assert len(reader.asked) <= sum(algorithm.reads_per_question(length) for length in (6, 2))
+    assert algorithm.reads_per_question(6) == 5 + 1 + 1
+    assert algorithm.reads_per_question(2) == 2 + 1
+    loss, _ = algorithm.loss(scores.requires_grad_(), rollout)
+    joint, anchor = (step_logprobs(x.detach(), rollout.actions_QSK).sum(-1) for x in (scores, reference))
+    total = 0.0
+    for q, s in [(q, s) for q in range(2) for s in range(5)]:
+        a, rho = rollout.advantages_QSA[q, s, 0].item(), math.exp((joint - anchor)[q, s].item())
+        total += min(rho * a, min(max(rho, 0.7), 1.3) * a) / 10
+    assert loss.item() == pytest.approx(-total, rel=1e-4)
+
+
+def test_a_failed_read_of_one_sample_leaves_the_others_their_baseline() -> None:
+    """Of the group's mean it is left out; its own action is masked."""
+    rows, flat = questions(4), torch.zeros(1, 4)
+    fails = EchoReader(fails=lambda ids: ids == ("2",))
+    for baseline in ("group", "leave_one_out", "none"):
+        config = RRPOConfig(train_k=1, samples=24, baseline=baseline, scale="none")
+        rollout = RRPO(config, fails, Price(number)).collect(flat, flat, rows, 0)
+        failed = rollout.actions_QSK[..., 0] == 1
+        assert 0 < failed.sum() < 24
+        assert torch.equal(rollout.valid_QSA[..., 0], ~failed)
+        assert rollout.advantages_QSA[..., 0][failed].eq(0).all()
+        if baseline == "group":
+            assert rollout.advantages_QSA.sum().item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("action", ["document", "ranking"])
+@pytest.mark.parametrize("arm", BASELINES)
+def test_every_rival_finds_the_document_that_the_reader_needs(arm: str, action: Literal["document", "ranking"]) -> None:
+    """All of them climb; which climbs better is for real data to say."""
+    policy, start, rows = ToyPolicy(), ToyPolicy(), examples(8)
+    config = RRPOConfig(action=action, samples=8, **BASELINES[arm])
+    algorithm = RRPO(config, ToyReader(), answer_reward("f1"))
+    optimizer = torch.optim.Adam(policy.parameters(), lr=0.1)
+    for step in range(30):
+        scores = policy(requests_of(rows))
+        rollout = algorithm.collect(scores, start(requests_of(rows)), rows, step)
+        optimizer.zero_grad()
+        algorithm.loss(scores, rollout)[0].backward()
+        optimizer.step()
+    assert int(policy.scores.argmax()) == 7, policy.scores
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"baseline": "critic"}, "rrpo.baseline is 'critic' with rrpo.advantage 'anchored'; wanted gae"),
+        ({"samples": 1, "baseline": "group"}, "rrpo.samples is 1 with rrpo.baseline group"),
+        ({"samples": 1, "baseline": "leave_one_out"}, "wanted 2 or more"),
+        ({"samples": 1, "scale": "question"}, "wanted 2 or more"),
+        ({"samples": 1, "scale": "deviation", "baseline": "none"}, "wanted 2 or more"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        RRPOConfig(**given)
 
 
 # --- labels

@@ -91,12 +91,19 @@ class RRPOConfig:
     """Steps of a sampled ranking; the reader answers after each. Paper: 3 was best of 1, 3, 5."""
     samples: int = 4
     """Sampled rankings per question. Ours."""
+    action: Literal["document", "ranking"] = "document"
+    """What is chosen and rewarded: each document, by the answer after it, or the whole ranking at once, by the answer
+    after its last document (a listwise bandit, with which the paper compares)."""
+    baseline: Literal["auto", "reference", "group", "leave_one_out", "critic", "none"] = "auto"
+    """What an answer is compared with: the reference's best ranking (the paper), the mean of the question's samples
+    (GRPO), that of its other samples (RLOO), a learned critic (PPO; wants advantage gae), or nothing. auto is reference
+    with scale window and none, group with the others."""
     advantage: Literal["gae", "anchored", "marginal"] = "anchored"
     """How rewards and baseline make advantages. The paper prints gae; the default is ours."""
-    scale: Literal["window", "question"] = "window"
-    """What advantages are measured by: recent advantages of all questions, as in the paper, or the mean reward of the
-    question's own samples, which is then the baseline too (MaxRL, arXiv 2602.02710): questions that are solved do not
-    take most of the update. Ours."""
+    scale: Literal["window", "question", "deviation", "none"] = "window"
+    """What advantages are measured by: recent advantages of all questions, as in the paper; the mean reward of the
+    question's own samples (MaxRL, arXiv 2602.02710), so that questions that are solved do not take most of the update
+    (ours); the standard deviation of their rewards (GRPO); or nothing."""
     ratio_anchor: Literal["behaviour", "reference"] = "behaviour"
     """Denominator of the probability ratio. The paper prints reference; the default is ours."""
     inner_epochs: int = 1
@@ -133,8 +140,10 @@ class RRPOConfig:
             {
                 "train_k": at_least(1, self.train_k),
                 "samples": at_least(1, self.samples),
+                "action": one_of(self.action, "document", "ranking"),
+                "baseline": one_of(self.baseline, "auto", "reference", "group", "leave_one_out", "critic", "none"),
                 "advantage": one_of(self.advantage, "gae", "anchored", "marginal"),
-                "scale": one_of(self.scale, "window", "question"),
+                "scale": one_of(self.scale, "window", "question", "deviation", "none"),
                 "ratio_anchor": one_of(self.ratio_anchor, "behaviour", "reference"),
                 "inner_epochs": at_least(1, self.inner_epochs),
                 "gamma": share(self.gamma),
@@ -149,3 +158,21 @@ class RRPOConfig:
                 "max_failed_reads": share(self.max_failed_reads),
             },
         )
+        if self.values_from == "critic" and self.advantage != "gae":
+            raise ConfigurationError(
+                f"Setting rrpo.baseline is 'critic' with rrpo.advantage {self.advantage!r}; wanted gae, because a "
+                "critic predicts what is still to come from a state. Add --set rrpo.advantage=gae."
+            )
+        compared = self.values_from in ("group", "leave_one_out") or self.scale in ("question", "deviation")
+        if compared and self.samples < 2:
+            raise ConfigurationError(
+                f"Setting rrpo.samples is {self.samples} with rrpo.baseline {self.baseline} and rrpo.scale "
+                f"{self.scale}; wanted 2 or more, because they compare the samples of a question. Raise rrpo.samples."
+            )
+
+    @property
+    def values_from(self) -> str:
+        """The baseline, with `auto` resolved."""
+        if self.baseline != "auto":
+            return self.baseline
+        return "group" if self.scale in ("question", "deviation") else "reference"

@@ -73,23 +73,34 @@ def check_failed_reads(reader: Reader, failed: int, reads: int, allowed: float, 
         )
 
 
+def prefix_lengths(taken_QK: Tensor, whole: bool) -> Tensor:
+    """After how many documents the reader answers: lengths_QA for the A actions of a ranking, 0 where there is none.
+
+    Args:
+        taken_QK: steps that exist.
+        whole: one action, answered after the last document (A = 1), or one a document (A = K).
+    """
+    steps_QK = taken_QK.cumsum(-1) * taken_QK
+    return steps_QK.amax(-1, keepdim=True) if whole else steps_QK
+
+
 def prefixes_of(
-    examples: Sequence[Example], actions_QSK: Tensor, taken_QK: Tensor
+    examples: Sequence[Example], actions_QSK: Tensor, lengths_QA: Tensor
 ) -> list[tuple[Example, tuple[int, ...]]]:
-    """Every prefix of every ranking, t = 1..K, of the steps that exist."""
+    """Every prefix of every ranking that is read."""
     result = []
-    for example, rankings, taken in zip(examples, actions_QSK.tolist(), taken_QK.sum(-1).tolist(), strict=True):
-        result += [(example, tuple(ranking[:t])) for ranking in rankings for t in range(1, taken + 1)]
+    for example, rankings, lengths in zip(examples, actions_QSK.tolist(), lengths_QA.tolist(), strict=True):
+        result += [(example, tuple(ranking[:t])) for ranking in rankings for t in lengths if t]
     return result
 
 
-def rewards_tensor(examples: Sequence[Example], actions_QSK: Tensor, taken_QK: Tensor, readings: Readings) -> Tensor:
-    """rewards_QSK in float64: NaN where the read failed, 0 on steps that do not exist."""
-    rewards = torch.zeros(actions_QSK.shape, dtype=torch.float64)
-    for q, example in enumerate(examples):
-        steps = int(taken_QK[q].sum())
+def rewards_tensor(examples: Sequence[Example], actions_QSK: Tensor, lengths_QA: Tensor, readings: Readings) -> Tensor:
+    """rewards_QSA in float64: NaN where the read failed, 0 for actions that do not exist."""
+    rewards = torch.zeros(*actions_QSK.shape[:2], lengths_QA.shape[-1], dtype=torch.float64)
+    for q, (example, lengths) in enumerate(zip(examples, lengths_QA.tolist(), strict=True)):
         for s, ranking in enumerate(actions_QSK[q].tolist()):
-            for t in range(steps):
-                value = readings.rewards[example.query.query_id, tuple(ranking[: t + 1])]
-                rewards[q, s, t] = torch.nan if value is None else value
+            for a, length in enumerate(lengths):
+                if length:
+                    value = readings.rewards[example.query.query_id, tuple(ranking[:length])]
+                    rewards[q, s, a] = torch.nan if value is None else value
     return rewards

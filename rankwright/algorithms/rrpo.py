@@ -2,7 +2,8 @@
 reference's greedy ranking is the baseline (Wu et al., ACL 2026, arXiv 2604.02091).
 
 Differences from the paper, each an option: the ratio is taken against the policy that sampled, the advantage sums
-r_t - V_t instead of GAE's deltas, and the KL is exact over the candidates (docs/rrpo.md).
+r_t - V_t instead of GAE's deltas, and the KL is exact over the candidates (docs/rrpo.md). Its rivals differ
+from it only in where the baseline comes from and in what counts as one action.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import torch
 from torch import Tensor
 
 from rankwright.algorithms.config import RRPOConfig
+from rankwright.algorithms.critic import Critic, returns
 from rankwright.algorithms.rollout import (
     MINIMUM_READS,
     Readings,
     check_failed_reads,
+    prefix_lengths,
     prefixes_of,
     read_prefixes,
     rewards_tensor,
@@ -38,8 +41,10 @@ from rankwright.maths.policy_gradient import (
     AdvantageWindow,
     clipped_surrogate,
     exact_kl,
-    reference_advantages,
-    relative_to_mean,
+    generalised_advantages,
+    group_baseline,
+    group_unit,
+    leave_one_out_baseline,
     sampled_kl,
 )
 from rankwright.types import Example, Reader, Reward
@@ -58,10 +63,10 @@ class Rollout:
     """Candidate positions chosen, in order."""
     behaviour_logprobs_QSK: Tensor
     """Log-probability of each step under the policy that sampled."""
-    advantages_QSK: Tensor
-    """Scaled as the settings say; 0 where invalid."""
-    valid_QSK: Tensor
-    """Steps whose reads all succeeded."""
+    advantages_QSA: Tensor
+    """Of each action (A = K, or 1 where the ranking is one), scaled as the settings say; 0 where invalid."""
+    valid_QSA: Tensor
+    """Actions whose reads all succeeded."""
     taken_QK: Tensor
     """Steps that exist: short candidate lists have fewer."""
     metrics: Mapping[str, float]
@@ -70,7 +75,7 @@ class Rollout:
     @property
     def teaches(self) -> bool:
         """False where all advantages are 0, as where every read failed: the KL alone must not move the weights."""
-        return bool(self.advantages_QSK.any())
+        return bool(self.advantages_QSA.any())
 
 
 class RRPO:
@@ -92,6 +97,7 @@ class RRPO:
         self.seed = seed
         self.inner_epochs = config.inner_epochs
         self.window = AdvantageWindow(config.window)
+        self.critic = Critic(config.train_k, seed) if config.values_from == "critic" else None
         self.recent: deque[bool] = deque(maxlen=RECENT_READS)
 
     def check(self, examples: Sequence[Example]) -> None:
@@ -100,8 +106,9 @@ class RRPO:
     def reads_per_question(self, candidates: int) -> int:
         """Upper bound of the reader calls that one visit of a question with so many candidates can cost:
         prefixes of the samples and of the reference, as far as there are that many different ones, and no document."""
-        steps = range(1, self.config.train_k + 1)
-        return sum(min(self.config.samples + 1, math.perm(candidates, t)) for t in steps) + 1
+        config = self.config
+        lengths = [min(config.train_k, candidates)] if config.action == "ranking" else range(1, config.train_k + 1)
+        return sum(min(config.samples + 1, math.perm(candidates, t)) for t in lengths) + 1
 
     @torch.no_grad()
     def collect(
@@ -128,38 +135,39 @@ class RRPO:
         actions_QSK = sample_rankings(scores_QD, noise_QSD, config.train_k)
         greedy_Q1K = greedy_rankings(reference_scores_QD, config.train_k)[:, None, :]
         taken_QK = step_mask(scores_QD, config.train_k)
-        readings = self._read(examples, actions_QSK, greedy_Q1K, taken_QK)
-        rewards_QSK = rewards_tensor(examples, actions_QSK, taken_QK, readings).to(scores_QD.device)
-        values_QK = rewards_tensor(examples, greedy_Q1K, taken_QK, readings)[:, 0].to(scores_QD.device)
+        lengths_QA = prefix_lengths(taken_QK, whole=config.action == "ranking")
+        taken_QA = lengths_QA > 0
+        readings = self._read(examples, actions_QSK, greedy_Q1K, lengths_QA)
+        rewards_QSA = rewards_tensor(examples, actions_QSK, lengths_QA, readings).to(scores_QD.device)
+        greedy_Q1A = rewards_tensor(examples, greedy_Q1K, lengths_QA, readings).to(scores_QD.device)
         no_document = [readings.rewards[query_id, ()] for query_id in query_ids]
         no_document_Q = torch.tensor([torch.nan if v is None else v for v in no_document], dtype=torch.float64)
-        kept_Q = self._kept(rewards_QSK, no_document_Q.to(scores_QD.device))
-        raw_QSK, valid_QSK = self._advantages(rewards_QSK, values_QK, taken_QK)
-        advantage = _mean(raw_QSK[valid_QSK])
-        if config.scale == "question":
-            self._refuse_negative(rewards_QSK)
-            raw_QSK, valid_QSK = self._advantages(*relative_to_mean(rewards_QSK), taken_QK)
-        masked_steps = (taken_QK[:, None, :] & ~valid_QSK).sum()
-        valid_QSK = valid_QSK & kept_Q[:, None, None]
+        kept_Q = self._kept(rewards_QSA, no_document_Q.to(scores_QD.device))
+        values_QBA, critic_metrics = self._values(rewards_QSA, greedy_Q1A, reference_scores_QD, actions_QSK, taken_QA)
+        raw_QSA, valid_QSA = self._advantages(rewards_QSA, values_QBA, taken_QA)
+        masked_steps = (taken_QA[:, None, :] & ~valid_QSA).sum()
+        valid_QSA = valid_QSA & kept_Q[:, None, None]
         if config.scale == "window":
-            advantages_QSK = self.window.standardise(raw_QSK, valid_QSK).float()
+            advantages_QSA = self.window.standardise(raw_QSA, valid_QSA).float()
         else:
-            advantages_QSK = torch.where(valid_QSK, raw_QSK, 0.0).float()
-        last_QS = _last(rewards_QSK, taken_QK)
+            advantages_QSA = torch.where(valid_QSA, raw_QSA, 0.0).float()
+        last_QS = _last(rewards_QSA, taken_QA)
+        against_reference, compared = self._advantages(rewards_QSA, greedy_Q1A, taken_QA, scaled=False)
         metrics = {
             "reward": _mean(last_QS),
-            "reference_reward": _mean(_last(values_QK[:, None, :], taken_QK)),
+            "reference_reward": _mean(_last(greedy_Q1A, taken_QA)),
             "no_document_reward": _mean(no_document_Q),
-            "advantage": advantage,
+            "advantage": _mean(against_reference[compared]),
             "zero_variance_share": float((_spread(last_QS) == 0).double().mean()),
             "reader_calls": float(readings.paid),
             "cache_hits": float(readings.hits),
             "failed_reads": float(readings.failed),
             "masked_steps": float(masked_steps),
             "dropped_share": float((~kept_Q).double().mean()),
+            **critic_metrics,
         }
         behaviour_QSK = step_logprobs(scores_QD, actions_QSK)
-        return Rollout(reference_scores_QD, actions_QSK, behaviour_QSK, advantages_QSK, valid_QSK, taken_QK, metrics)
+        return Rollout(reference_scores_QD, actions_QSK, behaviour_QSK, advantages_QSA, valid_QSA, taken_QK, metrics)
 
     def loss(self, scores_QD: Tensor, rollout: Rollout) -> tuple[Tensor, dict[str, float]]:
         """-(clipped surrogate) + beta KL, and what to log.
@@ -175,7 +183,11 @@ class RRPO:
         reference_logprobs_QSK = step_logprobs(reference_QD, rollout.actions_QSK)
         anchor_QSK = reference_logprobs_QSK if config.ratio_anchor == "reference" else rollout.behaviour_logprobs_QSK
         gain, clipped_share = clipped_surrogate(
-            logprobs_QSK, anchor_QSK, rollout.advantages_QSK, rollout.valid_QSK, epsilon=config.clip
+            self._of_actions(logprobs_QSK),
+            self._of_actions(anchor_QSK),
+            rollout.advantages_QSA,
+            rollout.valid_QSA,
+            epsilon=config.clip,
         )
         if config.kl == "exact":
             kl = exact_kl(scores_QD, reference_QD).mean()
@@ -197,10 +209,16 @@ class RRPO:
         }
         return loss, metrics
 
-    def _read(self, examples: Sequence[Example], actions_QSK: Tensor, greedy_Q1K: Tensor, taken_QK: Tensor) -> Readings:
-        """Every prefix of the samples and of the reference's ranking, and each question without documents."""
-        sampled = prefixes_of(examples, actions_QSK, taken_QK)
-        greedy = prefixes_of(examples, greedy_Q1K, taken_QK)
+    def _of_actions(self, logprobs_QSK: Tensor) -> Tensor:
+        """Log-probabilities of the actions; that of a whole ranking is the sum over its steps."""
+        return logprobs_QSK.sum(-1, keepdim=True) if self.config.action == "ranking" else logprobs_QSK
+
+    def _read(
+        self, examples: Sequence[Example], actions_QSK: Tensor, greedy_Q1K: Tensor, lengths_QA: Tensor
+    ) -> Readings:
+        """The prefixes of the samples and of the reference's ranking, and each question without documents."""
+        sampled = prefixes_of(examples, actions_QSK, lengths_QA)
+        greedy = prefixes_of(examples, greedy_Q1K, lengths_QA)
         readings = read_prefixes([*sampled, *greedy, *((e, ()) for e in examples)], self.reader, self.reward)
         self.recent.extend(readings.asked)
         if (reads := len(self.recent)) >= MINIMUM_READS:
@@ -208,44 +226,79 @@ class RRPO:
             check_failed_reads(self.reader, failed, reads, self.config.max_failed_reads, "recent reads")
         return readings
 
-    def _advantages(self, rewards_QSK: Tensor, values_QK: Tensor, taken_QK: Tensor) -> tuple[Tensor, Tensor]:
+    def _values(
+        self,
+        rewards_QSA: Tensor,
+        greedy_Q1A: Tensor,
+        reference_scores_QD: Tensor,
+        actions_QSK: Tensor,
+        taken_QA: Tensor,
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The baseline, for each sample or for all of a question, and what a critic has to tell."""
+        if self.critic is not None:
+            features = self.critic.features(reference_scores_QD, actions_QSK)[:, :, : taken_QA.shape[-1]]
+            values_QSA = self.critic.values(features).to(rewards_QSA.device)
+            wanted_QSA = returns(rewards_QSA, self.config.gamma).cpu()
+            return values_QSA, {"critic_error": self.critic.learn(features, wanted_QSA, taken_QA.cpu())}
+        match self.config.values_from:
+            case "group":
+                return group_baseline(rewards_QSA), {}
+            case "leave_one_out":
+                return leave_one_out_baseline(rewards_QSA), {}
+            case "reference":
+                return greedy_Q1A, {}
+            case _:
+                return torch.zeros_like(greedy_Q1A), {}
+
+    def _advantages(
+        self, rewards_QSA: Tensor, values_QBA: Tensor, taken_QA: Tensor, *, scaled: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Advantages, where asked for in the question's own unit, and where they are valid."""
         config = self.config
-        return reference_advantages(
-            rewards_QSK, values_QK, taken_QK, form=config.advantage, gamma=config.gamma, lam=config.lam
+        if scaled and config.scale in ("question", "deviation"):
+            if config.scale == "question":
+                self._refuse_negative(rewards_QSA)
+            unit_Q1A = group_unit(rewards_QSA, "mean" if config.scale == "question" else "deviation")
+            rewards_QSA, values_QBA = rewards_QSA * unit_Q1A, values_QBA * unit_Q1A
+        return generalised_advantages(
+            rewards_QSA, values_QBA, taken_QA, form=config.advantage, gamma=config.gamma, lam=config.lam
         )
 
-    def _kept(self, rewards_QSK: Tensor, no_document_Q: Tensor) -> Tensor:
+    def _kept(self, rewards_QSA: Tensor, no_document_Q: Tensor) -> Tensor:
         """Which questions may teach, as `drop_closed_book` and `skip_unanimous` say; a failed read drops nothing."""
-        kept_Q = torch.ones(len(rewards_QSK), dtype=torch.bool, device=rewards_QSK.device)
+        kept_Q = torch.ones(len(rewards_QSA), dtype=torch.bool, device=rewards_QSA.device)
         if self.config.drop_closed_book:
-            best_Q = rewards_QSK.nan_to_num(nan=-torch.inf).amax((1, 2))
+            best_Q = rewards_QSA.nan_to_num(nan=-torch.inf).amax((1, 2))
             kept_Q &= ~(no_document_Q >= best_Q)
         if self.config.skip_unanimous:
-            kept_Q &= (_spread(rewards_QSK.transpose(1, 2)) > 0).any(-1)
+            kept_Q &= (_spread(rewards_QSA.transpose(1, 2)) > 0).any(-1)
         return kept_Q
 
-    def _refuse_negative(self, rewards_QSK: Tensor) -> None:
-        least = rewards_QSK.nan_to_num().min().item()
+    def _refuse_negative(self, rewards_QSA: Tensor) -> None:
+        least = rewards_QSA.nan_to_num().min().item()
         if least < 0:
             raise ConfigurationError(
                 f"Reward '{self.reward.name}' gave {least:.4g}; with rrpo.scale question rewards must be at least 0, "
-                "because they are divided by their mean. Add a constant to the reward, or use rrpo.scale window."
+                "because they are divided by their mean. Add a constant to the reward, or use another rrpo.scale."
             )
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold besides weights: the advantage window. The recent reads start anew on
-        resume, or a reader that was mended would be stopped for its past."""
-        return {"window": self.window.state()}
+        """What a checkpoint must hold besides weights: the advantage window and the critic. The recent reads start anew
+        on resume, or a reader that was mended would be stopped for its past."""
+        critic = {"critic": self.critic.state()} if self.critic else {}
+        return {"window": self.window.state(), **critic}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Puts back what `state` gave."""
         self.window.restore(state["window"])
+        if self.critic:
+            self.critic.restore(state["critic"])
 
 
-def _last(rewards: Tensor, taken_QK: Tensor) -> Tensor:
+def _last(rewards_QSA: Tensor, taken_QA: Tensor) -> Tensor:
     """Reward of the longest prefix that exists, shape (Q, S)."""
-    last_Q = taken_QK.sum(-1).clamp(min=1) - 1
-    return rewards.gather(-1, last_Q[:, None, None].expand(-1, rewards.shape[1], 1)).squeeze(-1)
+    last_Q = taken_QA.sum(-1).clamp(min=1) - 1
+    return rewards_QSA.gather(-1, last_Q[:, None, None].expand(-1, rewards_QSA.shape[1], 1)).squeeze(-1)
 
 
 def _mean(values: Tensor) -> float:

@@ -16,11 +16,12 @@ from torch import Tensor
 from rankwright.maths import check_shapes
 
 AdvantageForm = Literal["gae", "anchored", "marginal"]
+GroupScale = Literal["mean", "deviation"]
 
 
-def reference_advantages(
+def generalised_advantages(
     rewards_QSK: Tensor,
-    values_QK: Tensor,
+    values_QBK: Tensor,
     taken_QK: Tensor,
     *,
     form: AdvantageForm = "anchored",
@@ -37,7 +38,8 @@ def reference_advantages(
 
     Args:
         rewards_QSK: reward of the prefix of t documents; NaN where the read failed.
-        values_QK: baseline of position t, in RRPO the frozen reference's greedy prefix; NaN where its read failed.
+        values_QBK: baseline of position t, for each sample (B = S) or for all of a question (B = 1), as in RRPO that of
+            the frozen reference's greedy prefix; NaN where a read that it needs failed.
         taken_QK: steps that exist (short candidate lists have fewer).
         form: one of the three above.
         gamma, lam: discount and GAE's lambda.
@@ -46,13 +48,13 @@ def reference_advantages(
         advantages_QSK with 0 where invalid, and valid_QSK: false on steps that were not taken and on every step whose
         advantage would need a failed read.
 
-    >>> rewards, values = torch.tensor([[[0.0, 1.0]]]), torch.tensor([[0.5, 0.5]])
-    >>> [reference_advantages(rewards, values, values > 0, form=f)[0].tolist() for f in ("gae", "anchored", "marginal")]
+    >>> rewards, values, taken = torch.tensor([[[0.0, 1.0]]]), torch.tensor([[[0.5, 0.5]]]), torch.ones(1, 2) > 0
+    >>> [generalised_advantages(rewards, values, taken, form=f)[0].tolist() for f in ("gae", "anchored", "marginal")]
     [[[[0.5, 0.5]]], [[[0.0, 0.5]]], [[[0.5, 1.0]]]]
     """
-    check_shapes(rewards_QSK="Q S K", values_QK="Q K", taken_QK="Q K")
+    check_shapes(rewards_QSK="Q S K", values_QBK="Q B K", taken_QK="Q K")
     taken_QSK = taken_QK[:, None, :].expand_as(rewards_QSK)
-    values_QSK = values_QK[:, None, :].expand_as(rewards_QSK)
+    values_QSK = values_QBK.expand_as(rewards_QSK)
     rewards = torch.where(taken_QSK, rewards_QSK, 0.0)
     values = torch.where(taken_QSK, values_QSK, 0.0)
     # NaN x 0 is NaN: with gamma or gamma lam = 0 a failed later read must not reach an earlier step.
@@ -76,27 +78,67 @@ def reference_advantages(
     return torch.where(valid_QSK, advantages, 0.0), valid_QSK
 
 
-def relative_to_mean(rewards_QSK: Tensor) -> tuple[Tensor, Tensor]:
-    """Rewards and baseline of each question and position in units of the samples' mean reward there.
-
-    An advantage (r - mean) / mean climbs log E[r] instead of E[r], the better the more samples there are (MaxRL, Tajwar
-    et al. 2026, arXiv 2602.02710): a question whose good rankings are still rare weighs as much as one that is nearly
-    solved. It is at most S - 1. Where all samples earned 0 there is no direction to climb, and both become 0.
+def group_baseline(rewards_QSK: Tensor) -> Tensor:
+    """Mean reward of a question's samples at each position, shape (Q, 1, K), as in GRPO (Shao et al. 2024, arXiv
+    2402.03300, section 4.1.1).
 
     Args:
-        rewards_QSK: at least 0; NaN where the read failed, which stays NaN and does not count in the mean.
+        rewards_QSK: NaN where the read failed; it does not count.
 
-    Returns:
-        r / mean, shape (Q, S, K), and the baseline in the same unit, shape (Q, K): 1, or 0 where the mean is 0.
-
-    >>> relative, baseline = relative_to_mean(torch.tensor([[[1.0], [0.0], [0.0], [0.0]]]))
-    >>> relative.flatten().tolist(), baseline.flatten().tolist()
-    ([4.0, 0.0, 0.0, 0.0], [1.0])
+    >>> group_baseline(torch.tensor([[[1.0], [0.0], [0.0], [0.0]]])).tolist()
+    [[[0.25]]]
     """
     check_shapes(rewards_QSK="Q S K")
-    mean_QK = rewards_QSK.nanmean(1)
-    share_QK = torch.where(mean_QK == 0, 0.0, 1 / mean_QK)
-    return rewards_QSK * share_QK[:, None, :], mean_QK * share_QK
+    return rewards_QSK.nanmean(1, keepdim=True)
+
+
+def leave_one_out_baseline(rewards_QSK: Tensor) -> Tensor:
+    """Mean reward of the question's *other* samples at each position, shape (Q, S, K) (Kool et al. 2019, "Buy 4
+    REINFORCE samples, get a baseline for free!"; RLOO, Ahmadian et al. 2024, arXiv 2402.14740, eq. 8).
+
+    Independent of the sample it is subtracted from, so the gradient stays unbiased; the group's mean shrinks it by
+    (S - 1) / S.
+
+    Args:
+        rewards_QSK: NaN where the read failed; it does not count. Where no other sample has a reward the baseline is
+            NaN, too.
+
+    >>> leave_one_out_baseline(torch.tensor([[[1.0], [0.0], [0.5]]])).flatten().tolist()
+    [0.25, 0.75, 0.5]
+    """
+    check_shapes(rewards_QSK="Q S K")
+    known = torch.isfinite(rewards_QSK)
+    rewards = torch.where(known, rewards_QSK, 0.0)
+    others = known.sum(1, keepdim=True) - known.to(rewards.dtype)
+    mean = (rewards.sum(1, keepdim=True) - rewards) / others.clamp(min=1)
+    return torch.where(others > 0, mean, torch.nan)
+
+
+def group_unit(rewards_QSK: Tensor, by: GroupScale) -> Tensor:
+    """What rewards and baseline of a question are multiplied by at each position, shape (Q, 1, K); 0 where there is
+    nothing to learn.
+
+    - mean: 1 / mean reward of the samples. With the group's mean as baseline an advantage (r - mean) / mean climbs
+      log E[r] instead of E[r], the better the more samples there are (MaxRL, Tajwar et al. 2026, arXiv 2602.02710): a
+      question whose good rankings are still rare weighs as much as one that is nearly solved. It is at most S - 1.
+    - deviation: 1 / standard deviation (of the population) of their rewards (GRPO, Shao et al. 2024, arXiv 2402.03300).
+
+    Args:
+        rewards_QSK: for `mean` at least 0; NaN where the read failed, which does not count.
+        by: one of the two.
+
+    >>> rewards = torch.tensor([[[1.0], [0.0], [0.0], [0.0]]])
+    >>> unit = group_unit(rewards, "mean")
+    >>> ((rewards - group_baseline(rewards)) * unit).flatten().tolist()
+    [3.0, -1.0, -1.0, -1.0]
+    """
+    check_shapes(rewards_QSK="Q S K")
+    size = mean = rewards_QSK.nanmean(1, keepdim=True)
+    if by == "deviation":
+        size = (rewards_QSK - mean).square().nanmean(1, keepdim=True).sqrt()
+        # Rounding leaves a spread of about 1e-17 where all rewards are equal.
+        size = torch.where(size <= 1e-9, 0.0, size)
+    return torch.where(size == 0, 0.0, 1 / size)
 
 
 class AdvantageWindow:
