@@ -168,6 +168,14 @@ def test_the_page_of_rrpo_names_what_is_logged_and_nothing_else(tmp_path: Path, 
     assert all(f"`{name}`" in LOGGED.partition("|")[0] for name in ON_EVERY_LINE)
 
 
+def test_the_page_of_rrpo_names_what_a_critic_logs(tmp_path: Path) -> None:
+    config = RRPOConfig(baseline="critic", advantage="gae")
+    plain, _ = _logged(tmp_path / "plain", RRPO(RRPOConfig(), ToyReader(), rankwright.answer_reward("f1")))
+    steps, _ = _logged(tmp_path / "critic", RRPO(config, ToyReader(), rankwright.answer_reward("f1")))
+    sentence = LOGGED[LOGGED.index("With `baseline: critic` there is") :].partition(":")[2].partition(":")[0]
+    assert set(re.findall(r"`(\w+)`", sentence)) == {"critic_error"} & (steps - plain)
+
+
 def test_the_page_of_rrpo_names_what_learning_from_labels_logs(tmp_path: Path) -> None:
     steps, _ = _logged(tmp_path, Supervised())
     sentence = LOGGED[LOGGED.index("`train --method supervised` logs") :].partition(", the share")[0]
