@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
+from rankwright import processes
 from rankwright.algorithms.arguments import SUPPORTED_ARGUMENTS
 from rankwright.algorithms.config import TrainConfig
 from rankwright.algorithms.rollout import MINIMUM_READS, check_failed_reads
@@ -52,6 +54,7 @@ from rankwright.types import Answer, Context, Example, Outcome, Reader, RerankRe
 logger = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
+DAYS_7 = 7 * 24 * 3600
 METRICS = "metrics.jsonl"
 
 
@@ -75,12 +78,12 @@ class Algorithm(Protocol):
     def collect(
         self, scores_QD: Tensor, reference_scores_QD: Tensor, examples: Sequence[Example], rollout_number: int
     ) -> Any:
-        """What the loss needs besides scores, without gradient. Has `metrics` for the log, and `teaches`: False where
-        nothing in it may move the weights."""
+        """What the loss needs besides scores, without gradient. Has `metrics` for the log, `teaches`: False where
+        nothing in it may move the weights, and `rows(questions, device)`: the part of some, by their positions."""
         ...
 
     def loss(self, scores_QD: Tensor, rollout: Any) -> tuple[Tensor, dict[str, float]]:
-        """The loss and what to log."""
+        """The loss, a mean over questions, and what to log, likewise."""
         ...
 
     def state(self) -> dict[str, Any]:
@@ -293,6 +296,15 @@ class FeedbackTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> QuestionSampler:
         return self.sampler
 
+    def get_train_dataloader(self) -> Any:
+        """The same batches in every process, each of which then takes its share: accelerate's own sharding would fill
+        up the last batch of an epoch with questions of the first."""
+        loader = super().get_train_dataloader()
+        shard = loader.batch_sampler
+        if isinstance(shard, BatchSamplerShard):
+            shard.num_processes, shard.process_index, shard.even_batches = 1, 0, False
+        return loader
+
     def drop_empty_gradients(self) -> None:
         """Leaves the optimizer nothing to do where no rollout of this step teaches anything. Zero gradients would not
         do: weight decay and momentum go on with them, and the KL still pulls."""
@@ -307,21 +319,28 @@ class FeedbackTrainer(Trainer):
         gradients = [weight.grad for weight in self._policy.parameters() if weight.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         if not torch.isfinite(norm):
-            raise self._not_finite("Gradient norm", norm)
+            raise self._not_finite("Gradient norm", norm.item())
 
-    def _not_finite(self, what: str, value: Tensor) -> TrainingError:
+    def _not_finite(self, what: str, value: float) -> TrainingError:
         return TrainingError(
-            f"{what} is {value.item()} at step {self.state.global_step}; wanted a finite number. Lower the learning "
+            f"{what} is {value} at step {self.state.global_step}; wanted a finite number. Lower the learning "
             f"rate (now {self.config.learning_rate}) and start anew: --resume takes no other settings."
         )
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Scores, rollout (new, or the one of these questions while inner epochs last), loss."""
+        """Scores, rollout (new, or the one of these questions while inner epochs last), loss.
+
+        Of several processes each scores its share of the questions, the first one collects for all, and each takes the
+        loss of its share, so weighted that the mean of the gradients is that over all questions.
+        """
         examples: list[Example] = inputs["examples"]
+        mine = processes.share_of(range(len(examples)))
+        own = [examples[i] for i in mine] or examples[:1]  # who has none goes along, with weight 0
+        weight = len(mine) * processes.count() / len(examples)
         with self._timed("forward"):
-            scores_QD = model(requests_of(examples))
+            scores_QD = model(requests_of(own))
         key = tuple(example.query.query_id for example in examples)
         first_use = self.state.global_step % self.algorithm.inner_epochs == 0
         if first_use:
@@ -330,19 +349,28 @@ class FeedbackTrainer(Trainer):
             number = self.state.global_step // self.algorithm.inner_epochs
             with self._timed("reference"):
                 wanted = self.algorithm.needs_reference
-                reference_QD = self._score_reference(examples) if wanted else torch.zeros_like(scores_QD)
+                reference_QD = self._score_reference(own) if wanted else torch.zeros_like(scores_QD)
             with self._timed("collect"):
-                rollout = self.algorithm.collect(scores_QD.detach(), reference_QD, examples, number)
+                all_QD, all_reference_QD = (processes.gathered(s, len(examples)) for s in (scores_QD, reference_QD))
+                rollout = processes.from_first(
+                    lambda: self.algorithm.collect(all_QD, all_reference_QD, examples, number)
+                )
             self._rollouts[key] = rollout
             self._note(rollout.metrics)
         rollout = self._rollouts[key]
         self._taught = self._taught or rollout.teaches
         if self.algorithm.inner_epochs == 1:
             self._rollouts.clear()
+        if processes.count() > 1:
+            rollout = rollout.rows(mine or [0], scores_QD.device)
+            width = max(len(example.candidates) for example in examples)
+            scores_QD = nn.functional.pad(scores_QD, (0, width - scores_QD.shape[1]), value=-torch.inf)
         loss, metrics = self.algorithm.loss(scores_QD, rollout)
-        if not torch.isfinite(loss):
-            raise self._not_finite("Loss", loss)
+        metrics = processes.weighted_mean({**metrics, "loss": loss.item()}, weight)
+        if not math.isfinite(of_all := metrics.pop("loss")):
+            raise self._not_finite("Loss", of_all)
         self._note(metrics)
+        loss = loss * weight if processes.count() > 1 else loss
         return (loss, scores_QD) if return_outputs else loss
 
     def _score_reference(self, examples: Sequence[Example]) -> Tensor:
@@ -387,9 +415,8 @@ class FeedbackTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Dev metrics of the current policy, named eval_*; also written to the log."""
-        assert self.score_dev is not None
-        with self._timed("dev"), self._without_autocast(), self._as_kept():
-            metrics = {f"eval_{name}": value for name, value in self.score_dev(self._policy).items()}
+        with self._timed("dev"):
+            metrics = processes.from_first(self._score_dev)
         for name in ("reader_calls", "cache_hits"):
             self.totals[name] += metrics.get(f"eval_{name}", 0.0)
         if self.state.global_step == 0:
@@ -399,6 +426,11 @@ class FeedbackTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _score_dev(self) -> dict[str, float]:
+        assert self.score_dev is not None
+        with self._without_autocast(), self._as_kept():
+            return {f"eval_{name}": value for name, value in self.score_dev(self._policy).items()}
+
     def seconds(self) -> float:
         """Training time over all sessions of the run."""
         return self.totals["seconds"] + time.monotonic() - self.session_start
@@ -406,16 +438,26 @@ class FeedbackTrainer(Trainer):
     # --- checkpoints
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """One for all processes: they have the same weights, and what else is in it only the first one has."""
+        processes.from_first(lambda: self._write_checkpoint(model, trial))
+
+    def store_flos(self) -> None:
+        """Not counted; the Trainer's own asks all processes, of which one alone writes checkpoints."""
+
+    def _write_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Writes the checkpoint aside, its manifest last, and renames it into place."""
         name = f"checkpoint-{self.state.global_step}"
         aside = self.folder / f".{name}.partial"
         shutil.rmtree(aside, ignore_errors=True)
         final = self.folder / name
         real_output, limit = self.args.output_dir, self.args.save_total_limit
+        best = self.state.best_global_step
         try:
             aside.mkdir(parents=True)
             self.args.output_dir, self.args.save_total_limit = str(aside), None
+            self.state.best_global_step = None  # with one the Trainer waits for the other processes, which wait for us
             super()._save_checkpoint(model, trial)
+            self.state.best_global_step = best
             inner = aside / name
             # The path that the Trainer noted is the one aside; best_global_step is all that is needed.
             self.state.best_model_checkpoint = None
@@ -441,6 +483,7 @@ class FeedbackTrainer(Trainer):
             ) from error
         finally:
             self.args.output_dir, self.args.save_total_limit = real_output, limit
+            self.state.best_global_step = best
             shutil.rmtree(aside, ignore_errors=True)
         self._rotate()
 
@@ -623,6 +666,7 @@ def _training_arguments(
         "warmup_steps": 0.1,
         "weight_decay": 0.01,
         "use_cpu": device_type == "cpu",
+        "ddp_timeout": DAYS_7,  # the others wait while the first process reads
         **config.trainer,
     }
     with _naming("TrainingArguments", config.trainer):
@@ -831,7 +875,7 @@ def train(
             module.p = 0.0
     checkpoint = newest_checkpoint(folder) if resume else None
     metrics_file = MetricsFile(folder / METRICS)
-    first = [_Emptying(folder)] if checkpoint is None else []
+    files = [] if processes.rank() else [*([_Emptying(folder)] if checkpoint is None else []), metrics_file]
     trainer = FeedbackTrainer(
         policy,
         reference,
@@ -842,12 +886,13 @@ def train(
         folder,
         fingerprint,
         seed,
-        [*first, metrics_file, *([_Teller(on_step)] if on_step else []), *callbacks],
+        [*files, *([_Teller(on_step)] if on_step and not processes.rank() else []), *callbacks],
     )
     if checkpoint is not None:
         check_fingerprint(checkpoint, fingerprint)
         trainer.restore(checkpoint)
-        metrics_file.truncate(step_of(checkpoint))
+        if not processes.rank():
+            metrics_file.truncate(step_of(checkpoint))
     torch.manual_seed(seed)
     trainer.run(checkpoint)
     seconds = trainer.seconds()

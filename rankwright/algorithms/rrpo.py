@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -71,6 +71,11 @@ class Rollout:
     """Steps that exist: short candidate lists have fewer."""
     metrics: Mapping[str, float]
     """What happened, for the log."""
+
+    def rows(self, questions: Sequence[int], device: torch.device) -> Rollout:
+        """The part of some of its questions, by their positions."""
+        tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        return replace(self, **{name: tensor[questions].to(device) for name, tensor in tensors.items()})
 
     @property
     def teaches(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,14 @@ class LabelledBatch:
     labels_QD: Tensor
     """Relevance grades; 0 for unlabelled candidates and padding."""
     metrics: Mapping[str, float]
+    labelled: int
+    """Questions with a relevant candidate in the whole batch, of which this may be a part."""
+    questions: int
+    """Questions of the whole batch."""
+
+    def rows(self, questions: Sequence[int], device: torch.device) -> LabelledBatch:
+        """The part of some of its questions, by their positions."""
+        return replace(self, labels_QD=self.labels_QD[questions].to(device))
 
     @property
     def teaches(self) -> bool:
@@ -74,12 +82,16 @@ class Supervised:
         for q, example in enumerate(examples):
             for d, document in enumerate(example.candidates):
                 labels_QD[q, d] = max(0, example.relevance.get(document.doc_id, 0))
-        unlabelled = (labels_QD.sum(-1) == 0).double().mean().item()
-        return LabelledBatch(labels_QD, {"without_relevant_share": unlabelled})
+        labelled = int((labels_QD.sum(-1) > 0).sum())
+        metrics = {"without_relevant_share": 1 - labelled / len(examples)}
+        return LabelledBatch(labels_QD, metrics, labelled, len(examples))
 
     def loss(self, scores_QD: Tensor, rollout: LabelledBatch) -> tuple[Tensor, dict[str, float]]:
-        """The loss and what to log."""
-        return softmax_loss(scores_QD, rollout.labels_QD), {"entropy": entropy(scores_QD.detach()).mean().item()}
+        """The loss and what to log. In the mean over the parts of a batch every labelled question weighs the same."""
+        labelled = int((rollout.labels_QD.sum(-1) > 0).sum())
+        weight = labelled * rollout.questions / (max(rollout.labelled, 1) * len(scores_QD))
+        loss = softmax_loss(scores_QD, rollout.labels_QD) * weight
+        return loss, {"entropy": entropy(scores_QD.detach()).mean().item()}
 
     def state(self) -> dict[str, Any]:
         """Nothing to keep."""

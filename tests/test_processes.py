@@ -1,0 +1,89 @@
+"""Training in two real processes (torchrun, gloo) beside training in one: the same questions, reads and weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rankwright import processes
+from rankwright.errors import TrainingError
+from tests.process_run import CASES
+
+ROOT = Path(__file__).parents[1]
+PROCESSES = 2
+SAME = ["window", "question", "inner epochs", "accumulation", "critic", "one left", "supervised"]
+
+
+def started(folder: Path, count: int) -> Path:
+    """All cases in so many processes."""
+    folder.mkdir()
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
+    command = [sys.executable, *launcher, str(ROOT / "tests" / "process_run.py"), str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Processes -> folder of what they left."""
+    folder = tmp_path_factory.mktemp("processes")
+    return {count: started(folder / str(count), count) for count in (1, PROCESSES)}
+
+
+def left(runs: dict[int, Path], case: str, count: int) -> list[dict[str, Any]]:
+    """By each process."""
+    return [torch.load(runs[count] / case / f"left-{rank}.pt") for rank in range(count)]
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_two_processes_come_to_the_weights_of_one(runs: dict[int, Path], case: str) -> None:
+    """After 20 steps within 1e-6, with the same reads, made by the first process alone."""
+    (alone,) = left(runs, case, 1)
+    first, second = left(runs, case, PROCESSES)
+    assert alone["result"][0] == 20
+    assert first["result"] == second["result"] == pytest.approx(alone["result"], abs=1e-6)
+    assert first["calls"] == alone["calls"]
+    assert second["calls"] == 0
+    assert len(alone["gradients"]) == 20
+    for one, of_first, of_second in zip(*(run["gradients"] for run in (alone, first, second)), strict=True):
+        assert torch.equal(of_first, of_second), "gradients are not synchronised"
+        assert one.norm() > 1e-6
+        assert torch.allclose(one, of_first, atol=1e-5, rtol=1e-4)
+    for name, wanted in alone["weights"].items():
+        assert torch.equal(first["weights"][name], second["weights"][name])
+        assert (first["weights"][name] - wanted).abs().max() <= 1e-6, name
+    of_one, of_two = (
+        [json.loads(line) for line in (folder / case / "run" / "metrics.jsonl").read_text().splitlines()]
+        for folder in runs.values()
+    )
+    for one, two in zip(of_one, of_two, strict=True):  # each line is written once, and is of all questions
+        shares = [row.pop("clipped_share", 0.0) for row in (one, two)]  # of steps, of which processes have unlike many
+        assert shares[1] == pytest.approx(shares[0], abs=0.05)
+        assert two == pytest.approx(one, abs=1e-4, nan_ok=True)
+
+
+def test_an_error_of_the_first_process_ends_all_of_them(runs: dict[int, Path]) -> None:
+    assert all("Reader 'toy' failed on" in run["error"] for run in left(runs, "broken reader", PROCESSES))
+
+
+def test_alone_nothing_is_shared() -> None:
+    scores = torch.randn(3, 4, requires_grad=True)
+    assert processes.count() == 1
+    assert processes.share_of([1, 2, 3]) == [1, 2, 3]
+    assert torch.equal(processes.gathered(scores, 3), scores)
+    assert processes.weighted_mean({"kl": 2.0}, 1.0) == {"kl": 2.0}
+    with pytest.raises(TrainingError, match="as it is"):
+        processes.from_first(lambda: (_ for _ in ()).throw(TrainingError("as it is")))
+
+
+def test_every_case_is_run() -> None:
+    assert set(CASES) == {*SAME, "broken reader"}
