@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from rankwright.errors import RankwrightError
 from rankwright.rerankers.cross_encoder import CrossEncoderReranker
 from rankwright.rewards import answer_reward
 from rankwright.training import dev_scorer, train
-from rankwright.types import Document, Example, Query, ReadFailed
+from rankwright.types import Context, Document, Example, Query, ReadFailed, ReadResult
 from tests.tiny_bert import spread, tiny_config, tiny_tokenizer
 from tests.toy import ToyReader
 
@@ -65,8 +66,9 @@ class Recorder(TrainerCallback):
 
 
 class Broken(ToyReader):
-    def answer(self, contexts):
-        return [ReadFailed("planned") for _ in contexts] if self.calls else super().answer(contexts)
+    def answer(self, contexts: Sequence[Context]) -> list[ReadResult]:
+        results: list[ReadResult] = [ReadFailed("planned") for _ in contexts]
+        return results if self.calls else super().answer(contexts)
 
 
 def run(folder: Path, case: str) -> None:
