@@ -193,6 +193,7 @@ def settings_page() -> str:
         ("data", "Data", fields_of(own, "DataSettings")),
         ("model", "Model", fields_of(own, "ModelSettings")),
         ("reader", "Reader", fields_of(own, "ReaderSettings")),
+        ("expansion", "Expansion", fields_of(own, "ExpansionSettings")),
         ("loop", "Loop", fields_of(config, "TrainConfig")),
         ("rrpo", "RRPO", fields_of(config, "RRPOConfig")),
     )
@@ -218,9 +219,10 @@ rrpo: {samples: 8, beta: 0.05}
 The same as flags: `--data questions.jsonl --corpus passages.jsonl --depth 10 --set rrpo.samples=8 --set rrpo.beta=0.05`
 
 A name that is not in these tables is an error, so that a misspelt setting is not ignored. The run folder keeps the
-whole tree in `config.json`. `--resume` wants the same settings again, except those of the reader that decide how fast
-answers come and not which (`cache`, `concurrency`, `requests_per_minute`, `tokens_per_minute`, `api_key_env`,
-`price_input`, `price_output`, `deadline`, `attempt_timeout`, `max_retries`) and `rrpo.max_failed_reads`."""
+whole tree in `config.json`. `--resume` wants the same settings again, except those of reader and expansion that decide
+how fast answers come and not which (`cache`, `concurrency`, `requests_per_minute`, `tokens_per_minute`, `api_key_env`,
+`price_input`, `price_output`, `deadline`, `attempt_timeout`, `max_retries`), `rrpo.max_failed_reads` and
+`expansion.max_failed`."""
 
 ARGUMENTS_INTRODUCTION = """`loop.trainer` takes these arguments of
 [transformers.TrainingArguments](https://huggingface.co/docs/transformers/main_classes/trainer#transformers.TrainingArguments),

@@ -30,6 +30,7 @@ _WHERE = {
     "dev_scorer": "rankwright.training",
     "ReadStore": "rankwright.llms.cache",
     "with_candidates": "rankwright.retrieval",
+    "Query2Doc": "rankwright.expansion",
     "write_report": "rankwright.reporting",
     "validate": "rankwright.data",
     "eval": "rankwright.evaluation",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from rankwright.errors import RankwrightError as RankwrightError
     from rankwright.evaluation import evaluate as eval  # noqa: F401
     from rankwright.evaluation import evaluate as evaluate
+    from rankwright.expansion import Query2Doc as Query2Doc
     from rankwright.llms.cache import ReadStore as ReadStore
     from rankwright.readers import CachedReader as CachedReader
     from rankwright.readers import EmbeddedReader as EmbeddedReader

@@ -419,7 +419,7 @@ def test_the_address_is_completed(given: str, used: str) -> None:
     ["localhost:8000", "ftp://host/v1", "http://", "http://host:99999/v1", "", "http://[::1/v1", "http://h/v1?key=1"],
 )
 def test_an_address_that_is_none_is_refused(address: str) -> None:
-    with pytest.raises(ConfigurationError, match="Base URL of the reader"):
+    with pytest.raises(ConfigurationError, match="Base URL of the language model"):
         HTTPLLM("m", address)
 
 

@@ -26,6 +26,7 @@ LIGHT_MODULES = [
     "rankwright.metrics.significance",
     "rankwright.data",
     "rankwright.retrieval",
+    "rankwright.expansion",
     "rankwright.prompts",
     "rankwright.llms",
     "rankwright.llms.http",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rankwright.cli.common import say
 from rankwright.cli.settings import DataSettings, ReaderSettings, RunSettings
@@ -16,9 +16,10 @@ from rankwright.data.beir import has_split
 from rankwright.errors import ConfigurationError, DataError, StorageError
 from rankwright.evaluation import FirstStage
 from rankwright.retrieval import BM25, with_candidates
-from rankwright.types import Document, Example, Reader, Reranker
+from rankwright.types import LLM, Document, Example, Reader, Reranker, Retriever
 
 if TYPE_CHECKING:
+    from rankwright.expansion import Passage
     from rankwright.llms.cache import ReadStore
     from rankwright.llms.http import HTTPLLM
     from rankwright.llms.local import LocalLLM
@@ -35,6 +36,21 @@ class Splits:
     """Name of the test set."""
     skipped: int
     """Bad rows left out."""
+    retriever: str = "given"
+    """First stage, as it belongs in a signature."""
+    passages: Mapping[str, Passage] = field(default_factory=dict)
+    """Question -> what query expansion searched with besides it; empty without expansion."""
+
+
+class Role(NamedTuple):
+    """What a language model is there for, and the flags that name it."""
+
+    what: str
+    place_flag: str
+    model_flag: str
+
+
+READER = Role("Reader", "--reader", "--reader-model")
 
 
 def open_store(path: str) -> ReadStore:
@@ -64,7 +80,7 @@ def build_reader(settings: ReaderSettings, store: ReadStore, run: str, device: s
     from rankwright.readers.llm import SAMPLING, LLMReader
 
     prompt = load_prompt(settings.prompt)
-    llm = _endpoint(settings) if is_endpoint(settings) else _local(settings, device)
+    llm = build_llm(settings, device)
     cached = CachedLLM(llm, store, run=run, accepts=lambda text: parse_answer(text) is not None)
     return LLMReader(cached, prompt, sampling=settings.sampling or SAMPLING)
 
@@ -74,21 +90,26 @@ def is_endpoint(settings: ReaderSettings) -> bool:
     return settings.reader.startswith(("http://", "https://"))
 
 
-def _endpoint(settings: ReaderSettings) -> HTTPLLM:
+def build_llm(settings: ReaderSettings, device: str = "cpu", role: Role = READER) -> LLM:
+    """The language model that these settings name, without cache."""
+    return _endpoint(settings, role) if is_endpoint(settings) else _local(settings, device, role)
+
+
+def _endpoint(settings: ReaderSettings, role: Role) -> HTTPLLM:
     """The model behind an OpenAI-compatible address."""
     from rankwright.llms.http import HTTPLLM
 
     if not settings.model:
         raise ConfigurationError(
-            f"Reader {settings.reader} was given without a model name; wanted the name that it knows. Add "
-            "--reader-model NAME."
+            f"{role.what} {settings.reader} was given without a model name; wanted the name that it knows. Add "
+            f"{role.model_flag} NAME."
         )
     prices = {"input": settings.price_input, "output": settings.price_output}
     given = {side: price for side, price in prices.items() if price is not None}
     if len(given) == 1:
         raise ConfigurationError(
-            f"Only the {next(iter(given))} price of reader {settings.reader} was given; wanted --price-input and "
-            "--price-output, or neither (the price is then unknown)."
+            f"Only the {next(iter(given))} price of {role.what.lower()} {settings.reader} was given; wanted "
+            "--price-input and --price-output, or neither (the price is then unknown)."
         )
     return HTTPLLM(
         settings.model,
@@ -104,23 +125,23 @@ def _endpoint(settings: ReaderSettings) -> HTTPLLM:
     )
 
 
-def _local(settings: ReaderSettings, device: str) -> LocalLLM:
+def _local(settings: ReaderSettings, device: str, role: Role) -> LocalLLM:
     """A language model on this machine."""
     from rankwright.llms.local import LocalLLM
 
     if settings.model:
         raise ConfigurationError(
-            f"Reader {settings.reader} is a model on this machine, but '{settings.model}' was given as model of an "
-            "endpoint. Leave --reader-model out, or give the endpoint's base URL as --reader."
+            f"{role.what} {settings.reader} is a model on this machine, but '{settings.model}' was given as model of "
+            f"an endpoint. Leave {role.model_flag} out, or give the endpoint's base URL as {role.place_flag}."
         )
     return LocalLLM(settings.reader, device=device)
 
 
-def tell_of_calls(store: ReadStore, cache: str, run: str) -> None:
-    """Says what the reader calls of a run came to; a ledger that cannot be read must not hide why the run stopped."""
+def tell_of_calls(store: ReadStore, cache: str, run: str, role: Role = READER) -> None:
+    """Says what the calls of a run came to; a ledger that cannot be read must not hide why the run stopped."""
     with contextlib.suppress(StorageError):
         totals = store.ledger.totals(run)
-        calls = f"Reader calls {totals.calls} ({totals.failed} failed), price {totals.price_text}"
+        calls = f"{role.what} calls {totals.calls} ({totals.failed} failed), price {totals.price_text}"
         say(f"{calls}; they stand in {cache} as {run}.")
 
 
@@ -207,7 +228,7 @@ def load_one(
 
 
 def candidates(
-    examples: Sequence[Example], corpus: Sequence[Document], retriever: str, depth: int, index: BM25 | None = None
+    examples: Sequence[Example], corpus: Sequence[Document], retriever: str, depth: int, index: Retriever | None = None
 ) -> list[Example]:
     """The examples with their first-stage candidates, at most `depth`. (That given ones are there, the loader sees.)"""
     if retriever == "bm25":
@@ -215,12 +236,20 @@ def candidates(
     return [replace(example, candidates=example.candidates[:depth]) for example in examples]
 
 
-def load_splits(settings: RunSettings) -> Splits:
+def load_splits(settings: RunSettings, run: str = "", known: Mapping[str, Passage] | None = None) -> Splits:
     """Training, dev and test questions with candidates.
+
+    Args:
+        settings: of the run.
+        run: under which name calls of query expansion stand in the ledger.
+        known: its passages of before; their questions are not asked again.
 
     Raises:
         DataError: a file is bad, or too few questions are left for a use.
+        ReaderError: query expansion failed too often.
     """
+    from rankwright.cli.expansion import expanded
+
     data = settings.data
     if not data.train:
         raise ConfigurationError("No training questions were given; add --data FILE (see rankwright train --help).")
@@ -243,12 +272,20 @@ def load_splits(settings: RunSettings) -> Splits:
             f"Corpus of {data.train} has {len(corpus)} passage; wanted at least two to rank. Give --corpus FILE."
         )
     index = BM25(corpus) if data.retriever == "bm25" else None
+    first, passages = index, {}
+    if index is not None and settings.expansion.wanted:
+        queries = [example.query for part in parts.values() for example in part]
+        device = settings.model.device
+        first = expanded(index, queries, settings.expansion, settings.reader, run, device=device, known=known)
+        passages = first.passages
     return Splits(
-        candidates(parts["train"], corpus, data.retriever, data.depth, index),
-        candidates(parts["dev"], corpus, data.retriever, data.eval_depth, index),
-        candidates(parts["test"], corpus, data.retriever, data.eval_depth, index),
+        candidates(parts["train"], corpus, data.retriever, data.depth, first),
+        candidates(parts["dev"], corpus, data.retriever, data.eval_depth, first),
+        candidates(parts["test"], corpus, data.retriever, data.eval_depth, first),
         test.name if test else f"{train.name}-held-out",
         len({problem for s in sets for problem in s.problems}),  # those of shared labels and topics stand in each
+        first.name if first is not None else data.retriever,
+        passages,
     )
 
 

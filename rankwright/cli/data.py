@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,13 +13,24 @@ from typing import TYPE_CHECKING
 import typer
 from rich.table import Table
 
-from rankwright.cli.common import FORMAT_HELP, BadRow, OutputKind, emit, print_out, progress_bars, say
+from rankwright.cli.common import (
+    EXPAND_MODEL_HELP,
+    EXPAND_WITH_HELP,
+    FORMAT_HELP,
+    BadRow,
+    OutputKind,
+    emit,
+    print_out,
+    progress_bars,
+    say,
+)
 from rankwright.errors import ConfigurationError, DataError
 from rankwright.evaluation import Progress
-from rankwright.types import Document, Example, Ranking
+from rankwright.types import Document, Query, Ranking
 
 if TYPE_CHECKING:
     from rankwright.data import Dataset, Problem, ValidationReport
+    from rankwright.expansion import Query2Doc
     from rankwright.retrieval import BM25
 
 INVALID_EXIT_CODE = 5
@@ -38,6 +50,11 @@ A TREC run from BEIR files, keeping the index for later:
       --out bm25.run --save-index indexes/nfcorpus
 
     rankwright retrieve --data more.jsonl --index indexes/nfcorpus --out more.run
+
+BM25 searches with a passage too that a language model writes for each question (Query2Doc); it stands in the rows:
+
+    rankwright retrieve --data questions.jsonl --corpus passages.jsonl --out candidates.jsonl
+      --expand-with http://localhost:8000/v1 --expand-model Qwen/Qwen2.5-7B-Instruct
 """
 
 VALIDATE_EXAMPLES = """
@@ -70,13 +87,45 @@ def retrieve(
     out: Path | None = typer.Option(None, help="FILE.jsonl or FILE.run (TREC), with .gz where wanted."),
     index: Path | None = typer.Option(None, help="Folder of a saved index to search instead of a corpus."),
     save_index: Path | None = typer.Option(None, help="Keep the index in this folder."),
+    expand_with: str | None = typer.Option(None, help=EXPAND_WITH_HELP),
+    expand_model: str | None = typer.Option(None, help=EXPAND_MODEL_HELP),
+    requests_per_minute: float | None = typer.Option(None, help="Limit on requests to the endpoint."),
+    tokens_per_minute: float | None = typer.Option(None, help="Limit on tokens to the endpoint."),
+    price_input: float | None = typer.Option(None, help="Price of a million input tokens, for the ledger."),
+    price_output: float | None = typer.Option(None, help="Price of a million output tokens."),
+    api_key_env: str | None = typer.Option(
+        None, help="Environment variable that holds the endpoint's key. Default OPENAI_API_KEY."
+    ),
+    cache: str | None = typer.Option(None, help="SQLite file of all answers. Default runs/reads.sqlite."),
+    config: Path | None = typer.Option(
+        None, help="YAML file, or config.json of a run, whose query expansion is taken: that of the training."
+    ),
+    set_: list[str] = typer.Option(
+        [], "--set", help="NAME=VALUE for any setting of expansion or reader, for example --set expansion.repeats=3."
+    ),
+    device: str = typer.Option("cpu", help="Torch device of a local language model."),
     on_bad_row: BadRow = typer.Option(BadRow.error, help="Stop at a bad row, or leave it out and count it."),
     output: OutputKind = typer.Option(OutputKind.text, help="json prints counts as one line on standard output."),
 ) -> None:
     """Find candidates for every question with BM25."""
+    from rankwright.cli.build import checked_device
+    from rankwright.cli.settings import check_expansion, load_expansion_settings, load_reader_settings
     from rankwright.data import load_examples
     from rankwright.retrieval import BM25
 
+    flags = {
+        "expansion.llm": expand_with,
+        "expansion.model": expand_model,
+        "reader.requests_per_minute": requests_per_minute,
+        "reader.tokens_per_minute": tokens_per_minute,
+        "reader.price_input": price_input,
+        "reader.price_output": price_output,
+        "reader.api_key_env": api_key_env,
+        "reader.cache": cache,
+    }
+    expansion, reader = load_expansion_settings(config, set_, flags), load_reader_settings(config, set_, flags)
+    check_expansion(expansion, reader.reader, "bm25")
+    checked_device(device)
     as_run = _is_run(out) if out is not None else False
     if out is None and save_index is None:
         raise ConfigurationError("Neither --out nor --save-index was given; wanted a place for the result.")
@@ -90,8 +139,14 @@ def retrieve(
     if save_index is not None:
         searched.save(save_index)
         say(f"Index of {len(searched)} passages saved to {save_index}")
+    first = None
     if out is not None:
-        _write(out, dataset, searched, depth, as_run=as_run)
+        if expansion.wanted:
+            from rankwright.cli.expansion import expanded
+
+            run, queries = f"retrieve-{uuid.uuid4().hex[:8]}", [example.query for example in dataset.examples]
+            first = expanded(searched, queries, expansion, reader, run, device=device)
+        _write(out, dataset, searched, first, depth, as_run=as_run)
     counts = {
         "set": dataset.name,
         "questions": len(dataset.examples),
@@ -99,7 +154,8 @@ def retrieve(
         "unjudged": dataset.unjudged,
         "passages": len(searched),
         "depth": min(depth, len(searched)),
-        "retriever": searched.name,
+        "retriever": (first or searched).name,
+        "failed_expansions": first.failed if first else None,
         "out": str(out) if out is not None else None,
     }
     if output is OutputKind.json:
@@ -108,7 +164,7 @@ def retrieve(
         print_out(
             f"{len(dataset.examples)} questions of {dataset.name} ({dataset.skipped} bad rows skipped, "
             f"{dataset.unjudged} without labels left out), {counts['depth']} candidates each of {len(searched)} "
-            f"passages by {searched.name}: {out or 'not written'}"
+            f"passages by {counts['retriever']}: {out or 'not written'}"
         )
 
 
@@ -123,29 +179,34 @@ def _is_run(out: Path) -> bool:
     )
 
 
-def _write(out: Path, dataset: Dataset, index: BM25, depth: int, *, as_run: bool) -> None:
+def _write(out: Path, dataset: Dataset, index: BM25, first: Query2Doc | None, depth: int, *, as_run: bool) -> None:
+    """The candidates, found with the expanded queries where there is an expansion."""
     from rankwright.data import write_jsonl, write_trec_run
 
+    asked = [example.query for example in dataset.examples]
+    queries = first.expand(asked) if first else asked
     with progress_bars() as progress:
-        found = _found(dataset.examples, index, depth, progress)
+        found = zip(dataset.examples, _found(queries, index, depth, progress), strict=True)
         if as_run:
             rankings = (
                 Ranking(example.query.query_id, tuple(d.doc_id for d, _ in rows), tuple(score for _, score in rows))
                 for example, rows in found
             )
-            write_trec_run(out, rankings, tag="bm25")
+            write_trec_run(out, rankings, tag="bm25+query2doc" if first else "bm25")
         else:
-            write_jsonl(out, (replace(example, candidates=tuple(d for d, _ in rows)) for example, rows in found))
+            notes = {q.query_id: {"expanded_query": q.text} for q, old in zip(queries, asked, strict=True) if q != old}
+            examples = (replace(example, candidates=tuple(d for d, _ in rows)) for example, rows in found)
+            write_jsonl(out, examples, notes)
 
 
 def _found(
-    examples: Sequence[Example], index: BM25, depth: int, progress: Progress
-) -> Iterator[tuple[Example, tuple[tuple[Document, float], ...]]]:
-    """Each example with its passages and their scores."""
-    for start in range(0, len(examples), _QUERIES_AT_ONCE):
-        batch = examples[start : start + _QUERIES_AT_ONCE]
-        yield from zip(batch, index.retrieve_with_scores([e.query for e in batch], depth), strict=True)
-        progress("retrieve", start + len(batch), len(examples))
+    queries: Sequence[Query], index: BM25, depth: int, progress: Progress
+) -> Iterator[tuple[tuple[Document, float], ...]]:
+    """The passages of each query with their scores."""
+    for start in range(0, len(queries), _QUERIES_AT_ONCE):
+        batch = queries[start : start + _QUERIES_AT_ONCE]
+        yield from index.retrieve_with_scores(batch, depth)
+        progress("retrieve", start + len(batch), len(queries))
 
 
 # --- validate ----------------------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ import typer
 from rich.table import Table
 
 from rankwright.cli.common import (
+    EXPAND_MODEL_HELP,
+    EXPAND_WITH_HELP,
     FORMAT_HELP,
     WORSE_EXIT_CODE,
     BadRow,
@@ -29,7 +31,15 @@ from rankwright.cli.common import (
     score_table,
     shown_metrics,
 )
-from rankwright.cli.settings import LARGEST_SEED, DataSettings, ReaderSettings, load_reader_settings
+from rankwright.cli.settings import (
+    LARGEST_SEED,
+    DataSettings,
+    ExpansionSettings,
+    ReaderSettings,
+    check_expansion,
+    load_expansion_settings,
+    load_reader_settings,
+)
 from rankwright.data import Dataset
 from rankwright.errors import ConfigurationError
 from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, PairedTest, evaluate, verdict
@@ -48,7 +58,7 @@ Ranking quality alone, by relevance labels, on candidates as they were given:
     rankwright eval first-stage reference --data run.trec --format trec --corpus corpus.jsonl
       --qrels qrels.txt --retriever given --depth 100 --reader none --output json
 
-The reader of a training run, with all its settings, on other questions:
+Reader and query expansion of a training run, with all their settings, on other questions:
 
     rankwright eval reference runs/first --data other.jsonl --config runs/first/config.json
 
@@ -57,6 +67,9 @@ An LLM reads; its answers and their price are kept in the cache:
     rankwright eval reference runs/first/model --data test.jsonl --reader http://localhost:8000/v1
       --reader-model Qwen/Qwen2.5-7B-Instruct --report comparison.html
 """
+
+
+NO_EXPANSION = ExpansionSettings()
 
 
 def register(app: typer.Typer) -> None:
@@ -80,6 +93,8 @@ def compare(
     ),
     depth: int = typer.Option(20, min=1, help="Candidates per question."),
     top_k: int = typer.Option(3, min=1, help="Passages that the reader sees; the k of hit@k."),
+    expand_with: str | None = typer.Option(None, help=EXPAND_WITH_HELP),
+    expand_model: str | None = typer.Option(None, help=EXPAND_MODEL_HELP),
     reader: str | None = typer.Option(
         None,
         help="embedded, none, the base URL of an OpenAI-compatible endpoint, or a local causal LM. Default embedded.",
@@ -97,10 +112,12 @@ def compare(
     ),
     cache: str | None = typer.Option(None, help="SQLite file of all answers. Default runs/reads.sqlite."),
     config: Path | None = typer.Option(
-        None, help="YAML file, or config.json of a run, whose reader settings are taken: the reader of that training."
+        None,
+        help="YAML file, or config.json of a run, whose settings of reader and query expansion are taken: those of "
+        "that training.",
     ),
     set_: list[str] = typer.Option(
-        [], "--set", help="NAME=VALUE for any reader setting, for example --set reader.deadline=300."
+        [], "--set", help="NAME=VALUE for any setting of reader or expansion, for example --set reader.deadline=300."
     ),
     on_bad_row: BadRow = typer.Option(BadRow.error, help="Stop at a bad row, or leave it out and count it."),
     baseline: str | None = typer.Option(
@@ -131,6 +148,8 @@ def compare(
         on_bad_row=on_bad_row.value,
     )
     flags = {
+        "expansion.llm": expand_with,
+        "expansion.model": expand_model,
         "reader.reader": reader,
         "reader.model": reader_model,
         "reader.prompt": reader_prompt,
@@ -146,6 +165,7 @@ def compare(
         data,
         data_settings,
         load_reader_settings(config, set_, flags),
+        load_expansion_settings(config, set_, flags),
         top_k=top_k,
         baseline=baseline,
         seed=seed,
@@ -173,6 +193,7 @@ def run_evaluation(
     data: Path,
     data_settings: DataSettings,
     reader_settings: ReaderSettings,
+    expansion: ExpansionSettings = NO_EXPANSION,
     *,
     top_k: int = 3,
     baseline: str | None = None,
@@ -189,11 +210,13 @@ def run_evaluation(
             f"Evaluation has top_k {top_k} above depth {data_settings.depth}; the reader can only see candidates. "
             "Raise --depth."
         )
+    check_expansion(expansion, reader_settings.reader, data_settings.retriever)
     checked_device(device)
     dataset = load_one(str(data), data_settings, need_answers=reader_settings.reader != "none")
-    examples, first_stage = _with_candidates(dataset, data_settings)
+    run = f"eval-{uuid.uuid4().hex[:8]}"
+    examples, first_stage = _with_candidates(dataset, data_settings, reader_settings, expansion, run, device)
     rankers = {name: _ranker(name, examples, device) for name in names}
-    with _opened_reader(reader_settings, device) as opened, progress_bars() as progress:
+    with _opened_reader(reader_settings, run, device) as opened, progress_bars() as progress:
         evaluation = evaluate(
             rankers,
             examples,
@@ -224,15 +247,25 @@ def _checked_names(names: Sequence[str], baseline: str | None) -> Sequence[str]:
     return names
 
 
-def _with_candidates(dataset: Dataset, settings: DataSettings) -> tuple[list[Example], str]:
+def _with_candidates(
+    dataset: Dataset,
+    settings: DataSettings,
+    reader: ReaderSettings,
+    expansion: ExpansionSettings,
+    run: str,
+    device: str,
+) -> tuple[list[Example], str]:
     """Examples with candidates, and the first stage as it belongs in a signature."""
     from rankwright.cli.build import candidates
+    from rankwright.cli.expansion import expanded
     from rankwright.retrieval import BM25
 
     if settings.retriever == RetrieverKind.given:
         return candidates(dataset.examples, dataset.corpus, "given", settings.depth), "given"
-    index = BM25(dataset.corpus)
-    return candidates(dataset.examples, dataset.corpus, "bm25", settings.depth, index), index.name
+    first = index = BM25(dataset.corpus)
+    if expansion.wanted:
+        first = expanded(index, [e.query for e in dataset.examples], expansion, reader, run, device=device)
+    return candidates(dataset.examples, dataset.corpus, "bm25", settings.depth, first), first.name
 
 
 def _ranker(name: str, examples: Sequence[Example], device: str) -> Reranker:
@@ -242,14 +275,13 @@ def _ranker(name: str, examples: Sequence[Example], device: str) -> Reranker:
 
 
 @contextmanager
-def _opened_reader(settings: ReaderSettings, device: str) -> Iterator[Reader | None]:
+def _opened_reader(settings: ReaderSettings, run: str, device: str) -> Iterator[Reader | None]:
     """The reader over its cache; at the end its calls are summed up."""
     from rankwright.cli.build import build_reader, open_store, tell_of_calls, tell_of_reader_cut
 
     if settings.reader == "none":
         yield None
         return
-    run = f"eval-{uuid.uuid4().hex[:8]}"
     with open_store(settings.cache) as store:
         reader = build_reader(settings, store, run, device)
         try:

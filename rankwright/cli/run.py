@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rankwright
 from rankwright.checkpoints import check_same_settings, make_folder
@@ -30,6 +30,7 @@ from rankwright.cli.build import (
 )
 from rankwright.cli.card import model_card
 from rankwright.cli.common import WORSE_EXIT_CODE, progress_bars, say, score_table, training_bar
+from rankwright.cli.expansion import PASSAGES_FILE, expansion_run, passages_text, read_passages
 from rankwright.cli.settings import RunSettings, settings_tree
 from rankwright.data.files import replace_text
 from rankwright.errors import ConfigurationError, ReaderError, ResumeError, StorageError
@@ -37,7 +38,20 @@ from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, digest_of, 
 from rankwright.metrics.ranking import has_relevant
 from rankwright.reporting import write_report
 from rankwright.rewards import resolve_reward
-from rankwright.types import Answer, Context, Document, Query, Reader, ReadFailed, Reranker, Reward
+from rankwright.types import (
+    Answer,
+    CompletionFailed,
+    Context,
+    Document,
+    Query,
+    Reader,
+    ReadFailed,
+    Reranker,
+    Reward,
+)
+
+if TYPE_CHECKING:
+    from rankwright.llms.cache import LedgerTotals
 
 RUNS = Path("runs")
 REFERENCE_ROW, TRAINED_ROW = "reference", "trained"
@@ -78,7 +92,7 @@ def run_training(
     checked_device(settings.model.device)
     reward = resolve_reward(settings.reward)
     run_id = _run_id(folder, settings, resume, overwrite)
-    splits = splits or load_splits(settings)
+    splits = splits or load_splits(settings, run_id, read_passages(folder) if resume else None)
     make_folder(folder)
     environment = {"command": command or f"rankwright train --name {name}", **_environment()}
     say(
@@ -90,7 +104,8 @@ def run_training(
 
         def begin() -> None:
             """Only now, with data, settings and reader found good, may an earlier result go."""
-            _begin_folder(folder, {"run_id": run_id, **settings_tree(settings)}, environment, resume)
+            config = {"run_id": run_id, **settings_tree(settings)}
+            _begin_folder(folder, config, environment, passages_text(splits.passages), resume)
 
         try:
             if is_endpoint(settings.reader) and not resume:
@@ -104,11 +119,13 @@ def run_training(
                 tell_of_calls(store, settings.reader.cache, run_id)
             raise
         totals = store.ledger.totals(run_id)
+        expansion = _expansion(splits, store.ledger.totals(expansion_run(run_id)))
     tell_of_cut(policy, "Split long passages, or raise --set model.max_length as far as the model goes.")
     tell_of_reader_cut(reader)
     result = {
         **_result(settings, evaluation, trained, totals.calls, trained.cache_hits + hits),
         "price": totals.price_text if settings.reader.reader not in ("embedded", "none") else "0",
+        "expansion": expansion,
         "pairs_cut": round(policy.share_cut, 4),
         "reader_tokens_cut": round(getattr(reader, "share_cut", 0.0), 4),
     }
@@ -119,15 +136,33 @@ def run_training(
     return RunOutcome(folder, result, evaluation, WORSE_EXIT_CODE if result["verdict"] == "worse" else 0)
 
 
-def _begin_folder(folder: Path, config: Mapping[str, Any], environment: Mapping[str, Any], resume: bool) -> None:
+def _begin_folder(
+    folder: Path, config: Mapping[str, Any], environment: Mapping[str, Any], passages: str, resume: bool
+) -> None:
     """Takes out what an earlier run came to and puts in what this one begins with."""
     with _writing(folder):
         for stale in ("result.json", "evaluation.json", "report.html"):
             (folder / stale).unlink(missing_ok=True)
         if not resume:
             shutil.rmtree(folder / "model", ignore_errors=True)
+            (folder / PASSAGES_FILE).unlink(missing_ok=True)
+        if passages:  # before config.json, with which the run can be resumed
+            replace_text(folder / PASSAGES_FILE, passages)
         replace_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
         replace_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+
+
+def _expansion(splits: Splits, totals: LedgerTotals) -> dict[str, Any] | None:
+    """What query expansion came to and cost; None without it."""
+    if not splits.passages:
+        return None
+    failed = sum(isinstance(passage, CompletionFailed) for passage in splits.passages.values())
+    return {
+        "questions": len(splits.passages),
+        "failed": failed,
+        "calls": totals.calls,
+        "price": totals.price_text,
+    }
 
 
 def _write_results(folder: Path, name: str, evaluation: Evaluation, card: str, run: Mapping[str, Any]) -> None:
@@ -300,7 +335,7 @@ HOW_FAST = (
     "attempt_timeout",
     "max_retries",
 )
-"""Reader settings that may change between sessions: they decide how fast answers come, not which."""
+"""Settings of reader and expansion that may change between sessions: they decide how fast answers come, not which."""
 
 
 def _without_speed(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -308,6 +343,7 @@ def _without_speed(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **tree,
         "reader": {name: value for name, value in tree["reader"].items() if name not in HOW_FAST},
+        "expansion": {n: value for n, value in tree["expansion"].items() if n not in (*HOW_FAST, "max_failed")},
         "rrpo": {name: value for name, value in tree["rrpo"].items() if name != "max_failed_reads"},
     }
 
@@ -321,6 +357,7 @@ def _deciding(settings: RunSettings, splits: Splits, reader: Reader | None, refe
         "run": _without_speed(settings_tree(settings)),
         "training questions": digest_of(splits.train),
         "dev questions": digest_of(splits.dev),
+        "first stage": splits.retriever,
         "reader": reader.name if reader else "none",
         "file of the reward": _file_of_reward(settings.reward),
         "starting weights": weights.hexdigest()[:16],
@@ -390,7 +427,7 @@ def _compare(
             baseline=REFERENCE_ROW,
             seed=settings.seed,
             set_name=splits.name,
-            retriever=settings.data.retriever,
+            retriever=splits.retriever,
             skipped=splits.skipped,
             max_failed=settings.rrpo.max_failed_reads,
             progress=progress,

@@ -14,8 +14,9 @@ from typing import Any, ClassVar, Literal
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from rankwright.algorithms.config import RRPOConfig, TrainConfig, above_zero, at_least, require
+from rankwright.algorithms.config import RRPOConfig, TrainConfig, above_zero, at_least, require, share
 from rankwright.errors import ConfigurationError, ResourceNotFoundError
+from rankwright.expansion import MAX_FAILED, PROMPT, REPEATS
 from rankwright.prompts.passage import checked_template
 
 _STRICT = ConfigDict(extra="forbid")
@@ -169,6 +170,75 @@ class ReaderSettings:
 
 
 @dataclass(frozen=True)
+class ExpansionSettings:
+    """What is searched for besides the question (Query2Doc)."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    llm: str = "none"
+    """Who writes a passage to search with: none, reader (the language model that reads), the base URL of an
+    OpenAI-compatible endpoint, or a local causal language model."""
+    model: str = ""
+    """Model name at the endpoint; empty takes the reader's, where the endpoint is the same."""
+    prompt: str = PROMPT
+    """Name of a shipped prompt or a file with {question} in it."""
+    repeats: int = REPEATS
+    """How often the question stands before the passage in the query."""
+    sampling: dict[str, float | int | str] = field(default_factory=dict)
+    """Sampling parameters of the requests; empty takes max_tokens 256 and temperature 0."""
+    max_failed: float = MAX_FAILED
+    """Largest share of questions without a passage, which are searched as they are; above it the command stops."""
+    api_key_env: str = ""
+    """Environment variable that holds the key; empty takes that of the reader, or OPENAI_API_KEY where that one is for
+    another endpoint."""
+    price_input: float | None = None
+    """Price of a million input tokens; without prices here those of the reader hold, unless they are for another
+    model."""
+    price_output: float | None = None
+    """Price of a million output tokens."""
+
+    def __post_init__(self) -> None:
+        require(
+            "expansion.",
+            self,
+            {
+                "repeats": at_least(1, self.repeats),
+                "max_failed": share(self.max_failed),
+                "price_input": at_least(0, self.price_input or 0),
+                "price_output": at_least(0, self.price_output or 0),
+            },
+        )
+        if self.model and not self.wanted:
+            raise ConfigurationError(
+                f"Expansion model '{self.model}' was given, but nobody to ask; wanted both or neither. Add "
+                "--expand-with reader or an endpoint's base URL, or take the model back (--expand-model '')."
+            )
+
+    @property
+    def wanted(self) -> bool:
+        """Whether queries are expanded."""
+        return self.llm != "none"
+
+
+def check_expansion(expansion: ExpansionSettings, reader: str, retriever: str) -> None:
+    """Whether the expansion fits reader and first stage.
+
+    Raises:
+        ConfigurationError: it does not.
+    """
+    if expansion.wanted and (reader if expansion.llm == "reader" else expansion.llm) in ("embedded", "none"):
+        raise ConfigurationError(
+            f"Expansion was given --expand-with {expansion.llm}, and the reader is {reader}; wanted a language model, "
+            "which can write. Give an endpoint's base URL with --expand-model NAME, or a local model."
+        )
+    if expansion.wanted and retriever == "given":
+        raise ConfigurationError(
+            f"Expansion by {expansion.llm} was given beside --retriever given, which searches nothing; wanted one of "
+            "them. Leave one out, or write the candidates first with rankwright retrieve."
+        )
+
+
+@dataclass(frozen=True)
 class RunSettings:
     """Everything that decides a training run."""
 
@@ -179,6 +249,7 @@ class RunSettings:
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     reader: ReaderSettings = field(default_factory=ReaderSettings)
+    expansion: ExpansionSettings = field(default_factory=ExpansionSettings)
     reward: str = "f1"
     """f1, em, sub_em, rouge_l or package.module:function."""
     loop: TrainConfig = field(default_factory=TrainConfig)
@@ -203,10 +274,14 @@ class RunSettings:
                 "Method rrpo was given --reader none; it learns from a reader's answers. Give a reader or --method "
                 "supervised."
             )
+        check_expansion(self.expansion, self.reader.reader, self.data.retriever)
 
 
 _RUN = TypeAdapter(RunSettings)
-_READER = TypeAdapter(ReaderSettings)
+_PARTS: Mapping[str, TypeAdapter[Any]] = {
+    "reader": TypeAdapter(ReaderSettings),
+    "expansion": TypeAdapter(ExpansionSettings),
+}
 
 
 def load_settings(config: Path | None, assignments: Sequence[str], flags: Mapping[str, Any]) -> RunSettings:
@@ -227,17 +302,28 @@ def load_reader_settings(config: Path | None, assignments: Sequence[str], flags:
     """The reader's part alone, by the same names and rules; of a training run's file the other parts are passed over.
 
     Raises:
-        ConfigurationError: as load_settings; also for a name outside of `reader.`.
+        ConfigurationError: as load_settings; also for a name outside of `reader.` and `expansion.`.
     """
-    reader = (_read_yaml(config) if config else {}).get("reader") or {}
-    tree = _filled({"reader": reader}, assignments, flags)
-    others = sorted(set(tree) - {"reader"})
+    return _load_part("reader", config, assignments, flags)
+
+
+def load_expansion_settings(
+    config: Path | None, assignments: Sequence[str], flags: Mapping[str, Any]
+) -> ExpansionSettings:
+    """The expansion's part alone, as load_reader_settings."""
+    return _load_part("expansion", config, assignments, flags)
+
+
+def _load_part(name: str, config: Path | None, assignments: Sequence[str], flags: Mapping[str, Any]) -> Any:
+    stored = _read_yaml(config) if config else {}
+    tree = _filled({part: stored.get(part) or {} for part in _PARTS}, assignments, flags)
+    others = sorted(set(tree) - set(_PARTS))
     if others:
         raise ConfigurationError(
-            f"--set was given {others[0]}, which says nothing here; wanted a name that begins with reader. "
-            "The rest has flags of its own: see --help."
+            f"--set was given {others[0]}, which says nothing here; wanted a name that begins with reader. or "
+            "expansion. The rest has flags of its own: see --help."
         )
-    return _validated(_READER, tree["reader"], "reader.")
+    return _validated(_PARTS[name], tree[name], f"{name}.")
 
 
 def settings_from(tree: Mapping[str, Any]) -> RunSettings:

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from rankwright.cli.common import FORMAT_HELP, OutputKind, command_line, emit, say
+from rankwright.cli.common import (
+    EXPAND_MODEL_HELP,
+    EXPAND_WITH_HELP,
+    FORMAT_HELP,
+    OutputKind,
+    command_line,
+    emit,
+    say,
+)
 from rankwright.cli.settings import RunSettings, load_settings
 from rankwright.errors import ConfigurationError
 from rankwright.metrics.answer import normalise
@@ -48,6 +56,11 @@ A hub cross-encoder learns from an LLM behind an OpenAI-compatible endpoint:
 
     rankwright train --name bge --data train.jsonl --corpus corpus.jsonl --model BAAI/bge-reranker-base
       --reader http://localhost:8000/v1 --reader-model Qwen/Qwen2.5-7B-Instruct --reward f1
+
+BM25 searches with a passage too that the reader's language model writes for each question (Query2Doc):
+
+    rankwright train --name expanded --data train.jsonl --corpus corpus.jsonl --expand-with reader
+      --reader http://localhost:8000/v1 --reader-model Qwen/Qwen2.5-7B-Instruct
 
 Go on after an interruption, with the same settings:
 
@@ -94,6 +107,11 @@ def run_demo(
     from rankwright.cli.build import checked_device
     from rankwright.cli.run import run_folder, run_training
 
+    if settings.expansion.wanted:
+        raise ConfigurationError(
+            f"The demo was given query expansion by {settings.expansion.llm}; its passages are found by BM25 alone. "
+            "Leave expansion out, or use rankwright train."
+        )
     run_folder(name)
     checked_device(settings.model.device)
     splits = demo_splits(settings, shuffle_answers=shuffle_answers)
@@ -121,7 +139,7 @@ def demo_splits(settings: RunSettings, *, shuffle_answers: bool = False) -> Any:
     index = BM25(dataset.corpus)
     depths = {"train": settings.data.depth, "dev": settings.data.eval_depth, "test": settings.data.eval_depth}
     ready = {part: candidates(rows, dataset.corpus, "bm25", depths[part], index) for part, rows in parts.items()}
-    return Splits(ready["train"], ready["dev"], ready["test"], "sundrel-test", dataset.skipped)
+    return Splits(ready["train"], ready["dev"], ready["test"], "sundrel-test", dataset.skipped, index.name)
 
 
 def with_exchanged_answers(examples: Sequence[Example], seed: int) -> list[Example]:
@@ -171,6 +189,8 @@ def train(
     eval_depth: int | None = typer.Option(None, help="Candidates per dev and test question. Default 20."),
     top_k: int | None = typer.Option(None, help="Passages that the reader sees on dev and test. Default 3."),
     train_k: int | None = typer.Option(None, help="Steps of a sampled ranking. Default 3."),
+    expand_with: str | None = typer.Option(None, help=EXPAND_WITH_HELP),
+    expand_model: str | None = typer.Option(None, help=EXPAND_MODEL_HELP),
     reader: str | None = typer.Option(
         None, help="embedded, none, an endpoint's base URL, or a local causal LM. Default embedded."
     ),
@@ -216,6 +236,8 @@ def train(
         "data.depth": depth,
         "data.eval_depth": eval_depth,
         "data.on_bad_row": on_bad_row,
+        "expansion.llm": expand_with,
+        "expansion.model": expand_model,
         "model.name": model,
         "model.lora_rank": lora_rank,
         "model.template": template,

@@ -10,7 +10,7 @@ hash of its title and text; a candidate may be a plain string.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rankwright.data.fields import (
@@ -54,12 +54,16 @@ FORMAT = RowFormat(
 )
 
 
-def write_jsonl(path: str | Path, examples: Iterable[Example]) -> None:
+def write_jsonl(
+    path: str | Path, examples: Iterable[Example], metadata: Mapping[str, Mapping[str, object]] | None = None
+) -> None:
     """Write examples in our own format, gzip where the name ends in .gz; `load_examples(path, "jsonl")` reads them.
 
-    Raises StorageError where the file cannot be written; an older file then stays as it was.
+    `metadata`, by query_id, goes into the rows for people; it is not read back. Raises StorageError where the file
+    cannot be written; an older file then stays as it was.
     """
-    write_lines(path, (json.dumps(_row(example), ensure_ascii=False) for example in examples))
+    notes = metadata or {}
+    write_lines(path, (json.dumps(_row(e, notes.get(e.query.query_id)), ensure_ascii=False) for e in examples))
 
 
 def _candidate(value: object) -> Document:
@@ -68,7 +72,7 @@ def _candidate(value: object) -> Document:
     return passage(object_of(value, "candidate"))
 
 
-def _row(example: Example) -> dict[str, object]:
+def _row(example: Example, metadata: Mapping[str, object] | None) -> dict[str, object]:
     row: dict[str, object] = {
         "query_id": example.query.query_id,
         "question": example.query.text,
@@ -78,4 +82,6 @@ def _row(example: Example) -> dict[str, object]:
         row["candidates"] = [{"doc_id": d.doc_id, "title": d.title, "text": d.text} for d in example.candidates]
     if example.relevance:
         row["relevance"] = dict(example.relevance)
+    if metadata:
+        row["metadata"] = dict(metadata)
     return row

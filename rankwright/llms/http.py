@@ -440,16 +440,16 @@ def _checked_url(base_url: str) -> str:
         parts, port_is_valid = urlsplit(""), False
     if parts.username is not None or parts.password is not None:
         raise ConfigurationError(
-            "Base URL of the reader holds a user name or password; leave them out and put the key into an environment "
-            "variable."
+            "Base URL of the language model holds a user name or password; leave them out and put the key into an "
+            "environment variable."
         )
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_valid:
         raise ConfigurationError(
-            f"Base URL of the reader is {base_url!r}; give an http or https address like http://localhost:8000/v1."
+            f"Base URL of the language model is {base_url!r}; give an http or https address like http://localhost:8000/v1."
         )
     if parts.query or parts.fragment:
         raise ConfigurationError(
-            "Base URL of the reader holds a query or fragment; give scheme, host, port and path only, "
+            "Base URL of the language model holds a query or fragment; give scheme, host, port and path only, "
             "like http://localhost:8000/v1."
         )
     return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/") or "/v1", "", ""))

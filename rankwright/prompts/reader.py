@@ -20,7 +20,8 @@ from rankwright.types import Context, Document
 NO_ANSWER = "NO ANSWER"
 """What a reader writes when the passages do not hold the answer; agreed between prompt and parser."""
 NO_PASSAGES = "(none)"
-FIELDS = ("{passages}", "{question}")
+FIELDS = {"reader": ("{passages}", "{question}"), "query2doc": ("{question}",)}
+"""What a prompt of each kind must hold; the names of shipped prompts begin with their kind."""
 
 _FIELD = re.compile(r"\{(passages|question)\}")
 _INVISIBLE = re.compile(
@@ -30,7 +31,7 @@ _INVISIBLE = re.compile(
 _NUMBER_OR_TAG = re.compile(r"\[\s*(/?\s*(?:\d+|[A-Z_]{2,}))\s*\]")
 _OPENING = re.compile(r"<(?=[\w/|<!｜])")
 
-_THINKING = re.compile(r"\A(?:.*</think>|\s*<think>.*\Z)", re.DOTALL)
+THINKING = re.compile(r"\A(?:.*</think>|\s*<think>.*\Z)", re.DOTALL)
 """Up to the last closing tag (a server's template may have written the opening one); the whole where none closes."""
 _WORDS, _SAYS = r"(?:(?:the|short|final)\s+)*answer", r"\s*(?::|\bis\b:?)"
 _PREFIX = re.compile(
@@ -50,44 +51,50 @@ class Prompt:
     version: str
     """The name of a shipped prompt, which never changes, or sha256:... of a user's file."""
     text: str
-    """Holds {passages} and {question}."""
+    """Holds the fields of its kind."""
+    kind: str = "reader"
+    """One of FIELDS."""
 
     def __post_init__(self) -> None:
-        missing = [field for field in FIELDS if field not in self.text]
+        fields = FIELDS[self.kind]
+        missing = [field for field in fields if field not in self.text]
         if missing:
             raise ConfigurationError(
-                f"Reader prompt '{self.version}' does not hold {' and '.join(missing)}; "
-                "write both {passages} and {question} where they shall stand."
+                f"{self.kind.capitalize()} prompt '{self.version}' does not hold {' and '.join(missing)}; "
+                f"write {' and '.join(fields)} into its text."
             )
 
 
-def load_prompt(name_or_path: str | Path = "reader-1") -> Prompt:
+def load_prompt(name_or_path: str | Path = "reader-1", kind: str = "reader") -> Prompt:
     """A shipped prompt by name, or a user's UTF-8 text file by path, whose version is the sha256 of its bytes.
 
-    Raises ResourceNotFoundError for neither, ConfigurationError for a file that is no UTF-8 or lacks a field.
+    Raises ResourceNotFoundError for neither, ConfigurationError for a file that is no UTF-8 or lacks a field of the
+    kind.
     """
     path = Path(name_or_path)
     if path.is_file():
         content = path.read_bytes()
         try:
-            return Prompt(f"sha256:{hashlib.sha256(content).hexdigest()}", content.decode("utf-8"))
+            return Prompt(f"sha256:{hashlib.sha256(content).hexdigest()}", content.decode("utf-8"), kind)
         except UnicodeDecodeError as error:
             raise ConfigurationError(
-                f"Reader prompt '{path}' is not UTF-8 (byte {error.start}); save the file as UTF-8."
+                f"{kind.capitalize()} prompt '{path}' is not UTF-8 (byte {error.start}); save the file as UTF-8."
             ) from error
-    shipped = _shipped()
+    shipped = _shipped(kind)
     if str(name_or_path) not in shipped:
         raise ResourceNotFoundError(
-            f"Reader prompt '{name_or_path}' is neither a file nor a shipped prompt ({', '.join(sorted(shipped))}). "
-            "Check the path."
+            f"{kind.capitalize()} prompt '{name_or_path}' is neither a file nor a shipped prompt "
+            f"({', '.join(sorted(shipped))}). Check the path."
         )
-    return Prompt(str(name_or_path), shipped[str(name_or_path)])
+    return Prompt(str(name_or_path), shipped[str(name_or_path)], kind)
 
 
-def _shipped() -> dict[str, str]:
-    files = resources.files("rankwright.prompts").iterdir()
+def _shipped(kind: str) -> dict[str, str]:
+    files = [file for file in resources.files("rankwright.prompts").iterdir() if file.name.endswith(".txt")]
     return {
-        file.name.removesuffix(".txt"): file.read_text(encoding="utf-8") for file in files if file.name.endswith(".txt")
+        file.name.removesuffix(".txt"): file.read_text(encoding="utf-8")
+        for file in files
+        if file.name.startswith(f"{kind}-")
     }
 
 
@@ -126,7 +133,7 @@ def parse_answer(text: str) -> str | None:
     Leaves out everything up to the last </think>, "Answer:" and the like, everything after the first line, citations
     such as [2] at the end, and surrounding quotes or emphasis.
     """
-    lines = [line.strip() for line in _THINKING.sub("", text).splitlines()]
+    lines = [line.strip() for line in THINKING.sub("", text).splitlines()]
     for line in lines:
         answer = _bare(line)
         if answer:
