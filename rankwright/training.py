@@ -32,7 +32,6 @@ from transformers.training_args import OptimizerNames
 
 from rankwright.algorithms.arguments import SUPPORTED_ARGUMENTS
 from rankwright.algorithms.config import TrainConfig
-from rankwright.algorithms.rollout import MINIMUM_READS, check_failed_reads
 from rankwright.checkpoints import (
     ALGORITHM_STATE,
     check_fingerprint,
@@ -47,6 +46,7 @@ from rankwright.checkpoints import (
 from rankwright.data.files import replace_text
 from rankwright.errors import ConfigurationError, DataError, RankwrightError, StorageError, TrainingError
 from rankwright.metrics.ranking import has_relevant, ranking_metrics
+from rankwright.reading import MINIMUM_READS, check_failed_reads
 from rankwright.types import Answer, Context, Example, Outcome, Reader, RerankRequest, Reward
 
 logger = logging.getLogger(__name__)

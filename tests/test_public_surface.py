@@ -35,6 +35,7 @@ LIGHT_MODULES = [
     "rankwright.algorithms.arguments",
     "rankwright.checkpoints",
     "rankwright.evaluation",
+    "rankwright.reading",
     "rankwright.reporting",
 ]
 

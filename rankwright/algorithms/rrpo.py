@@ -17,14 +17,7 @@ import torch
 from torch import Tensor
 
 from rankwright.algorithms.config import RRPOConfig
-from rankwright.algorithms.rollout import (
-    MINIMUM_READS,
-    Readings,
-    check_failed_reads,
-    prefixes_of,
-    read_prefixes,
-    rewards_tensor,
-)
+from rankwright.algorithms.rollout import prefixes_of, rewards_tensor
 from rankwright.errors import ConfigurationError
 from rankwright.maths.plackett_luce import (
     entropy,
@@ -42,6 +35,7 @@ from rankwright.maths.policy_gradient import (
     relative_to_mean,
     sampled_kl,
 )
+from rankwright.reading import MINIMUM_READS, Readings, check_failed_reads, read_prefixes
 from rankwright.types import Example, Reader, Reward
 
 RECENT_READS = 300
