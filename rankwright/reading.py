@@ -1,4 +1,4 @@
-"""Reading orders of candidates: what was chosen -> contexts -> answers -> rewards. Shared below the algorithms."""
+"""Reading orders of candidates: what was chosen -> contexts -> answers -> rewards. Training and `diagnose` read so."""
 
 from __future__ import annotations
 

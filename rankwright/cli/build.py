@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -116,6 +117,18 @@ def _local(settings: ReaderSettings, device: str) -> LocalLLM:
     return LocalLLM(settings.reader, device=device)
 
 
+@contextlib.contextmanager
+def counted_store(cache: str, verb: str) -> Iterator[tuple[ReadStore, str]]:
+    """The file of all answers, and a name under which the calls of this command stand in its ledger; at the end they
+    are summed up, after an error or Ctrl-C too, because what was sent may be on the bill."""
+    run = f"{verb}-{uuid.uuid4().hex[:8]}"
+    with open_store(cache) as store:
+        try:
+            yield store, run
+        finally:
+            tell_of_calls(store, cache, run)
+
+
 def tell_of_calls(store: ReadStore, cache: str, run: str) -> None:
     """Says what the reader calls of a run came to; a ledger that cannot be read must not hide why the run stopped."""
     with contextlib.suppress(StorageError):
@@ -213,6 +226,16 @@ def candidates(
     if retriever == "bm25":
         return with_candidates(examples, index or BM25(corpus), depth)
     return [replace(example, candidates=example.candidates[:depth]) for example in examples]
+
+
+def with_first_stage(
+    examples: Sequence[Example], corpus: Sequence[Document], data: DataSettings
+) -> tuple[list[Example], str]:
+    """The examples with `data.depth` candidates, and the first stage as it belongs in a signature."""
+    if data.retriever == "given":
+        return candidates(examples, corpus, "given", data.depth), "given"
+    index = BM25(corpus)
+    return candidates(examples, corpus, "bm25", data.depth, index), index.name
 
 
 def load_splits(settings: RunSettings) -> Splits:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,6 @@ from rankwright.cli.common import (
     shown_metrics,
 )
 from rankwright.cli.settings import LARGEST_SEED, DataSettings, ReaderSettings, load_reader_settings
-from rankwright.data import Dataset
 from rankwright.errors import ConfigurationError
 from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, PairedTest, evaluate, verdict
 from rankwright.rerankers import REFERENCE
@@ -181,7 +178,7 @@ def run_evaluation(
     max_failed_reads: float = 0.05,
 ) -> Evaluation:
     """The models, by name, on the questions of one file; `data_settings.depth` candidates each."""
-    from rankwright.cli.build import checked_device, load_one, tell_of_cut
+    from rankwright.cli.build import checked_device, load_one, tell_of_cut, with_first_stage
 
     names = _checked_names(models, baseline)
     if top_k > data_settings.depth:  # said before models are loaded
@@ -191,7 +188,7 @@ def run_evaluation(
         )
     checked_device(device)
     dataset = load_one(str(data), data_settings, need_answers=reader_settings.reader != "none")
-    examples, first_stage = _with_candidates(dataset, data_settings)
+    examples, first_stage = with_first_stage(dataset.examples, dataset.corpus, data_settings)
     rankers = {name: _ranker(name, examples, device) for name in names}
     with _opened_reader(reader_settings, device) as opened, progress_bars() as progress:
         evaluation = evaluate(
@@ -224,39 +221,24 @@ def _checked_names(names: Sequence[str], baseline: str | None) -> Sequence[str]:
     return names
 
 
-def _with_candidates(dataset: Dataset, settings: DataSettings) -> tuple[list[Example], str]:
-    """Examples with candidates, and the first stage as it belongs in a signature."""
-    from rankwright.cli.build import candidates
-    from rankwright.retrieval import BM25
-
-    if settings.retriever == RetrieverKind.given:
-        return candidates(dataset.examples, dataset.corpus, "given", settings.depth), "given"
-    index = BM25(dataset.corpus)
-    return candidates(dataset.examples, dataset.corpus, "bm25", settings.depth, index), index.name
-
-
 def _ranker(name: str, examples: Sequence[Example], device: str) -> Reranker:
     from rankwright.cli.build import build_reranker
 
     return GoldFirst(examples) if name == GoldFirst.name else build_reranker(name, device)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _opened_reader(settings: ReaderSettings, device: str) -> Iterator[Reader | None]:
     """The reader over its cache; at the end its calls are summed up."""
-    from rankwright.cli.build import build_reader, open_store, tell_of_calls, tell_of_reader_cut
+    from rankwright.cli.build import build_reader, counted_store, tell_of_reader_cut
 
     if settings.reader == "none":
         yield None
         return
-    run = f"eval-{uuid.uuid4().hex[:8]}"
-    with open_store(settings.cache) as store:
+    with counted_store(settings.cache, "eval") as (store, run):
         reader = build_reader(settings, store, run, device)
-        try:
-            yield reader
-        finally:  # after an error or Ctrl-C too: what was sent may be on the bill
-            tell_of_calls(store, settings.cache, run)
-        tell_of_reader_cut(reader)
+        yield reader
+    tell_of_reader_cut(reader)
 
 
 def _worse_than_baseline(evaluation: Evaluation) -> list[PairedTest]:
