@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from rankwright.diagnosis import (
     sample_questions,
 )
 from rankwright.errors import ConfigurationError, DataError, ReaderError
-from rankwright.evaluation import GoldFirst, evaluate
+from rankwright.evaluation import FirstStage, GoldFirst, evaluate
 from rankwright.llms.cache import CachedLLM, ReadStore
 from rankwright.readers import CachedReader, LLMReader
 from rankwright.rewards import answer_reward
@@ -386,6 +387,21 @@ def test_the_announced_bound_is_never_exceeded(
         assert reader.calls == found.n * (1 + math.perm(candidates, k))  # the bound is met where it is exact
 
 
+class Backwards(FirstStage):
+    name = "backwards"
+
+    def _ordered(self, request: RerankRequest) -> Iterable[Document]:
+        return reversed(request.documents)
+
+
+def test_the_bound_of_one_question_is_met_where_all_its_orders_differ() -> None:
+    rows = [replace(row, relevance={"5": 1}) for row in world(40, 12)]
+    reader, again = Says(lambda *_: ""), Says(lambda *_: "")
+    found = diagnose(rows, reader, Priced(chance), reference=Backwards(), depth=12, second_reader=again)
+    reads = Counter(context.query.query_id for context in (*reader.contexts, *again.contexts))
+    assert max(reads.values()) == found.settings.reads_per_question(12) == 4 + 2 + 4 + 12 + 2
+
+
 def test_a_question_that_is_solved_is_searched_no_further() -> None:
     reader = Counted()
     reader.told.append((0, 0))
@@ -436,6 +452,23 @@ def test_failed_reads_are_counted_and_left_out() -> None:
     assert any(found.means[name].n < 60 for name in ("reference", "no_documents", "gold_first", "first_stage"))
     assert mean(found, "reference") == 0.0
     assert mean(found, "gold_first") == 1.0  # a failure is no 0
+
+
+def test_a_question_without_a_single_answer_has_no_rewards() -> None:
+    class Deaf(Says):
+        def answer(self, contexts: Sequence[Context]) -> list[ReadResult]:
+            results = super().answer(contexts)
+            return [ReadFailed("x") if c.query.query_id == "q3" else r for c, r in zip(contexts, results, strict=True)]
+
+    found = diagnose(examples(40), Deaf(lambda *_: ""), F1, max_failed=0.1)
+    assert [name for name, values in found.values.items() if "q3" in values] == [
+        "found",
+        "hit",
+        "relevant_one",
+        "relevant_all",
+    ]
+    assert found.best_orders["q3"] == ()
+    assert found.means["best_order"].n == 39
 
 
 def test_too_many_failed_reads_end_it_early_and_what_was_read_is_kept(tmp_path: Path) -> None:
