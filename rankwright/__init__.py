@@ -34,6 +34,7 @@ _WHERE = {
     "write_report": "rankwright.reporting",
     "validate": "rankwright.data",
     "eval": "rankwright.evaluation",
+    "diagnose": "rankwright.diagnosis",
     "demo": "rankwright.verbs",
     "train": "rankwright.verbs",
     "rerank": "rankwright.verbs",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from rankwright.algorithms.config import TrainConfig as TrainConfig
     from rankwright.data import load_examples as load_examples
     from rankwright.data import validate as validate
+    from rankwright.diagnosis import diagnose as diagnose
     from rankwright.errors import RankwrightError as RankwrightError
     from rankwright.evaluation import evaluate as eval  # noqa: F401
     from rankwright.evaluation import evaluate as evaluate

@@ -420,16 +420,16 @@ def evaluate(
         permutations=permutations,
     )
     _check_settings(settings, rankers, max_failed)
-    _check_examples(cut, with_answers=reader is not None)
-    told = progress or _tell_nobody
-    rankings = {name: _rank(name, ranker, cut, told) for name, ranker in rankers.items()}
+    check_examples(cut, with_answers=reader is not None)
+    told = progress or tell_nobody
+    rankings = {name: rank_with(name, ranker, cut, told) for name, ranker in rankers.items()}
     reads = _read(rankings, cut, reader, top_k, max_failed, told) if reader else {name: {} for name in rankers}
     values = _values(rankings, reads, cut, top_k)
     models = {name: ModelResult(rankings[name], reads[name], values[name]) for name in rankers}
     return Evaluation(settings, cut, models, _scores(values, settings, told), _tests(values, settings, told))
 
 
-def _tell_nobody(what: str, done: int, total: int) -> None:
+def tell_nobody(what: str, done: int, total: int) -> None:
     """Progress of a caller that asked for none."""
 
 
@@ -455,9 +455,14 @@ def _cut(example: Example, depth: int) -> Example:
     return Example(example.query, example.candidates[:depth], example.answers, example.relevance)
 
 
-def _check_examples(examples: Sequence[Example], *, with_answers: bool) -> None:
+def check_examples(examples: Sequence[Example], *, with_answers: bool) -> None:
+    """Refuses questions that nothing can be measured on.
+
+    Raises:
+        DataError: no questions, a repeated id, no candidates or a repeated one, or (`with_answers`) no accepted answer.
+    """
     if not examples:
-        raise DataError("Evaluation was given no questions; check the data file and the rows that were skipped.")
+        raise DataError("There are no questions; check the data file and the rows that were skipped.")
     query_id, times = Counter(example.query.query_id for example in examples).most_common(1)[0]
     if times > 1:
         raise DataError(f"Query id '{query_id}' occurs {times} times; give every question its own id.")
@@ -485,7 +490,12 @@ def _check_examples(examples: Sequence[Example], *, with_answers: bool) -> None:
         )
 
 
-def _rank(name: str, ranker: Reranker, examples: Sequence[Example], progress: Progress) -> dict[str, Ranking]:
+def rank_with(name: str, ranker: Reranker, examples: Sequence[Example], progress: Progress) -> dict[str, Ranking]:
+    """query_id -> the model's order of all candidates, in batches.
+
+    Raises:
+        ModelError: scores that are not finite, or a ranking that does not hold each candidate once.
+    """
     requests = [RerankRequest(example.query, example.candidates) for example in examples]
     rankings: dict[str, Ranking] = {}
     for start in range(0, len(requests), _REQUESTS_AT_ONCE):

@@ -34,7 +34,6 @@ from transformers.training_args import OptimizerNames
 from rankwright import processes
 from rankwright.algorithms.arguments import SUPPORTED_ARGUMENTS
 from rankwright.algorithms.config import TrainConfig
-from rankwright.algorithms.rollout import MINIMUM_READS, check_failed_reads
 from rankwright.checkpoints import (
     ALGORITHM_STATE,
     check_fingerprint,
@@ -49,6 +48,7 @@ from rankwright.checkpoints import (
 from rankwright.data.files import replace_text
 from rankwright.errors import ConfigurationError, DataError, RankwrightError, StorageError, TrainingError
 from rankwright.metrics.ranking import has_relevant, ranking_metrics
+from rankwright.reading import MINIMUM_READS, check_failed_reads
 from rankwright.types import Answer, Context, Example, Outcome, Reader, RerankRequest, Reward
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import pytest
 from rankwright.cli.app import app, run
 from tests.cli_kit import run_process
 
-VERBS = ["demo", "train", "eval", "rerank", "retrieve", "validate", "report", "push", "cache", "doctor"]
+VERBS = ["demo", "diagnose", "train", "eval", "rerank", "retrieve", "validate", "report", "push", "cache", "doctor"]
 ALL_COMMANDS = [*([verb] for verb in VERBS), ["cache", "info"], ["cache", "runs"], ["cache", "clear"]]
 
 

@@ -35,7 +35,9 @@ LIGHT_MODULES = [
     "rankwright.algorithms.config",
     "rankwright.algorithms.arguments",
     "rankwright.checkpoints",
+    "rankwright.diagnosis",
     "rankwright.evaluation",
+    "rankwright.reading",
     "rankwright.reporting",
 ]
 

@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 import rankwright
 
 ROOT = Path(__file__).resolve().parent.parent
-VERBS = ["demo", "train", "eval", "rerank", "retrieve", "validate", "report", "push", "cache", "doctor"]
+VERBS = ["demo", "diagnose", "train", "eval", "rerank", "retrieve", "validate", "report", "push", "cache", "doctor"]
 
 
 def _run(*command: str | Path, cwd: Path) -> str:

@@ -19,15 +19,7 @@ from torch import Tensor
 
 from rankwright.algorithms.config import RRPOConfig
 from rankwright.algorithms.critic import Critic, returns
-from rankwright.algorithms.rollout import (
-    MINIMUM_READS,
-    Readings,
-    check_failed_reads,
-    prefix_lengths,
-    prefixes_of,
-    read_prefixes,
-    rewards_tensor,
-)
+from rankwright.algorithms.rollout import prefix_lengths, prefixes_of, rewards_tensor
 from rankwright.errors import ConfigurationError
 from rankwright.maths.plackett_luce import (
     entropy,
@@ -47,6 +39,7 @@ from rankwright.maths.policy_gradient import (
     leave_one_out_baseline,
     sampled_kl,
 )
+from rankwright.reading import MINIMUM_READS, Readings, check_failed_reads, read_prefixes
 from rankwright.types import Example, Reader, Reward
 
 RECENT_READS = 300

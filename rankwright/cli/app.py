@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import typer
 
 import rankwright
-from rankwright.cli import data, evaluate, manage, rerank, train
+from rankwright.cli import data, diagnose, evaluate, manage, rerank, train
 from rankwright.cli.common import harmless, silence, write_out
 from rankwright.errors import MissingDependencyError, RankwrightError, StorageError
 
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (train, evaluate, rerank, data, manage):
+for module in (diagnose, train, evaluate, rerank, data, manage):
     module.register(app)
 
 

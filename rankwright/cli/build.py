@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -135,6 +136,22 @@ def _local(settings: ReaderSettings, device: str, role: Role) -> LocalLLM:
             f"an endpoint. Leave {role.model_flag} out, or give the endpoint's base URL as {role.place_flag}."
         )
     return LocalLLM(settings.reader, device=device)
+
+
+def command_run(verb: str) -> str:
+    """A name under which the calls of one command stand in the ledger."""
+    return f"{verb}-{uuid.uuid4().hex[:8]}"
+
+
+@contextlib.contextmanager
+def counted_store(cache: str, run: str) -> Iterator[ReadStore]:
+    """The file of all answers; at the end the run's calls are summed up, after an error or Ctrl-C too, because what was
+    sent may be on the bill."""
+    with open_store(cache) as store:
+        try:
+            yield store
+        finally:
+            tell_of_calls(store, cache, run)
 
 
 def tell_of_calls(store: ReadStore, cache: str, run: str, role: Role = READER) -> None:

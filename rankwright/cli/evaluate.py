@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from rankwright.cli.common import (
 )
 from rankwright.cli.settings import (
     LARGEST_SEED,
+    NO_EXPANSION,
     DataSettings,
     ExpansionSettings,
     ReaderSettings,
@@ -40,7 +39,6 @@ from rankwright.cli.settings import (
     load_expansion_settings,
     load_reader_settings,
 )
-from rankwright.data import Dataset
 from rankwright.errors import ConfigurationError
 from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, PairedTest, evaluate, verdict
 from rankwright.rerankers import REFERENCE
@@ -67,9 +65,6 @@ An LLM reads; its answers and their price are kept in the cache:
     rankwright eval reference runs/first/model --data test.jsonl --reader http://localhost:8000/v1
       --reader-model Qwen/Qwen2.5-7B-Instruct --report comparison.html
 """
-
-
-NO_EXPANSION = ExpansionSettings()
 
 
 def register(app: typer.Typer) -> None:
@@ -202,7 +197,8 @@ def run_evaluation(
     max_failed_reads: float = 0.05,
 ) -> Evaluation:
     """The models, by name, on the questions of one file; `data_settings.depth` candidates each."""
-    from rankwright.cli.build import checked_device, load_one, tell_of_cut
+    from rankwright.cli.build import checked_device, command_run, load_one, tell_of_cut
+    from rankwright.cli.expansion import with_first_stage
 
     names = _checked_names(models, baseline)
     if top_k > data_settings.depth:  # said before models are loaded
@@ -213,8 +209,10 @@ def run_evaluation(
     check_expansion(expansion, reader_settings.reader, data_settings.retriever)
     checked_device(device)
     dataset = load_one(str(data), data_settings, need_answers=reader_settings.reader != "none")
-    run = f"eval-{uuid.uuid4().hex[:8]}"
-    examples, first_stage = _with_candidates(dataset, data_settings, reader_settings, expansion, run, device)
+    run = command_run("eval")
+    examples, first_stage = with_first_stage(
+        dataset.examples, dataset.corpus, data_settings, expansion, reader_settings, run, device
+    )
     rankers = {name: _ranker(name, examples, device) for name in names}
     with _opened_reader(reader_settings, run, device) as opened, progress_bars() as progress:
         evaluation = evaluate(
@@ -247,48 +245,24 @@ def _checked_names(names: Sequence[str], baseline: str | None) -> Sequence[str]:
     return names
 
 
-def _with_candidates(
-    dataset: Dataset,
-    settings: DataSettings,
-    reader: ReaderSettings,
-    expansion: ExpansionSettings,
-    run: str,
-    device: str,
-) -> tuple[list[Example], str]:
-    """Examples with candidates, and the first stage as it belongs in a signature."""
-    from rankwright.cli.build import candidates
-    from rankwright.cli.expansion import expanded
-    from rankwright.retrieval import BM25
-
-    if settings.retriever == RetrieverKind.given:
-        return candidates(dataset.examples, dataset.corpus, "given", settings.depth), "given"
-    first = index = BM25(dataset.corpus)
-    if expansion.wanted:
-        first = expanded(index, [e.query for e in dataset.examples], expansion, reader, run, device=device)
-    return candidates(dataset.examples, dataset.corpus, "bm25", settings.depth, first), first.name
-
-
 def _ranker(name: str, examples: Sequence[Example], device: str) -> Reranker:
     from rankwright.cli.build import build_reranker
 
     return GoldFirst(examples) if name == GoldFirst.name else build_reranker(name, device)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _opened_reader(settings: ReaderSettings, run: str, device: str) -> Iterator[Reader | None]:
     """The reader over its cache; at the end its calls are summed up."""
-    from rankwright.cli.build import build_reader, open_store, tell_of_calls, tell_of_reader_cut
+    from rankwright.cli.build import build_reader, counted_store, tell_of_reader_cut
 
     if settings.reader == "none":
         yield None
         return
-    with open_store(settings.cache) as store:
+    with counted_store(settings.cache, run) as store:
         reader = build_reader(settings, store, run, device)
-        try:
-            yield reader
-        finally:  # after an error or Ctrl-C too: what was sent may be on the bill
-            tell_of_calls(store, settings.cache, run)
-        tell_of_reader_cut(reader)
+        yield reader
+    tell_of_reader_cut(reader)
 
 
 def _worse_than_baseline(evaluation: Evaluation) -> list[PairedTest]:

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rankwright.cli.build import Role, build_llm, is_endpoint, open_store, tell_of_calls
+from rankwright.cli.build import Role, build_llm, candidates, is_endpoint, open_store, tell_of_calls
 from rankwright.cli.common import progress_bars, say
-from rankwright.cli.settings import ExpansionSettings, ReaderSettings
+from rankwright.cli.settings import DataSettings, ExpansionSettings, ReaderSettings
 from rankwright.errors import ResumeError
 from rankwright.expansion import SAMPLING, Passage, Query2Doc
 from rankwright.llms.cache import CachedLLM
 from rankwright.prompts import load_prompt, parse_passage
 from rankwright.retrieval import BM25
-from rankwright.types import CompletionFailed, Query
+from rankwright.types import CompletionFailed, Document, Example, Query
 
 PASSAGES_FILE = "expansions.jsonl"
 _EXPANSION = Role("Expansion", "--expand-with", "--expand-model")
@@ -70,6 +70,24 @@ def expanded(
             tell_of_calls(store, reader.cache, expansion_run(run), _EXPANSION)
     _tell(first)
     return first
+
+
+def with_first_stage(
+    examples: Sequence[Example],
+    corpus: Sequence[Document],
+    data: DataSettings,
+    expansion: ExpansionSettings,
+    reader: ReaderSettings,
+    run: str,
+    device: str = "cpu",
+) -> tuple[list[Example], str]:
+    """The examples with `data.depth` candidates, and the first stage as it belongs in a signature."""
+    if data.retriever == "given":
+        return candidates(examples, corpus, "given", data.depth), "given"
+    first = index = BM25(corpus)
+    if expansion.wanted:
+        first = expanded(index, [example.query for example in examples], expansion, reader, run, device=device)
+    return candidates(examples, corpus, "bm25", data.depth, first), first.name
 
 
 def language_model(expansion: ExpansionSettings, reader: ReaderSettings) -> ReaderSettings:

@@ -220,6 +220,9 @@ class ExpansionSettings:
         return self.llm != "none"
 
 
+NO_EXPANSION = ExpansionSettings()
+
+
 def check_expansion(expansion: ExpansionSettings, reader: str, retriever: str) -> None:
     """Whether the expansion fits reader and first stage.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from rankwright.prompts import Prompt, load_prompt, parse_answer, render
 from rankwright.types import (
@@ -48,6 +49,12 @@ class LLMReader:
         """One result per context, in order. Answer("") where the model says that the passages hold no answer."""
         requests = [self._request(context) for context in contexts]
         return [_read(completion) for completion in self._llm.complete(requests)]
+
+    def again(self) -> LLMReader:
+        """The same reader for asking the same contexts anew: a cache keeps its answers apart, because the version of
+        the prompt, which no server sees, is another."""
+        version = f"{self._prompt.version}#2"
+        return LLMReader(self._llm, replace(self._prompt, version=version), sampling=dict(self._sampling))
 
     def _request(self, context: Context) -> LLMRequest:
         return LLMRequest((("user", render(self._prompt, context)),), self._sampling, self._prompt.version)
