@@ -15,8 +15,11 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from rankwright.algorithms.config import RRPOConfig, TrainConfig, above_zero, at_least, require
+from rankwright.budget import FREE, BudgetConfig
 from rankwright.errors import ConfigurationError, ResourceNotFoundError
+from rankwright.llms.calls import Prices, output_limit
 from rankwright.prompts.passage import checked_template
+from rankwright.readers.llm import SAMPLING
 
 _STRICT = ConfigDict(extra="forbid")
 LARGEST_SEED = 2**32 - 1
@@ -167,6 +170,25 @@ class ReaderSettings:
                     "or a language model with --reader."
                 )
 
+    @property
+    def is_endpoint(self) -> bool:
+        """Whether the reader is asked over the network."""
+        return self.reader.startswith(("http://", "https://"))
+
+    @property
+    def prices(self) -> Prices | None:
+        """Of its tokens: 0 on this machine, None where they are not known."""
+        if not self.is_endpoint:
+            return FREE
+        if self.price_input is None or self.price_output is None:
+            return None
+        return Prices(self.price_input, self.price_output)
+
+    @property
+    def output_limit(self) -> int | None:
+        """Tokens that an answer may have; None where nothing limits them."""
+        return output_limit(self.sampling or SAMPLING)
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -183,6 +205,7 @@ class RunSettings:
     """f1, em, sub_em, rouge_l or package.module:function."""
     loop: TrainConfig = field(default_factory=TrainConfig)
     rrpo: RRPOConfig = field(default_factory=RRPOConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
     top_k: int = 3
     """Passages that the reader sees on dev and test."""
     seed: int = 0
@@ -202,6 +225,21 @@ class RunSettings:
             raise ConfigurationError(
                 "Method rrpo was given --reader none; it learns from a reader's answers. Give a reader or --method "
                 "supervised."
+            )
+        if self.budget.cost:
+            self._check_that_cost_can_be_known()
+
+    def _check_that_cost_can_be_known(self) -> None:
+        if self.reader.prices is None:
+            raise ConfigurationError(
+                f"Limit --max-cost is {self.budget.cost:g}, but the price of reader {self.reader.reader} is not known; "
+                "wanted --price-input and --price-output, each for a million tokens. Give both, or limit "
+                "--max-reader-calls."
+            )
+        if self.reader.is_endpoint and self.reader.output_limit is None:
+            raise ConfigurationError(
+                f"Limit --max-cost is {self.budget.cost:g}, but reader.sampling is {self.reader.sampling!r}; wanted "
+                "max_tokens or max_completion_tokens in it, because an answer without end may cost anything."
             )
 
 
