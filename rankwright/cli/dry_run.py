@@ -50,6 +50,7 @@ def forecast(settings: RunSettings, name: str) -> Forecast:
     from rankwright.training import Schedule, usable_examples
 
     run_folder(name)
+    say("Dry run: nothing is spent or written.")
     checked_device(settings.model.device)
     reward = resolve_reward(settings.reward)
     splits = load_splits(settings)
@@ -115,7 +116,7 @@ def _seconds(
 ) -> dict[str, float | None]:
     """Measured on the first batch and multiplied."""
     batch = visits[: settings.loop.batch_size]
-    say(f"Dry run: nothing is spent or written. Timing the first {len(batch)} questions.")
+    say(f"Timing the first {len(batch)} questions.")
     learning, scoring = _time_policy(policy_of(settings), batch)
     once = {example.query.query_id: example for example in visits}.values()
     reads: float | None = 0.0
@@ -173,7 +174,8 @@ def record(settings: RunSettings, found: Forecast) -> dict[str, Any]:
     """The object that `train --dry-run --output json` prints as one line."""
     bills = {**found.bills, "total": total(found.bills.values())}
     output, prices = bills["total"].output_tokens, settings.reader.prices
-    seconds = list(found.seconds.values())
+    seconds = {part: None if taken is None else round(taken, 3) for part, taken in found.seconds.items()}
+    known = [taken for taken in seconds.values() if taken is not None]
     return {
         "steps": found.steps,
         "questions": found.questions,
@@ -185,7 +187,7 @@ def record(settings: RunSettings, found: Forecast) -> dict[str, Any]:
         "output_tokens": {part: bill.output_tokens for part, bill in bills.items()},
         "price": prices.of(bills["total"].input_tokens, output) if prices else None,
         "estimated_price": prices.of(found.roughly, output) if prices and found.roughly is not None else None,
-        "seconds": {**found.seconds, "total": None if None in seconds else sum(s or 0.0 for s in seconds)},
+        "seconds": {**seconds, "total": round(sum(known), 3) if len(known) == len(seconds) else None},
         "paced_seconds": _paced_seconds(settings, bills["total"], found.roughly),
     }
 
@@ -215,9 +217,7 @@ def show(settings: RunSettings, found: dict[str, Any]) -> None:
     )
     for line in (*_on_price(settings, found), *_on_time(settings, found), *_on_limits(settings, found)):
         print_out(line)
-    print_out(
-        "Answers that the cache has, reads that two samples share between visits, and an early end are not taken off."
-    )
+    print_out("Nothing is taken off for answers that the cache has, for reads that visits share, or for an early end.")
 
 
 def _on_price(settings: RunSettings, found: dict[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ from rankwright.algorithms.config import RRPOConfig, TrainConfig, above_zero, at
 from rankwright.budget import FREE, BudgetConfig
 from rankwright.errors import ConfigurationError, ResourceNotFoundError
 from rankwright.llms.calls import Prices, output_limit
+from rankwright.llms.local import DEFAULT_NEW_TOKENS
 from rankwright.prompts.passage import checked_template
 from rankwright.readers.llm import SAMPLING
 
@@ -186,8 +187,11 @@ class ReaderSettings:
 
     @property
     def output_limit(self) -> int | None:
-        """Tokens that an answer may have; None where nothing limits them."""
-        return output_limit(self.sampling or SAMPLING)
+        """Tokens that an answer may have, 0 for one that is copied from a passage; None where nothing limits them."""
+        if self.reader in ("embedded", "none"):
+            return 0
+        given = output_limit(self.sampling or SAMPLING)
+        return DEFAULT_NEW_TOKENS if given is None and not self.is_endpoint else given
 
 
 @dataclass(frozen=True)
