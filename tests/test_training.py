@@ -277,7 +277,7 @@ def test_a_resumed_run_is_bit_equal_to_an_unbroken_one(
 def test_a_run_that_a_limit_stopped_again_and_again_is_bit_equal_too(
     tmp_path: Path, every: int, accumulation: int, inner_epochs: int
 ) -> None:
-    """Every session makes two rollouts; it stops between evaluations, at them and at the ends of epochs."""
+    """Every session makes two or three rollouts; it stops between evaluations, at them and at the ends of epochs."""
     config = TrainConfig(
         epochs=3,
         batch_size=4 // accumulation,
@@ -292,12 +292,12 @@ def test_a_run_that_a_limit_stopped_again_and_again_is_bit_equal_too(
     while True:
         asked: list[int] = []
 
-        def two_rollouts(ahead: Ahead, asked: list[int] = asked) -> str | None:
+        def three_rollouts(ahead: Ahead, asked: list[int] = asked) -> str | None:
             asked.append(1)
-            return "Enough." if len(asked) > 2 else None
+            return "Enough." if len(asked) > 3 else None
 
         try:
-            policy, result = run(tmp_path / "broken", config, rrpo, resume=bool(stops), may_go_on=two_rollouts)
+            policy, result = run(tmp_path / "broken", config, rrpo, resume=bool(stops), may_go_on=three_rollouts)
             break
         except LimitReachedError as error:
             stops.append(int(re.findall(r"Enough\. All is saved at step (\d+) of", str(error))[0]))
