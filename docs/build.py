@@ -196,6 +196,7 @@ def settings_page() -> str:
         ("expansion", "Expansion", fields_of(own, "ExpansionSettings")),
         ("loop", "Loop", fields_of(config, "TrainConfig")),
         ("rrpo", "RRPO", fields_of(config, "RRPOConfig")),
+        ("budget", "Budget", fields_of(ROOT / "rankwright/budget.py", "BudgetConfig")),
     )
     for prefix, title, fields in groups:
         parts += [f"## {title}", _settings_table(f"{prefix}.", fields, getattr(defaults, prefix))]
@@ -205,7 +206,8 @@ def settings_page() -> str:
 
 SETTINGS_INTRODUCTION = """# Settings
 
-Written by `make docs` from the docstrings under the fields of `rankwright/cli/settings.py` and `algorithms/config.py`.
+Written by `make docs` from the docstrings under the fields of `rankwright/cli/settings.py`, `algorithms/config.py` and
+`budget.py`.
 
 A run is decided by one tree of settings. Three things fill it, the later wins: a YAML file (`--config FILE`), the flags
 of [`rankwright train`](cli.md#rankwright-train), and `--set NAME=VALUE` with the names below, which may be repeated.
@@ -221,8 +223,8 @@ The same as flags: `--data questions.jsonl --corpus passages.jsonl --depth 10 --
 A name that is not in these tables is an error, so that a misspelt setting is not ignored. The run folder keeps the
 whole tree in `config.json`. `--resume` wants the same settings again, except those of reader and expansion that decide
 how fast answers come and not which (`cache`, `concurrency`, `requests_per_minute`, `tokens_per_minute`, `api_key_env`,
-`price_input`, `price_output`, `deadline`, `attempt_timeout`, `max_retries`), `rrpo.max_failed_reads` and
-`expansion.max_failed`."""
+`price_input`, `price_output`, `deadline`, `attempt_timeout`, `max_retries`), `rrpo.max_failed_reads`,
+`expansion.max_failed` and all of `budget`."""
 
 ARGUMENTS_INTRODUCTION = """`loop.trainer` takes these arguments of
 [transformers.TrainingArguments](https://huggingface.co/docs/transformers/main_classes/trainer#transformers.TrainingArguments),

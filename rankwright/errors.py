@@ -5,7 +5,7 @@ Messages are one sentence with subject, value found, value wanted and next actio
 
 Each class carries the exit code that the command line ends with (docs/cli.md): 2 bad arguments, 3 missing prerequisite,
 4 missing resource, 5 invalid data, 6 provider or runtime failure, 7 partial success, 8 trained model worse than its
-reference.
+reference, 9 a limit of the user's was reached.
 """
 
 from __future__ import annotations
@@ -52,7 +52,14 @@ class ReaderError(RankwrightError, RuntimeError):
 
 
 class BudgetExceededError(ReaderError):
-    """The account behind the reader is out of quota or a limit set by the user was reached."""
+    """The account behind the reader is out of quota."""
+
+
+class LimitReachedError(RankwrightError, RuntimeError):
+    """What comes next could exceed a limit that the user set (`--max-reader-calls`, `--max-cost`, `--max-hours`). The
+    run stopped before it and can go on."""
+
+    exit_code = 9
 
 
 class RewardError(RankwrightError, RuntimeError):

@@ -34,6 +34,7 @@ from transformers.training_args import OptimizerNames
 from rankwright import processes
 from rankwright.algorithms.arguments import SUPPORTED_ARGUMENTS
 from rankwright.algorithms.config import TrainConfig
+from rankwright.budget import Ahead
 from rankwright.checkpoints import (
     ALGORITHM_STATE,
     check_fingerprint,
@@ -46,7 +47,14 @@ from rankwright.checkpoints import (
     write_manifest,
 )
 from rankwright.data.files import replace_text
-from rankwright.errors import ConfigurationError, DataError, RankwrightError, StorageError, TrainingError
+from rankwright.errors import (
+    ConfigurationError,
+    DataError,
+    LimitReachedError,
+    RankwrightError,
+    StorageError,
+    TrainingError,
+)
 from rankwright.metrics.ranking import has_relevant, ranking_metrics
 from rankwright.reading import MINIMUM_READS, check_failed_reads
 from rankwright.types import Answer, Context, Example, Outcome, Reader, RerankRequest, Reward
@@ -134,14 +142,65 @@ class QuestionSampler(Sampler[int]):
         return self.count if self.repeats == 1 else self.count // self.block * self.block * self.repeats
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(self.count, generator=generator).tolist()
+        order = self._order(self.epoch)
         if self.repeats == 1:
             yield from order
             return
         for start in range(0, self.count // self.block * self.block, self.block):
             for _ in range(self.repeats):
                 yield from order[start : start + self.block]
+
+    def at(self, step: int) -> list[int]:
+        """Questions of an optimizer step, counted from 0 over the whole run."""
+        epoch, place = divmod(step, math.ceil(len(self) / self.block))
+        start = place // self.repeats * self.block
+        return self._order(epoch)[start : start + self.block]
+
+    def _order(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        return torch.randperm(self.count, generator=generator).tolist()
+
+
+class Schedule:
+    """How many optimizer steps a run has, which questions each sees and after which dev is scored.
+
+    Args:
+        examples: training questions.
+        config: settings of the loop.
+        inner_epochs: optimizer steps of one rollout.
+        seed: decides data order.
+        has_dev: whether dev is scored, before the first step and then every `eval_steps` and after the last.
+
+    Raises:
+        TrainingError: too few questions for one rollout.
+    """
+
+    def __init__(
+        self, examples: Sequence[Example], config: TrainConfig, inner_epochs: int, seed: int, has_dev: bool
+    ) -> None:
+        block = config.batch_size * config.accumulation
+        self.sampler = QuestionSampler(len(examples), block, inner_epochs, seed)
+        if not len(self.sampler):
+            raise TrainingError(
+                f"With inner_epochs {inner_epochs} a rollout takes {block} questions (batch_size x "
+                f"accumulation), but there are {len(examples)} for training. Lower batch_size or accumulation, or give "
+                "more questions."
+            )
+        self.examples = examples
+        self.inner_epochs = inner_epochs
+        self.has_dev = has_dev
+        self.every = _whole_rollouts(config.eval_steps, inner_epochs)
+        self.steps = _count_steps(config, len(self.sampler), config.trainer.get("max_steps", -1), inner_epochs)
+
+    def ahead(self, step: int, seconds: float = 0.0) -> Ahead:
+        """What comes between this step, at which a rollout begins, and the next of that kind."""
+        after = step + self.inner_epochs
+        evaluations = (step == 0) + (after % self.every == 0 or after >= self.steps) if self.has_dev else 0
+        return Ahead([self.examples[i] for i in self.sampler.at(step)], evaluations, seconds)
+
+    def whole(self) -> Iterator[Ahead]:
+        """The run from its first step to its last, in parts between which it can stop."""
+        return (self.ahead(step) for step in range(0, self.steps, self.inner_epochs))
 
 
 def requests_of(examples: Sequence[Example]) -> list[RerankRequest]:
@@ -163,6 +222,7 @@ class FeedbackTrainer(Trainer):
         fingerprint: all settings as JSON; a checkpoint of another fingerprint is refused.
         seed: decides data order.
         callbacks: further callbacks.
+        may_go_on: asked before every rollout; gives the reason where it may not begin.
     """
 
     def __init__(
@@ -177,6 +237,7 @@ class FeedbackTrainer(Trainer):
         fingerprint: str,
         seed: int,
         callbacks: Sequence[TrainerCallback] = (),
+        may_go_on: Callable[[Ahead], str | None] | None = None,
     ) -> None:
         self.config = config
         self.folder = folder
@@ -193,18 +254,15 @@ class FeedbackTrainer(Trainer):
         self._taught = False
         self._policy, self._own_forward = policy, vars(policy).get("forward")
         self.start = {name: tensor.detach().cpu().clone() for name, tensor in policy.state_dict().items()}
-        block = config.batch_size * config.accumulation
-        self.sampler = QuestionSampler(len(examples), block, algorithm.inner_epochs, seed)
-        if not len(self.sampler):
-            raise TrainingError(
-                f"With inner_epochs {algorithm.inner_epochs} a rollout takes {block} questions (batch_size x "
-                f"accumulation), but there are {len(examples)} for training. Lower batch_size or accumulation, or give "
-                "more questions."
-            )
+        self.may_go_on = may_go_on
+        self._refusal: str | None = None
+        self._saved_at = -1
+        self.schedule = Schedule(examples, config, algorithm.inner_epochs, seed, bool(score_dev))
+        self.sampler = self.schedule.sampler
         device = next(policy.parameters()).device
         arguments = _training_arguments(config, folder, bool(score_dev), device.type, algorithm.inner_epochs, seed)
         _keep_to_one_device(arguments, device)
-        arguments.max_steps = _count_steps(config, len(self.sampler), arguments.max_steps, algorithm.inner_epochs)
+        arguments.max_steps = self.schedule.steps
         with _naming("The Trainer", config.trainer, (ValueError, TypeError, ImportError)):
             super().__init__(
                 model=policy,
@@ -220,14 +278,46 @@ class FeedbackTrainer(Trainer):
     # --- the whole run
 
     def run(self, checkpoint: Path | None) -> None:
-        """Trains from the start or from a checkpoint; of a run that has ended, only the weights are put back."""
+        """Trains from the start or from a checkpoint; of a run that has ended, only the weights are put back.
+
+        Raises:
+            LimitReachedError: `may_go_on` gave a reason to stop; the run is saved where it stopped.
+        """
         if checkpoint is not None and self._has_ended():
             load_weights(self._policy, checkpoint)
             return
-        try:
-            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        finally:
-            self._unwrap()
+        if not self._stops_here():
+            try:
+                self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            finally:
+                self._unwrap()
+        if self._refusal:
+            raise LimitReachedError(f"{self._refusal} {self._how_to_go_on()}")
+
+    def _how_to_go_on(self) -> str:
+        step = self.state.global_step
+        if not step:
+            return "Training has not begun: give the same command with a higher limit."
+        return (
+            f"All is saved at step {step} of {self.schedule.steps}: go on by the same command with --resume and a "
+            "higher limit."
+        )
+
+    def _stops_here(self) -> bool:
+        """Whether the next rollout may not begin. Whatever was scored and saved after the last has been."""
+        if self.may_go_on is not None:
+            self._refusal = self.may_go_on(self.schedule.ahead(self.state.global_step, self.seconds()))
+        return self._refusal is not None
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """The end of a step, and the moment at which a run may be stopped: a resumed one begins at the next."""
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        inside = self.state.global_step % self.algorithm.inner_epochs
+        if self.control.should_training_stop or inside or not self._stops_here():
+            return
+        if self._saved_at != self.state.global_step:
+            self._save_checkpoint(self._policy, None)
+        self.control.should_training_stop = True
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The optimizer that the Trainer makes; what is wrong with its settings comes out here."""
@@ -475,6 +565,7 @@ class FeedbackTrainer(Trainer):
                 shutil.rmtree(final)
             inner.replace(final)
             sync_folder(self.folder)
+            self._saved_at = self.state.global_step
         except (*WRITE_ERRORS, RuntimeError) as error:  # the last is torch.save's
             raise StorageError(
                 f"Checkpoint {final} cannot be written ({write_problem(error)}); wanted room and permission in "
@@ -839,6 +930,7 @@ def train(
     resume: bool = False,
     on_step: Callable[[int, int, Mapping[str, float]], None] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    may_go_on: Callable[[Ahead], str | None] | None = None,
 ) -> TrainResult:
     """Trains `policy` in place and leaves it with its best weights on dev.
 
@@ -856,6 +948,8 @@ def train(
         resume: go on from the newest complete checkpoint, or start where there is none.
         on_step: told (step, steps, what was logged) after every log entry.
         callbacks: further transformers callbacks.
+        may_go_on: asked before every rollout, with what comes until it can be asked again; where it gives a reason, the
+            run is saved and stops there. What it decides by may change between sessions.
 
     Raises:
         ConfigurationError: training arguments that do not go together, or want what is not installed.
@@ -863,8 +957,9 @@ def train(
         ReaderError: too many reads failed.
         ResumeError: the settings changed, or the folder holds another run.
         StorageError: the folder cannot be written.
+        LimitReachedError: `may_go_on` gave a reason to stop.
     """
-    usable = _usable(examples)
+    usable = usable_examples(examples)
     algorithm.check(usable)
     make_folder(folder)
     loop = {"loop": asdict(config), "seed": seed, "inner_epochs": algorithm.inner_epochs}
@@ -887,6 +982,7 @@ def train(
         fingerprint,
         seed,
         [*files, *([_Teller(on_step)] if on_step and not processes.rank() else []), *callbacks],
+        may_go_on,
     )
     if checkpoint is not None:
         check_fingerprint(checkpoint, fingerprint)
@@ -919,7 +1015,7 @@ def train(
     )
 
 
-def _usable(examples: Sequence[Example]) -> list[Example]:
+def usable_examples(examples: Sequence[Example]) -> list[Example]:
     """The questions that have a choice to learn."""
     twice = [query_id for query_id, n in Counter(e.query.query_id for e in examples).items() if n > 1]
     if twice:
@@ -971,10 +1067,12 @@ __all__ = [
     "SUPPORTED_ARGUMENTS",
     "FeedbackTrainer",
     "MetricsFile",
+    "Schedule",
     "TrainConfig",
     "TrainResult",
     "dev_scorer",
     "interpolate",
     "label_scorer",
     "train",
+    "usable_examples",
 ]

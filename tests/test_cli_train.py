@@ -336,6 +336,8 @@ def test_what_decides_a_run_is_all_but_how_fast_answers_come(command: list[str])
     speed |= {"price_input": 1, "price_output": 1, "deadline": 9, "attempt_timeout": 9, "max_retries": 1}
     assert set(speed) == set(HOW_FAST)
     assert _deciding(settings_from({**tree, "reader": speed}), splits, None, model) == before
+    limits = {"reader_calls": 9, "cost": 9.0, "hours": 9.0}
+    assert _deciding(settings_from({**tree, "budget": limits}), splits, None, model) == before
 
     def differs(now: dict[str, Any]) -> list[str]:
         return [name for name in now if now[name] != before[name]]

@@ -36,6 +36,7 @@ LIGHT_MODULES = [
     "rankwright.algorithms.arguments",
     "rankwright.checkpoints",
     "rankwright.diagnosis",
+    "rankwright.budget",
     "rankwright.evaluation",
     "rankwright.reading",
     "rankwright.reporting",

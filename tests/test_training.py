@@ -7,11 +7,12 @@ import json
 import math
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +26,17 @@ from transformers import BertForSequenceClassification, TrainerCallback
 
 from rankwright.algorithms import RRPO, RRPOConfig, Supervised
 from rankwright.algorithms.config import TrainConfig
+from rankwright.budget import Ahead
 from rankwright.checkpoints import is_complete, newest_checkpoint, sorted_checkpoints, step_of, write_manifest
-from rankwright.errors import ConfigurationError, DataError, ReaderError, ResumeError, StorageError, TrainingError
+from rankwright.errors import (
+    ConfigurationError,
+    DataError,
+    LimitReachedError,
+    ReaderError,
+    ResumeError,
+    StorageError,
+    TrainingError,
+)
 from rankwright.llms.cache import ReadStore
 from rankwright.readers import CachedReader
 from rankwright.rerankers import load
@@ -67,6 +77,7 @@ def run(
     reader: Reader | None = None,
     top_k: int = 1,
     seed: int = 1,
+    may_go_on: Callable[[Ahead], str | None] | None = None,
 ) -> tuple[ToyPolicy, TrainResult]:
     policy = ToyPolicy()
     rrpo = rrpo or RRPOConfig(beta=0.0)
@@ -85,6 +96,7 @@ def run(
         settings={"rrpo": rrpo},
         resume=resume,
         callbacks=callbacks,
+        may_go_on=may_go_on,
     )
     return policy, result
 
@@ -249,6 +261,50 @@ def test_a_resumed_run_is_bit_equal_to_an_unbroken_one(
     assert (step_of(saved) if saved else 0) == start
     assert rows_of(tmp_path / "broken")[-1]["step"] == step
     policy, result = run(tmp_path / "broken", config, resume=True)
+    assert torch.equal(policy.scores, whole.scores)
+    assert (result.steps, result.best_step, result.reader_calls) == (
+        whole_result.steps,
+        whole_result.best_step,
+        whole_result.reader_calls,
+    )
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("inner_epochs", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("every", [1, 3, 100])
+def test_a_run_that_a_limit_stopped_again_and_again_is_bit_equal_too(
+    tmp_path: Path, every: int, accumulation: int, inner_epochs: int
+) -> None:
+    """Every session makes two or three rollouts; it stops between evaluations, at them and at the ends of epochs."""
+    config = TrainConfig(
+        epochs=3,
+        batch_size=4 // accumulation,
+        accumulation=accumulation,
+        learning_rate=0.3,
+        eval_steps=every,
+        patience=0,
+    )
+    rrpo = RRPOConfig(beta=0.1, inner_epochs=inner_epochs)
+    whole, whole_result = run(tmp_path / "whole", config, rrpo)
+    stops: list[int] = []
+    while True:
+        asked: list[int] = []
+
+        def three_rollouts(ahead: Ahead, asked: list[int] = asked) -> str | None:
+            asked.append(1)
+            return "Enough." if len(asked) > 3 else None
+
+        try:
+            policy, result = run(tmp_path / "broken", config, rrpo, resume=bool(stops), may_go_on=three_rollouts)
+            break
+        except LimitReachedError as error:
+            stops.append(int(re.findall(r"Enough\. All is saved at step (\d+) of", str(error))[0]))
+            assert newest_checkpoint(tmp_path / "broken") == tmp_path / f"broken/checkpoint-{stops[-1]}"
+    assert len(stops) > 3
+    assert stops == sorted({*stops})
+    assert not any(step % inner_epochs for step in stops)
     assert torch.equal(policy.scores, whole.scores)
     assert (result.steps, result.best_step, result.reader_calls) == (
         whole_result.steps,

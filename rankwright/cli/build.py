@@ -61,12 +61,12 @@ def open_store(path: str) -> ReadStore:
     return ReadStore(path)
 
 
-def build_reader(settings: ReaderSettings, store: ReadStore, run: str, device: str = "cpu") -> Reader | None:
+def build_reader(settings: ReaderSettings, store: ReadStore | None, run: str, device: str = "cpu") -> Reader | None:
     """The reader with its cache around it; None for `none`.
 
     Args:
         settings: which reader.
-        store: where answers are kept.
+        store: where answers are kept; None for a reader without cache and ledger.
         run: under which name calls stand in the ledger.
         device: for readers on this machine.
     """
@@ -75,25 +75,22 @@ def build_reader(settings: ReaderSettings, store: ReadStore, run: str, device: s
     if settings.reader == "embedded":
         from rankwright.readers import CachedReader, EmbeddedReader
 
-        return CachedReader(EmbeddedReader(device=device), store, run=run)
+        embedded = EmbeddedReader(device=device)
+        return embedded if store is None else CachedReader(embedded, store, run=run)
     from rankwright.llms.cache import CachedLLM
     from rankwright.prompts import load_prompt, parse_answer
     from rankwright.readers.llm import SAMPLING, LLMReader
 
     prompt = load_prompt(settings.prompt)
     llm = build_llm(settings, device)
-    cached = CachedLLM(llm, store, run=run, accepts=lambda text: parse_answer(text) is not None)
-    return LLMReader(cached, prompt, sampling=settings.sampling or SAMPLING)
-
-
-def is_endpoint(settings: ReaderSettings) -> bool:
-    """Whether the reader is asked over the network."""
-    return settings.reader.startswith(("http://", "https://"))
+    if store is not None:
+        llm = CachedLLM(llm, store, run=run, accepts=lambda text: parse_answer(text) is not None)
+    return LLMReader(llm, prompt, sampling=settings.sampling or SAMPLING)
 
 
 def build_llm(settings: ReaderSettings, device: str = "cpu", role: Role = READER) -> LLM:
     """The language model that these settings name, without cache."""
-    return _endpoint(settings, role) if is_endpoint(settings) else _local(settings, device, role)
+    return _endpoint(settings, role) if settings.is_endpoint else _local(settings, device, role)
 
 
 def _endpoint(settings: ReaderSettings, role: Role) -> HTTPLLM:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rankwright.cli.build import Role, build_llm, candidates, is_endpoint, open_store, tell_of_calls
+from rankwright.cli.build import Role, build_llm, candidates, open_store, tell_of_calls
 from rankwright.cli.common import progress_bars, say
 from rankwright.cli.settings import DataSettings, ExpansionSettings, ReaderSettings
 from rankwright.errors import ResumeError
@@ -98,7 +98,7 @@ def language_model(expansion: ExpansionSettings, reader: ReaderSettings) -> Read
     """
     same_place = expansion.llm in ("reader", reader.reader)
     model = expansion.model or (reader.model if same_place else "")
-    alone = not is_endpoint(reader)  # so that key and prices can only be meant for the expansion
+    alone = not reader.is_endpoint  # so that key and prices can only be meant for the expansion
     key = reader.api_key_env if alone or same_place else ReaderSettings.api_key_env
     prices = expansion
     if (expansion.price_input, expansion.price_output) == (None, None) and (

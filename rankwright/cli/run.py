@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rankwright
+from rankwright.budget import Budget
 from rankwright.checkpoints import check_same_settings, make_folder
 from rankwright.cli.build import (
     Splits,
     build_reader,
     checked_device,
-    is_endpoint,
     load_splits,
     open_store,
     tell_of_calls,
@@ -30,6 +30,7 @@ from rankwright.cli.build import (
 )
 from rankwright.cli.card import model_card
 from rankwright.cli.common import WORSE_EXIT_CODE, progress_bars, say, score_table, training_bar
+from rankwright.cli.costs import check_ledger, run_budget, stop_if
 from rankwright.cli.expansion import PASSAGES_FILE, expansion_run, passages_text, read_passages
 from rankwright.cli.settings import RunSettings, settings_tree
 from rankwright.data.files import replace_text
@@ -107,12 +108,28 @@ def run_training(
             config = {"run_id": run_id, **settings_tree(settings)}
             _begin_folder(folder, config, environment, passages_text(splits.passages), resume)
 
+        algorithm, score_dev = learning(settings, splits, reader, reward)
+        orders = len(rankers(splits, None, None))
+        budget = run_budget(settings, splits, reader, algorithm, orders, store, run_id)
+        if resume:
+            check_ledger(settings, store, run_id, folder)
         try:
-            if is_endpoint(settings.reader) and not resume:
+            if settings.reader.is_endpoint and not resume:
+                stop_if(
+                    budget.refusal(budget.costs.read(first_context(run_id)), "the first call"),
+                    "Nothing was begun: give the same command with a higher limit.",
+                )
                 _check_answers(reader, run_id)
-            policy, reference, trained = _train(settings, splits, reader, reward, folder, resume, begin)
+            policy, reference, trained = _train(
+                settings, splits, reader, algorithm, score_dev, folder, resume, begin, budget
+            )
             with _writing(folder):
                 policy.save(folder / "model")  # before the comparison, which may fail: training is paid for
+            stop_if(
+                budget.comparison(),
+                "The model is trained and saved: the same command with --resume and a higher limit makes the "
+                "comparison.",
+            )
             evaluation, hits = _compare(settings, splits, reader, reference, policy)
         except BaseException:  # Ctrl-C too: what was sent may be on the bill
             if reader is not None:
@@ -175,18 +192,23 @@ def _write_results(folder: Path, name: str, evaluation: Evaluation, card: str, r
 
 
 def _check_answers(reader: Any, run_id: str) -> None:
-    """One call before an earlier run may go. It asks for what no other run asks, so no cache can answer.
+    """One call before an earlier run may go.
 
     Raises:
         ReaderError: it was not answered.
     """
-    passage = Document("check", f"The number of this run is {run_id}.")
-    (result,) = reader.answer([Context(Query("check", "What is the number of this run?"), (passage,))])
+    (result,) = reader.answer([first_context(run_id)])
     if isinstance(result, ReadFailed):
         raise ReaderError(
             f"Reader '{reader.name}' did not answer a first call ({result.reason}); wanted an answer before training "
             "begins. Nothing in the run folder was changed: correct the cause and run again."
         )
+
+
+def first_context(run_id: str) -> Context:
+    """What an endpoint is asked before training; no other run asks it, so no cache can answer."""
+    passage = Document("check", f"The number of this run is {run_id}.")
+    return Context(Query("check", "What is the number of this run?"), (passage,))
 
 
 @contextlib.contextmanager
@@ -268,16 +290,17 @@ def _train(
     settings: RunSettings,
     splits: Splits,
     reader: Reader | None,
-    reward: Reward,
+    algorithm: Any,
+    score_dev: Any,
     folder: Path,
     resume: bool,
     begin: Callable[[], None],
+    budget: Budget,
 ) -> tuple[Any, Any, Any]:
     """(trained policy, frozen reference, TrainResult)."""
     from rankwright.training import train
 
-    policy, reference = _models(settings)
-    algorithm, score_dev = _algorithm(settings, splits, reader, reward)
+    reference, policy = starting_model(settings), policy_of(settings)
     reads = algorithm.reads_per_question(max((len(example.candidates) for example in splits.train), default=0))
     questions = settings.loop.batch_size * settings.loop.accumulation
     with training_bar() as tell:
@@ -294,24 +317,31 @@ def _train(
             resume=resume,
             callbacks=[_on_begin(begin)],
             on_step=_teller(tell, reads * questions, algorithm.inner_epochs),
+            may_go_on=budget.training,
         )
     return policy, reference, result
 
 
-def _models(settings: RunSettings) -> tuple[Any, Any]:
-    """The policy and its frozen reference."""
+def starting_model(settings: RunSettings) -> Any:
+    """What the run starts from, and is compared with."""
     from rankwright.rerankers import load
 
     model = settings.model
-    policy, reference = (load(model.name, device=model.device, max_length=model.max_length or None) for _ in range(2))
+    loaded = load(model.name, device=model.device, max_length=model.max_length or None)
     if model.template:
-        reference.template = policy.template = model.template
-    if model.lora_rank:
-        policy.add_lora(model.lora_rank, model.lora_alpha, seed=settings.seed)
-    return policy, reference
+        loaded.template = model.template
+    return loaded
 
 
-def _algorithm(settings: RunSettings, splits: Splits, reader: Reader | None, reward: Reward) -> tuple[Any, Any]:
+def policy_of(settings: RunSettings) -> Any:
+    """The starting model with what is to learn in it free."""
+    policy = starting_model(settings)
+    if settings.model.lora_rank:
+        policy.add_lora(settings.model.lora_rank, settings.model.lora_alpha, seed=settings.seed)
+    return policy
+
+
+def learning(settings: RunSettings, splits: Splits, reader: Reader | None, reward: Reward) -> tuple[Any, Any]:
     """What learns, and what scores dev."""
     from rankwright.algorithms import RRPO, Supervised
     from rankwright.training import dev_scorer, label_scorer
@@ -341,7 +371,7 @@ HOW_FAST = (
 def _without_speed(tree: Mapping[str, Any]) -> dict[str, Any]:
     """A tree of settings, less those that may change between sessions."""
     return {
-        **tree,
+        **{name: part for name, part in tree.items() if name != "budget"},
         "reader": {name: value for name, value in tree["reader"].items() if name not in HOW_FAST},
         "expansion": {n: value for n, value in tree["expansion"].items() if n not in (*HOW_FAST, "max_failed")},
         "rrpo": {name: value for name, value in tree["rrpo"].items() if name != "max_failed_reads"},
@@ -410,16 +440,21 @@ def _teller(tell: Any, reads_per_rollout: int, inner_epochs: int = 1) -> Any:
     return on_step
 
 
+def rankers(splits: Splits, reference: Any, policy: Any) -> dict[str, Reranker]:
+    """What the comparison puts beside each other, by name."""
+    compared: dict[str, Reranker] = {FirstStage.name: FirstStage(), REFERENCE_ROW: reference, TRAINED_ROW: policy}
+    if any(has_relevant(example.relevance) for example in splits.test):
+        compared[GoldFirst.name] = GoldFirst(splits.test)
+    return compared
+
+
 def _compare(
     settings: RunSettings, splits: Splits, reader: Reader | None, reference: Any, policy: Any
 ) -> tuple[Evaluation, int]:
     """Reference and trained model on the test questions, and answers that the cache gave."""
-    rankers: dict[str, Reranker] = {FirstStage.name: FirstStage(), REFERENCE_ROW: reference, TRAINED_ROW: policy}
-    if any(has_relevant(example.relevance) for example in splits.test):
-        rankers[GoldFirst.name] = GoldFirst(splits.test)
     with progress_bars() as progress, _resumable():
         evaluation = evaluate(
-            rankers,
+            rankers(splits, reference, policy),
             splits.test,
             reader=reader,
             top_k=settings.top_k,

@@ -15,9 +15,13 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from rankwright.algorithms.config import RRPOConfig, TrainConfig, above_zero, at_least, require, share
+from rankwright.budget import FREE, BudgetConfig
 from rankwright.errors import ConfigurationError, ResourceNotFoundError
 from rankwright.expansion import MAX_FAILED, PROMPT, REPEATS
+from rankwright.llms.calls import Prices, output_limit
+from rankwright.llms.local import DEFAULT_NEW_TOKENS
 from rankwright.prompts.passage import checked_template
+from rankwright.readers.llm import SAMPLING
 
 _STRICT = ConfigDict(extra="forbid")
 LARGEST_SEED = 2**32 - 1
@@ -168,6 +172,28 @@ class ReaderSettings:
                     "or a language model with --reader."
                 )
 
+    @property
+    def is_endpoint(self) -> bool:
+        """Whether the reader is asked over the network."""
+        return self.reader.startswith(("http://", "https://"))
+
+    @property
+    def prices(self) -> Prices | None:
+        """Of its tokens: 0 on this machine, None where they are not known."""
+        if not self.is_endpoint:
+            return FREE
+        if self.price_input is None or self.price_output is None:
+            return None
+        return Prices(self.price_input, self.price_output)
+
+    @property
+    def output_limit(self) -> int | None:
+        """Tokens that an answer may have, 0 for one that is copied from a passage; None where nothing limits them."""
+        if self.reader in ("embedded", "none"):
+            return 0
+        given = output_limit(self.sampling or SAMPLING)
+        return DEFAULT_NEW_TOKENS if given is None and not self.is_endpoint else given
+
 
 @dataclass(frozen=True)
 class ExpansionSettings:
@@ -257,6 +283,7 @@ class RunSettings:
     """f1, em, sub_em, rouge_l or package.module:function."""
     loop: TrainConfig = field(default_factory=TrainConfig)
     rrpo: RRPOConfig = field(default_factory=RRPOConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
     top_k: int = 3
     """Passages that the reader sees on dev and test."""
     seed: int = 0
@@ -278,6 +305,21 @@ class RunSettings:
                 "supervised."
             )
         check_expansion(self.expansion, self.reader.reader, self.data.retriever)
+        if self.budget.cost:
+            self._check_that_cost_can_be_known()
+
+    def _check_that_cost_can_be_known(self) -> None:
+        if self.reader.prices is None:
+            raise ConfigurationError(
+                f"Limit --max-cost is {self.budget.cost:g}, but the price of reader {self.reader.reader} is not known; "
+                "wanted --price-input and --price-output, each for a million tokens. Give both, or limit "
+                "--max-reader-calls."
+            )
+        if self.reader.is_endpoint and self.reader.output_limit is None:
+            raise ConfigurationError(
+                f"Limit --max-cost is {self.budget.cost:g}, but reader.sampling is {self.reader.sampling!r}; wanted "
+                "max_tokens or max_completion_tokens in it, because an answer without end may cost anything."
+            )
 
 
 _RUN = TypeAdapter(RunSettings)

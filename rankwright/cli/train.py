@@ -63,6 +63,17 @@ BM25 searches with a passage too that the reader's language model writes for eac
       --reader http://localhost:8000/v1 --reader-model Qwen/Qwen2.5-7B-Instruct
 
 Go on after an interruption, with the same settings:
+What that costs at most, before anything is spent; then with a limit:
+
+    rankwright train --name bge --data train.jsonl --corpus corpus.jsonl --model BAAI/bge-reranker-base
+      --reader http://localhost:8000/v1 --reader-model Qwen/Qwen2.5-7B-Instruct
+      --price-input 0.1 --price-output 0.4 --dry-run
+
+    rankwright train --name bge --data train.jsonl --corpus corpus.jsonl --model BAAI/bge-reranker-base
+      --reader http://localhost:8000/v1 --reader-model Qwen/Qwen2.5-7B-Instruct
+      --price-input 0.1 --price-output 0.4 --max-cost 5
+
+Go on after an interruption or with a higher limit, otherwise with the same settings:
 
     rankwright train --name first --data questions.jsonl --corpus passages.jsonl --resume
 """
@@ -205,6 +216,13 @@ def train(
     ),
     reward: str | None = typer.Option(None, help="f1, em, sub_em, rouge_l or package.module:function. Default f1."),
     cache: str | None = typer.Option(None, help="SQLite file of all answers. Default runs/reads.sqlite."),
+    max_reader_calls: int | None = typer.Option(
+        None, help="Reader calls of the whole run; it stops before a step that could exceed them. Default 0: no limit."
+    ),
+    max_cost: float | None = typer.Option(
+        None, help="The same for the price of its reads; needs --price-input and --price-output for an endpoint."
+    ),
+    max_hours: float | None = typer.Option(None, help="Hours of training, over all sessions. Default 0: no limit."),
     epochs: float | None = typer.Option(None, help="Passes over the training questions. Default 2."),
     learning_rate: float | None = typer.Option(None, help="Peak learning rate. Default 2e-5."),
     seed: int | None = typer.Option(None, help="Order of questions, sampling noise, splits. Default 0."),
@@ -216,9 +234,17 @@ def train(
     set_: list[str] = typer.Option([], "--set", help="NAME=VALUE for any setting, for example --set rrpo.beta=0.05."),
     resume: bool = typer.Option(False, help="Go on with the run of this name from its last complete checkpoint."),
     overwrite: bool = typer.Option(False, help="Replace an earlier run of this name."),
-    output: OutputKind = typer.Option(OutputKind.text, help="json prints result.json as one line on standard output."),
+    dry_run: bool = typer.Option(
+        False, "--dry-run", help="Only print what the run costs at most; nothing is spent or written."
+    ),
+    output: OutputKind = typer.Option(
+        OutputKind.text, help="json prints result.json, or the dry run's bounds, as one line on standard output."
+    ),
 ) -> int:
-    """Train a reranker from a reader's answers (or from labels), compare it with its reference, write runs/NAME."""
+    """Train a reranker from a reader's answers (or from labels), compare it with its reference, write runs/NAME.
+
+    A run that reaches --max-reader-calls, --max-cost or --max-hours ends with exit code 9 and goes on with --resume.
+    """
     from rankwright.cli.run import run_training, show
 
     flags = {
@@ -251,6 +277,9 @@ def train(
         "reader.price_input": price_input,
         "reader.price_output": price_output,
         "reader.api_key_env": api_key_env,
+        "budget.reader_calls": max_reader_calls,
+        "budget.cost": max_cost,
+        "budget.hours": max_hours,
         "reward": reward,
         "loop.epochs": epochs,
         "loop.learning_rate": learning_rate,
@@ -262,10 +291,27 @@ def train(
         raise ConfigurationError(
             "--resume and --overwrite were both given; wanted one: go on with the run or replace it."
         )
-    outcome = run_training(
-        load_settings(config, set_, flags), name, resume=resume, overwrite=overwrite, command=command_line()
-    )
+    settings = load_settings(config, set_, flags)
+    if dry_run:
+        return _dry_run(settings, name, resume, output)
+    outcome = run_training(settings, name, resume=resume, overwrite=overwrite, command=command_line())
     if output is OutputKind.json:
         emit(outcome.result)
     show(outcome)
     return outcome.exit_code
+
+
+def _dry_run(settings: RunSettings, name: str, resume: bool, output: OutputKind) -> int:
+    from rankwright.cli import dry_run
+
+    if resume:
+        raise ConfigurationError(
+            "--dry-run and --resume were both given, but the bounds are those of a whole run; wanted one of them. "
+            "rankwright cache runs says what a run has spent so far."
+        )
+    found = dry_run.record(settings, dry_run.forecast(settings, name))
+    if output is OutputKind.json:
+        emit(found)
+    else:
+        dry_run.show(settings, found)
+    return 0

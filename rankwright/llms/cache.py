@@ -92,6 +92,10 @@ class LedgerTotals:
     known_price: float
     unpriced_calls: int
     """Calls whose price is not known; they are missing in `known_price`."""
+    unpriced_attempts: int
+    """Requests that were sent for them; each may have been billed."""
+    highest_price: float
+    """Of one call, among those whose price is known; 0 where there are none."""
 
     @property
     def price(self) -> float | None:
@@ -312,12 +316,15 @@ class Ledger:
         """Sums over one run, or over all."""
         query = (
             "SELECT COUNT(*), TOTAL(attempts), TOTAL(outcome <> 'ok'), TOTAL(input_tokens), TOTAL(output_tokens), "
-            "TOTAL(input_tokens IS NULL OR output_tokens IS NULL), TOTAL(price), TOTAL(price IS NULL) FROM ledger"
+            "TOTAL(input_tokens IS NULL OR output_tokens IS NULL), TOTAL(price IS NULL), "
+            "TOTAL(attempts * (price IS NULL)), TOTAL(price), MAX(IFNULL(price, 0)) FROM ledger"
         )
         where, values = ("", ()) if run is None else (" WHERE run = ?", (run,))
         row = self._store.read(query + where, values)[0]
-        calls, attempts, failed, input_tokens, output_tokens, uncounted = (int(number) for number in row[:6])
-        return LedgerTotals(calls, attempts, failed, input_tokens, output_tokens, uncounted, row[6], int(row[7]))
+        calls, attempts, failed, inputs, outputs, uncounted, unpriced, unpriced_attempts = map(int, row[:8])
+        return LedgerTotals(
+            calls, attempts, failed, inputs, outputs, uncounted, row[8], unpriced, unpriced_attempts, row[9] or 0.0
+        )
 
 
 class CachedLLM:

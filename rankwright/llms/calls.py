@@ -10,6 +10,8 @@ from rankwright.errors import ConfigurationError
 from rankwright.types import CompletionResult, LLMRequest
 
 MILLION = 1_000_000
+TEMPLATE_TOKENS = 256
+"""What a server's chat template may add to a message, a system prompt of its own among it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,19 @@ class Prices:
         if input_tokens is None or output_tokens is None:
             return None
         return (input_tokens * self.input + output_tokens * self.output) / MILLION
+
+
+def input_tokens_at_most(request: LLMRequest) -> int:
+    """Upper bound of a request's input tokens, whatever the tokenizer: those of today's language models cut bytes or
+    longer pieces, never less."""
+    return sum(len(text.encode("utf-8", "replace")) for _, text in request.messages) + TEMPLATE_TOKENS
+
+
+def output_limit(sampling: Mapping[str, float | int | str]) -> int | None:
+    """Tokens that an answer may have under these sampling parameters; None where they set no limit."""
+    given = [sampling.get(name) for name in ("max_tokens", "max_completion_tokens")]
+    limits = [int(limit) for limit in given if isinstance(limit, int | float)]
+    return max(limits, default=None)
 
 
 def price_text(price: float | None) -> str:

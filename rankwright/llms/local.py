@@ -69,6 +69,10 @@ class LocalLLM:
         for batch in self._batches(fitting, prompts, requests):
             on_calls(self._generate(batch, prompts, requests[batch[0]]))
 
+    def input_tokens(self, request: LLMRequest) -> int:
+        """Tokens of a request's prompt."""
+        return len(self._prompt(request))
+
     def _prompt(self, request: LLMRequest) -> list[int]:
         _check_sampling(request)
         if self._has_template:

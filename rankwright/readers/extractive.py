@@ -250,6 +250,10 @@ class EmbeddedReader:
         )
         return hashlib.sha256(payload.encode()).hexdigest()
 
+    def input_tokens(self, context: Context) -> int:
+        """Tokens that the encoder gets of a context, as cut."""
+        return len(self.encoder.encode(context.query.text, context.documents).input_ids)
+
     @staticmethod
     def _last_character(encoded: Encoded, passage: int) -> int:
         ends = [

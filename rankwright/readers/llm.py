@@ -36,27 +36,28 @@ class LLMReader:
         *,
         sampling: Mapping[str, float | int | str] = SAMPLING,
     ):
-        self._llm = llm
+        self.llm = llm
         self._prompt = prompt or load_prompt()
         self._sampling = tuple(sorted(sampling.items()))
 
     @property
     def name(self) -> str:
         sampling = ",".join(f"{name}={value}" for name, value in self._sampling)
-        return f"{self._llm.name}|prompt:{self._prompt.version}|{sampling}"
+        return f"{self.llm.name}|prompt:{self._prompt.version}|{sampling}"
 
     def answer(self, contexts: Sequence[Context]) -> list[ReadResult]:
         """One result per context, in order. Answer("") where the model says that the passages hold no answer."""
-        requests = [self._request(context) for context in contexts]
-        return [_read(completion) for completion in self._llm.complete(requests)]
+        requests = [self.request(context) for context in contexts]
+        return [_read(completion) for completion in self.llm.complete(requests)]
 
     def again(self) -> LLMReader:
         """The same reader for asking the same contexts anew: a cache keeps its answers apart, because the version of
         the prompt, which no server sees, is another."""
         version = f"{self._prompt.version}#2"
-        return LLMReader(self._llm, replace(self._prompt, version=version), sampling=dict(self._sampling))
+        return LLMReader(self.llm, replace(self._prompt, version=version), sampling=dict(self._sampling))
 
-    def _request(self, context: Context) -> LLMRequest:
+    def request(self, context: Context) -> LLMRequest:
+        """What the language model is asked about a context."""
         return LLMRequest((("user", render(self._prompt, context)),), self._sampling, self._prompt.version)
 
 
