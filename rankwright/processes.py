@@ -7,29 +7,56 @@ With one process every function here is what it would be without this module.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
-
-import torch
-from torch import Tensor, distributed
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rankwright.errors import RankwrightError, TrainingError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 T = TypeVar("T")
+
+PATIENCE = timedelta(days=7)
+"""The others wait while the first process reads."""
+
+
+def meet(device: str) -> None:
+    """Joins the processes that the launcher started; one that was started alone has nobody to meet."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not _have_met():
+        from accelerate import PartialState
+
+        PartialState(cpu=device == "cpu", timeout=PATIENCE)
+
+
+def own_device(device: str) -> str:
+    """`cuda` means another GPU to each process of a machine."""
+    number = os.environ.get("LOCAL_RANK")
+    return f"cuda:{number}" if device == "cuda" and number and count() > 1 else device
 
 
 def count() -> int:
     """Processes that train together; those that have not met yet do not count."""
-    return distributed.get_world_size() if _have_met() else 1
+    return _distributed().get_world_size() if _have_met() else 1
 
 
 def rank() -> int:
     """Number of this process, from 0; before they have met, as the launcher says."""
-    return distributed.get_rank() if _have_met() else int(os.environ.get("RANK", "0"))
+    return _distributed().get_rank() if _have_met() else int(os.environ.get("RANK", "0"))
 
 
 def _have_met() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
+    # Who has not loaded torch has met nobody, and need not load it for the answer.
+    return "torch" in sys.modules and _distributed().is_available() and _distributed().is_initialized()
+
+
+def _distributed() -> Any:
+    from torch import distributed
+
+    return distributed
 
 
 def share_of(rows: Sequence[T]) -> list[T]:
@@ -46,20 +73,51 @@ def from_first(work: Callable[[], T]) -> T:
     """
     if count() == 1:
         return work()
+    if rank():
+        return heard()
+    with telling() as tell:
+        result = work()
+        tell(result)
+    return result
+
+
+@contextmanager
+def telling() -> Iterator[Callable[[Any], None]]:
+    """In the first process: a function to be called once with what the others are to hear. An error in its stead
+    reaches them too."""
+    silent = True
+
+    def tell(result: Any) -> None:
+        nonlocal silent
+        silent = False
+        _send(result, None)
+
+    try:
+        yield tell
+    except BaseException as error:
+        if silent:
+            known = isinstance(error, RankwrightError)
+            words = f"The first process ended with {type(error).__name__}: {error}. See its traceback."
+            _send(None, error if known else TrainingError(words))
+        raise
+
+
+def heard() -> Any:
+    """In the others: what the first process tells.
+
+    Raises:
+        RankwrightError: what ended it instead.
+    """
     told: list[Any] = [None, None]
-    if rank() == 0:
-        try:
-            told[0] = work()
-        except RankwrightError as error:
-            told[1] = error
-        except BaseException as error:
-            told[1] = TrainingError(f"The first process ended with {type(error).__name__}: {error}. See its traceback.")
-            distributed.broadcast_object_list(told, src=0)
-            raise
-    distributed.broadcast_object_list(told, src=0)
+    _distributed().broadcast_object_list(told, src=0)
     if told[1] is not None:
         raise told[1]
     return told[0]
+
+
+def _send(result: Any, error: RankwrightError | None) -> None:
+    if count() > 1:
+        _distributed().broadcast_object_list([result, error], src=0)
 
 
 def gathered(shares: Tensor, questions: int) -> Tensor:
@@ -71,8 +129,10 @@ def gathered(shares: Tensor, questions: int) -> Tensor:
     """
     if count() == 1:
         return shares.detach()
+    import torch
+
     parts: list[Any] = [None] * count()
-    distributed.all_gather_object(parts, shares.detach().cpu())
+    _distributed().all_gather_object(parts, shares.detach().cpu())
     scores_QD = torch.full((questions, max(part.shape[1] for part in parts)), -torch.inf, dtype=shares.dtype)
     for number, part in enumerate(parts):
         rows = range(number, questions, count())
@@ -90,6 +150,6 @@ def weighted_mean(values: Mapping[str, float], weight: float) -> dict[str, float
     if count() == 1:
         return dict(values)
     parts: list[Any] = [None] * count()
-    distributed.all_gather_object(parts, (dict(values), weight))
+    _distributed().all_gather_object(parts, (dict(values), weight))
     total = sum(part_weight for _, part_weight in parts)
     return {name: sum(part[name] * w for part, w in parts if w) / total for name in values}

@@ -305,9 +305,13 @@ class FeedbackTrainer(Trainer):
 
     def _stops_here(self) -> bool:
         """Whether the next rollout may not begin. Whatever was scored and saved after the last has been."""
-        if self.may_go_on is not None:
-            self._refusal = self.may_go_on(self.schedule.ahead(self.state.global_step, self.seconds()))
+        self._refusal = processes.from_first(self._reason_to_stop)
         return self._refusal is not None
+
+    def _reason_to_stop(self) -> str | None:
+        if self.may_go_on is None:
+            return None
+        return self.may_go_on(self.schedule.ahead(self.state.global_step, self.seconds()))
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """The end of a step, and the moment at which a run may be stopped: a resumed one begins at the next."""
@@ -530,6 +534,7 @@ class FeedbackTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """One for all processes: they have the same weights, and what else is in it only the first one has."""
         processes.from_first(lambda: self._write_checkpoint(model, trial))
+        self._saved_at = self.state.global_step
 
     def store_flos(self) -> None:
         """Not counted; the Trainer's own asks all processes, of which one alone writes checkpoints."""
@@ -565,7 +570,6 @@ class FeedbackTrainer(Trainer):
                 shutil.rmtree(final)
             inner.replace(final)
             sync_folder(self.folder)
-            self._saved_at = self.state.global_step
         except (*WRITE_ERRORS, RuntimeError) as error:  # the last is torch.save's
             raise StorageError(
                 f"Checkpoint {final} cannot be written ({write_problem(error)}); wanted room and permission in "

@@ -9,13 +9,14 @@ import platform
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rankwright
+from rankwright import processes
 from rankwright.budget import Budget
 from rankwright.checkpoints import check_same_settings, make_folder
 from rankwright.cli.build import (
@@ -47,12 +48,14 @@ from rankwright.types import (
     Query,
     Reader,
     ReadFailed,
+    ReadResult,
     Reranker,
     Reward,
 )
 
 if TYPE_CHECKING:
-    from rankwright.llms.cache import LedgerTotals
+    from rankwright.llms.cache import LedgerTotals, ReadStore
+    from rankwright.training import TrainResult
 
 RUNS = Path("runs")
 REFERENCE_ROW, TRAINED_ROW = "reference", "trained"
@@ -89,6 +92,51 @@ def run_training(
         overwrite: replace a run of that name.
         command: how to repeat the run, for the report.
     """
+    processes.meet(settings.model.device)
+    if processes.rank():
+        return _helped(settings, name, resume)
+    with contextlib.ExitStack() as stack:
+        with processes.telling() as tell:
+            run = _prepared(stack, settings, name, splits, resume, overwrite, command)
+            tell((run.splits, run.deciding))
+        trained = _train(run)
+        with processes.telling() as tell:
+            outcome = _finished(run, trained)
+            tell(outcome)
+    return outcome
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run that may begin: everything is read, made and found good."""
+
+    settings: RunSettings
+    folder: Path
+    run_id: str
+    resume: bool
+    environment: Mapping[str, Any]
+    splits: Splits
+    store: ReadStore
+    reader: Reader | None
+    algorithm: Any
+    score_dev: Any
+    budget: Budget
+    reference: Any
+    policy: Any
+    deciding: Mapping[str, Any]
+    """What --resume compares."""
+
+
+def _prepared(
+    stack: contextlib.ExitStack,
+    settings: RunSettings,
+    name: str,
+    splits: Splits | None,
+    resume: bool,
+    overwrite: bool,
+    command: str,
+) -> _Run:
+    """All that comes before training; the store of answers is closed by the stack."""
     folder = run_folder(name)
     checked_device(settings.model.device)
     reward = resolve_reward(settings.reward)
@@ -100,57 +148,107 @@ def run_training(
         f"{len(splits.train)} training, {len(splits.dev)} dev and {len(splits.test)} test questions; run folder "
         f"{folder}"
     )
-    with open_store(settings.reader.cache) as store:
-        reader = build_reader(settings.reader, store, run_id, settings.model.device)
+    store = stack.enter_context(open_store(settings.reader.cache))
+    reader = build_reader(settings.reader, store, run_id, settings.model.device)
+    algorithm, score_dev = learning(settings, splits, reader, reward)
+    budget = run_budget(settings, splits, reader, algorithm, len(rankers(splits, None, None)), store, run_id)
+    if resume:
+        check_ledger(settings, store, run_id, folder)
+    if reader is not None:
+        stack.enter_context(_summed_up(store, settings.reader.cache, run_id))
+    if settings.reader.is_endpoint and not resume:
+        stop_if(
+            budget.refusal(budget.costs.read(first_context(run_id)), "the first call"),
+            "Nothing was begun: give the same command with a higher limit.",
+        )
+        _check_answers(reader, run_id)
+    reference, policy = starting_model(settings), policy_of(settings)
+    return _Run(
+        settings=settings,
+        folder=folder,
+        run_id=run_id,
+        resume=resume,
+        environment=environment,
+        splits=splits,
+        store=store,
+        reader=reader,
+        algorithm=algorithm,
+        score_dev=score_dev,
+        budget=budget,
+        reference=reference,
+        policy=policy,
+        deciding=_deciding(settings, splits, reader, reference),
+    )
 
-        def begin() -> None:
-            """Only now, with data, settings and reader found good, may an earlier result go."""
-            config = {"run_id": run_id, **settings_tree(settings)}
-            _begin_folder(folder, config, environment, passages_text(splits.passages), resume)
 
-        algorithm, score_dev = learning(settings, splits, reader, reward)
-        orders = len(rankers(splits, None, None))
-        budget = run_budget(settings, splits, reader, algorithm, orders, store, run_id)
-        if resume:
-            check_ledger(settings, store, run_id, folder)
-        try:
-            if settings.reader.is_endpoint and not resume:
-                stop_if(
-                    budget.refusal(budget.costs.read(first_context(run_id)), "the first call"),
-                    "Nothing was begun: give the same command with a higher limit.",
-                )
-                _check_answers(reader, run_id)
-            policy, reference, trained = _train(
-                settings, splits, reader, algorithm, score_dev, folder, resume, begin, budget
-            )
-            with _writing(folder):
-                policy.save(folder / "model")  # before the comparison, which may fail: training is paid for
-            stop_if(
-                budget.comparison(),
-                "The model is trained and saved: the same command with --resume and a higher limit makes the "
-                "comparison.",
-            )
-            evaluation, hits = _compare(settings, splits, reader, reference, policy)
-        except BaseException:  # Ctrl-C too: what was sent may be on the bill
-            if reader is not None:
-                tell_of_calls(store, settings.reader.cache, run_id)
-            raise
-        totals = store.ledger.totals(run_id)
-        expansion = _expansion(splits, store.ledger.totals(expansion_run(run_id)))
-    tell_of_cut(policy, "Split long passages, or raise --set model.max_length as far as the model goes.")
-    tell_of_reader_cut(reader)
+@contextlib.contextmanager
+def _summed_up(store: ReadStore, cache: str, run_id: str) -> Iterator[None]:
+    """Says what the calls of a run came to that ends early: what was sent may be on the bill."""
+    try:
+        yield
+    except BaseException:  # Ctrl-C too
+        tell_of_calls(store, cache, run_id)
+        raise
+
+
+def _finished(run: _Run, trained: TrainResult) -> RunOutcome:
+    """All that comes after training: model, comparison, result, report."""
+    settings, splits, folder = run.settings, run.splits, run.folder
+    with _writing(folder):
+        run.policy.save(folder / "model")  # before the comparison, which may fail: training is paid for
+    stop_if(
+        run.budget.comparison(),
+        "The model is trained and saved: the same command with --resume and a higher limit makes the comparison.",
+    )
+    evaluation, hits = _compare(settings, splits, run.reader, run.reference, run.policy)
+    totals = run.store.ledger.totals(run.run_id)
+    tell_of_cut(run.policy, "Split long passages, or raise --set model.max_length as far as the model goes.")
+    tell_of_reader_cut(run.reader)
     result = {
         **_result(settings, evaluation, trained, totals.calls, trained.cache_hits + hits),
         "price": totals.price_text if settings.reader.reader not in ("embedded", "none") else "0",
-        "expansion": expansion,
-        "pairs_cut": round(policy.share_cut, 4),
-        "reader_tokens_cut": round(getattr(reader, "share_cut", 0.0), 4),
+        "expansion": _expansion(splits, run.store.ledger.totals(expansion_run(run.run_id))),
+        "pairs_cut": round(run.policy.share_cut, 4),
+        "reader_tokens_cut": round(getattr(run.reader, "share_cut", 0.0), 4),
     }
     card = model_card(settings, splits, evaluation, result, verdict_line(result))
-    run = {"config": settings_tree(settings), "environment": environment, "result": result}
+    record = {"config": settings_tree(settings), "environment": run.environment, "result": result}
     with _writing(folder):
-        _write_results(folder, name, evaluation, card, run)
+        _write_results(folder, folder.name, evaluation, card, record)
     return RunOutcome(folder, result, evaluation, WORSE_EXIT_CODE if result["verdict"] == "worse" else 0)
+
+
+def _helped(settings: RunSettings, name: str, resume: bool) -> RunOutcome:
+    """What a process other than the first does: its share of the questions. Data, reader, cache and files are the first
+    one's, and so is the outcome."""
+    from rankwright.training import train
+
+    splits, deciding = processes.heard()
+    reader = None if settings.reader.reader == "none" else _ReadElsewhere()
+    algorithm, score_dev = learning(settings, splits, reader, resolve_reward(settings.reward))
+    reference, policy = starting_model(settings), policy_of(settings)
+    train(
+        policy,
+        reference,
+        algorithm,
+        splits.train,
+        settings.loop,
+        run_folder(name),
+        seed=settings.seed,
+        score_dev=score_dev,
+        settings=deciding,
+        resume=resume,
+    )
+    return processes.heard()
+
+
+class _ReadElsewhere:
+    """The reader of a process that asks none."""
+
+    name = "read by the first process"
+
+    def answer(self, contexts: Sequence[Context]) -> list[ReadResult]:
+        raise AssertionError("Only the first process reads.")
 
 
 def _begin_folder(
@@ -286,40 +384,35 @@ def _resumed_id(config: Path, settings: RunSettings) -> str:
     return str(run_id)
 
 
-def _train(
-    settings: RunSettings,
-    splits: Splits,
-    reader: Reader | None,
-    algorithm: Any,
-    score_dev: Any,
-    folder: Path,
-    resume: bool,
-    begin: Callable[[], None],
-    budget: Budget,
-) -> tuple[Any, Any, Any]:
-    """(trained policy, frozen reference, TrainResult)."""
+def _train(run: _Run) -> TrainResult:
+    """Trains the run's policy."""
     from rankwright.training import train
 
-    reference, policy = starting_model(settings), policy_of(settings)
+    settings, splits, algorithm = run.settings, run.splits, run.algorithm
     reads = algorithm.reads_per_question(max((len(example.candidates) for example in splits.train), default=0))
     questions = settings.loop.batch_size * settings.loop.accumulation
+
+    def begin() -> None:
+        """Only now, with data, settings and reader found good, may an earlier result go."""
+        config = {"run_id": run.run_id, **settings_tree(settings)}
+        _begin_folder(run.folder, config, run.environment, passages_text(splits.passages), run.resume)
+
     with training_bar() as tell:
-        result = train(
-            policy,
-            reference,
+        return train(
+            run.policy,
+            run.reference,
             algorithm,
             splits.train,
             settings.loop,
-            folder,
+            run.folder,
             seed=settings.seed,
-            score_dev=score_dev,
-            settings=_deciding(settings, splits, reader, reference),
-            resume=resume,
+            score_dev=run.score_dev,
+            settings=run.deciding,
+            resume=run.resume,
             callbacks=[_on_begin(begin)],
             on_step=_teller(tell, reads * questions, algorithm.inner_epochs),
-            may_go_on=budget.training,
+            may_go_on=run.budget.training,
         )
-    return policy, reference, result
 
 
 def starting_model(settings: RunSettings) -> Any:
@@ -327,7 +420,7 @@ def starting_model(settings: RunSettings) -> Any:
     from rankwright.rerankers import load
 
     model = settings.model
-    loaded = load(model.name, device=model.device, max_length=model.max_length or None)
+    loaded = load(model.name, device=processes.own_device(model.device), max_length=model.max_length or None)
     if model.template:
         loaded.template = model.template
     return loaded
