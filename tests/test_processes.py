@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from rankwright import processes
 from rankwright.errors import TrainingError
+from tests.cli_kit import make_model, rows, write_rows
 from tests.process_run import CASES
+from tests.test_cli_costs import endpoint
 
 ROOT = Path(__file__).parents[1]
 PROCESSES = 2
@@ -73,6 +76,64 @@ def test_two_processes_come_to_the_weights_of_one(runs: dict[int, Path], case: s
 
 def test_an_error_of_the_first_process_ends_all_of_them(runs: dict[int, Path]) -> None:
     assert all("Reader 'toy' failed on" in run["error"] for run in left(runs, "broken reader", PROCESSES))
+
+
+@pytest.fixture
+def doors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Twelve questions with candidates, and a model."""
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "q.jsonl", rows())
+    make_model(tmp_path / "tiny")
+    return tmp_path
+
+
+def launched(*arguments: str, count: int = PROCESSES) -> subprocess.CompletedProcess[str]:
+    """`rankwright train` on these questions under torchrun."""
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m"] if count > 1 else []
+    command = [sys.executable, "-m", *launcher, "rankwright.cli", "train", "--data", "q.jsonl", "--model", "tiny"]
+    named = ["data.retriever=given", "data.dev_share=0.25", "data.test_share=0.25", "loop.eval_steps=2"]
+    named += ["loop.batch_size=4", "loop.epochs=3", "loop.trainer={adam_epsilon: 0.001}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *(f"--set={one}" for one in named), *arguments, "--output", "json"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def test_the_command_trains_in_several_processes_as_in_one(doors: Path) -> None:
+    """The same reads, paid once, one line of results, the same weights; a limit stops all of them and --resume goes
+    on."""
+    results, prompts = [], []
+    for count, name in ((1, "one"), (PROCESSES, "two")):
+        with endpoint() as (address, server):
+            asked = ["--name", name, "--reader", address, "--reader-model", "m", "--cache", f"{name}.sqlite"]
+            if count > 1:
+                stopped = launched(*asked, "--max-reader-calls", "70", count=count)
+                assert stopped.stdout == ""
+                assert stopped.stderr.count("--max-reader-calls; ") == 1, stopped.stderr[-3000:]
+                asked.append("--resume")
+            done = launched(*asked, count=count)
+            assert done.stderr.count("The trained model ") == 1, done.stderr[-3000:]
+            results.append(json.loads(done.stdout))
+            prompts.append(sorted(server.prompts))
+    one, two = results
+    assert [p for p in prompts[0] if "this run" not in p] == [p for p in prompts[1] if "this run" not in p]
+    for key in ("f1_reference", "f1_trained", "reader_calls", "steps", "best_step"):
+        assert two[key] == pytest.approx(one[key], abs=1e-6), key
+    weights = [load_file(doors / "runs" / name / "model" / "model.safetensors") for name in ("one", "two")]
+    assert all((weights[0][name] - weights[1][name]).abs().max() <= 1e-6 for name in weights[0])
+
+
+def test_what_the_first_process_refuses_is_said_once(doors: Path) -> None:
+    (doors / "q.jsonl").write_text("{", encoding="utf-8")
+    refused = launched("--name", "bad", "--reader", "none", "--method", "supervised")
+    assert refused.returncode != 0
+    assert refused.stderr.count("rankwright: ") == 1, refused.stderr[-3000:]
+    assert "q.jsonl" in refused.stderr
 
 
 def test_alone_nothing_is_shared() -> None:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import typer
 
 import rankwright
+from rankwright import processes
 from rankwright.cli import data, diagnose, evaluate, manage, rerank, train
-from rankwright.cli.common import harmless, silence, write_out
+from rankwright.cli.common import console, harmless, silence, write_out
 from rankwright.errors import MissingDependencyError, RankwrightError, StorageError
 
 app = typer.Typer(
@@ -37,7 +38,10 @@ INTERRUPTED = "Interrupted. What was read and saved is kept; train goes on with 
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code; errors made for users are one line, others a traceback."""
+    """Runs one command and returns its exit code; errors made for users are one line, others a traceback. Of several
+    processes that a launcher started the first one speaks for all."""
+    if processes.rank():
+        console.quiet, sys.stdout = True, None
     try:
         result = app(list(arguments) if arguments is not None else None, standalone_mode=False)
         if result == 130:  # what Typer makes of Ctrl-C
@@ -83,5 +87,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(message: str, code: int) -> int:
     with contextlib.suppress(OSError):  # nobody may be listening any more
+        if processes.rank():
+            return code
         print(f"rankwright: {harmless(message)}", file=sys.stderr)
     return code

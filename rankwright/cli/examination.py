@@ -24,6 +24,7 @@ TESTED = (
     "model folder in rankwright, sentence-transformers 6 and transformers 5: equal raw scores",
     "the same folder in sentence-transformers 5.1: make interop-st5, not part of make test",
     "upload to a hub, and a model by its hub name: a stand-in server on loopback (HF_ENDPOINT)",
+    "training in two processes (torchrun, gloo) on one CPU: the weights of one process",
 )
 UNTESTED = (
     "hosted endpoints: untested here",
@@ -31,6 +32,10 @@ UNTESTED = (
     "Ollama: untested here",
     "llama.cpp: untested here",
     "GPUs (CUDA, ROCm, MPS): untested here",
+    "several GPUs: untested here",
+    "several machines: untested here",
+    "FSDP: untested here",
+    "DeepSpeed: untested here",
     "Text Embeddings Inference (TEI): untested here",
     "the real Hugging Face hub: untested here",
     "Windows: untested here",
