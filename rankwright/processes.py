@@ -50,7 +50,7 @@ def rank() -> int:
 
 def _have_met() -> bool:
     # Who has not loaded torch has met nobody, and need not load it for the answer.
-    return "torch" in sys.modules and _distributed().is_available() and _distributed().is_initialized()
+    return sys.modules.get("torch") is not None and _distributed().is_available() and _distributed().is_initialized()
 
 
 def _distributed() -> Any:
