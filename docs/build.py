@@ -220,7 +220,8 @@ The same as flags: `--data questions.jsonl --corpus passages.jsonl --depth 10 --
 A name that is not in these tables is an error, so that a misspelt setting is not ignored. The run folder keeps the
 whole tree in `config.json`. `--resume` wants the same settings again, except those of the reader that decide how fast
 answers come and not which (`cache`, `concurrency`, `requests_per_minute`, `tokens_per_minute`, `api_key_env`,
-`price_input`, `price_output`, `deadline`, `attempt_timeout`, `max_retries`) and `rrpo.max_failed_reads`."""
+`price_input`, `price_output`, `deadline`, `attempt_timeout`, `max_retries`), `rrpo.max_failed_reads` and
+`loop.stop_on_alarm`."""
 
 ARGUMENTS_INTRODUCTION = """`loop.trainer` takes these arguments of
 [transformers.TrainingArguments](https://huggingface.co/docs/transformers/main_classes/trainer#transformers.TrainingArguments),

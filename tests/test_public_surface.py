@@ -34,6 +34,7 @@ LIGHT_MODULES = [
     "rankwright.algorithms.config",
     "rankwright.algorithms.arguments",
     "rankwright.checkpoints",
+    "rankwright.alarms",
     "rankwright.evaluation",
     "rankwright.reporting",
 ]

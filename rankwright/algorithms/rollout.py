@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from rankwright.algorithms.guards import agreement, holdout_metric
 from rankwright.errors import ReaderError
 from rankwright.types import Context, Example, Outcome, Reader, ReadFailed, Reward
 
@@ -29,6 +31,8 @@ class Readings:
     """Readings without a reward."""
     asked: tuple[bool, ...]
     """Of each reading that no cache answered: whether it has a reward."""
+    agreement: float
+    """Correlation of reward and hold-out metric over all readings."""
 
 
 def read_prefixes(prefixes: Iterable[tuple[Example, tuple[int, ...]]], reader: Reader, reward: Reward) -> Readings:
@@ -49,15 +53,23 @@ def read_prefixes(prefixes: Iterable[tuple[Example, tuple[int, ...]]], reader: R
         Outcome(example, context, result, len(chosen), query_id)
         for ((query_id, chosen), example), context, result in zip(distinct.items(), contexts, results, strict=True)
     ]
-    values = reward(outcomes) if outcomes else []
+    values = priced(outcomes, reward)
+    holdout = holdout_metric(reward)
     uncached = [isinstance(result, ReadFailed) or result.paid for result in results]
     return Readings(
-        {key: value.value for key, value in zip(distinct, values, strict=True)},
+        dict(zip(distinct, values, strict=True)),
         paid=sum(result.paid for result in results),
         hits=len(results) - sum(uncached),
-        failed=sum(value.value is None for value in values),
-        asked=tuple(value.value is not None for value, new in zip(values, uncached, strict=True) if new),
+        failed=sum(value is None for value in values),
+        asked=tuple(value is not None for value, new in zip(values, uncached, strict=True) if new),
+        agreement=agreement(values, [holdout(outcome) for outcome in outcomes]),
     )
+
+
+def priced(outcomes: Sequence[Outcome], reward: Reward) -> list[float | None]:
+    """The reward of each outcome; None where there is none, and where it is no finite number."""
+    values = [value.value for value in reward(outcomes)] if outcomes else []
+    return [value if value is not None and math.isfinite(value) else None for value in values]
 
 
 def check_failed_reads(reader: Reader, failed: int, reads: int, allowed: float, kind: str) -> None:

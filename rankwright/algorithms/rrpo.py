@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rankwright.algorithms.config import RRPOConfig
+from rankwright.algorithms.guards import leak_share, order_metrics
 from rankwright.algorithms.rollout import (
     MINIMUM_READS,
     Readings,
@@ -151,12 +152,16 @@ class RRPO:
             "reference_reward": _mean(_last(values_QK[:, None, :], taken_QK)),
             "no_document_reward": _mean(no_document_Q),
             "advantage": advantage,
-            "zero_variance_share": float((_spread(last_QS) == 0).double().mean()),
+            "zero_variance_share": float((_spread(last_QS) == 0).double().mean()) if config.samples > 1 else math.nan,
             "reader_calls": float(readings.paid),
             "cache_hits": float(readings.hits),
             "failed_reads": float(readings.failed),
             "masked_steps": float(masked_steps),
             "dropped_share": float((~kept_Q).double().mean()),
+            "reward_agreement": readings.agreement,
+            "leak_share": leak_share(examples),
+            "stale_share": getattr(self.reader, "stale_share", math.nan),
+            **order_metrics(scores_QD, reference_scores_QD),
         }
         behaviour_QSK = step_logprobs(scores_QD, actions_QSK)
         return Rollout(reference_scores_QD, actions_QSK, behaviour_QSK, advantages_QSK, valid_QSK, taken_QK, metrics)

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from rankwright.llms.local import LocalLLM
 
 
+REREADS = 8
+"""Stored answers of the embedded reader that a command reads again, to see whether the cache still tells the truth."""
+
+
 @dataclass(frozen=True)
 class Splits:
     """Questions with candidates, for the three uses."""
@@ -58,7 +62,7 @@ def build_reader(settings: ReaderSettings, store: ReadStore, run: str, device: s
     if settings.reader == "embedded":
         from rankwright.readers import CachedReader, EmbeddedReader
 
-        return CachedReader(EmbeddedReader(device=device), store, run=run)
+        return CachedReader(EmbeddedReader(device=device), store, run=run, rereads=REREADS)
     from rankwright.llms.cache import CachedLLM
     from rankwright.prompts import load_prompt, parse_answer
     from rankwright.readers.llm import SAMPLING, LLMReader
