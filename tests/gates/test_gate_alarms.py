@@ -13,7 +13,7 @@ import pytest
 from rankwright.alarms import RULES, Watch
 from tests.planted import NOISY, PLANTED, healthy
 
-pytestmark = pytest.mark.gates
+pytestmark = [pytest.mark.gates, pytest.mark.timeout(1800)]  # thirty runs stand before the first test
 
 STEPS = 100
 SEEDS = range(3)
