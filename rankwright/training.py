@@ -345,7 +345,8 @@ class FeedbackTrainer(Trainer):
         examples: list[Example] = inputs["examples"]
         with self._timed("forward"):
             scores_QD = model(requests_of(examples))
-        bad = scores_QD[torch.isnan(scores_QD) | torch.isposinf(scores_QD)]
+        scores = torch.cat([row[: len(example.candidates)] for row, example in zip(scores_QD, examples, strict=True)])
+        bad = scores[~torch.isfinite(scores)]
         if len(bad):  # before anything is read for them
             loss = self._left_out(f"Score is {bad[0].item()}")
             return (loss, scores_QD) if return_outputs else loss

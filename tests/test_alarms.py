@@ -51,7 +51,8 @@ def log(lines: int = 40, **columns: Callable[[int], float | None] | float | None
             "cache_hits": 10.0,
             "failed_reads": 0.0,
             "skipped_steps": 0.0,
-            "kl": 0.01 * i * draw.uniform(0.5, 1.5),
+            "kl": 0.01,
+            "exact_kl": 0.01 * i * draw.uniform(0.5, 1.5),
             "entropy": 1.2 * draw.uniform(0.4, 1.0),
             "score_spread": 2 * draw.uniform(0.7, 1.5),
             "tied_share": 0.01,
@@ -81,9 +82,9 @@ def told(rows: list[Row]) -> dict[str, int]:
 # --- rules
 
 GOES_OFF: list[tuple[str, Mapping[str, Any], int]] = [
-    ("kl_jump", {"kl": after(20, 0.1, 1.6), "reward": 0.9}, 23),
-    ("kl_jump", {"kl": after(1, 0.0, 1.6), "reward": 0.9}, 3),
-    ("drift", {"kl": lambda i: 0.05 * i, "reward": 0.4, "reference_reward": 0.45}, 26),
+    ("kl_jump", {"exact_kl": after(20, 0.1, 1.6), "reward": 0.9}, 23),
+    ("kl_jump", {"exact_kl": after(1, 0.0, 1.6), "reward": 0.9}, 3),
+    ("drift", {"exact_kl": lambda i: 0.05 * i, "reward": 0.4, "reference_reward": 0.45}, 26),
     ("scores_equal", {"tied_share": after(10, 0.0, 1.0)}, 12),
     ("scores_equal", {"score_spread": after(10, 2.0, 0.01)}, 13),
     ("growth", {"score_spread": after(10, 2.0, 30.0)}, 12),
@@ -116,8 +117,9 @@ def test_a_rule_goes_off_by_then_and_alone(name: str, columns: Mapping[str, Any]
 
 STAYS_QUIET: list[Mapping[str, Any]] = [
     {},
-    {"kl": lambda i: 0.05 * i, "reward": lambda i: 0.4 + 0.02 * i},  # a long way that pays
-    {"kl": lambda i: 9.0 if i % 5 == 0 else 0.1},  # single batches of the sampled estimate
+    {"exact_kl": lambda i: 0.05 * i, "reward": lambda i: 0.4 + 0.02 * i},  # a long way that pays
+    {"exact_kl": lambda i: 2.0 if i % 5 == 0 else 0.1},  # single batches
+    {"kl": lambda i: 9.0},  # the sampled estimate has no bound
     {"score_spread": lambda i: 0.05 if i == 20 else 2.0},
     {"grad_norm": lambda i: 300.0 if i == 20 else 5.0},
     {"grad_norm": lambda i: 20.0 if i > 20 else 1.0},
@@ -146,7 +148,7 @@ def test_noise_and_harmless_cases_set_nothing_off(columns: Mapping[str, Any]) ->
 @pytest.mark.parametrize("end", [0.0, 0.5])
 def test_a_long_way_is_judged_by_dev_where_there_is_one(end: float) -> None:
     """The reward on the training questions rises either way."""
-    rows = log(kl=lambda i: 0.05 * i, reward=lambda i: 0.4 + 0.02 * i)
+    rows = log(exact_kl=lambda i: 0.05 * i, reward=lambda i: 0.4 + 0.02 * i)
     whole = [*dev((0.3, 0.3), (0.3 + end, 0.3 + end)), *rows]
     assert set(told(whole)) == (set() if end else {"drift"})
 
@@ -173,8 +175,8 @@ def test_the_reward_that_rises_while_the_holdout_falls(
 
 def test_a_log_of_learning_from_labels_sets_nothing_off() -> None:
     names = ("step", "loss", "grad_norm", "entropy", "skipped_steps")
-    rows = [{name: row[name] for name in names} for row in log(entropy=0.001)]
-    assert told([*dev((0.4, 0.4), (0.5, 0.5)), *rows]) == {}
+    rows = [{name: row[name] for name in names} for row in log(entropy=after(5, 1.2, 0.001))]
+    assert told([*dev((0.4, 0.4), (0.4, 0.4)), *rows]) == {}
 
 
 @given(
@@ -192,7 +194,7 @@ def test_no_log_is_too_strange(rows: list[Row]) -> None:
 
 def test_an_alarm_is_told_once_with_all_that_helps() -> None:
     watch = Watch()
-    news = [alarm for row in log(kl=after(20, 0.1, 1.6), reward=0.9) for alarm in watch.see(row)]
+    news = [alarm for row in log(exact_kl=after(20, 0.1, 1.6), reward=0.9) for alarm in watch.see(row)]
     assert news == watch.alarms
     (alarm,) = news
     text = str(alarm)

@@ -984,11 +984,11 @@ def test_a_gradient_that_is_no_number_stays_out_of_the_weights(tmp_path: Path) -
     assert torch.equal(policy.scores, ToyPolicy().scores)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_scores_that_are_no_numbers_are_never_read_for(tmp_path: Path, value: float) -> None:
     class Lost(ToyPolicy):
         def forward(self, requests: Sequence[RerankRequest]) -> torch.Tensor:
-            return super().forward(requests) * (value if requests[0].query.query_id in ("q1", "q2") else 1.0)
+            return super().forward(requests) + (value if requests[0].query.query_id in ("q1", "q2") else 0.0)
 
     policy, reader = Lost(), ToyReader()
     algorithm = RRPO(RRPOConfig(), reader, answer_reward("f1"))

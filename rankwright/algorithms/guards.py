@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rankwright.maths.order import input_order
+from rankwright.maths.policy_gradient import exact_kl
 from rankwright.metrics.answer import contains_answer, f1, normalise, sub_em
 from rankwright.types import Answer, Example, Outcome, Reward
 
@@ -61,8 +62,9 @@ def _leaks(example: Example) -> bool:
     return any(contains_answer(text, answers) for text in texts)
 
 
-def order_metrics(scores_QD: Tensor, reference_scores_QD: Tensor) -> Mapping[str, float]:
-    """How far policy and reference follow the order of the candidates, and the ties of the policy.
+def policy_metrics(scores_QD: Tensor, reference_scores_QD: Tensor) -> Mapping[str, float]:
+    """How far the policy is from its reference, the same for all settings; how far both follow the order of the
+    candidates; and the ties of the policy.
 
     Args:
         scores_QD: the policy's scores, -inf on padding.
@@ -70,6 +72,7 @@ def order_metrics(scores_QD: Tensor, reference_scores_QD: Tensor) -> Mapping[str
     """
     correlation_Q, tied_Q = input_order(scores_QD)
     return {
+        "exact_kl": exact_kl(scores_QD, reference_scores_QD).mean().item(),
         "tied_share": tied_Q.nanmean().item(),
         "position_correlation": correlation_Q.nanmean().item(),
         "reference_position_correlation": input_order(reference_scores_QD)[0].nanmean().item(),

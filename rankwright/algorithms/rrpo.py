@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rankwright.algorithms.config import RRPOConfig
-from rankwright.algorithms.guards import leak_share, order_metrics
+from rankwright.algorithms.guards import leak_share, policy_metrics
 from rankwright.algorithms.rollout import (
     MINIMUM_READS,
     Readings,
@@ -161,7 +161,7 @@ class RRPO:
             "reward_agreement": readings.agreement,
             "leak_share": leak_share(examples),
             "stale_share": getattr(self.reader, "stale_share", math.nan),
-            **order_metrics(scores_QD, reference_scores_QD),
+            **policy_metrics(scores_QD, reference_scores_QD),
         }
         behaviour_QSK = step_logprobs(scores_QD, actions_QSK)
         return Rollout(reference_scores_QD, actions_QSK, behaviour_QSK, advantages_QSK, valid_QSK, taken_QK, metrics)
