@@ -140,6 +140,15 @@ def gathered(shares: Tensor, questions: int) -> Tensor:
     return scores_QD
 
 
+def first_of(words: str) -> str:
+    """What the first process that has something to say says; empty where none has."""
+    if count() == 1:
+        return words
+    parts: list[Any] = [""] * count()
+    _distributed().all_gather_object(parts, words)
+    return next(filter(None, parts), "")
+
+
 def weighted_mean(values: Mapping[str, float], weight: float) -> dict[str, float]:
     """Mean of each value over the processes; all of them have the same names.
 

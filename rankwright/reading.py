@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from rankwright.errors import ReaderError
-from rankwright.types import Context, Example, Outcome, Reader, ReadFailed, Reward
+from rankwright.metrics.answer import f1, sub_em
+from rankwright.types import Answer, Context, Example, Outcome, Reader, ReadFailed, Reward
 
 MINIMUM_READS = 50
 """Fewer reads say little about the share that fails."""
@@ -26,6 +30,8 @@ class Readings:
     """Readings without a reward."""
     asked: tuple[bool, ...]
     """Of each reading that no cache answered: whether it has a reward."""
+    agreement: float
+    """Correlation of reward and hold-out metric over all readings."""
 
 
 def read_prefixes(prefixes: Iterable[tuple[Example, tuple[int, ...]]], reader: Reader, reward: Reward) -> Readings:
@@ -46,15 +52,52 @@ def read_prefixes(prefixes: Iterable[tuple[Example, tuple[int, ...]]], reader: R
         Outcome(example, context, result, len(chosen), query_id)
         for ((query_id, chosen), example), context, result in zip(distinct.items(), contexts, results, strict=True)
     ]
-    values = reward(outcomes) if outcomes else []
+    values = priced(outcomes, reward)
+    holdout = holdout_metric(reward)
     uncached = [isinstance(result, ReadFailed) or result.paid for result in results]
     return Readings(
-        {key: value.value for key, value in zip(distinct, values, strict=True)},
+        dict(zip(distinct, values, strict=True)),
         paid=sum(result.paid for result in results),
         hits=len(results) - sum(uncached),
-        failed=sum(value.value is None for value in values),
-        asked=tuple(value.value is not None for value, new in zip(values, uncached, strict=True) if new),
+        failed=sum(value is None for value in values),
+        asked=tuple(value is not None for value, new in zip(values, uncached, strict=True) if new),
+        agreement=agreement(values, [holdout(outcome) for outcome in outcomes]),
     )
+
+
+def priced(outcomes: Sequence[Outcome], reward: Reward) -> list[float | None]:
+    """The reward of each outcome; None where there is none, and where it is no finite number."""
+    values = [value.value for value in reward(outcomes)] if outcomes else []
+    return [value if value is not None and math.isfinite(value) else None for value in values]
+
+
+def holdout_metric(reward: Reward) -> Callable[[Outcome], float | None]:
+    """A measure of answers that training does not climb: F1 against the accepted answers, or sub-EM where F1 is the
+    reward. None where the read failed or no answer is accepted."""
+    metric = sub_em if reward.name == "f1" else f1
+
+    def measure(outcome: Outcome) -> float | None:
+        if not isinstance(outcome.result, Answer) or not outcome.example.answers:
+            return None
+        return metric(outcome.result.text, outcome.example.answers)
+
+    return measure
+
+
+def agreement(rewards: Sequence[float | None], holdout: Sequence[float | None]) -> float:
+    """Correlation (Pearson's) of reward and hold-out metric over readings that have both; NaN where one of them is
+    the same for all.
+
+    >>> round(agreement([0.0, 1.0, None, 0.5], [1.0, 0.0, 1.0, 0.5]), 6)
+    -1.0
+    """
+    pairs = [(one, two) for one, two in zip(rewards, holdout, strict=True) if one is not None and two is not None]
+    if len(pairs) < 2:
+        return float("nan")
+    columns = np.array(pairs).T
+    if not np.isfinite(columns).all() or (np.ptp(columns, axis=1) < 1e-9).any():
+        return float("nan")
+    return float(np.corrcoef(columns)[0, 1])
 
 
 def check_failed_reads(

@@ -32,6 +32,7 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from rankwright import processes
+from rankwright.alarms import Alarm, Watch
 from rankwright.algorithms.arguments import SUPPORTED_ARGUMENTS
 from rankwright.algorithms.config import TrainConfig
 from rankwright.budget import Ahead
@@ -56,7 +57,7 @@ from rankwright.errors import (
     TrainingError,
 )
 from rankwright.metrics.ranking import has_relevant, ranking_metrics
-from rankwright.reading import MINIMUM_READS, check_failed_reads
+from rankwright.reading import MINIMUM_READS, check_failed_reads, holdout_metric, priced
 from rankwright.types import Answer, Context, Example, Outcome, Reader, RerankRequest, Reward
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,9 @@ logger = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"
 DAYS_7 = 7 * 24 * 3600
 METRICS = "metrics.jsonl"
+ALARMS = "alarms.jsonl"
+SKIPPED_IN_A_ROW = 5
+"""Steps without finite numbers after which the run ends: one may be an accident of a batch, these are not."""
 
 
 class Algorithm(Protocol):
@@ -125,6 +129,8 @@ class TrainResult:
     seconds_by_part: Mapping[str, float]
     """Of these: the policy's forward passes, the reference's, collecting (sampling and reader), evaluations on dev;
     the rest is backward, optimizer and checkpoints."""
+    alarms: tuple[Alarm, ...] = ()
+    """Signs that something went wrong, in the order of their steps."""
 
 
 class QuestionSampler(Sampler[int]):
@@ -252,6 +258,8 @@ class FeedbackTrainer(Trainer):
         self._rollouts: dict[tuple[str, ...], Any] = {}
         self._logged: dict[str, list[float]] = {}
         self._taught = False
+        self._broken = ""
+        self._skipped_in_a_row = 0
         self._policy, self._own_forward = policy, vars(policy).get("forward")
         self.start = {name: tensor.detach().cpu().clone() for name, tensor in policy.state_dict().items()}
         self.may_go_on = may_go_on
@@ -406,19 +414,33 @@ class FeedbackTrainer(Trainer):
             self._policy.zero_grad(set_to_none=True)
         self._taught = False
 
-    def check_gradients(self) -> None:
-        """Keeps a gradient that is no number out of the weights; the loss it belongs to may be finite."""
-        if self.accelerator.scaler is not None:  # fp16: such a gradient only lowers the scale, and the step is left out
-            return
-        gradients = [weight.grad for weight in self._policy.parameters() if weight.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        if not torch.isfinite(norm):
-            raise self._not_finite("Gradient norm", norm.item())
+    def leave_out_broken_step(self) -> None:
+        """Keeps a gradient that is no number out of the weights, even where the loss it belongs to is finite.
 
-    def _not_finite(self, what: str, value: float) -> TrainingError:
-        return TrainingError(
-            f"{what} is {value} at step {self.state.global_step}; wanted a finite number. Lower the learning "
-            f"rate (now {self.config.learning_rate}) and start anew: --resume takes no other settings."
+        Raises:
+            TrainingError: SKIPPED_IN_A_ROW steps were left out, one after the other.
+        """
+        if not self._broken and self.accelerator.scaler is None:  # of fp16, which sees to gradients itself
+            gradients = [weight.grad for weight in self._policy.parameters() if weight.grad is not None]
+            norm = nn.utils.get_total_norm(gradients)
+            self._broken = "" if torch.isfinite(norm) else f"Gradient norm is {norm.item()}"
+        self._note({"skipped_steps": float(bool(self._broken))})
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if self._broken else 0
+        if self._skipped_in_a_row == SKIPPED_IN_A_ROW:
+            raise TrainingError(
+                f"{self._broken} at step {self.state.global_step}, the last of {SKIPPED_IN_A_ROW} in a row that were "
+                f"left out; wanted finite numbers. Lower the learning rate (now {self.config.learning_rate}) and start "
+                "anew: --resume takes no other settings."
+            )
+        if self._broken:
+            self._policy.zero_grad(set_to_none=True)
+        self._broken = ""
+
+    def _left_out(self, reason: str) -> Tensor:
+        """A loss without slope, for a batch whose step will be left out for this reason."""
+        self._broken = reason
+        return sum(weight.sum() for weight in self._policy.parameters() if weight.requires_grad) * torch.zeros(
+            (), device=self.args.device
         )
 
     def compute_loss(
@@ -435,8 +457,13 @@ class FeedbackTrainer(Trainer):
         weight = len(mine) * processes.count() / len(examples)
         with self._timed("forward"):
             scores_QD = model(requests_of(own))
+        scores = torch.cat([row[: len(example.candidates)] for row, example in zip(scores_QD, own, strict=True)])
+        bad = scores[~torch.isfinite(scores)]
+        if reason := processes.first_of(f"Score is {bad[0].item()}" if len(bad) else ""):
+            loss = self._left_out(reason)  # before anything is read for them
+            return (loss, scores_QD) if return_outputs else loss
         key = tuple(example.query.query_id for example in examples)
-        first_use = self.state.global_step % self.algorithm.inner_epochs == 0
+        first_use = self.state.global_step % self.algorithm.inner_epochs == 0 or key not in self._rollouts
         if first_use:
             if self.algorithm.inner_epochs > 1 and len(self._rollouts) >= self.config.accumulation:
                 self._rollouts.clear()
@@ -461,10 +488,11 @@ class FeedbackTrainer(Trainer):
             scores_QD = nn.functional.pad(scores_QD, (0, width - scores_QD.shape[1]), value=-torch.inf)
         loss, metrics = self.algorithm.loss(scores_QD, rollout)
         metrics = processes.weighted_mean({**metrics, "loss": loss.item()}, weight)
-        if not math.isfinite(of_all := metrics.pop("loss")):
-            raise self._not_finite("Loss", of_all)
+        of_all = metrics.pop("loss")
         self._note(metrics)
         loss = loss * weight if processes.count() > 1 else loss
+        if not math.isfinite(of_all):
+            loss = self._left_out(f"Loss is {of_all}")
         return (loss, scores_QD) if return_outputs else loss
 
     def _score_reference(self, examples: Sequence[Example]) -> Tensor:
@@ -502,7 +530,7 @@ class FeedbackTrainer(Trainer):
         if "loss" in logs:
             for name, values in self._logged.items():
                 finite = [value for value in values if math.isfinite(value)]
-                summed = name in ("reader_calls", "cache_hits", "failed_reads", "masked_steps")
+                summed = name in ("reader_calls", "cache_hits", "failed_reads", "masked_steps", "skipped_steps")
                 logs[name] = sum(finite) if summed else (sum(finite) / len(finite) if finite else float("nan"))
             self._logged.clear()
         super().log(logs, start_time)
@@ -563,6 +591,7 @@ class FeedbackTrainer(Trainer):
                 "totals": {**self.totals, "seconds": self.seconds()},
                 "parts": self.parts,
                 "logged": self._logged,
+                "skipped_in_a_row": self._skipped_in_a_row,
             }
             (inner / ALGORITHM_STATE).write_text(json.dumps(state), encoding="utf-8")
             write_manifest(inner)
@@ -608,6 +637,7 @@ class FeedbackTrainer(Trainer):
         self.totals.update(state["totals"])
         self.parts.update(state["parts"])
         self._logged = {name: list(values) for name, values in state["logged"].items()}
+        self._skipped_in_a_row = state["skipped_in_a_row"]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_weights(self._policy, Path(resume_from_checkpoint))
@@ -643,7 +673,7 @@ class _Hooks(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.drop_empty_gradients()
-        self.trainer.check_gradients()
+        self.trainer.leave_out_broken_step()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # The last steps after the last cycle deserve an evaluation, too; not every Trainer asks for one.
@@ -674,7 +704,8 @@ class _Emptying(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for old in sorted_checkpoints(self.folder):
             shutil.rmtree(old)
-        (self.folder / METRICS).unlink(missing_ok=True)
+        for name in (METRICS, ALARMS):
+            (self.folder / name).unlink(missing_ok=True)
 
 
 class MetricsFile(TrainerCallback):
@@ -696,7 +727,7 @@ class MetricsFile(TrainerCallback):
                 break
             if row["step"] <= step:
                 kept.append(line)
-        with self._writing():
+        with _writing(self.path):
             replace_text(self.path, "".join(line + "\n" for line in kept))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
@@ -705,18 +736,61 @@ class MetricsFile(TrainerCallback):
         row = {"step": state.global_step, **logs}
         # NaN is no JSON: a value that could not be computed is null.
         clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in row.items()}
-        with self._writing(), self.path.open("a", encoding="utf-8") as stream:
+        with _writing(self.path), self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(clean) + "\n")
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise StorageError(
-                f"Metrics file {self.path} cannot be written ({write_problem(error)}); wanted room and permission in "
-                f"{self.path.parent}. Free some space and go on with --resume: the last complete checkpoint is intact."
-            ) from error
+
+class Bell(TrainerCallback):
+    """Tells of alarms: a warning, and a line in alarms.jsonl. Of several processes, which all see the same log, the
+    first one tells.
+
+    Args:
+        folder: the run folder.
+        stop: whether an alarm ends the run.
+    """
+
+    def __init__(self, folder: Path, stop: bool = False) -> None:
+        self.path = folder / ALARMS
+        self.stop = stop
+        self.watch = Watch()
+
+    def replay(self, metrics: Path) -> None:
+        """Takes up a run that is resumed: its log so far gives the alarms that were told before."""
+        lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+        for line in lines:
+            self.watch.see(json.loads(line))
+        if processes.rank():
+            return
+        with _writing(self.path):
+            replace_text(self.path, "".join(map(_line_of, self.watch.alarms)))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        alarms = self.watch.see({"step": state.global_step, **(logs or {})})
+        for alarm in () if processes.rank() else alarms:
+            logger.warning("%s", alarm)
+            with _writing(self.path), self.path.open("a", encoding="utf-8") as stream:
+                stream.write(_line_of(alarm))
+        if self.stop and alarms:
+            raise TrainingError(
+                f"{alarms[0]} The run stops there, because loop.stop_on_alarm is true; --resume goes on from the last "
+                "checkpoint, with --set loop.stop_on_alarm=false past the alarm."
+            )
+
+
+def _line_of(alarm: Alarm) -> str:
+    return json.dumps(asdict(alarm)) + "\n"
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """What a full disk or a lost folder says of a log."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"Log {path} cannot be written ({write_problem(error)}); wanted room and permission in {path.parent}. "
+            "Free some space and go on with --resume: the last complete checkpoint is intact."
+        ) from error
 
 
 def _count_steps(config: TrainConfig, questions: int, max_steps: int, inner_epochs: int) -> int:
@@ -855,7 +929,8 @@ def dev_scorer(
     examples: Sequence[Example], reader: Reader, reward: Reward, top_k: int, max_failed_reads: float = 0.1
 ) -> Callable[[nn.Module], dict[str, float]]:
     """A function that has the policy rank the dev questions, the reader answer from the first top_k, and returns
-    {"reward", "failed_reads", "reader_calls", "cache_hits"}; failed reads are left out of the mean.
+    {"reward", "holdout", "failed_reads", "reader_calls", "cache_hits"}; failed reads are left out of both means. The
+    hold-out metric is another measure of the same answers (`holdout_metric`), NaN without accepted answers.
 
     Args:
         examples: the dev questions.
@@ -870,6 +945,8 @@ def dev_scorer(
         TrainingError: no read succeeded.
     """
 
+    holdout = holdout_metric(reward)
+
     def score(policy: Any) -> dict[str, float]:
         rankings = policy.rerank_batch(requests_of(examples))
         contexts = []
@@ -880,7 +957,7 @@ def dev_scorer(
             Outcome(e, c, r, len(c.documents), e.query.query_id)
             for e, c, r in zip(examples, contexts, results, strict=True)
         ]
-        values = [value.value for value in reward(outcomes)]
+        values = priced(outcomes, reward)
         good = [value for value in values if value is not None]
         allowed = max_failed_reads if len(values) >= MINIMUM_READS else max(0.5, max_failed_reads)
         check_failed_reads(reader, len(values) - len(good), len(values), allowed, "dev reads")
@@ -888,9 +965,11 @@ def dev_scorer(
             raise TrainingError(
                 f"None of the {len(values)} dev reads gave a reward; see the reader's errors above and --resume."
             )
+        held_out = [value for value in map(holdout, outcomes) if value is not None]
         hits = sum(isinstance(result, Answer) and not result.paid for result in results)
         return {
             "reward": sum(good) / len(good),
+            "holdout": sum(held_out) / len(held_out) if held_out else math.nan,
             "failed_reads": float(len(values) - len(good)),
             "reader_calls": float(sum(result.paid for result in results)),
             "cache_hits": float(hits),
@@ -944,7 +1023,7 @@ def train(
         algorithm: RRPO or Supervised.
         examples: questions with candidates.
         config: settings of the loop.
-        folder: run folder; gets metrics.jsonl and checkpoint-N/.
+        folder: run folder; gets metrics.jsonl, checkpoint-N/ and, where an alarm goes off, alarms.jsonl.
         seed: decides data order; the sampling noise has that of the algorithm.
         score_dev: from `dev_scorer` or `label_scorer`; without it the last weights are the best.
         settings: everything else that decides the result (data, model, reader); part of the fingerprint that
@@ -957,7 +1036,8 @@ def train(
 
     Raises:
         ConfigurationError: training arguments that do not go together, or want what is not installed.
-        TrainingError: nothing to train on, or loss or gradient is not finite.
+        TrainingError: nothing to train on; scores, loss or gradient were no finite numbers for SKIPPED_IN_A_ROW steps;
+            or an alarm went off and `config.stop_on_alarm` is set.
         ReaderError: too many reads failed.
         ResumeError: the settings changed, or the folder holds another run.
         StorageError: the folder cannot be written.
@@ -966,14 +1046,15 @@ def train(
     usable = usable_examples(examples)
     algorithm.check(usable)
     make_folder(folder)
-    loop = {"loop": asdict(config), "seed": seed, "inner_epochs": algorithm.inner_epochs}
+    deciding = {name: value for name, value in asdict(config).items() if name != "stop_on_alarm"}
+    loop = {"loop": deciding, "seed": seed, "inner_epochs": algorithm.inner_epochs}
     fingerprint = fingerprint_of({**loop, **(settings or {})})
     # Dropout draws from one core and makes the ratio of a fresh rollout differ from 1.
     for module in policy.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     checkpoint = newest_checkpoint(folder) if resume else None
-    metrics_file = MetricsFile(folder / METRICS)
+    metrics_file, bell = MetricsFile(folder / METRICS), Bell(folder, config.stop_on_alarm)
     files = [] if processes.rank() else [*([_Emptying(folder)] if checkpoint is None else []), metrics_file]
     trainer = FeedbackTrainer(
         policy,
@@ -985,14 +1066,14 @@ def train(
         folder,
         fingerprint,
         seed,
-        [*files, *([_Teller(on_step)] if on_step and not processes.rank() else []), *callbacks],
+        [*files, *([_Teller(on_step)] if on_step and not processes.rank() else []), bell, *callbacks],
         may_go_on,
     )
     if checkpoint is not None:
         check_fingerprint(checkpoint, fingerprint)
         trainer.restore(checkpoint)
-        if not processes.rank():
-            metrics_file.truncate(step_of(checkpoint))
+        processes.from_first(lambda: metrics_file.truncate(step_of(checkpoint)))
+        bell.replay(metrics_file.path)
     torch.manual_seed(seed)
     trainer.run(checkpoint)
     seconds = trainer.seconds()
@@ -1016,6 +1097,7 @@ def train(
         cache_hits=int(trainer.totals["cache_hits"]),
         seconds=seconds,
         seconds_by_part=dict(trainer.parts),
+        alarms=tuple(bell.watch.alarms),
     )
 
 

@@ -208,12 +208,14 @@ def test_the_demo_ends_with_the_next_step_unless_the_model_is_worse(
     evaluation = evaluate({"first-stage": FirstStage()}, [Example(Query("q", "Where?"), documents, (), {"b": 1})])
     numbers = dict.fromkeys(("reference", "trained", "delta", "ci_low", "ci_high", "p_value", "seconds"), 0.5)
     counts = {"n": 1, "reader_calls": 1, "cache_hits": 0, "skipped": 0}
-    result = {"verdict": verdict, "metric": "F1", "signature": "F1|set:x", **numbers, **counts}
+    alarm = {"name": "drift", "step": 7, "seen": "x", "wanted": "y", "cause": "z", "knob": "t"}
+    result = {"verdict": verdict, "metric": "F1", "signature": "F1|set:x", "alarms": [alarm], **numbers, **counts}
     outcome = RunOutcome(Path("runs/demo"), result, evaluation, 8 if verdict == "worse" else 0)
     monkeypatch.setattr("rankwright.cli.train.run_demo", lambda *_, **__: outcome)
     assert run(["demo"]) == outcome.exit_code
     lines = capsys.readouterr().err.splitlines()
     said = next(line for line in lines if line.startswith("The trained model is"))
+    assert any(line.startswith("Alarms while training: drift (step 7). ") for line in lines[: lines.index(said)])
     after = lines[lines.index(said) + 1 :]
     command = "    rankwright train --name mine --data questions.jsonl --corpus passages.jsonl"
     assert after == ([] if verdict == "worse" else ["Next, on your own questions and passages:", command])

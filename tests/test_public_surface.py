@@ -37,6 +37,7 @@ LIGHT_MODULES = [
     "rankwright.checkpoints",
     "rankwright.diagnosis",
     "rankwright.budget",
+    "rankwright.alarms",
     "rankwright.evaluation",
     "rankwright.reading",
     "rankwright.reporting",

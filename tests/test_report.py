@@ -341,6 +341,22 @@ def test_curves_are_drawn_for_what_was_logged() -> None:
     assert titles == ["Reward", "Dev", "KL", "Entropy", "Spread", "Loss"]
 
 
+@pytest.mark.parametrize("payload", [HARMLESS, *HOSTILE[:6]])
+def test_alarms_stand_above_the_curves_with_cause_and_knob(tmp_path: Path, payload: str) -> None:
+    alarm = {"name": "drift", "step": 1207, "seen": payload, "wanted": "less", "cause": "Because.", "knob": "Turn it."}
+    metrics = [{"step": step, "reward": 0.5} for step in range(3)]
+    options: dict[str, Any] = {"metrics": metrics, "run": {"result": {"alarms": [alarm]}}}
+    page = report_of(tmp_path, make_evaluation(), **options)
+    headings = re.findall(r'<section id="(\w+)"', page)
+    assert headings.index("alarms") == headings.index("training") - 1
+    section = page[page.index('<section id="alarms"') : page.index('<section id="training"')]
+    assert "<script" not in section
+    assert "<img" not in section
+    assert all(text in section for text in ("drift", "1,207", "Because. Turn it.", "less", escape(payload)))
+    quiet = report_of(tmp_path, make_evaluation(), metrics=metrics, run={"result": {"alarms": []}})
+    assert '<section id="alarms"' not in quiet
+
+
 def test_several_quantities_of_one_kind_share_a_figure_with_a_legend() -> None:
     drawn = curves([{"step": i, "reward": 0.5, "reference_reward": 0.4, "no_document_reward": 0.1} for i in (1, 2)])
     assert drawn.count("<figure>") == 1

@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import BertForSequenceClassification, TrainerCallback
 
@@ -52,7 +53,19 @@ from rankwright.training import (
     requests_of,
     train,
 )
-from rankwright.types import Answer, Context, Document, Example, Query, Reader, ReadFailed, ReadResult, RerankRequest
+from rankwright.types import (
+    Answer,
+    Context,
+    Document,
+    Example,
+    Outcome,
+    Query,
+    Reader,
+    ReadFailed,
+    ReadResult,
+    RerankRequest,
+    RewardValue,
+)
 from tests.tiny_bert import tiny_config, tiny_tokenizer
 from tests.toy import ToyPolicy, ToyReader, examples
 
@@ -693,7 +706,8 @@ def test_dev_is_not_judged_by_the_few_reads_that_succeed(failed: int, of: int, a
         with pytest.raises(ReaderError, match=rf"'toy' failed on {failed} of {of} dev reads.* --resume"):
             score(ToyPolicy())
     else:
-        assert score(ToyPolicy()) == {"reward": 1.0, "failed_reads": failed, "reader_calls": of, "cache_hits": 0}
+        read = {"reward": 1.0, "holdout": 1.0, "failed_reads": failed, "reader_calls": of, "cache_hits": 0}
+        assert score(ToyPolicy()) == read
 
 
 def test_answers_of_the_cache_on_dev_are_counted_too(tmp_path: Path) -> None:
@@ -956,38 +970,115 @@ class InfiniteSlope(ToyPolicy):
 
 
 class NoLoss(Supervised):
-    """Its third loss is no number."""
+    """Its losses of these numbers, from 1 on, are no numbers."""
 
-    calls = 0
+    def __init__(self, *bad: int) -> None:
+        self.bad = bad
+        self.calls = 0
 
     def loss(self, scores_QD: torch.Tensor, rollout: Any) -> tuple[torch.Tensor, dict[str, float]]:
         self.calls += 1
         loss, metrics = super().loss(scores_QD, rollout)
-        return loss * (math.nan if self.calls == 3 else 1.0), metrics
+        return loss * (math.nan if self.calls in self.bad else 1.0), metrics
 
 
-def learn_labels(policy: ToyPolicy, algorithm: Supervised, folder: Path) -> torch.Tensor:
+def learn_labels(policy: ToyPolicy, algorithm: Supervised, folder: Path, **more: Any) -> torch.Tensor:
     """The weights before."""
     before = policy.scores.detach().clone()
-    config = TrainConfig(batch_size=4, learning_rate=0.3, eval_steps=1, trainer={"warmup_steps": 0})
-    train(policy, ToyPolicy(), algorithm, examples(20), config, folder)
+    given = {"warmup_steps": 0, "save_total_limit": 0}
+    config = TrainConfig(batch_size=4, learning_rate=0.3, eval_steps=1, trainer=given)
+    train(policy, ToyPolicy(), algorithm, examples(20), config, folder, **more)
     return before
 
 
-def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
-    with pytest.raises(
-        TrainingError, match=r"^Loss is nan at step 2; wanted a finite number\. Lower .*now 0\.3.* anew"
-    ):
-        learn_labels(ToyPolicy(), NoLoss(), tmp_path)
-    assert step_of(sorted_checkpoints(tmp_path)[-1]) == 2
+def alarms_told(folder: Path) -> list[tuple[str, int]]:
+    rows = [json.loads(line) for line in (folder / "alarms.jsonl").read_text("utf-8").splitlines()]
+    return [(row["name"], row["step"]) for row in rows]
+
+
+def test_a_loss_that_is_no_number_costs_its_step_alone(tmp_path: Path) -> None:
+    policy = ToyPolicy()
+    learn_labels(policy, NoLoss(3, 4, 6, 7, 8, 9), tmp_path)
+    skipped = [row["skipped_steps"] for row in rows_of(tmp_path) if "skipped_steps" in row]
+    assert skipped == [0, 0, 1, 1, 0, 1, 1, 1, 1, 0]
+    weights = [load_file(tmp_path / f"checkpoint-{step}" / "model.safetensors")["scores"] for step in (9, 10)]
+    assert torch.isfinite(weights[1]).all()
+    assert not torch.equal(*weights)
+    assert alarms_told(tmp_path) == [("not_a_number", 3)]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_loss_that_is_no_number_leaves_the_weights_as_they_were(tmp_path: Path, accumulation: int) -> None:
+    """With two passes a step the other one is left out with it."""
+    policy = ToyPolicy()
+    config = TrainConfig(epochs=0.2, batch_size=2, accumulation=accumulation, learning_rate=0.3, eval_steps=1)
+    train(policy, ToyPolicy(), NoLoss(*range(1, 5, accumulation)), examples(20), config, tmp_path)
+    assert torch.equal(policy.scores, ToyPolicy().scores)
+
+
+def test_five_steps_in_a_row_that_are_no_numbers_end_the_run(tmp_path: Path) -> None:
+    message = (
+        r"^Loss is nan at step 6, the last of 5 in a row that were left out; wanted finite numbers\. Lower .*now 0\.3"
+    )
+    with pytest.raises(TrainingError, match=message):
+        learn_labels(ToyPolicy(), NoLoss(*range(3, 9)), tmp_path)
+    assert step_of(sorted_checkpoints(tmp_path)[-1]) == 6
+
+
+def test_steps_that_are_left_out_are_counted_over_a_break(tmp_path: Path) -> None:
+    """Three before it and two after it make five."""
+    with pytest.raises(StoppedError):
+        learn_labels(ToyPolicy(), NoLoss(*range(1, 9)), tmp_path, callbacks=(stop_at(3),))
+    with pytest.raises(TrainingError, match="Loss is nan at step 4, the last of 5"):
+        learn_labels(ToyPolicy(), NoLoss(*range(1, 9)), tmp_path, resume=True)
 
 
 def test_a_gradient_that_is_no_number_stays_out_of_the_weights(tmp_path: Path) -> None:
     policy = InfiniteSlope()
-    with pytest.raises(TrainingError, match=r"^Gradient norm is (nan|inf) at step 0; wanted a finite number\. Lower "):
+    with pytest.raises(TrainingError, match=r"^Gradient norm is (nan|inf) at step 4, the last of 5 in a row"):
         learn_labels(policy, Supervised(), tmp_path)
     assert torch.equal(policy.scores, ToyPolicy().scores)
-    assert sorted_checkpoints(tmp_path) == []
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_scores_that_are_no_numbers_are_never_read_for(tmp_path: Path, value: float) -> None:
+    class Lost(ToyPolicy):
+        def forward(self, requests: Sequence[RerankRequest]) -> torch.Tensor:
+            return super().forward(requests) + (value if requests[0].query.query_id in ("q1", "q2") else 0.0)
+
+    policy, reader = Lost(), ToyReader()
+    algorithm = RRPO(RRPOConfig(), reader, answer_reward("f1"))
+    config = replace(LOOP, batch_size=1, epochs=1, trainer={})
+    train(policy, ToyPolicy(), algorithm, examples(8), config, tmp_path)
+    rows = [row for row in rows_of(tmp_path) if "loss" in row]
+    skipped = [row for row in rows if row["skipped_steps"]]
+    assert (len(rows), len(skipped)) == (8, 2)
+    assert all("reader_calls" not in row for row in skipped)
+    assert torch.isfinite(policy.scores).all()
+    assert not torch.equal(policy.scores, ToyPolicy().scores)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("scale", ["window", "question"])
+def test_a_reward_that_is_no_number_is_none(tmp_path: Path, value: float, scale: Literal["window", "question"]) -> None:
+    """One of ten; in training its steps are masked, on dev it is missing from the mean."""
+    right, count = answer_reward("f1"), itertools.count()
+
+    class Slipping:
+        name = "slipping"
+
+        def __call__(self, outcomes: Sequence[Outcome]) -> list[RewardValue]:
+            return [RewardValue(value) if next(count) % 10 == 0 else price for price in right(outcomes)]
+
+    policy, reward, reader = ToyPolicy(), Slipping(), ToyReader()
+    algorithm = RRPO(RRPOConfig(scale=scale, max_failed_reads=0.2), reader, reward)
+    dev = dev_scorer(examples(20), reader, reward, 1, max_failed_reads=0.2)
+    train(policy, ToyPolicy(), algorithm, examples(20), LOOP, tmp_path, score_dev=dev)
+    rows = rows_of(tmp_path)
+    assert sum(row.get("masked_steps", 0) for row in rows) > 0
+    assert {row["skipped_steps"] for row in rows if "loss" in row} == {0}
+    assert all(row["eval_failed_reads"] == 2 and row["eval_reward"] is not None for row in rows if "eval_reward" in row)
+    assert torch.isfinite(policy.scores).all()
 
 
 def test_where_fp16_scales_the_loss_such_a_gradient_is_left_to_the_scaler(

@@ -15,7 +15,7 @@ DOCUMENTS = tuple(Document(str(i), f"integer {i}") for i in range(10))
 
 def examples(count: int) -> list[Example]:
     """Questions that all have the same ten candidates and the answer "seven"."""
-    return [Example(Query(f"q{i}", "where is seven?"), DOCUMENTS, ("seven",), {"7": 1}) for i in range(count)]
+    return [Example(Query(f"q{i}", "where is it?"), DOCUMENTS, ("seven",), {"7": 1}) for i in range(count)]
 
 
 class ToyReader:

@@ -62,6 +62,8 @@ class TrainConfig:
     """How far the weights that are kept lie on the straight way from the starting weights to the trained ones: 1 keeps
     those as they are, less takes noise of training out (WiSE-FT, arXiv 2109.01903; in reinforcement learning WARP,
     arXiv 2406.16768, section 3.3). Dev scores what would be kept; checkpoints hold the trained ones."""
+    stop_on_alarm: bool = False
+    """Ends the run at the first alarm (docs/rrpo.md); --resume goes on, with this setting or without."""
     trainer: dict[str, Any] = field(default_factory=dict)
     """Further TrainingArguments, out of SUPPORTED_ARGUMENTS."""
 
@@ -76,6 +78,7 @@ class TrainConfig:
                 "learning_rate": above_zero(self.learning_rate),
                 "eval_steps": at_least(1, self.eval_steps),
                 "patience": at_least(0, self.patience),
+                "stop_on_alarm": one_of(self.stop_on_alarm, True, False),
                 "interpolation": (0 < self.interpolation <= 1, "above 0, at most 1"),
             },
         )

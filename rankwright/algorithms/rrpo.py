@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rankwright.algorithms.config import RRPOConfig
 from rankwright.algorithms.critic import Critic, returns
+from rankwright.algorithms.guards import leak_share, policy_metrics
 from rankwright.algorithms.rollout import prefix_lengths, prefixes_of, rewards_tensor
 from rankwright.errors import ConfigurationError
 from rankwright.maths.plackett_luce import (
@@ -156,13 +157,17 @@ class RRPO:
             "reference_reward": _mean(_last(greedy_Q1A, taken_QA)),
             "no_document_reward": _mean(no_document_Q),
             "advantage": _mean(against_reference[compared]),
-            "zero_variance_share": float((_spread(last_QS) == 0).double().mean()),
+            "zero_variance_share": float((_spread(last_QS) == 0).double().mean()) if config.samples > 1 else math.nan,
             "reader_calls": float(readings.paid),
             "cache_hits": float(readings.hits),
             "failed_reads": float(readings.failed),
             "masked_steps": float(masked_steps),
             "dropped_share": float((~kept_Q).double().mean()),
             **critic_metrics,
+            "reward_agreement": readings.agreement,
+            "leak_share": leak_share(examples),
+            "stale_share": getattr(self.reader, "stale_share", math.nan),
+            **policy_metrics(scores_QD, reference_scores_QD),
         }
         behaviour_QSK = step_logprobs(scores_QD, actions_QSK)
         return Rollout(reference_scores_QD, actions_QSK, behaviour_QSK, advantages_QSA, valid_QSA, taken_QK, metrics)

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from rankwright.llms.local import LocalLLM
 
 
+REREADS = 8
+"""Stored answers of the embedded reader that a command reads again, to see whether the cache still tells the truth."""
+
+
 @dataclass(frozen=True)
 class Splits:
     """Questions with candidates, for the three uses."""
@@ -76,7 +80,7 @@ def build_reader(settings: ReaderSettings, store: ReadStore | None, run: str, de
         from rankwright.readers import CachedReader, EmbeddedReader
 
         embedded = EmbeddedReader(device=device)
-        return embedded if store is None else CachedReader(embedded, store, run=run)
+        return embedded if store is None else CachedReader(embedded, store, run=run, rereads=REREADS)
     from rankwright.llms.cache import CachedLLM
     from rankwright.prompts import load_prompt, parse_answer
     from rankwright.readers.llm import SAMPLING, LLMReader

@@ -10,7 +10,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -467,6 +467,7 @@ def _without_speed(tree: Mapping[str, Any]) -> dict[str, Any]:
         **{name: part for name, part in tree.items() if name != "budget"},
         "reader": {name: value for name, value in tree["reader"].items() if name not in HOW_FAST},
         "expansion": {n: value for n, value in tree["expansion"].items() if n not in (*HOW_FAST, "max_failed")},
+        "loop": {name: value for name, value in tree["loop"].items() if name != "stop_on_alarm"},
         "rrpo": {name: value for name, value in tree["rrpo"].items() if name != "max_failed_reads"},
     }
 
@@ -600,6 +601,7 @@ def _result(settings: RunSettings, evaluation: Evaluation, trained: Any, calls: 
         "best_step": trained.best_step,
         "dev_before": trained.dev_before,
         "dev_best": trained.dev_best,
+        "alarms": [asdict(alarm) for alarm in trained.alarms],
         "signature": evaluation.signature,
     }
 
@@ -649,6 +651,9 @@ def show(outcome: RunOutcome, next_step: str = "") -> None:
     )
     if result["skipped"]:
         say(f"{result['skipped']} bad rows were skipped.")
+    if result["alarms"]:
+        told = ", ".join(f"{alarm['name']} (step {alarm['step']})" for alarm in result["alarms"])
+        say(f"Alarms while training: {told}. The report says what was seen, the likely cause and what to turn.")
     say(f"Report {outcome.folder / 'report.html'}   model {outcome.folder / 'model'}")
     say(verdict_line(result))
     if next_step and result["verdict"] != "worse":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -35,12 +36,22 @@ class CachedReader:
     Equal contexts of one batch are read once. Failed reads are not stored. The ledger enters every read at a price of
     0, which is known: it was made on this machine. Counts over its lifetime: `paid` answers of the reader, `hits`
     answered without it, `failed` reads. `reader` is the one behind it.
+
+    Args:
+        reader: the one that is asked for what is new.
+        store: where answers are kept.
+        run: under which name reads stand in the ledger.
+        rereads: of the stored answers, so many of the first are read again and compared (`stale_share`); neither the
+            ledger nor the counts know of that. Only for a reader that costs no money and answers the same again.
     """
 
-    def __init__(self, reader: KeyedReader, store: ReadStore, *, run: str = ""):
+    def __init__(self, reader: KeyedReader, store: ReadStore, *, run: str = "", rereads: int = 0):
         self.reader = reader
         self._store = store
         self._run = run
+        self._rereads = rereads
+        self._reread = 0
+        self._stale = 0
         self.paid = 0
         self.hits = 0
         self.failed = 0
@@ -54,6 +65,11 @@ class CachedReader:
         """Share of passage tokens that the reader behind had to cut away; 0 for one that does not count them."""
         return getattr(self.reader, "share_cut", 0.0)
 
+    @property
+    def stale_share(self) -> float:
+        """Share of the stored answers read again that came out otherwise; NaN where none was."""
+        return self._stale / self._reread if self._reread else math.nan
+
     def answer(self, contexts: Sequence[Context]) -> list[ReadResult]:
         """One result per context, in order; `paid` is False for what the store or an equal context answered."""
         keys = [content_key("answer", {"reader_key": self.reader.cache_key(context)}) for context in contexts]
@@ -61,11 +77,23 @@ class CachedReader:
             key: Answer(value["text"], paid=False) for key, value in self._store.get_many(keys).items()
         }
         new = {key: context for key, context in zip(keys, contexts, strict=True) if key not in results}
+        if self._reread < self._rereads:
+            stored = {key: context for key, context in zip(keys, contexts, strict=True) if key in results}
+            self._compare(stored, results)
         fresh = list(new)
         for start in range(0, len(fresh), CONTEXTS_PER_CHUNK):
             chunk = fresh[start : start + CONTEXTS_PER_CHUNK]
             results.update(self._read(chunk, [new[key] for key in chunk]))
         return [self._counted(results, key, new) for key in keys]
+
+    def _compare(self, stored: Mapping[str, Context], results: Mapping[str, ReadResult]) -> None:
+        """Reads some of what the store answered again."""
+        keys = list(stored)[: self._rereads - self._reread]
+        for key, again in zip(keys, self.reader.answer([stored[key] for key in keys]) if keys else [], strict=True):
+            before = results[key]
+            if isinstance(again, Answer) and isinstance(before, Answer):
+                self._reread += 1
+                self._stale += again.text != before.text
 
     def _read(self, keys: Sequence[str], contexts: Sequence[Context]) -> dict[str, ReadResult]:
         results = self.reader.answer(contexts)

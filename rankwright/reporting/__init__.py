@@ -62,7 +62,8 @@ def write_report(
     Args:
         path: The file; missing folders are made.
         title: Heading of the page.
-        run: `config`, `environment` and `result`, each a mapping, as the run folder holds them; all optional. A
+        run: `config`, `environment` and `result`, each a mapping, as the run folder holds them; all optional. The
+            `alarms` of the result become a section of their own. A
             `command` in the environment, as text or list, is shown as the way to repeat the run. Secrets are left out.
         metrics: The lines of metrics.jsonl, each with a `step`. Curves are drawn for reward, dev scores (`eval_F1`,
             `dev/nDCG@10`, ...), kl, entropy, score_spread and loss, as far as there are any.
@@ -78,6 +79,7 @@ def write_report(
     sections = [
         ("scores", "Scores", _scores(evaluation)),
         ("differences", "Differences", _differences(evaluation, test)),
+        ("alarms", "Alarms while training", _alarms((run.get("result") or {}).get("alarms") or ())),
         ("training", "Training", curves(metrics or ())),
         ("questions", "Questions won and lost", _questions(evaluation, test, questions)),
         ("settings", "Settings", _settings(evaluation, run)),
@@ -335,6 +337,26 @@ def _shares(evaluation: Evaluation, test: PairedTest) -> tuple[int, int, int]:
     deltas = _deltas(evaluation, test).values()
     won, lost = sum(delta > 0 for delta in deltas), sum(delta < 0 for delta in deltas)
     return won, len(deltas) - won - lost, lost
+
+
+def _alarms(alarms: Sequence[Record]) -> Html:
+    """Signs that the training went wrong, with what to do; empty without any."""
+    if not alarms:
+        return join([])
+    heads = [tag("th", name, scope="col") for name in ("Alarm", "Step", "Seen", "Wanted", "Likely cause, what to turn")]
+    rows = [
+        tag(
+            "tr",
+            tag("th", quoted(alarm["name"]), scope="row"),
+            tag("td", f"{alarm['step']:,}", class_="number", data_value=repr(alarm["step"])),
+            tag("td", quoted(alarm["seen"])),
+            tag("td", quoted(alarm["wanted"])),
+            tag("td", quoted(f"{alarm['cause']} {alarm['knob']}")),
+        )
+        for alarm in alarms
+    ]
+    note = "Each stands at the step at which it was first seen. An alarm is a sign, no proof."
+    return join([tag("p", note, class_="soft"), _table(heads, rows)])
 
 
 def _questions(evaluation: Evaluation, test: PairedTest | None, limit: int) -> Html:

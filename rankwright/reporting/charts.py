@@ -29,7 +29,9 @@ _CURVES = (
     _Curve(
         "Dev",
         "scores on development questions while training",
-        re.compile(r"(eval|dev)[/_](\w+[/_])?(F1|EM|sub-EM|hit@\d+|nDCG@\d+|RR@\d+|recall@\d+|reward)", re.IGNORECASE),
+        re.compile(
+            r"(eval|dev)[/_](\w+[/_])?(F1|EM|sub-EM|hit@\d+|nDCG@\d+|RR@\d+|recall@\d+|reward|holdout)", re.IGNORECASE
+        ),
     ),
     _Curve("KL", "distance of the policy from its reference", re.compile(r"(train[/_])?kl(_\w+)?")),
     _Curve("Entropy", "how undecided the policy is", re.compile(r"(train[/_])?entropy")),
