@@ -153,6 +153,8 @@ def page() -> str:
             "and by seed 0 with 36 steps instead of 30, changed for other reasons (experiments.md).",
             f"Machine: {platform.machine()}, 2 cores. The runs share one cache of answers, so later seeds pay for "
             "fewer reads.",
+            "The clone and seeds 0 and 1 had the machine to themselves; seeds 2 to 4 and the control ran beside other "
+            "work, which shows in their seconds.",
             "",
             clone_words,
             "",
