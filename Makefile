@@ -35,7 +35,7 @@ demo: $(DEMO_INSTALLED) ## train the embedded reranker from the embedded reader 
 	$(BIN)/rankwright demo
 
 test: $(ALL_INSTALLED) ## run the tests; a skip that tests/allowed-skips.txt does not list fails the run
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: $(ALL_INSTALLED) ## lint, formatting, types, import floors
 	$(BIN)/ruff check .

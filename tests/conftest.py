@@ -23,6 +23,14 @@ DATA_ABSENT = "real data sets are absent; set RANKWRIGHT_DATA to their folder"
 SEED = 0
 
 
+SLOWEST = ("test_demo_run.py", "test_processes.py", "test_wheel.py", "test_cli_costs.py", "test_alarms.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes come first, or one worker would sit through them alone at the end."""
+    items.sort(key=lambda item: SLOWEST.index(item.path.name) if item.path.name in SLOWEST else len(SLOWEST))
+
+
 # --- network -----------------------------------------------------------------------------------------------------
 
 
