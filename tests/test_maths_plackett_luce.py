@@ -180,6 +180,21 @@ def test_sampled_frequencies_are_plackett_luce() -> None:
     assert statistic < 49.7
 
 
+@pytest.mark.parametrize("shared", [1, 2])
+def test_rankings_that_share_a_prefix_are_each_drawn_from_the_distribution(shared: int) -> None:
+    """All 24 rankings of four documents, those of every second sample too, come as often as they should."""
+    scores, draws = torch.tensor([[1.0, 0.5, 0.0, -1.0]]), 40_000
+    noise = gumbel_noise(5, 0, ["q"], draws, [4])
+    actions = sample_rankings(scores, noise, 4, shared)[0]
+    assert torch.equal(actions[::2, :shared], actions[1::2, :shared])
+    assert not torch.equal(actions[::2], actions[1::2])
+    for half in (actions[::2], actions[1::2]):
+        for ranking in itertools.permutations(range(4)):
+            wanted = step_logprobs(scores, torch.tensor([[ranking]])).sum().exp().item()
+            found = (half == torch.tensor(ranking)).all(-1).double().mean().item()
+            assert abs(found - wanted) < 5 * math.sqrt(wanted * (1 - wanted) / len(half))
+
+
 def test_noise_has_the_moments_of_gumbel() -> None:
     noise = gumbel_noise(0, 0, ["q"], 200, [200])
     assert noise.mean().item() == pytest.approx(0.5772, abs=5 * math.pi / math.sqrt(6 * 40_000))

@@ -177,6 +177,44 @@ def test_sampled_rankings_depend_on_seed_and_rollout_but_not_on_the_batch() -> N
     assert not torch.equal(actions(1, 0, slice(0, 2), 9), both)
 
 
+def test_noise_by_question_samples_the_same_rankings_again_and_reads_nothing_new() -> None:
+    """As long as the policy is the same; another seed or question has other noise."""
+    rows, reader = questions(9, 9), EchoReader()
+    scores = scores_for(rows)
+    algorithm = RRPO(RRPOConfig(samples=8, noise="question"), reader, Price(number))
+    first = algorithm.collect(scores, scores, rows, 0)
+    asked = set(reader.asked)
+    later = algorithm.collect(scores, scores, rows, 7)
+    assert torch.equal(first.actions_QSK, later.actions_QSK)
+    assert set(reader.asked) == asked
+    assert not torch.equal(first.actions_QSK[0], first.actions_QSK[1])
+    moved = algorithm.collect(
+        scores + 0.05 * torch.randn(2, 9, generator=torch.Generator().manual_seed(0)), scores, rows, 8
+    )
+    same = (moved.actions_QSK == first.actions_QSK).double().mean()
+    assert 0.7 < same < 1, "a policy that moved a little samples mostly the same"
+
+
+@pytest.mark.parametrize(("samples", "shared"), [(4, 1), (4, 2), (5, 2), (2, 1)])
+def test_samples_that_share_their_first_documents_need_fewer_reads(samples: int, shared: int) -> None:
+    rows, reader = questions(40, 2, 1), EchoReader()
+    scores = scores_for(rows)
+    algorithm = RRPO(RRPOConfig(samples=samples, shared_steps=shared), reader, Price(number))
+    rollout = algorithm.collect(torch.where(torch.isfinite(scores), 0.0, scores), scores, rows, 0)
+    for q, row in enumerate(rows):
+        steps = min(3, len(row.candidates))
+        rankings = [ids_of(r, steps) for r in rollout.actions_QSK[q].tolist()]
+        assert all(len(set(ranking)) == steps for ranking in rankings)
+        for one, two in zip(rankings[::2], rankings[1::2], strict=False):
+            assert one[:shared] == two[:shared]
+    per_question = [sum(query_id == f"q{q}" for query_id, _ in reader.asked) for q in range(3)]
+    assert all(
+        n <= algorithm.reads_per_question(len(row.candidates)) for n, row in zip(per_question, rows, strict=True)
+    )
+    pairs = samples - samples // 2
+    assert algorithm.reads_per_question(40) == shared * (pairs + 1) + (3 - shared) * (samples + 1) + 1
+
+
 # --- where rewards land
 
 
@@ -568,6 +606,8 @@ def test_the_window_goes_through_a_checkpoint() -> None:
     [
         ("train_k", 0),
         ("samples", 0),
+        ("noise", "fixed"),
+        ("shared_steps", 3),
         ("action", "step"),
         ("baseline", "mean"),
         ("advantage", "td"),

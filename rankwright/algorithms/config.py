@@ -94,6 +94,13 @@ class RRPOConfig:
     """Steps of a sampled ranking; the reader answers after each. Paper: 3 was best of 1, 3, 5."""
     samples: int = 4
     """Sampled rankings per question. Ours."""
+    noise: Literal["rollout", "question"] = "rollout"
+    """How sampling noise is keyed: anew for each visit of a question, or the same at all of them, so that later epochs
+    sample mostly rankings that have been read (common random numbers). Each ranking is drawn from the policy in both.
+    Ours."""
+    shared_steps: int = 0
+    """So many first documents each two samples of a question have in common, which are read once. Each ranking is still
+    drawn from the policy, but two of a pair are not independent. Ours."""
     action: Literal["document", "ranking"] = "document"
     """What is chosen and rewarded: each document, by the answer after it, or the whole ranking at once, by the answer
     after its last document (a listwise bandit, with which the paper compares)."""
@@ -143,6 +150,8 @@ class RRPOConfig:
             {
                 "train_k": at_least(1, self.train_k),
                 "samples": at_least(1, self.samples),
+                "noise": one_of(self.noise, "rollout", "question"),
+                "shared_steps": (0 <= self.shared_steps < self.train_k, f"0 to {self.train_k - 1}, below rrpo.train_k"),
                 "action": one_of(self.action, "document", "ranking"),
                 "baseline": one_of(self.baseline, "auto", "reference", "group", "leave_one_out", "critic", "none"),
                 "advantage": one_of(self.advantage, "gae", "anchored", "marginal"),

@@ -107,7 +107,12 @@ class RRPO:
         prefixes of the samples and of the reference, as far as there are that many different ones, and no document."""
         config = self.config
         lengths = [min(config.train_k, candidates)] if config.action == "ranking" else range(1, config.train_k + 1)
-        return sum(min(config.samples + 1, math.perm(candidates, t)) for t in lengths) + 1
+        return sum(min(self._different(t) + 1, math.perm(candidates, t)) for t in lengths) + 1
+
+    def _different(self, length: int) -> int:
+        """Prefixes of that length that the samples can have."""
+        samples = self.config.samples
+        return samples - samples // 2 if length <= self.config.shared_steps else samples
 
     @torch.no_grad()
     def collect(
@@ -130,8 +135,9 @@ class RRPO:
         reference_scores_QD = reference_scores_QD.to(scores_QD.device).float() / config.temperature
         query_ids = [example.query.query_id for example in examples]
         counts = [len(example.candidates) for example in examples]
-        noise_QSD = gumbel_noise(self.seed, rollout_number, query_ids, config.samples, counts)
-        actions_QSK = sample_rankings(scores_QD, noise_QSD, config.train_k)
+        visit = rollout_number if config.noise == "rollout" else 0
+        noise_QSD = gumbel_noise(self.seed, visit, query_ids, config.samples, counts)
+        actions_QSK = sample_rankings(scores_QD, noise_QSD, config.train_k, config.shared_steps)
         greedy_Q1K = greedy_rankings(reference_scores_QD, config.train_k)[:, None, :]
         taken_QK = step_mask(scores_QD, config.train_k)
         lengths_QA = prefix_lengths(taken_QK, whole=config.action == "ranking")

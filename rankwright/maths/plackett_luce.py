@@ -60,7 +60,11 @@ def gumbel_noise(seed: int, step: int, query_ids: Sequence[str], samples: int, c
     return torch.stack(rows)
 
 
-def sample_rankings(scores_QD: Tensor, noise_QSD: Tensor, steps: int) -> Tensor:
+FAR = 1e12
+"""Beyond every perturbed score."""
+
+
+def sample_rankings(scores_QD: Tensor, noise_QSD: Tensor, steps: int, shared: int = 0) -> Tensor:
     """actions_QSK: the first K documents of S rankings drawn without replacement.
 
     Adding Gumbel noise and sorting draws from Plackett-Luce exactly (Yellott 1977; Kool et al. 2019, arXiv 1903.06059).
@@ -69,13 +73,25 @@ def sample_rankings(scores_QD: Tensor, noise_QSD: Tensor, steps: int) -> Tensor:
         scores_QD: raw scores, -inf on padding.
         noise_QSD: standard Gumbel noise.
         steps: K; surplus steps get action 0.
+        shared: every second ranking takes over so many first documents of the one before it and goes on by its own
+            noise. Each is still drawn from Plackett-Luce, since what follows a prefix does not depend on how the prefix
+            was drawn; two of a pair are not independent.
 
     >>> sample_rankings(torch.tensor([[1.0, 2.0, 0.0]]), torch.tensor([[[0.0, 0.0, 0.0], [0.0, 0.0, 5.0]]]), 2).tolist()
     [[[1, 0], [2, 1]]]
     """
     check_shapes(scores_QD="Q D", noise_QSD="Q S D")
     perturbed_QSD = scores_QD.detach().double()[:, None, :] + noise_QSD.to(scores_QD.device)
-    return _first(perturbed_QSD, step_mask(scores_QD, steps)[:, None, :], steps)
+    taken_Q1K = step_mask(scores_QD, steps)[:, None, :]
+    if shared:
+        second_QSD = perturbed_QSD[:, 1::2]
+        first_QSK = _first(perturbed_QSD[:, ::2][:, : second_QSD.shape[1]], taken_Q1K, steps)
+        for step in range(min(shared, steps)):
+            chosen = first_QSK[..., step : step + 1]
+            before_all = torch.full_like(chosen, steps - step, dtype=torch.float64) * FAR
+            kept = second_QSD.gather(-1, chosen)
+            second_QSD.scatter_(-1, chosen, torch.where(taken_Q1K[..., step : step + 1], before_all, kept))
+    return _first(perturbed_QSD, taken_Q1K, steps)
 
 
 def greedy_rankings(scores_QD: Tensor, steps: int) -> Tensor:
