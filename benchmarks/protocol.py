@@ -62,7 +62,12 @@ def splits(train_depth: int = 10, depth: int = 20) -> dict[str, list[Example]]:
 
 
 def train_one(
-    method: str, seed: int, data: Mapping[str, list[Example]], settings: Mapping[str, Any], name: str
+    method: str,
+    seed: int,
+    data: Mapping[str, list[Example]],
+    settings: Mapping[str, Any],
+    name: str,
+    cache: Path = WORK / "reads.sqlite",
 ) -> dict[str, Any]:
     """Trains one model, saves it under WORK/name/model, returns what it took. Resumes a killed run."""
     from rankwright.algorithms import RRPO, RRPOConfig, Supervised
@@ -79,7 +84,8 @@ def train_one(
     if config.batch_size != BATCH_SIZE:
         sys.exit(f"loop.batch_size is {config.batch_size}; the protocol's steps are of {BATCH_SIZE} questions.")
     reward = answer_reward("f1")
-    with ReadStore(WORK / "reads.sqlite") as store:
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with ReadStore(cache) as store:
         reader = CachedReader(EmbeddedReader(), store, run=name)
         rrpo = RRPOConfig(**settings.get("rrpo", {}))
         algorithm = RRPO(rrpo, reader, reward, seed) if method == "rrpo" else Supervised()
