@@ -44,7 +44,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 def left(runs: dict[int, Path], case: str, count: int) -> list[dict[str, Any]]:
     """By each process."""
-    return [torch.load(runs[count] / case / f"left-{rank}.pt") for rank in range(count)]
+    return [torch.load(runs[count] / case / f"left-{rank}.pt", weights_only=True) for rank in range(count)]
 
 
 @pytest.mark.parametrize("case", SAME)
