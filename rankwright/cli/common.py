@@ -34,11 +34,6 @@ console = _Watched(stderr=True, highlight=False, markup=False)
 """For people; results go to standard output by `write_out`."""
 
 FORMAT_HELP = f"One of {', '.join(FORMATS)}."
-EXPAND_WITH_HELP = (
-    "Query2Doc: who writes a passage for each question, with which BM25 searches too: an endpoint's base URL, a local "
-    "causal LM, or reader for the language model that reads. Default none."
-)
-EXPAND_MODEL_HELP = "Model name at the endpoint of --expand-with; without it the reader's, at the reader's endpoint."
 WORSE_EXIT_CODE = 8
 """A model that is worse than what it is compared with."""
 PIPE_WIDTH = 240

@@ -14,8 +14,6 @@ import typer
 from rich.table import Table
 
 from rankwright.cli.common import (
-    EXPAND_MODEL_HELP,
-    EXPAND_WITH_HELP,
     FORMAT_HELP,
     BadRow,
     OutputKind,
@@ -23,6 +21,16 @@ from rankwright.cli.common import (
     print_out,
     progress_bars,
     say,
+)
+from rankwright.cli.options import (
+    ApiKeyEnv,
+    Cache,
+    ExpandModel,
+    ExpandWith,
+    PriceInput,
+    PriceOutput,
+    RequestsPerMinute,
+    TokensPerMinute,
 )
 from rankwright.errors import ConfigurationError, DataError
 from rankwright.evaluation import Progress
@@ -87,16 +95,14 @@ def retrieve(
     out: Path | None = typer.Option(None, help="FILE.jsonl or FILE.run (TREC), with .gz where wanted."),
     index: Path | None = typer.Option(None, help="Folder of a saved index to search instead of a corpus."),
     save_index: Path | None = typer.Option(None, help="Keep the index in this folder."),
-    expand_with: str | None = typer.Option(None, help=EXPAND_WITH_HELP),
-    expand_model: str | None = typer.Option(None, help=EXPAND_MODEL_HELP),
-    requests_per_minute: float | None = typer.Option(None, help="Limit on requests to the endpoint."),
-    tokens_per_minute: float | None = typer.Option(None, help="Limit on tokens to the endpoint."),
-    price_input: float | None = typer.Option(None, help="Price of a million input tokens, for the ledger."),
-    price_output: float | None = typer.Option(None, help="Price of a million output tokens."),
-    api_key_env: str | None = typer.Option(
-        None, help="Environment variable that holds the endpoint's key. Default OPENAI_API_KEY."
-    ),
-    cache: str | None = typer.Option(None, help="SQLite file of all answers. Default runs/reads.sqlite."),
+    expand_with: ExpandWith = None,
+    expand_model: ExpandModel = None,
+    requests_per_minute: RequestsPerMinute = None,
+    tokens_per_minute: TokensPerMinute = None,
+    price_input: PriceInput = None,
+    price_output: PriceOutput = None,
+    api_key_env: ApiKeyEnv = None,
+    cache: Cache = None,
     config: Path | None = typer.Option(
         None, help="YAML file, or config.json of a run, whose query expansion is taken: that of the training."
     ),

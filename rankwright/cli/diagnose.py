@@ -9,8 +9,6 @@ import typer
 from rich.table import Table
 
 from rankwright.cli.common import (
-    EXPAND_MODEL_HELP,
-    EXPAND_WITH_HELP,
     FORMAT_HELP,
     BadRow,
     OutputKind,
@@ -20,6 +18,17 @@ from rankwright.cli.common import (
     progress_bars,
     say,
     score_text,
+)
+from rankwright.cli.options import (
+    ApiKeyEnv,
+    Cache,
+    ExpandModel,
+    ExpandWith,
+    PriceInput,
+    PriceOutput,
+    ReaderModel,
+    RequestsPerMinute,
+    TokensPerMinute,
 )
 from rankwright.cli.settings import (
     LARGEST_SEED,
@@ -72,8 +81,8 @@ def diagnose(
         RetrieverKind.bm25, help="bm25 over the corpus, or given: candidates in the order of the data."
     ),
     depth: int = typer.Option(10, min=1, help="Candidates per question, as in training."),
-    expand_with: str | None = typer.Option(None, help=EXPAND_WITH_HELP),
-    expand_model: str | None = typer.Option(None, help=EXPAND_MODEL_HELP),
+    expand_with: ExpandWith = None,
+    expand_model: ExpandModel = None,
     top_k: int = typer.Option(3, min=1, help="Passages that the reader sees."),
     model: str = typer.Option(
         REFERENCE, help="Reranker that training would start from: reference, a folder, a hub name, or first-stage."
@@ -81,19 +90,17 @@ def diagnose(
     reader: str | None = typer.Option(
         None, help="embedded, the base URL of an OpenAI-compatible endpoint, or a local causal LM. Default embedded."
     ),
-    reader_model: str | None = typer.Option(None, help="Model name at the endpoint."),
+    reader_model: ReaderModel = None,
     reader_prompt: str | None = typer.Option(
         None, help="A shipped prompt or a file with {passages} and {question}. Default reader-1."
     ),
-    requests_per_minute: float | None = typer.Option(None, help="Limit on requests to the endpoint."),
-    tokens_per_minute: float | None = typer.Option(None, help="Limit on tokens to the endpoint."),
-    price_input: float | None = typer.Option(None, help="Price of a million input tokens, for the ledger."),
-    price_output: float | None = typer.Option(None, help="Price of a million output tokens."),
-    api_key_env: str | None = typer.Option(
-        None, help="Environment variable that holds the endpoint's key. Default OPENAI_API_KEY."
-    ),
+    requests_per_minute: RequestsPerMinute = None,
+    tokens_per_minute: TokensPerMinute = None,
+    price_input: PriceInput = None,
+    price_output: PriceOutput = None,
+    api_key_env: ApiKeyEnv = None,
     reward: str = typer.Option("f1", help="f1, em, sub_em, rouge_l or package.module:function; from 0 to 1."),
-    cache: str | None = typer.Option(None, help="SQLite file of all answers. Default runs/reads.sqlite."),
+    cache: Cache = None,
     questions: int = typer.Option(100, min=1, help="How many questions are read; chosen by the seed."),
     orders: int = typer.Option(12, min=0, help="Orders per question that are read in search of the best one."),
     samples: int = typer.Option(4, min=2, help="Orders per question drawn as training draws them."),

@@ -13,8 +13,6 @@ import typer
 from rich.table import Table
 
 from rankwright.cli.common import (
-    EXPAND_MODEL_HELP,
-    EXPAND_WITH_HELP,
     FORMAT_HELP,
     WORSE_EXIT_CODE,
     BadRow,
@@ -28,6 +26,17 @@ from rankwright.cli.common import (
     say,
     score_table,
     shown_metrics,
+)
+from rankwright.cli.options import (
+    ApiKeyEnv,
+    Cache,
+    ExpandModel,
+    ExpandWith,
+    PriceInput,
+    PriceOutput,
+    ReaderModel,
+    RequestsPerMinute,
+    TokensPerMinute,
 )
 from rankwright.cli.settings import (
     LARGEST_SEED,
@@ -88,24 +97,22 @@ def compare(
     ),
     depth: int = typer.Option(20, min=1, help="Candidates per question."),
     top_k: int = typer.Option(3, min=1, help="Passages that the reader sees; the k of hit@k."),
-    expand_with: str | None = typer.Option(None, help=EXPAND_WITH_HELP),
-    expand_model: str | None = typer.Option(None, help=EXPAND_MODEL_HELP),
+    expand_with: ExpandWith = None,
+    expand_model: ExpandModel = None,
     reader: str | None = typer.Option(
         None,
         help="embedded, none, the base URL of an OpenAI-compatible endpoint, or a local causal LM. Default embedded.",
     ),
-    reader_model: str | None = typer.Option(None, help="Model name at the endpoint."),
+    reader_model: ReaderModel = None,
     reader_prompt: str | None = typer.Option(
         None, help="A shipped prompt or a file with {passages} and {question}. Default reader-1."
     ),
-    requests_per_minute: float | None = typer.Option(None, help="Limit on requests to the endpoint."),
-    tokens_per_minute: float | None = typer.Option(None, help="Limit on tokens to the endpoint."),
-    price_input: float | None = typer.Option(None, help="Price of a million input tokens, for the ledger."),
-    price_output: float | None = typer.Option(None, help="Price of a million output tokens."),
-    api_key_env: str | None = typer.Option(
-        None, help="Environment variable that holds the endpoint's key. Default OPENAI_API_KEY."
-    ),
-    cache: str | None = typer.Option(None, help="SQLite file of all answers. Default runs/reads.sqlite."),
+    requests_per_minute: RequestsPerMinute = None,
+    tokens_per_minute: TokensPerMinute = None,
+    price_input: PriceInput = None,
+    price_output: PriceOutput = None,
+    api_key_env: ApiKeyEnv = None,
+    cache: Cache = None,
     config: Path | None = typer.Option(
         None,
         help="YAML file, or config.json of a run, whose settings of reader and query expansion are taken: those of "

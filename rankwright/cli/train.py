@@ -12,13 +12,22 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from rankwright.cli.common import (
-    EXPAND_MODEL_HELP,
-    EXPAND_WITH_HELP,
     FORMAT_HELP,
     OutputKind,
     command_line,
     emit,
     say,
+)
+from rankwright.cli.options import (
+    ApiKeyEnv,
+    Cache,
+    ExpandModel,
+    ExpandWith,
+    PriceInput,
+    PriceOutput,
+    ReaderModel,
+    RequestsPerMinute,
+    TokensPerMinute,
 )
 from rankwright.cli.settings import RunSettings, load_settings
 from rankwright.errors import ConfigurationError
@@ -91,7 +100,7 @@ def demo(
     shuffle_answers: bool = typer.Option(
         False, help="Control: train with every question's answers exchanged for another's; nothing may be gained."
     ),
-    cache: str | None = typer.Option(None, help="SQLite file of all answers. Default runs/reads.sqlite."),
+    cache: Cache = None,
     config: Path | None = typer.Option(None, help="YAML file with settings that replace the demo's."),
     set_: list[str] = typer.Option([], "--set", help="NAME=VALUE, for example --set rrpo.samples=8; may be repeated."),
     name: str = typer.Option(DEMO_NAME, help="Run folder below runs/; an earlier one is replaced."),
@@ -200,22 +209,20 @@ def train(
     eval_depth: int | None = typer.Option(None, help="Candidates per dev and test question. Default 20."),
     top_k: int | None = typer.Option(None, help="Passages that the reader sees on dev and test. Default 3."),
     train_k: int | None = typer.Option(None, help="Steps of a sampled ranking. Default 3."),
-    expand_with: str | None = typer.Option(None, help=EXPAND_WITH_HELP),
-    expand_model: str | None = typer.Option(None, help=EXPAND_MODEL_HELP),
+    expand_with: ExpandWith = None,
+    expand_model: ExpandModel = None,
     reader: str | None = typer.Option(
         None, help="embedded, none, an endpoint's base URL, or a local causal LM. Default embedded."
     ),
-    reader_model: str | None = typer.Option(None, help="Model name at the endpoint."),
+    reader_model: ReaderModel = None,
     reader_prompt: str | None = typer.Option(None, help="Prompt file for an LLM reader."),
-    requests_per_minute: float | None = typer.Option(None, help="Limit on requests to the endpoint."),
-    tokens_per_minute: float | None = typer.Option(None, help="Limit on tokens to the endpoint."),
-    price_input: float | None = typer.Option(None, help="Price of a million input tokens, for the ledger."),
-    price_output: float | None = typer.Option(None, help="Price of a million output tokens."),
-    api_key_env: str | None = typer.Option(
-        None, help="Environment variable that holds the endpoint's key. Default OPENAI_API_KEY."
-    ),
+    requests_per_minute: RequestsPerMinute = None,
+    tokens_per_minute: TokensPerMinute = None,
+    price_input: PriceInput = None,
+    price_output: PriceOutput = None,
+    api_key_env: ApiKeyEnv = None,
     reward: str | None = typer.Option(None, help="f1, em, sub_em, rouge_l or package.module:function. Default f1."),
-    cache: str | None = typer.Option(None, help="SQLite file of all answers. Default runs/reads.sqlite."),
+    cache: Cache = None,
     max_reader_calls: int | None = typer.Option(
         None, help="Reader calls of the whole run; it stops before a step that could exceed them. Default 0: no limit."
     ),

@@ -1,0 +1,30 @@
+"""Options that several verbs take alike: who is asked, within which limits, at what price, and what is kept."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+ExpandWith = Annotated[
+    str | None,
+    typer.Option(
+        help="Query2Doc: who writes a passage for each question, with which BM25 searches too: an endpoint's base URL, "
+        "a local causal LM, or reader for the language model that reads. Default none."
+    ),
+]
+ExpandModel = Annotated[
+    str | None,
+    typer.Option(
+        help="Model name at the endpoint of --expand-with; without it the reader's, at the reader's endpoint."
+    ),
+]
+ReaderModel = Annotated[str | None, typer.Option(help="Model name at the endpoint.")]
+RequestsPerMinute = Annotated[float | None, typer.Option(help="Limit on requests to the endpoint.")]
+TokensPerMinute = Annotated[float | None, typer.Option(help="Limit on tokens to the endpoint.")]
+PriceInput = Annotated[float | None, typer.Option(help="Price of a million input tokens, for the ledger.")]
+PriceOutput = Annotated[float | None, typer.Option(help="Price of a million output tokens.")]
+ApiKeyEnv = Annotated[
+    str | None, typer.Option(help="Environment variable that holds the endpoint's key. Default OPENAI_API_KEY.")
+]
+Cache = Annotated[str | None, typer.Option(help="SQLite file of all answers. Default runs/reads.sqlite.")]
