@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import protocol
+from benchmarks import kept, protocol
 from benchmarks.kept import measured, read
 
 WORK = Path(__file__).parent / "work" / "calls"
@@ -54,7 +53,7 @@ def run(row: str) -> dict[str, Any]:
     return {**result, "questions": len(data["train"]), "calls": epochs, "dev": dev}
 
 
-def kept(row: str) -> dict[str, Any] | None:
+def record_of(row: str) -> dict[str, Any] | None:
     return read(folder_of(row) / "calls.json", protocol.made_with(settings_of(row)))
 
 
@@ -73,7 +72,7 @@ def line_of(row: str, record: Mapping[str, Any] | None, best: float | None) -> s
 
 def page() -> str:
     """The results page."""
-    exact = kept("exact cache")
+    exact = record_of("exact cache")
     questions = exact["questions"] if exact else 600
     naive = questions * SAMPLES * STEPS * EPOCHS
     lines = [
@@ -96,24 +95,22 @@ def page() -> str:
         f"| nothing (naive, computed) | {naive} | 100% | 100% | | | |",
     ]
     best = exact["dev_best"] if exact else None
-    return "\n".join([*lines, *(line_of(row, kept(row), best) for row in ROWS)]) + "\n"
+    return "\n".join([*lines, *(line_of(row, record_of(row), best) for row in ROWS)]) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("run", "one", "page"))
     parser.add_argument("--row", choices=list(ROWS))
+    parser.add_argument("--jobs", type=int, default=1, help="with run: processes side by side")
     args = parser.parse_args()
     if args.what == "page":
         PAGE.write_text(page(), encoding="utf-8")
     elif args.what == "one":
         measured(folder_of(args.row) / "calls.json", protocol.made_with(settings_of(args.row)), lambda: run(args.row))
     else:
-        for row in [args.row] if args.row else ROWS:
-            if code := subprocess.run(
-                [sys.executable, "-m", "benchmarks.calls", "one", "--row", row], check=False
-            ).returncode:
-                sys.exit(f"'{row}' ended with exit code {code}; see above, then run the same command again.")
+        rows = [args.row] if args.row else ROWS
+        kept.run_each([["benchmarks.calls", "one", "--row", row] for row in rows], args.jobs)
 
 
 if __name__ == "__main__":

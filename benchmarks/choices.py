@@ -15,15 +15,15 @@ import random
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import protocol
+from benchmarks import kept, protocol
 from benchmarks.demo.build import SOURCE, numbered, read_rows
-from benchmarks.kept import ASSETS, READER, REFERENCE, SPLIT, digests, measured, read
+from benchmarks.kept import ASSETS, DEVICE, READER, REFERENCE, SPLIT, digests, hardware, measured, read
 from rankwright.cli.settings import load_settings
 from rankwright.cli.train import DEMO_RECIPE, demo_splits
 from rankwright.metrics.significance import bootstrap_interval
@@ -37,28 +37,49 @@ HALVES = (0, 1)
 REFERENCE_ARM = "reference"
 Halves = tuple[list[Example], list[Example]]
 
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train."""
+
+    rrpo: Mapping[str, Any] | None
+    """Settings of RRPO; None learns from gold labels."""
+    learning_rate: float | None = None
+    """None: the world's."""
+    epochs: int = 1
+    """Times the world's steps."""
+
+
 THREE = {"train_k": 3, "samples": 4, "scale": "window"}
 TWICE = THREE | {"inner_epochs": 2}
 THREE_Q = {"train_k": 3, "samples": 8, "scale": "question"}
 ONE_Q = {"train_k": 1, "samples": 128, "scale": "question"}
-DEMO_ARMS: dict[str, dict[str, Any] | None] = {
-    "three steps, 4 samples, window": THREE,
-    "... advantage gae": THREE | {"advantage": "gae"},
-    "... advantage marginal": THREE | {"advantage": "marginal"},
-    "... KL sampled": THREE | {"kl": "sampled"},
-    "... ratio to the reference": THREE | {"ratio_anchor": "reference"},
-    "... each rollout used twice": TWICE,
-    "... each rollout used twice, ratio to the reference": TWICE | {"ratio_anchor": "reference"},
-    "three steps, 8 samples, question": THREE_Q,
-    "one step, 128 samples, window": ONE_Q | {"scale": "window"},
-    "one step, 128 samples, question": ONE_Q,
-    "gold labels": None,
+DEMO_ARMS = {
+    "three steps, 4 samples, window": Arm(THREE),
+    "... advantage gae": Arm(THREE | {"advantage": "gae"}),
+    "... advantage marginal": Arm(THREE | {"advantage": "marginal"}),
+    "... KL sampled": Arm(THREE | {"kl": "sampled"}),
+    "... ratio to the reference": Arm(THREE | {"ratio_anchor": "reference"}),
+    "... each rollout used twice": Arm(TWICE),
+    "... each rollout used twice, ratio to the reference": Arm(TWICE | {"ratio_anchor": "reference"}),
+    "three steps, 8 samples, question": Arm(THREE_Q),
+    "one step, 128 samples, window": Arm(ONE_Q | {"scale": "window"}),
+    "one step, 128 samples, question": Arm(ONE_Q),
+    "gold labels": Arm(None),
 }
-REAL_ARMS: dict[str, dict[str, Any] | None] = {
-    "three steps, 4 samples, window": THREE,
-    "three steps, 8 samples, question": THREE_Q,
-    "one step, 128 samples, question": ONE_Q,
-    "gold labels": None,
+REAL_ARMS = DEMO_ARMS | {
+    "one step, 128 samples, question, rate 2e-4": Arm(ONE_Q, 2e-4),
+    "one step, 128 samples, question, rate 5e-5, two epochs": Arm(ONE_Q, 5e-5, 2),
+    "one step, 128 samples, question, two epochs": Arm(ONE_Q, None, 2),
+    "one step, 128 samples, question, beta 0": Arm(ONE_Q | {"beta": 0.0}),
+    "two steps, 32 samples, question": Arm({"train_k": 2, "samples": 32, "scale": "question"}),
+    "three steps, 16 samples, question": Arm(THREE_Q | {"samples": 16}),
+    "three steps, 16 samples, question, rate 2e-4": Arm(THREE_Q | {"samples": 16}, 2e-4),
+    "three steps, 16 samples, question, two epochs": Arm(THREE_Q | {"samples": 16}, None, 2),
+    "three steps, 4 samples, window, rate 2e-4": Arm(THREE, 2e-4),
+    "three steps, 4 samples, window, two epochs": Arm(THREE, None, 2),
+    "gold labels, rate 5e-5": Arm(None, 5e-5),
+    "gold labels, rate 5e-5, two epochs": Arm(None, 5e-5, 2),
 }
 
 
@@ -67,13 +88,13 @@ class World:
     """Questions, arms and what all arms share."""
 
     halves: Callable[[], Halves]
-    arms: Mapping[str, dict[str, Any] | None]
-    """Name -> settings of RRPO; None learns from gold labels."""
+    arms: Mapping[str, Arm]
     files: Sequence[Path]
     """What decides the outcome beside the settings."""
     learning_rate: float
     steps: int
     max_length: int
+    seeds: Sequence[int] = (0,)
 
 
 def demo_halves() -> Halves:
@@ -105,23 +126,31 @@ def _parted(examples: Sequence[Example], is_first: Callable[[Example], bool]) ->
 DEMO_FILES = (READER, REFERENCE, ASSETS / "demo" / "corpus.jsonl", ASSETS / "demo" / "questions.jsonl")
 WORLDS = {
     "demo": World(demo_halves, DEMO_ARMS, DEMO_FILES, learning_rate=5e-5, steps=24, max_length=128),
-    "real": World(real_halves, REAL_ARMS, (READER, REFERENCE, SPLIT), learning_rate=1e-4, steps=52, max_length=160),
+    "real": World(
+        real_halves,
+        REAL_ARMS,
+        (READER, REFERENCE, SPLIT),
+        learning_rate=1e-4,
+        steps=52,
+        max_length=160,
+        seeds=(0, 1, 2),
+    ),
 }
 
 
 def made_with(world: World, arm: str) -> dict[str, Any]:
     """What decides an arm's outcome."""
-    settings = [world.arms.get(arm), world.learning_rate, world.steps, world.max_length]
-    return {"settings": settings, **digests(world.files)}
+    settings = [asdict(world.arms[arm]) if arm in world.arms else None]
+    return {"settings": [*settings, world.learning_rate, world.steps, world.max_length], **digests(world.files)}
 
 
-def kept_at(name: str, arm: str, half: int) -> Path:
+def kept_at(name: str, arm: str, half: int, seed: int = 0) -> Path:
     """File of one measurement."""
     words = "".join(c if c.isalnum() else "-" for c in arm).strip("-")
-    return WORK / name / f"{words}-{half}.json"
+    return WORK / name / f"{words}-{half}-{seed}.json"
 
 
-def run(name: str, arm: str, half: int) -> dict[str, Any]:
+def run(name: str, arm: str, half: int, seed: int) -> dict[str, Any]:
     """Trains on one half as an arm says; F1 of every question of the other half, by share of the way and depth."""
     from rankwright.algorithms import RRPO, RRPOConfig, Supervised
     from rankwright.algorithms.config import TrainConfig
@@ -133,27 +162,37 @@ def run(name: str, arm: str, half: int) -> dict[str, Any]:
 
     world = WORLDS[name]
     parts = world.halves()
-    policy = load(REFERENCE_ARM, max_length=world.max_length)
+    policy = load(REFERENCE_ARM, device=DEVICE, max_length=world.max_length)
     start = copy.deepcopy(policy)
-    folder = kept_at(name, arm, half).with_suffix("")
+    folder = kept_at(name, arm, half, seed).with_suffix("")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with ReadStore(WORK / "reads.sqlite") as store:
-        reader = CachedReader(EmbeddedReader(), store, run="choices")
+    with ReadStore(WORK / f"{name}-reads.sqlite") as store:
+        reader = CachedReader(EmbeddedReader(device=DEVICE), store, run="choices")
         if arm == REFERENCE_ARM:
-            return {"seconds": 0.0, "reads": 0, "f1": {"1.0": f1(policy, parts[1 - half], reader)}}
-        settings = world.arms[arm]
-        algorithm = RRPO(RRPOConfig(**settings), reader, answer_reward("f1")) if settings else Supervised()
-        steps = {"max_steps": world.steps}
-        config = TrainConfig(epochs=1.0, learning_rate=world.learning_rate, trainer=steps)
+            return {
+                "hardware": hardware(),
+                "seconds": 0.0,
+                "reads": 0,
+                "f1": {"1.0": f1(policy, parts[1 - half], reader)},
+            }
+        chosen = world.arms[arm]
+        rrpo = None if chosen.rrpo is None else RRPOConfig(**chosen.rrpo)
+        algorithm = Supervised() if rrpo is None else RRPO(rrpo, reader, answer_reward("f1"), seed)
+        config = TrainConfig(
+            epochs=float(chosen.epochs),
+            learning_rate=chosen.learning_rate or world.learning_rate,
+            trainer={"max_steps": world.steps * chosen.epochs, "bf16": True},
+        )
         began = time.perf_counter()
-        result = train(policy, start, algorithm, parts[half], config, folder, resume=True)
+        result = train(policy, start, algorithm, parts[half], config, folder, seed=seed, resume=True)
         seconds = time.perf_counter() - began
         found, trained = {}, copy.deepcopy(policy.state_dict())
         for share in SHARES:
             policy.load_state_dict(trained)
             interpolate(policy, start.state_dict(), share)
             found[str(share)] = f1(policy, parts[1 - half], reader)
-        return {"seconds": seconds, "reads": result.reader_calls + result.cache_hits, "f1": found}
+        reads = result.reader_calls + result.cache_hits
+        return {"hardware": hardware(), "seconds": seconds, "reads": reads, "f1": found}
 
 
 def f1(policy: Any, examples: Sequence[Example], reader: Any) -> dict[str, dict[str, float]]:
@@ -170,49 +209,58 @@ def f1(policy: Any, examples: Sequence[Example], reader: Any) -> dict[str, dict[
     return found
 
 
-def values(name: str, arm: str, share: float, top_k: int) -> dict[str, float] | None:
-    """F1 of all questions, each from the half it was held out of; None where a half is missing."""
-    found: dict[str, float] = {}
-    for half in HALVES:
-        record = read(kept_at(name, arm, half), made_with(WORLDS[name], arm))
-        if record is None:
-            return None
-        found |= record["f1"][str(share)][str(top_k)]
+def records(name: str, arm: str) -> list[dict[str, Any]]:
+    """What is kept of an arm: both halves of every seed that is complete."""
+    found = []
+    for seed in WORLDS[name].seeds:
+        both = [read(kept_at(name, arm, half, seed), made_with(WORLDS[name], arm)) for half in HALVES]
+        found += both if None not in both else []
     return found
+
+
+def values(found: Sequence[Mapping[str, Any]], share: float, top_k: int) -> dict[str, float]:
+    """F1 of all questions, each from the half it was held out of, mean over seeds."""
+    per: dict[str, list[float]] = {}
+    for record in found:
+        for query_id, value in record["f1"][str(share)][str(top_k)].items():
+            per.setdefault(query_id, []).append(value)
+    return {query_id: float(np.mean(row)) for query_id, row in per.items()}
 
 
 def row(name: str, arm: str, start: Mapping[int, Mapping[str, float]]) -> str:
     """One line of the table."""
+    found = records(name, arm)
+    if not found or not start:
+        return f"| {arm} | not run |" + " |" * 6
     cells = []
     for share in SHARES:
         for top_k in TOP_KS:
-            per = values(name, arm, share, top_k)
-            if per is None or not start:
-                return f"| {arm} | not run |" + " |" * 5
+            per = values(found, share, top_k)
             gains = np.array([per[q] - start[top_k][q] for q in start[top_k]])
             low, high = bootstrap_interval(gains, seed=0, resamples=10_000)
             cells.append(f"{gains.mean():+.3f} [{low:+.3f}, {high:+.3f}]")
-    records = [read(kept_at(name, arm, half), made_with(WORLDS[name], arm)) for half in HALVES]
-    reads, seconds = (np.mean([record[key] for record in records]) for key in ("reads", "seconds"))
-    return f"| {arm} | " + " | ".join(cells) + f" | {reads:.0f} | {seconds:.0f} |"
+    reads, seconds = (np.mean([record[key] for record in found]) for key in ("reads", "seconds"))
+    return f"| {arm} | {len(found) // 2} | " + " | ".join(cells) + f" | {reads:.0f} | {seconds:.0f} |"
 
 
 def section(name: str) -> list[str]:
     """One world's table."""
     world = WORLDS[name]
-    found = {top_k: values(name, REFERENCE_ARM, 1.0, top_k) for top_k in TOP_KS}
-    start = {top_k: per for top_k, per in found.items() if per is not None}
+    found = records(name, REFERENCE_ARM)
+    start = {top_k: values(found, 1.0, top_k) for top_k in TOP_KS} if found else {}
     levels = ", ".join(f"{np.mean(list(per.values())):.3f} at top {top_k}" for top_k, per in start.items())
     what = {"demo": "The demo's world, 8 candidates", "real": "nq_open and xquad_en, 10 candidates"}[name]
     heads = [f"{'half' if share < 1 else 'all'} of the way, top {top_k}" for share in SHARES for top_k in TOP_KS]
+    machines = sorted({record["hardware"] for arm in world.arms for record in records(name, arm)})
     return [
         f"## {what}",
         "",
-        f"`python -m benchmarks.choices {name}`: {len(start.get(1, ()))} questions, {world.steps} steps of 8, learning "
-        f"rate {world.learning_rate:g}; F1 of the reference {levels or 'not run'}.",
+        f"`python -m benchmarks.choices {name}`: {len(start.get(1, ()))} questions, {world.steps} steps of 8 and "
+        f"learning rate {world.learning_rate:g} unless an arm says otherwise; F1 of the reference "
+        f"{levels or 'not run'}. Measured on: {', '.join(machines) or 'not run'}.",
         "",
-        "| arm | " + " | ".join(heads) + " | reads | seconds |",
-        "|---|" + "---|" * (len(heads) + 2),
+        "| arm | seeds | " + " | ".join(heads) + " | reads | seconds |",
+        "|---|---|" + "---|" * (len(heads) + 2),
         *(row(name, arm, start) for arm in world.arms),
         "",
     ]
@@ -225,9 +273,9 @@ def page() -> str:
             "# RRPO's options beside each other",
             "",
             "Training and dev sides, halved: each arm learns on one half and is measured on the other, both ways, with "
-            "last weights and",
-            "seed 0; no test side is touched. Gain in F1 over the reference, with the weights half of the way "
-            "(`loop.interpolation` 0.5) and",
+            "last weights,",
+            "mean over the seeds; no test side is touched. Gain in F1 over the reference, with the weights half of the "
+            "way (`loop.interpolation` 0.5) and",
             "all of it, when the reader sees one passage or three; 95 % bootstrap intervals over questions, not "
             "corrected for the number",
             "of arms. First stage BM25, embedded reference and reader; what an arm does not name has its default. "
@@ -239,25 +287,34 @@ def page() -> str:
     )
 
 
+def run_one(name: str, arm: str, half: int, seed: int) -> None:
+    """One arm on one half, kept."""
+    path = kept_at(name, arm, half, seed)
+    record = measured(path, made_with(WORLDS[name], arm), lambda: run(name, arm, half, seed))
+    means = {
+        f"{share} top {top_k}": round(float(np.mean(list(per.values()))), 4)
+        for share, found in record["f1"].items()
+        for top_k, per in found.items()
+    }
+    print(arm, half, means, f"{record['seconds']:.0f} s", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=(*WORLDS, "page"))
-    name = parser.parse_args().what
-    if name != "page":
-        world = WORLDS[name]
-        for arm in (REFERENCE_ARM, *world.arms):
-            for half in HALVES:
-                record = measured(
-                    kept_at(name, arm, half),
-                    made_with(world, arm),
-                    lambda arm=arm, half=half: run(name, arm, half),
-                )
-                means = {
-                    f"{share} top {top_k}": round(float(np.mean(list(per.values()))), 4)
-                    for share, found in record["f1"].items()
-                    for top_k, per in found.items()
-                }
-                print(arm, half, means, f"{record['seconds']:.0f} s", flush=True)
+    parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
+    parser.add_argument("--arm", help="only this arm")
+    parser.add_argument("--half", type=int, choices=HALVES, help="with --arm: only this half, in this process")
+    parser.add_argument("--seed", type=int, default=0, help="with --half")
+    args = parser.parse_args()
+    name = args.what
+    if name != "page" and args.half is not None:
+        run_one(name, args.arm, args.half, args.seed)
+    elif name != "page":
+        arms = [args.arm] if args.arm else [REFERENCE_ARM, *WORLDS[name].arms]
+        tasks = [(arm, half, seed) for seed in WORLDS[name].seeds for arm in arms for half in HALVES]
+        one = ["benchmarks.choices", name, "--arm"]
+        kept.run_each([[*one, arm, "--half", str(half), "--seed", str(seed)] for arm, half, seed in tasks], args.jobs)
     PAGE.write_text(page(), encoding="utf-8")
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import platform
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,32 @@ READER = ASSETS / "reader.safetensors"
 REFERENCE = ASSETS / "reference.safetensors"
 SPLIT = Path(__file__).parent / "embedded" / "split.json"
 SHOWN = SPLIT.with_name("shown.json")
+DEVICE = os.environ.get("DEVICE", "cpu")
+"""Where models run. Every record says on what it was measured."""
+
+
+def hardware() -> str:
+    """What DEVICE is, in words."""
+    import torch
+
+    if DEVICE.startswith("cuda"):
+        return torch.cuda.get_device_name(DEVICE)
+    return f"{os.cpu_count()} CPUs ({platform.processor() or platform.machine()})"
+
+
+def run_each(commands: Sequence[Sequence[str]], jobs: int = 1) -> None:
+    """Runs Python modules with their arguments, each in a process of its own, `jobs` side by side. Where one fails,
+    those that have begun end, no other begins, and the program ends."""
+    failed: list[str] = []
+
+    def run(command: Sequence[str]) -> None:
+        if not failed and (code := subprocess.run([sys.executable, "-m", *command], check=False).returncode):
+            failed.append(f"'{' '.join(command)}' ended with exit code {code}")
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(run, commands))
+    if failed:
+        sys.exit(f"{'; '.join(failed)}; see above, then run the same command again: what is done is kept.")
 
 
 def digests(files: Sequence[Path]) -> dict[str, str]:

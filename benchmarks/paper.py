@@ -1,5 +1,5 @@
 """The questions that RRPO's authors ask, at the size of the protocol: `python -m benchmarks.paper run` (resumable, half
-an hour a row), then `... page`.
+an hour a row and seed on two cores), then `... page`.
 
 Rows are trained as those of benchmarks/protocol.py, with the same questions, candidates, learning rate and number of
 questions seen. Rankings of the test side are kept, so that they can be read anew: by another reader, in another order,
@@ -9,7 +9,6 @@ with another number of passages.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,14 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import protocol
-from benchmarks.kept import measured, read
+from benchmarks import kept, protocol
+from benchmarks.kept import DEVICE, measured, read
 from rankwright.metrics.significance import bootstrap_interval, paired_permutation_test
 from rankwright.types import Context, Example, Outcome, Reader, RerankRequest
 
 PAGE = Path(__file__).parent / "results" / "paper.md"
-FULL_READER = Path(__file__).parent / "work" / "reader" / "phase-1.pt"
-"""The reader of benchmarks/embedded before it was cut down to an adapter: other weights, trained otherwise."""
+READERS = {
+    "another": Path(__file__).parent / "work" / "reader" / "phase-1.pt",
+    "weak": Path(__file__).parent / "work" / "reader" / "phase-0.pt",
+}
+"""Readers beside the embedded one, from `python -m benchmarks.embedded.train_reader`: all of its training anew, not cut
+down to an adapter; and the same as it was after cloze questions alone, before it saw a written one."""
 DEEPEST = 5
 LOOP = {"learning_rate": 1e-4, "eval_steps": 38, "interpolation": 0.5}
 TWICE = LOOP | {"eval_steps": 76}
@@ -40,19 +43,19 @@ class Row:
     """Settings of RRPO that differ from the defaults, which are the form that the paper prints but for the ratio's
     denominator, the advantage and the KL: three steps, four samples, the reference's greedy ranking as baseline."""
     loop: Mapping[str, Any] = field(default_factory=lambda: dict(LOOP))
-    seeds: Sequence[int] = (0,)
+    teacher: str = ""
+    """Who reads while training, a name in READERS; empty for the embedded reader."""
     kept_as: str = ""
     """Name of the rows of the protocol's page, where it is one of them."""
 
 
 ROWS: dict[str, Row] = {
-    "RRPO": Row(seeds=protocol.SEEDS),
-    "RRPO, one step, question": Row(seeds=protocol.SEEDS, kept_as="rrpo"),
-    "listwise bandit": Row({"action": "ranking"}, seeds=protocol.SEEDS),
-    "PPO with a critic": Row(
-        {"baseline": "critic", "advantage": "gae", "inner_epochs": 2}, TWICE, seeds=protocol.SEEDS
-    ),
-    "supervised (gold labels)": Row(seeds=protocol.SEEDS, kept_as="supervised"),
+    "RRPO": Row(),
+    "RRPO, one step, question": Row(kept_as="rrpo"),
+    "listwise bandit": Row({"action": "ranking"}),
+    "PPO with a critic": Row({"baseline": "critic", "advantage": "gae", "inner_epochs": 2}, TWICE),
+    "supervised (gold labels)": Row(kept_as="supervised"),
+    "RRPO from a weak reader": Row(teacher="weak"),
     "GRPO's advantages": Row({"scale": "deviation"}),
     "group mean": Row({"baseline": "group"}),
     "leave one out": Row({"baseline": "leave_one_out"}),
@@ -72,21 +75,27 @@ READINGS = {
     "top 1": {"top_k": 1},
     "top 5": {"top_k": 5},
     "top 3, best passage last": {"top_k": 3, "turned": True},
-    "top 3, another reader": {"top_k": 3, "full": True},
+    "top 3, another reader": {"top_k": 3, "reader": "another"},
+    "top 3, weak reader": {"top_k": 3, "reader": "weak"},
 }
 
 
 def names_of(row: str) -> list[str]:
-    """Folders of a row's seeds."""
+    """Folders of a row's seeds; a fixed order has one."""
+    if row in FIXED:
+        return [row]
     plain = "".join(c if c.isalnum() else "-" for c in row).strip("-")
-    return [f"{ROWS[row].kept_as or f'paper-{plain}'}-{seed}" for seed in ROWS[row].seeds]
+    return [f"{ROWS[row].kept_as or f'paper-{plain}'}-{seed}" for seed in protocol.SEEDS]
 
 
 def settings_of(row: str) -> dict[str, Any]:
     """As the protocol takes them."""
+    if row in FIXED:
+        return {}
     if ROWS[row].kept_as:
         return protocol.settings_of(names_of(row)[0]) or {}
-    return {"rrpo": dict(ROWS[row].rrpo), "loop": dict(ROWS[row].loop)}
+    own = {"rrpo": dict(ROWS[row].rrpo), "loop": dict(ROWS[row].loop)}
+    return own | ({"teacher": ROWS[row].teacher} if ROWS[row].teacher else {})
 
 
 def best_documents(model: Any, examples: Sequence[Example]) -> dict[str, list[str]]:
@@ -117,20 +126,21 @@ def rank(name: str, settings: Mapping[str, Any]) -> None:
 
 def train_row(name: str, seed: int, settings: Mapping[str, Any]) -> None:
     """Trains one seed of a row that is not the protocol's."""
+    teacher = reader_of(settings["teacher"]) if "teacher" in settings else None
     path = protocol.WORK / name / "train.json"
     measured(
         path,
         protocol.made_with(settings),
-        lambda: protocol.train_one("rrpo", seed, protocol.splits(), settings, name),
+        lambda: protocol.train_one("rrpo", seed, protocol.splits(), settings, name, teacher=teacher),
     )
 
 
-def reader_of(reading: Mapping[str, Any]) -> Any:
-    """Who reads."""
+def reader_of(name: str) -> Any:
+    """The embedded reader, or one of READERS."""
     from benchmarks.embedded.report import full_reader
     from rankwright.readers import EmbeddedReader
 
-    return full_reader(FULL_READER) if reading.get("full") else EmbeddedReader()
+    return full_reader(READERS[name]) if name else EmbeddedReader(device=DEVICE)
 
 
 def score(
@@ -155,28 +165,33 @@ def score(
     return {query_id: float(value or 0.0) for query_id, value in found.items()}
 
 
-def read_all(names: Mapping[str, Mapping[str, Any]]) -> None:
-    """Every reading of every ranking that is there."""
+def read_anew(name: str, settings: Mapping[str, Any]) -> None:
+    """Every reading of one model's rankings."""
     from rankwright.llms.cache import ReadStore
     from rankwright.readers import CachedReader
 
     examples = protocol.splits()["test"]
+    rankings = read(protocol.WORK / name / "rankings.json", protocol.made_with(settings))
     with ReadStore(protocol.WORK / "reads.sqlite") as store:
         for words, reading in READINGS.items():
-            if reading.get("full") and not FULL_READER.exists():
-                continue
-            reader = CachedReader(reader_of(reading), store, run=f"paper-{words}")
-            for name, settings in names.items():
-                rankings = read(protocol.WORK / name / "rankings.json", protocol.made_with(settings))
-                if rankings is not None:
-                    measured(
-                        read_at(name, words),
-                        protocol.made_with(settings) | {"reading": dict(reading)},
-                        lambda rankings=rankings, reading=reading, reader=reader: score(
-                            rankings, examples, reading, reader
-                        ),
-                    )
-                    print(name, words, flush=True)
+            if not missing(reading):
+                reader = CachedReader(reader_of(reading.get("reader", "")), store, run=f"paper-{words}")
+                measured(
+                    read_at(name, words),
+                    made_with(settings, words),
+                    lambda reading=reading, reader=reader: score(rankings, examples, reading, reader),
+                )
+                print(name, words, flush=True)
+
+
+def missing(reading: Mapping[str, Any]) -> bool:
+    """Whether it asks for a reader that was not trained here."""
+    return "reader" in reading and not READERS[reading["reader"]].exists()
+
+
+def made_with(settings: Mapping[str, Any], words: str) -> dict[str, Any]:
+    """What decides a reading."""
+    return protocol.made_with(settings) | {"reading": dict(READINGS[words])}
 
 
 def read_at(name: str, words: str) -> Path:
@@ -186,8 +201,7 @@ def read_at(name: str, words: str) -> Path:
 
 def values(names: Sequence[str], settings: Mapping[str, Any], words: str) -> tuple[dict[str, float] | None, int]:
     """Per-question mean over the seeds that are there, and their number."""
-    made_with = protocol.made_with(settings) | {"reading": dict(READINGS[words])}
-    found = [part for name in names if (part := read(read_at(name, words), made_with)) is not None]
+    found = [part for name in names if (part := read(read_at(name, words), made_with(settings, words))) is not None]
     if not found:
         return None, 0
     return {q: float(np.mean([part[q] for part in found])) for q in found[0]}, len(found)
@@ -241,33 +255,36 @@ def page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def run_all(only: Sequence[str]) -> None:
-    """All rows, each training in a process of its own; then all readings."""
-    for row in only or ROWS:
-        for name, seed in zip(names_of(row), ROWS[row].seeds, strict=True):
-            command = [sys.executable, "-m", "benchmarks.paper", "one", "--row", row, "--seed", str(seed)]
-            if code := subprocess.run(command, check=False).returncode:
-                sys.exit(f"{name} ended with exit code {code}; see above, then run the same command again.")
-    for name in FIXED:
-        rank(name, {})
-    names: dict[str, Mapping[str, Any]] = {name: {} for name in FIXED}
-    read_all(names | {name: settings_of(row) for row in ROWS for name in names_of(row)})
+def run_one(row: str, seed: int) -> None:
+    """Trains where a row trains, ranks the test side and reads the rankings in every way."""
+    settings = settings_of(row)
+    name = names_of(row)[0 if row in FIXED else protocol.SEEDS.index(seed)]
+    if row in ROWS and not ROWS[row].kept_as:
+        train_row(name, seed, settings)
+    rank(name, settings)
+    read_anew(name, settings)
+
+
+def run_all(rows: Sequence[str], seeds: Sequence[int], jobs: int) -> None:
+    """Each row and seed in a process of its own, all rows with the first seed before the second."""
+    trained = [(row, seed) for seed in seeds for row in rows]
+    if absent := [row for row in rows if ROWS[row].kept_as and not settings_of(row)]:
+        print(f"{', '.join(absent)}: not trained by benchmarks.protocol yet; left out", file=sys.stderr)
+    tasks = [(row, 0) for row in FIXED] + [(row, seed) for row, seed in trained if row not in absent]
+    kept.run_each([["benchmarks.paper", "one", "--row", row, "--seed", str(seed)] for row, seed in tasks], jobs)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("run", "one", "page"))
-    parser.add_argument("--row", nargs="*", default=[], choices=list(ROWS))
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--row", nargs="*", default=[], choices=[*FIXED, *ROWS])
+    parser.add_argument("--seed", type=int, nargs="*", default=list(protocol.SEEDS), choices=protocol.SEEDS)
+    parser.add_argument("--jobs", type=int, default=1, help="with run: processes side by side")
     args = parser.parse_args()
     if args.what == "one":
-        (row,) = args.row
-        (name,) = [name for name, seed in zip(names_of(row), ROWS[row].seeds, strict=True) if seed == args.seed]
-        if not ROWS[row].kept_as:
-            train_row(name, args.seed, settings_of(row))
-        rank(name, settings_of(row))
+        run_one(args.row[0], args.seed[0])
     elif args.what == "run":
-        run_all(args.row)
+        run_all([row for row in args.row or ROWS if row in ROWS], args.seed, args.jobs)
     else:
         PAGE.write_text(page(), encoding="utf-8")
 

@@ -11,7 +11,6 @@ import argparse
 import json
 import resource
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -20,12 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import kept
 from benchmarks.embedded.sets import LOADERS, Question, load_sets, passages, side
 from benchmarks.embedded.split import shown
-from benchmarks.kept import READER, REFERENCE, SPLIT, digests, measured, read
+from benchmarks.kept import DEVICE, READER, REFERENCE, SPLIT, digests, hardware, measured, read
 from rankwright.metrics.significance import bootstrap_interval, paired_permutation_test
 from rankwright.retrieval import BM25, with_candidates
-from rankwright.types import Example, Query
+from rankwright.types import Example, Query, Reader
 
 WORK = Path(__file__).parent / "work" / "protocol"
 PAGE = Path(__file__).parent / "results" / "protocol.md"
@@ -68,8 +68,13 @@ def train_one(
     settings: Mapping[str, Any],
     name: str,
     cache: Path = WORK / "reads.sqlite",
+    teacher: Reader | None = None,
 ) -> dict[str, Any]:
-    """Trains one model, saves it under WORK/name/model, returns what it took. Resumes a killed run."""
+    """Trains one model, saves it under WORK/name/model, returns what it took. Resumes a killed run.
+
+    Args:
+        teacher: whose answers are rewarded and decide on dev; by default the embedded reader.
+    """
     from rankwright.algorithms import RRPO, RRPOConfig, Supervised
     from rankwright.algorithms.config import TrainConfig
     from rankwright.llms.cache import ReadStore
@@ -86,13 +91,13 @@ def train_one(
     reward = answer_reward("f1")
     cache.parent.mkdir(parents=True, exist_ok=True)
     with ReadStore(cache) as store:
-        reader = CachedReader(EmbeddedReader(), store, run=name)
+        reader = CachedReader(teacher or EmbeddedReader(device=DEVICE), store, run=name)
         rrpo = RRPOConfig(**settings.get("rrpo", {}))
         algorithm = RRPO(rrpo, reader, reward, seed) if method == "rrpo" else Supervised()
-        policy = load("reference", max_length=LENGTH)
+        policy = load("reference", device=DEVICE, max_length=LENGTH)
         result = train(
             policy,
-            load("reference", max_length=LENGTH),
+            load("reference", device=DEVICE, max_length=LENGTH),
             algorithm,
             data["train"],
             config,
@@ -111,6 +116,7 @@ def train_one(
         )
     policy.save(folder / "model")
     return {
+        "hardware": hardware(),
         "seconds": result.seconds,
         "seconds_by_part": dict(result.seconds_by_part),
         "steps": result.steps,
@@ -136,7 +142,7 @@ def test_one(name: str, model: Any, examples: Sequence[Example], set_name: str) 
 
     began = time.perf_counter()
     with ReadStore(WORK / "reads.sqlite") as store:
-        reader = CachedReader(EmbeddedReader(), store, run=f"test-{name}")
+        reader = CachedReader(EmbeddedReader(device=DEVICE), store, run=f"test-{name}")
         evaluation = evaluate(
             {name: model}, examples, reader=reader, top_k=TOP_K, depth=20, set_name=set_name, retriever="bm25"
         )
@@ -155,13 +161,11 @@ def measure_both(name: str, model: Any, data: Mapping[str, Sequence[Example]], s
         print(name, set_name, "done", flush=True)
 
 
-def run_each(names: Sequence[str], settings: Mapping[str, Mapping[str, Any]]) -> None:
+def run_each(names: Sequence[str], settings: Mapping[str, Mapping[str, Any]], jobs: int) -> None:
     """Every trained row that is not there yet; a kill loses at most what is in flight. Each has a process of its own:
     the peak of memory belongs to a process, and would be that of all rows before it too."""
-    for name in names:
-        command = [sys.executable, "-m", "benchmarks.protocol", "run", "--only", name]
-        if code := subprocess.run([*command, "--settings", json.dumps(settings)], check=False).returncode:
-            sys.exit(f"{name} ended with exit code {code}; see above, then run the same command again.")
+    arguments = ["--settings", json.dumps(settings)]
+    kept.run_each([["benchmarks.protocol", "run", "--only", name, *arguments] for name in names], jobs)
 
 
 def run_fixed() -> None:
@@ -173,7 +177,7 @@ def run_fixed() -> None:
     fixed = {
         "first-stage": FirstStage(),
         "gold-first": GoldFirst([*data["test"], *data["hotpot"]]),
-        "reference": load("reference", max_length=LENGTH),
+        "reference": load("reference", device=DEVICE, max_length=LENGTH),
     }
     for name, model in fixed.items():
         measure_both(name, model, data, {})
@@ -187,7 +191,7 @@ def run_trained(name: str, settings: Mapping[str, Mapping[str, Any]]) -> None:
     data, own = splits(), settings.get(method, {})
     record = measured(WORK / name / "train.json", made_with(own), lambda: train_one(method, int(seed), data, own, name))
     print(name, record, flush=True)
-    measure_both(name, load(str(WORK / name / "model")), data, own)
+    measure_both(name, load(str(WORK / name / "model"), device=DEVICE), data, own)
 
 
 def tested(name: str, set_name: str) -> dict[str, Any] | None:
@@ -356,6 +360,7 @@ def main() -> None:
     parser.add_argument("what", choices=("run", "dev", "page"))
     parser.add_argument("--only", nargs="*", default=[], choices=TRAINED, help="with run: only these trained rows")
     parser.add_argument("--settings", default="{}", help='JSON, for example {"rrpo": {"loop": {"epochs": 2}}}')
+    parser.add_argument("--jobs", type=int, default=1, help="with run: processes side by side")
     parser.add_argument("--name", default="dev-trial", help="with dev: name of the trial")
     parser.add_argument("--method", default="rrpo", choices=METHODS, help="with dev: what is tried")
     args = parser.parse_args()
@@ -365,7 +370,7 @@ def main() -> None:
         run_trained(args.only[0], settings)
     elif args.what == "run":
         run_fixed()
-        run_each(args.only or TRAINED, settings)
+        run_each(args.only or TRAINED, settings, args.jobs)
     elif args.what == "dev":
         print(train_one(args.method, 0, splits(), settings, args.name))
     else:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.embedded.sets import ROOT, load_set, load_sets, passages, scifact_corpus, scifact_test, side
-from benchmarks.kept import READER, REFERENCE, SHOWN, SPLIT, digests, measured, read
+from benchmarks.kept import DEVICE, READER, REFERENCE, SHOWN, SPLIT, digests, measured, read
 from rankwright.evaluation import FirstStage, evaluate
 from rankwright.retrieval import BM25, with_candidates
 from rankwright.types import Document, Example, Query
@@ -35,7 +35,7 @@ def reader_part(name: str, full: Path | None) -> dict[str, Any]:
     pool = list(passages(load_sets((*TRAIN_SETS, "hotpotqa/dev"))).values())
     questions = side("test", READER_SETS[name])
     hard = distractors(questions, pool)
-    reader = full_reader(full) if full else EmbeddedReader()
+    reader = full_reader(full) if full else EmbeddedReader(device=DEVICE)
     reader.encoder.tokens_cut = reader.encoder.tokens_all = 0  # the share is that of this set
     contexts = score(reader, questions, hard)
     return {"n": len(questions), "contexts": contexts, "share_cut": reader.share_cut}
@@ -52,10 +52,16 @@ def full_reader(weights: Path) -> EmbeddedReader:
     from rankwright.readers.extractive import EmbeddedReader, Encoder, ExtractiveModel
 
     model = ExtractiveModel(BertConfig.from_pretrained(backbone_folder()))
-    model.load_state_dict(torch.load(weights, weights_only=True))
-    reader = EmbeddedReader.from_model(model, Encoder(backbone_folder()), 0.0)
-    dev = side("dev", TRAIN_SETS)
-    choose_offsets(reader, dev, distractors(dev, list(passages(load_sets(TRAIN_SETS)).values())))
+    model.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
+    reader = EmbeddedReader.from_model(model, Encoder(backbone_folder()), 0.0, device=DEVICE)
+
+    def chosen() -> list[float]:
+        dev = side("dev", TRAIN_SETS)
+        choose_offsets(reader, dev, distractors(dev, list(passages(load_sets(TRAIN_SETS)).values())))
+        return [reader.nothing_bias, reader.rank_penalty]
+
+    offsets = measured(weights.with_suffix(".offsets.json"), digests([weights, SPLIT]), chosen)
+    reader.nothing_bias, reader.rank_penalty = offsets
     return reader
 
 
@@ -99,7 +105,7 @@ def ranking_part(name: str) -> dict[str, Any]:
 
     examples = ranking_sets()[name]()
     depth = 100 if name == "trec_dl19" else DEPTH
-    rankers = {FirstStage.name: FirstStage(), "reference": load("reference")}
+    rankers = {FirstStage.name: FirstStage(), "reference": load("reference", device=DEVICE)}
     evaluation = evaluate(rankers, examples, depth=depth, baseline=FirstStage.name, set_name=name, retriever="bm25")
     record = evaluation.to_json()
     return {key: record[key] for key in ("n", "signature", "models", "intervals", "tests")}

@@ -22,6 +22,7 @@ from transformers import BertConfig
 from benchmarks.embedded.cloze import cloze_questions
 from benchmarks.embedded.optimizer import optimizer_of
 from benchmarks.embedded.sets import LOADERS, Question, load_sets, passages, passages_for, prose, side
+from benchmarks.kept import DEVICE
 from rankwright.backbone import backbone_folder, difference, save_adapter
 from rankwright.batching import token_batches
 from rankwright.metrics.answer import contains_answer, f1
@@ -118,14 +119,15 @@ def reading_loss(
     """Cross-entropy of the kind plus the marginal likelihood over all answer spans (Clark and Gardner 2018, eq. 2)."""
     items = [item for item, _, _ in batch]
     ids, types, attention = collate(items, pad)
-    start, end, kind = model(ids, types, attention)
-    outside = ~passage_mask(items, ids.shape[1])
-    loss = nn.functional.cross_entropy(kind, torch.tensor([KINDS.index(k) for _, k, _ in batch]), reduction="sum")
+    start, end, kind = model(ids.to(DEVICE), types.to(DEVICE), attention.to(DEVICE))
+    outside = ~passage_mask(items, ids.shape[1]).to(DEVICE)
+    labels = torch.tensor([KINDS.index(k) for _, k, _ in batch], device=DEVICE)
+    loss = nn.functional.cross_entropy(kind, labels, reduction="sum")
     start = start.masked_fill(outside, -1e4).log_softmax(-1)
     end = end.masked_fill(outside, -1e4).log_softmax(-1)
     for row, (_, label, found) in enumerate(batch):
         if label == "span":
-            pairs = torch.tensor(found)
+            pairs = torch.tensor(found, device=DEVICE)
             loss = loss - (start[row, pairs[:, 0]] + end[row, pairs[:, 1]]).logsumexp(0)
     return loss
 
@@ -205,10 +207,10 @@ def train_phase(
     epochs = phase.short_epochs + phase.long_epochs
     total = epochs * -(-len(data.questions) // batch_size)
     optimizer, schedule = optimizer_of(model, ("span.", "kind."), phase.learning_rate, total)
-    reader = EmbeddedReader.from_model(model, encoder, 0.0)
+    reader = EmbeddedReader.from_model(model, encoder, 0.0, device=DEVICE)
     first, began = 0, time.time()
     if partial.exists():
-        state = torch.load(partial, weights_only=True)
+        state = torch.load(partial, weights_only=True, map_location=DEVICE)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
@@ -249,7 +251,7 @@ def choose_offsets(reader: EmbeddedReader, dev: Sequence[Question], hard: dict[s
     queries = [Query(q.key, q.text) for q in dev]
     mixed = [Context(query, settings_of(q, hard[q.key])["gold+1"]) for query, q in zip(queries, dev, strict=True)]
     found = BM25(list(passages(load_sets(LOADERS)).values())).retrieve(queries, 20)
-    reference = load("reference", max_length=160)
+    reference = load("reference", device=DEVICE, max_length=160)
     best = [reference.rerank(query, docs).documents(docs) for query, docs in zip(queries, found, strict=True)]
     ranked = [Context(query, docs[:k]) for k in (2, 3) for query, docs in zip(queries, best, strict=True)]
     _choose(reader, "nothing_bias", (0.0, -1.0, -2.0, -3.0, -4.0), mixed, dev)
@@ -288,6 +290,7 @@ def main() -> None:
     model = ExtractiveModel(BertConfig.from_pretrained(folder))
     model.encoder.load_state_dict(base)
     model.encoder.embeddings.requires_grad_(False)  # kept frozen: the adapter stays small
+    model.to(DEVICE)
     questions, dev = side("reader", TRAIN_SETS), side("dev", TRAIN_SETS)
     allowed = passages_for("reader", TRAIN_SETS)
     pool = list(passages(load_sets(TRAIN_SETS)).values())
@@ -301,22 +304,22 @@ def main() -> None:
     for number, phase in enumerate(PHASES):
         done = args.out / f"phase-{number}.pt"
         if done.exists():  # a finished phase is not trained again
-            model.load_state_dict(torch.load(done, weights_only=True))
+            model.load_state_dict(torch.load(done, weights_only=True, map_location=DEVICE))
             continue
         partial = args.out / f"phase-{number}.partial.pt"
         data = Data(sources[phase.cloze], dev, hard)
         train_phase(phase, model, encoder, data, args.seed + number, args.batch, partial)
         torch.save(model.state_dict(), done)
         partial.unlink()
-    adapter = difference(model, {f"encoder.{name}": tensor for name, tensor in base.items()}, args.rank)
+    adapter = difference(model.cpu(), {f"encoder.{name}": tensor for name, tensor in base.items()}, args.rank)
     path = args.out / "reader.safetensors"
     save_adapter(path, adapter, {"nothing_bias": 0.0, "rank_penalty": 0.0, "rank": args.rank})
-    reader = EmbeddedReader(path)
+    reader = EmbeddedReader(path, device=DEVICE)
     choose_offsets(reader, dev, hard)
     offsets = {"nothing_bias": reader.nothing_bias, "rank_penalty": reader.rank_penalty}
     save_adapter(path, adapter, {**offsets, "rank": args.rank})
     print("bytes", path.stat().st_size, offsets)
-    print("adapter", shown(score(EmbeddedReader(args.out / "reader.safetensors"), dev, hard)))
+    print("adapter", shown(score(EmbeddedReader(path, device=DEVICE), dev, hard)))
 
 
 if __name__ == "__main__":

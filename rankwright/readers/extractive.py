@@ -202,10 +202,11 @@ class EmbeddedReader:
         rank_penalty: float = 0.0,
         *,
         max_tokens: int = 4096,
+        device: str = "cpu",
     ) -> EmbeddedReader:
         """A reader around a model in memory, as training uses it; known by the hash of its present weights."""
         reader = cls.__new__(cls)
-        reader._setup(model, encoder, nothing_bias, rank_penalty, max_tokens, "cpu")
+        reader._setup(model, encoder, nothing_bias, rank_penalty, max_tokens, device)
         digest = hashlib.sha256()
         for name, weight in sorted(model.state_dict().items()):
             digest.update(name.encode())
