@@ -24,7 +24,7 @@ DEMO_INSTALLED := $(VENV)/.installed-demo
 ALL_INSTALLED := $(VENV)/.installed-all
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check gates-alarms format interop-st5 docs clean
+.PHONY: help install demo test check gates-quick gates-full gates-mutants gates-alarms format interop-st5 docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,18 @@ check: $(ALL_INSTALLED) ## lint, formatting, types, import floors
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+
+GATES = $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist load $(PYTEST_ARGS)
+QUICK := $(filter-out tests/gates/test_gate_alarms.py,$(wildcard tests/gates/test_gate_*.py))
+
+gates-quick: $(ALL_INSTALLED) ## the gates of reliability, in below 10 minutes: faults, kills, damaged files, resume
+	GATES=quick $(GATES) -m gates $(QUICK)
+
+gates-full: $(ALL_INSTALLED) ## the same in full numbers, in below 60 minutes
+	GATES=full $(GATES) -m gates $(QUICK)
+
+gates-mutants: $(ALL_INSTALLED) ## break the guarded code, one fault after the other, and see that its gate fails
+	$(GATES) -m mutants tests/gates/test_mutants.py
 
 gates-alarms: $(ALL_INSTALLED) ## plant ten kinds of failure in training and see which alarms go off, with the proof that the gate can fail
 	$(BIN)/python -m pytest -m gates -n $(TEST_WORKERS) --dist loadfile tests/gates/test_gate_alarms.py
