@@ -1,0 +1,345 @@
+"""What a training step costs, beside a plain PyTorch loop of the same objective: `python -m benchmarks.cost run`
+(resumable, some minutes; the machine must do nothing else), then `... page`.
+
+The plain loop is what one writes first: one question at a time, every pair padded to the full length, every sampled
+prefix read by itself and read again when it comes again, the frozen reference scored anew at every visit. Both take the
+same questions, candidates, reader, reward, samples and steps. Every measurement has a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from benchmarks import kept, protocol
+from benchmarks.embedded.sets import LOADERS, load_sets, passages
+from benchmarks.kept import DEVICE, READER, REFERENCE, SPLIT, digests, hardware, measured, read
+from rankwright.types import Context, Example, Outcome, Query
+
+WORK = Path(__file__).parent / "work" / "cost"
+PAGE = Path(__file__).parent / "results" / "cost.md"
+STEPS, BATCH, REPEATS = 4, 8, 3
+PARTS = ("forward", "reference", "reader", "backward", "rest")
+LOOPS = ("rankwright", "plain")
+SHAPES = {
+    f"{candidates} candidates, {train_k} steps": {"candidates": candidates, "train_k": train_k}
+    for candidates, train_k in ((10, 3), (5, 3), (20, 3), (40, 3), (10, 1), (10, 5))
+}
+CORPORA = (1_000, 10_000, 100_000)
+QUERIES = 500
+
+
+class Clock:
+    """Seconds by part."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+
+    @contextmanager
+    def of(self, part: str) -> Iterator[None]:
+        """Adds what runs inside."""
+        began = time.perf_counter()
+        yield
+        self.seconds[part] += time.perf_counter() - began
+
+
+class TimedReader:
+    """A reader whose time is taken."""
+
+    def __init__(self, reader: Any, clock: Clock) -> None:
+        self.reader, self.clock, self.reads = reader, clock, 0
+        self.name = reader.name
+
+    def cache_key(self, context: Context) -> str:
+        """Of the reader behind."""
+        return self.reader.cache_key(context)
+
+    def answer(self, contexts: Sequence[Context]) -> Any:
+        """Its answers."""
+        self.reads += len(contexts)
+        with self.clock.of("reader"):
+            return self.reader.answer(contexts)
+
+
+def examples_of(candidates: int) -> list[Example]:
+    """The protocol's first training questions with so many candidates."""
+    return protocol.splits(train_depth=candidates)["train"][: STEPS * BATCH]
+
+
+def rankwright_loop(examples: Sequence[Example], train_k: int, clock: Clock) -> dict[str, Any]:
+    """`train`, with a cache that is empty at first."""
+    from accelerate import Accelerator
+
+    from rankwright.algorithms import RRPO, RRPOConfig
+    from rankwright.algorithms.config import TrainConfig
+    from rankwright.llms.cache import ReadStore
+    from rankwright.readers import CachedReader, EmbeddedReader
+    from rankwright.rerankers import load
+    from rankwright.rewards import answer_reward
+    from rankwright.training import train
+
+    backward = Accelerator.backward
+
+    def timed(self: Any, *args: Any, **named: Any) -> None:
+        with clock.of("backward"):
+            backward(self, *args, **named)
+
+    Accelerator.backward = timed
+    policy, reference = (load("reference", device=DEVICE, max_length=protocol.LENGTH) for _ in range(2))
+    reader = TimedReader(EmbeddedReader(device=DEVICE), clock)
+    with TemporaryDirectory() as folder, ReadStore(Path(folder) / "reads.sqlite") as store:
+        rrpo = RRPO(RRPOConfig(train_k=train_k), CachedReader(reader, store), answer_reward("f1"))
+        config = TrainConfig(epochs=1.0, batch_size=BATCH, trainer={"max_steps": STEPS})
+        began = time.perf_counter()
+        result = train(policy, reference, rrpo, examples, config, Path(folder) / "run")
+        seconds = time.perf_counter() - began
+    clock.seconds["forward"] = result.seconds_by_part["forward"]
+    clock.seconds["reference"] = result.seconds_by_part["reference"]
+    return {"seconds": seconds, "reads": reader.reads}
+
+
+def plain_loop(examples: Sequence[Example], train_k: int, clock: Clock) -> dict[str, Any]:
+    """The same objective without batching and without memory: anchored advantages standardised over the recent ones,
+    the policy that samples as the ratio's denominator (so that the ratio is 1 and its gradient that of the log
+    probability), exact KL 0.02."""
+    import torch
+
+    from rankwright.readers import EmbeddedReader
+    from rankwright.rerankers import load
+    from rankwright.rewards import answer_reward
+
+    policy, reference = (load("reference", device=DEVICE, max_length=protocol.LENGTH) for _ in range(2))
+    reader, reward = TimedReader(EmbeddedReader(device=DEVICE), clock), answer_reward("f1")
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=2e-5)
+    draw = torch.Generator().manual_seed(0)
+    policy.train()
+
+    def scores(model: Any, example: Example) -> Any:
+        questions = [example.query.text] * len(example.candidates)
+        texts = [f"{d.title}: {d.text}" if d.title else d.text for d in example.candidates]
+        batch = model.tokenizer(
+            questions, texts, truncation=True, max_length=protocol.LENGTH, padding="max_length", return_tensors="pt"
+        )
+        return model.model(**batch.to(DEVICE)).logits[:, 0]
+
+    def price(example: Example, order: Sequence[int]) -> float:
+        context = Context(example.query, tuple(example.candidates[i] for i in order))
+        (answer,) = reader.answer([context])
+        (value,) = reward([Outcome(example, context, answer, len(order), example.query.query_id)])
+        return float(value.value or 0.0)
+
+    recent: list[float] = []
+    began = time.perf_counter()
+    for at in range(0, len(examples), BATCH):
+        optimizer.zero_grad()
+        for example in examples[at : at + BATCH]:
+            with clock.of("forward"):
+                row = scores(policy, example)
+            with torch.no_grad(), clock.of("reference"):
+                fixed = scores(reference, example)
+            price(example, ())
+            best = fixed.argsort(descending=True).tolist()[:train_k]
+            values = [price(example, best[: t + 1]) for t in range(train_k)]
+            logprobs, advantages = [], []
+            for _ in range(4):
+                left, chosen = list(range(len(example.candidates))), []
+                for t in range(min(train_k, len(left))):
+                    log_p = row[left].log_softmax(0)
+                    pick = int(torch.multinomial(log_p.detach().exp().cpu(), 1, generator=draw))
+                    logprobs.append(log_p[pick])
+                    chosen.append(left.pop(pick))
+                    advantages.append(price(example, chosen) - values[t])
+            recent = [*recent, *advantages][-512:]
+            mean, deviation = float(np.mean(recent)), float(np.std(recent))
+            weights = torch.tensor([(a - mean) / (deviation + 1e-8) for a in advantages], device=row.device)
+            kl = (row.softmax(0) * (row.log_softmax(0) - fixed.log_softmax(0))).sum()
+            loss = (-(torch.stack(logprobs) * weights).mean() + 0.02 * kl) / BATCH
+            with clock.of("backward"):
+                loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+    return {"seconds": time.perf_counter() - began, "reads": reader.reads}
+
+
+def step_cost(loop: str, candidates: int, train_k: int) -> dict[str, Any]:
+    """Seconds of a step by part, reads and peak memory of the process."""
+    run: Callable[..., dict[str, Any]] = rankwright_loop if loop == "rankwright" else plain_loop
+    clock = Clock()
+    found = run(examples_of(candidates), train_k, clock)
+    clock.seconds["rest"] = found["seconds"] - sum(clock.seconds.values())
+    return {
+        "hardware": hardware(),
+        "seconds": found["seconds"] / STEPS,
+        "parts": {part: seconds / STEPS for part, seconds in clock.seconds.items()},
+        "reads": found["reads"] / STEPS,
+        "peak_mib": peak_mib(),
+    }
+
+
+def corpus_cost(size: int) -> dict[str, Any]:
+    """Seconds to index a corpus of so many passages, queries per second at depth 10, peak memory of the process. The
+    real passages come again under other ids where the corpus is larger than they are many."""
+    from rankwright.retrieval import BM25
+
+    real = list(passages(load_sets(LOADERS)).values())
+    corpus = [replace(real[i % len(real)], doc_id=f"{i}") for i in range(size)]
+    queries = [Query(e.query.query_id, e.query.text) for e in protocol.splits()["train"]][:QUERIES]
+    before = peak_mib()
+    began = time.perf_counter()
+    index = BM25(corpus)
+    indexed = time.perf_counter()
+    index.retrieve(queries, 10)
+    ended = time.perf_counter()
+    return {
+        "hardware": hardware(),
+        "index_seconds": indexed - began,
+        "queries_per_second": len(queries) / (ended - indexed),
+        "peak_mib": peak_mib(),
+        "peak_mib_before": before,
+    }
+
+
+def peak_mib() -> float:
+    """Most memory that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def tasks() -> dict[str, dict[str, Any]]:
+    """Name -> what it measures; loops take turns, so that a slow minute of the machine meets both."""
+    found: dict[str, dict[str, Any]] = {}
+    for repeat in range(REPEATS):
+        for words, shape in SHAPES.items():
+            for loop in LOOPS:
+                found[f"{words}, {loop}, {repeat}"] = {"loop": loop, **shape}
+        for size in CORPORA:
+            found[f"corpus {size}, {repeat}"] = {"size": size}
+    return found
+
+
+def kept_at(name: str) -> tuple[Path, dict[str, Any]]:
+    """File of a measurement, and what decides it."""
+    words = "".join(c if c.isalnum() else "-" for c in name)
+    made_with = {"task": tasks()[name], "steps": STEPS, **digests([READER, REFERENCE, SPLIT])}
+    return WORK / f"{words}.json", made_with
+
+
+def run_one(name: str) -> None:
+    """One measurement, kept."""
+    task = tasks()[name]
+    record = measured(*kept_at(name), lambda: corpus_cost(**task) if "size" in task else step_cost(**task))
+    print(name, {key: round(value, 2) for key, value in record.items() if isinstance(value, float)}, flush=True)
+
+
+def records(prefix: str) -> list[dict[str, Any]]:
+    """All repeats of a measurement that are there."""
+    names = [f"{prefix}, {repeat}" for repeat in range(REPEATS)]
+    return [record for name in names if (record := read(*kept_at(name))) is not None]
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """Median, and smallest to largest."""
+    return f"{np.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
+
+
+def shape_lines(words: str) -> list[str]:
+    """Both loops of one shape, and their ratio."""
+    lines, found = [], {loop: records(f"{words}, {loop}") for loop in LOOPS}
+    for loop in LOOPS:
+        if not found[loop]:
+            lines.append(f"| {words} | {loop} | not run |" + " |" * (len(PARTS) + 4))
+            continue
+        seconds = [record["seconds"] for record in found[loop]]
+        parts = [f"{np.median([record['parts'][part] for record in found[loop]]):.2f}" for part in PARTS]
+        reads = np.median([record["reads"] for record in found[loop]])
+        peak = np.median([record["peak_mib"] for record in found[loop]])
+        ratio = ""
+        if loop == "plain" and found["rankwright"]:
+            ratio = f"{np.median(seconds) / np.median([r['seconds'] for r in found['rankwright']]):.1f}x"
+        lines.append(
+            f"| {words} | {loop} | {spread(seconds)} | {BATCH / np.median(seconds):.2f} | "
+            + " | ".join(parts)
+            + f" | {reads:.0f} | {peak:.0f} | {ratio} |"
+        )
+    return lines
+
+
+def corpus_line(size: int) -> str:
+    """One size of the corpus."""
+    if not (found := records(f"corpus {size}")):
+        return f"| {size} | not run | | |"
+    columns: Mapping[str, list[float]] = {key: [r[key] for r in found] for key in found[0] if key != "hardware"}
+    grown = np.median(np.array(columns["peak_mib"]) - np.array(columns["peak_mib_before"]))
+    return (
+        f"| {size} | {spread(columns['index_seconds'], 2)} | {spread(columns['queries_per_second'], 0)} | {grown:.0f} |"
+    )
+
+
+def page() -> str:
+    """The results page."""
+    machines = sorted({record["hardware"] for name in tasks() if (record := read(*kept_at(name)))})
+    return "\n".join(
+        [
+            "# What training costs",
+            "",
+            "```",
+            "python -m benchmarks.cost run",
+            "python -m benchmarks.cost page",
+            "```",
+            "",
+            f"Measured on: {', '.join(machines) or 'not run'}. {STEPS} steps of {BATCH} questions of nq_open and "
+            "xquad_en, 4 samples, embedded",
+            "reference and reader, fp32, pairs cut to 160 tokens, cold cache, the start of the process left out. "
+            f"Median of {REPEATS} processes",
+            "(smallest to largest), both loops in turn. The plain loop is the same objective, one question at a time, "
+            "every pair padded to",
+            "160 tokens, every prefix read by itself. Parts are seconds of a step: forward (the policy's scores), "
+            "reference (its scores), reader,",
+            "backward, and the rest (sampling, cache, optimizer, logs, the checkpoint at the end). In later epochs "
+            "rankwright saves the reference's",
+            "part and most reads, which these steps, the first of a run, do not show.",
+            "",
+            "| shape | loop | seconds a step | questions/s | "
+            + " | ".join(PARTS)
+            + " | reads a step | peak MiB | plain / rankwright |",
+            "|---" * (len(PARTS) + 7) + "|",
+            *(line for words in SHAPES for line in shape_lines(words)),
+            "",
+            "## The corpus",
+            "",
+            f"BM25 over so many passages, {QUERIES} questions at depth 10; the passages of all sets, again under other "
+            "ids where more are",
+            "asked for. A training step does not see the corpus: candidates are retrieved once, before it.",
+            "",
+            "| passages | seconds to index | questions/s | MiB |",
+            "|---|---|---|---|",
+            *(corpus_line(size) for size in CORPORA),
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("run", "one", "page"))
+    parser.add_argument("--name", choices=list(tasks()))
+    args = parser.parse_args()
+    if args.what == "one":
+        run_one(args.name)
+    elif args.what == "run":
+        kept.run_each([["benchmarks.cost", "one", "--name", name] for name in tasks()])
+    else:
+        PAGE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
