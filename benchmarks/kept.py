@@ -3,6 +3,7 @@ was measured with another reader, reference or knowledge base must not stand bes
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -20,6 +21,8 @@ READER = ASSETS / "reader.safetensors"
 REFERENCE = ASSETS / "reference.safetensors"
 SPLIT = Path(__file__).parent / "embedded" / "split.json"
 SHOWN = SPLIT.with_name("shown.json")
+WORK = Path(__file__).parent / "work"
+KEPT = Path(__file__).parent / "results" / "kept"
 DEVICE = os.environ.get("DEVICE", "cpu")
 """Where models run. Every record says on what it was measured."""
 
@@ -62,23 +65,46 @@ def measured(path: Path, made_with: dict[str, Any], measure: Callable[[], Any]) 
     """What `measure` gives, from the file if it was measured before.
 
     Args:
-        path: where it is kept.
+        path: its name below WORK; the file itself lies in KEPT, see `place`.
         made_with: settings and digests that decide the outcome, as JSON values.
         measure: gives JSON values.
     """
     if (kept := read(path, made_with)) is not None:
         return kept
-    value = measure()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"made_with": made_with, "value": value}), encoding="utf-8")
-    return value
+    record = json.dumps({"made_with": made_with, "value": _rounded(measure())}).encode()
+    file = place(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_suffix(f".{os.getpid()}")
+    aside.write_bytes(gzip.compress(record, mtime=0))
+    aside.replace(file)
+    return json.loads(record)["value"]
 
 
 def read(path: Path, made_with: dict[str, Any]) -> Any:
     """What is kept in a file; None where there is none. Ends the program where it was made with something else."""
-    if not path.exists():
+    if not (file := place(path)).exists():
         return None
-    kept = json.loads(path.read_text(encoding="utf-8"))
+    kept = record_of(path)
     if kept["made_with"] != made_with:
-        sys.exit(f"{path} was made with {kept['made_with']}; wanted {made_with}. Move it away to measure it anew.")
+        sys.exit(f"{file} was made with {kept['made_with']}; wanted {made_with}. Move it away to measure it anew.")
     return kept["value"]
+
+
+def record_of(path: Path) -> dict[str, Any]:
+    """A kept value and what it was made with."""
+    return json.loads(gzip.decompress(place(path).read_bytes()))
+
+
+def place(path: Path) -> Path:
+    """Where a measurement lies: below KEPT by the name it has below WORK, small, and part of the project, so that a
+    page that takes days can be gone on with on another machine."""
+    return (KEPT / path.relative_to(WORK) if path.is_relative_to(WORK) else path).with_suffix(".json.gz")
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers with six digits: more is below the noise of every measurement here."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    return [_rounded(part) for part in value] if isinstance(value, list | tuple) else value

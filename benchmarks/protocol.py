@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,7 +25,10 @@ from benchmarks.embedded.split import shown
 from benchmarks.kept import DEVICE, READER, REFERENCE, SPLIT, digests, hardware, measured, read
 from rankwright.metrics.significance import bootstrap_interval, paired_permutation_test
 from rankwright.retrieval import BM25, with_candidates
-from rankwright.types import Example, Query, Reader
+from rankwright.types import Example, Query
+
+if TYPE_CHECKING:
+    from rankwright.readers import EmbeddedReader
 
 WORK = Path(__file__).parent / "work" / "protocol"
 PAGE = Path(__file__).parent / "results" / "protocol.md"
@@ -68,7 +71,7 @@ def train_one(
     settings: Mapping[str, Any],
     name: str,
     cache: Path = WORK / "reads.sqlite",
-    teacher: Reader | None = None,
+    teacher: EmbeddedReader | None = None,
 ) -> dict[str, Any]:
     """Trains one model, saves it under WORK/name/model, returns what it took. Resumes a killed run.
 
@@ -273,7 +276,7 @@ def step_seconds(record: Mapping[str, Any]) -> str:
 def settings_of(name: str) -> dict[str, Any] | None:
     """The settings that a trained row was trained with; None where it is not there."""
     path = WORK / name / "train.json"
-    return json.loads(path.read_text(encoding="utf-8"))["made_with"]["settings"] if path.exists() else None
+    return kept.record_of(path)["made_with"]["settings"] if kept.place(path).exists() else None
 
 
 def trained_records() -> dict[str, dict[str, Any]]:

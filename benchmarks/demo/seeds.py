@@ -1,7 +1,7 @@
 """The demo in a fresh clone, over five seeds, and with shuffled answers: `python -m benchmarks.demo.seeds` writes
 results/demo.md.
 
-Resumable: what was run is kept in work/demo/ and not run again. `--page` only writes the page.
+Resumable: what was run is kept in results/kept/demo/ and not run again. `--page` only writes the page.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Measures the shipped embedded models and writes results/embedded.md: `python -m benchmarks.embedded.report`.
 
-Every part is kept in benchmarks/work/embedded/ and not measured again; parts that were not run print "not run".
+Every part is kept in results/kept/embedded/ and not measured again; parts that were not run print "not run".
 """
 
 from __future__ import annotations
