@@ -5,11 +5,13 @@
 #   PIP_ARGS      further pip options, empty by default. A plain pip on Linux fetches the CUDA build of PyTorch;
 #                 for the CPU build give the index that pytorch.org names for it, as an *extra* index.
 #   TEST_WORKERS  processes that run tests side by side, one thread each
+#   JOBS          rows of a benchmark side by side
 #   PYTEST_ARGS   further pytest arguments, for example PYTEST_ARGS="-k metrics"
 
 PYTHON ?= python3
 PIP_ARGS ?=
 TEST_WORKERS ?= 2
+JOBS ?= 1
 PYTEST_ARGS ?=
 
 VENV := .venv
@@ -24,7 +26,7 @@ DEMO_INSTALLED := $(VENV)/.installed-demo
 ALL_INSTALLED := $(VENV)/.installed-all
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check gates-quick gates-full gates-mutants gates-alarms format interop-st5 docs clean
+.PHONY: help install demo test check gates-quick gates-full gates-mutants gates-alarms benchmarks format interop-st5 docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +59,13 @@ gates-mutants: $(ALL_INSTALLED) ## break the guarded code, one fault after the o
 
 gates-alarms: $(ALL_INSTALLED) ## plant ten kinds of failure in training and see which alarms go off, with the proof that the gate can fail
 	$(BIN)/python -m pytest -m gates -n $(TEST_WORKERS) --dist loadfile tests/gates/test_gate_alarms.py
+
+benchmarks: $(ALL_INSTALLED) ## calls, cost and the paper's questions, for days on two cores; what is done is kept, and missing rows say so
+	$(BIN)/python -m benchmarks.cost run
+	$(BIN)/python -m benchmarks.calls run --jobs $(JOBS)
+	$(BIN)/python -m benchmarks.embedded.train_reader
+	$(BIN)/python -m benchmarks.paper run --jobs $(JOBS)
+	for page in cost calls paper; do $(BIN)/python -m benchmarks.$$page page; done
 
 format: $(ALL_INSTALLED) ## let ruff repair what it can
 	$(BIN)/ruff check --fix .
