@@ -114,7 +114,7 @@ class Costs:
         self._test = test
         self._top_k = top_k
         self._orders = orders
-        self._longest: dict[tuple[str, int], int] = {}
+        self._longest: dict[tuple[int, int], int] = {}
 
     def training(self, examples: Iterable[Example]) -> Bill:
         """One visit of each of the questions."""
@@ -158,7 +158,7 @@ class Costs:
 
     def _longest_read(self, example: Example, k: int) -> int:
         """Tokens of the longest read; a reader that cuts may leave fewer of many passages than of one."""
-        key = (example.query.query_id, k)
+        key = (id(example), k)  # of dev or test another question may have the same query_id
         if key not in self._longest:
 
             def tokens(documents: Sequence[Document]) -> int:

@@ -94,6 +94,16 @@ def test_an_evaluation_reads_every_dev_question_and_a_comparison_every_order() -
     assert costs(train=[long], dev=[short]).longest_read.input_tokens == 7
 
 
+def test_questions_of_train_dev_and_test_may_share_their_ids() -> None:
+    """As rows that are numbered in each file: the bound of one is not that of the others."""
+    train, dev, test = question("1", "1"), question("1", "12345"), question("1", "123")
+    found = costs(train=[train], dev=[dev], test=[test], train_k=1)
+    assert found.training([train]).input_tokens == 2 + 1
+    assert found.evaluation.input_tokens == 2 + 5
+    assert found.comparison.input_tokens == 2 + 3
+    assert found.longest_read.input_tokens == 2 + 5
+
+
 def test_answers_without_a_limit_have_no_bound() -> None:
     found = costs(output_tokens=None, dev=[question("a", "1")])
     assert found.evaluation + Bill(1, 1, 1) == Bill(2, 4, None)
