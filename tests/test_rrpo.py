@@ -629,6 +629,25 @@ def test_settings_out_of_range_are_named(name: str, value: object) -> None:
         RRPOConfig(**{name: value})  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.parametrize(
+    ("arm", "least"),
+    [
+        ({}, 2),
+        ({"baseline": "none"}, 2),
+        ({"baseline": "group"}, 3),
+        ({"baseline": "leave_one_out"}, 3),
+        ({"scale": "question"}, 3),
+        ({"scale": "deviation", "baseline": "reference"}, 3),
+    ],
+    ids=str,
+)
+def test_samples_that_share_steps_need_others_to_differ_from(arm: dict[str, Any], least: int) -> None:
+    """Two samples compared with each other would earn no advantage at all where they are the same."""
+    assert RRPOConfig(samples=least, shared_steps=1, **arm).shared_steps == 1
+    with pytest.raises(ConfigurationError, match=rf"shared_steps is 1 .*wanted {least} samples or more"):
+        RRPOConfig(samples=least - 1, shared_steps=1, **arm)
+
+
 # --- rivals: another baseline, another action
 
 BASELINES: dict[str, dict[str, Any]] = {
