@@ -354,6 +354,22 @@ def test_what_fails_when_read_again_says_nothing(tmp_path: Path) -> None:
         assert math.isnan(reader.stale_share)
 
 
+def test_equal_contexts_of_a_batch_cost_one_read_answered_or_not(tmp_path: Path) -> None:
+    contexts = [Context(row.query, row.candidates) for row in questions(1, 4, 0)]
+
+    class Down(Believer):
+        def answer(self, contexts: Any) -> list[ReadResult]:
+            return [ReadFailed("planned") for _ in contexts]
+
+    for reader, hits in ((Believer(), len(contexts)), (Down(), 0)):
+        with ReadStore(tmp_path / f"{hits}.sqlite") as store:
+            cached = CachedReader(reader, store, run="a")
+            paid = [result.paid for result in cached.answer([*contexts, *contexts])]
+            assert paid == [True] * len(contexts) + [False] * len(contexts)
+            assert store.ledger.totals("a").calls == len(contexts)
+            assert cached.hits == hits
+
+
 # --- in a run
 
 

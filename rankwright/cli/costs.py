@@ -75,20 +75,22 @@ def stop_if(refusal: str | None, next_step: str) -> None:
 
 
 def check_ledger(settings: RunSettings, store: ReadStore, run_id: str, folder: Path) -> None:
-    """Whether a run that goes on under a limit still has its ledger, as it has not in another cache.
+    """Whether a run that goes on under a limit still has its ledger, as it has not in another cache, or in one that was
+    damaged and begun anew.
 
     Raises:
-        ResumeError: it made calls, and the ledger has none of them.
+        ResumeError: it made calls that the ledger does not have.
     """
-    if not (settings.budget.reader_calls or settings.budget.cost) or store.ledger.totals(run_id).calls:
+    if not (settings.budget.reader_calls or settings.budget.cost):
         return
     checkpoint = newest_checkpoint(folder)
     if checkpoint is None:
         return
     made = json.loads((checkpoint / ALGORITHM_STATE).read_text(encoding="utf-8"))["totals"]["reader_calls"]
-    if made:
+    known = store.ledger.totals(run_id).calls
+    if known < made:
         raise ResumeError(
             f"The run in {folder} has made {made:.0f} reader calls, but the ledger in {settings.reader.cache} knows of "
-            "none; wanted the cache that it began with to keep its limits. Name that one with --cache, or go on "
+            f"{known}; wanted the cache that it began with to keep its limits. Name that one with --cache, or go on "
             "without --max-reader-calls and --max-cost."
         )
