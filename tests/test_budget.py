@@ -171,6 +171,20 @@ def test_cost_is_what_was_paid_and_the_tokens_to_come() -> None:
     )
 
 
+def test_what_was_spent_besides_counts_too() -> None:
+    spent, prices = replace(NOTHING, calls=5, known_price=0.5), Prices(1.0, 1.0)
+
+    def refused(**limits: Any) -> str | None:
+        both = Budget(BudgetConfig(**limits), costs(), prices, lambda: spent, lambda: (7, 0.25))
+        return both.refusal(Bill(3, 100_000, 0), "all")
+
+    assert refused(reader_calls=15, cost=0.85) is None
+    assert "has made 5 reader calls and 7 besides (query expansion) and all may make 3 more" in str(
+        refused(reader_calls=14)
+    )
+    assert "has cost 0.7500 and all may cost 0.1000 more" in str(refused(cost=0.84))
+
+
 def test_a_server_that_bills_more_than_the_bound_is_believed() -> None:
     """The dearest call so far, for each of the calls to come."""
     spent = replace(NOTHING, calls=1, known_price=0.1, highest_price=0.1)

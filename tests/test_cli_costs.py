@@ -258,6 +258,7 @@ def dry(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> dict[str, A
         "evaluations",
         "calls",
         "expansion_calls",
+        "expansion_price",
         "input_tokens",
         "input_tokens_are",
         "estimated_input_tokens",
