@@ -301,6 +301,13 @@ def test_the_holdout_is_another_measure_than_the_reward(
         ("Are there no keepers?", ["no"], ["no"], False),
         ("Who is it?", [], ["x"], False),
         ("Who is it?", ["?"], ["?"], False),
+        ("Where is it?", ["UK", "United Kingdom of Great Britain"], ["Ann was born in the UK."], False),
+        (
+            "Where is it?",
+            ["UK", "United Kingdom of Great Britain"],
+            ["It is the United Kingdom of Great Britain."],
+            True,
+        ),
     ],
 )
 def test_leaks(question: str, answers: list[str], passages: list[str], leaks: bool) -> None:
