@@ -382,7 +382,15 @@ def test_when_everything_fails_the_loss_is_only_the_divergence() -> None:
     loss, metrics = algorithm.loss(scores, rollout)
     assert loss.item() == pytest.approx(0.5 * metrics["kl"])
     assert math.isnan(rollout.metrics["reward"])
-    assert rollout.metrics["zero_variance_share"] == 1.0
+    assert math.isnan(rollout.metrics["zero_variance_share"])
+
+
+def test_a_question_whose_reads_failed_is_not_one_whose_samples_earned_the_same() -> None:
+    rows = questions(4, 4)
+    scores = torch.zeros(2, 4)
+    price = PriceByQuestion(lambda query_id, ids: None if query_id == rows[1].query.query_id else number(ids))
+    config = RRPOConfig(samples=16, train_k=1, max_failed_reads=1)
+    assert RRPO(config, EchoReader(), price).collect(scores, scores, rows, 0).metrics["zero_variance_share"] == 0.0
 
 
 def test_a_rollout_without_a_valid_step_teaches_nothing() -> None:
