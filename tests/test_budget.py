@@ -118,6 +118,10 @@ def test_answers_without_a_limit_have_no_bound() -> None:
         ({"max_tokens": 64, "max_completion_tokens": 10}, 64),
         ({"temperature": 1}, None),
         ({"max_tokens": "many"}, None),
+        ({"max_tokens": -1}, None),
+        ({"max_tokens": 0}, None),
+        ({"max_tokens": math.inf}, None),
+        ({"max_tokens": math.nan}, None),
     ],
 )
 def test_how_long_an_answer_may_be(sampling: dict[str, Any], limit: int | None) -> None:
