@@ -29,9 +29,9 @@ class BudgetConfig:
     """Limits of a run, over all its sessions; they may change from one to the next."""
 
     reader_calls: int = 0
-    """Reader calls that the run may make, with those of dev and comparison; 0 sets no limit."""
+    """Reader calls that the run may make, with those of dev, comparison and query expansion; 0 sets no limit."""
     cost: float = 0.0
-    """What its reader calls may cost, in the currency of the prices, which must be known; 0 sets no limit."""
+    """What these calls may cost, in the currency of the prices, which must be known; 0 sets no limit."""
     hours: float = 0.0
     """Hours that training may take, without the comparison after it; 0 sets no limit."""
 
@@ -114,7 +114,7 @@ class Costs:
         self._test = test
         self._top_k = top_k
         self._orders = orders
-        self._longest: dict[tuple[str, int], int] = {}
+        self._longest: dict[tuple[int, int], int] = {}
 
     def training(self, examples: Iterable[Example]) -> Bill:
         """One visit of each of the questions."""
@@ -158,7 +158,7 @@ class Costs:
 
     def _longest_read(self, example: Example, k: int) -> int:
         """Tokens of the longest read; a reader that cuts may leave fewer of many passages than of one."""
-        key = (example.query.query_id, k)
+        key = (id(example), k)  # of dev or test another question may have the same query_id
         if key not in self._longest:
 
             def tokens(documents: Sequence[Document]) -> int:
@@ -177,6 +177,7 @@ class Budget:
         costs: what comes next costs at most.
         prices: of the reader's tokens; None where they are not known.
         spent: sums of the run's ledger, over all its sessions.
+        besides: calls and price of what else counts toward the limits (query expansion, beside the reader).
     """
 
     def __init__(
@@ -185,11 +186,13 @@ class Budget:
         costs: Costs,
         prices: Prices | None,
         spent: Callable[[], LedgerTotals],
+        besides: Callable[[], tuple[int, float]] = lambda: (0, 0.0),
     ) -> None:
         self.limits = limits
         self.costs = costs
         self._prices = prices
         self._spent = spent
+        self._besides = besides
         self._calls_seen = 0
 
     def training(self, ahead: Ahead) -> str | None:
@@ -222,24 +225,31 @@ class Budget:
                 "the limits. Bring the file of the cache back, or go on with --resume and without limits."
             )
         self._calls_seen = spent.calls
-        return self._too_many(spent, bill, what) or self._too_dear(spent, bill, what)
+        other_calls, other_price = self._besides()
+        return self._too_many(spent, other_calls, bill, what) or self._too_dear(spent, other_price, bill, what)
 
-    def _too_many(self, spent: LedgerTotals, bill: Bill, what: str) -> str | None:
-        limit, wanted = self.limits.reader_calls, spent.calls + bill.calls
+    def _too_many(self, spent: LedgerTotals, other: int, bill: Bill, what: str) -> str | None:
+        limit, wanted = self.limits.reader_calls, spent.calls + other + bill.calls
         if not limit or wanted <= limit:
             return None
+        besides = f" and {other} besides (query expansion)" if other else ""
         return (
-            f"The run has made {spent.calls} reader calls and {what} may make {bill.calls} more; wanted at most "
-            f"{limit} in all (--max-reader-calls; {wanted} would do for that)."
+            f"The run has made {spent.calls} reader calls{besides} and {what} may make {bill.calls} more; wanted at "
+            f"most {limit} in all (--max-reader-calls; {wanted} would do for that)."
         )
 
-    def _too_dear(self, spent: LedgerTotals, bill: Bill, what: str) -> str | None:
+    def paid(self, spent: LedgerTotals) -> float:
+        """Their price; an attempt of unknown price counts as the dearest there can be."""
+        if not spent.unpriced_attempts:
+            return spent.known_price
+        return spent.known_price + spent.unpriced_attempts * self._price(self.costs.longest_read, spent.highest_price)
+
+    def _too_dear(self, spent: LedgerTotals, other: float, bill: Bill, what: str) -> str | None:
         limit = self.limits.cost
         if not limit:
             return None
-        paid, unknown = spent.known_price, ""
+        paid, unknown = self.paid(spent) + other, ""
         if spent.unpriced_attempts:
-            paid += spent.unpriced_attempts * self._price(self.costs.longest_read, spent.highest_price)
             unknown = f" ({spent.unpriced_calls} calls of unknown price counted as the dearest there can be)"
         next_price = self._price(bill, spent.highest_price)
         if paid + next_price <= limit:

@@ -107,14 +107,19 @@ class DiagnosisSettings:
     version: str = field(default_factory=lambda: rankwright.__version__)
 
     def reads_per_question(self, candidates: int) -> int:
-        """Upper bound of the reader calls for one question with so many candidates.
+        """Upper bound of the reader calls for one question with so many candidates."""
+        return reads_at_most(candidates, self.top_k, self.orders, self.samples, self.repeats)
 
-        No document, first stage, reference and gold first are one read each, the reference's passages in other orders
-        two, then come `samples` and `orders`; no more than there are different orders. Second reads are two.
-        """
-        k = min(self.top_k, candidates)
-        planned = 4 + min(2, math.factorial(k) - 1) + self.samples + self.orders
-        return min(planned, 1 + math.perm(candidates, k)) + 2 * self.repeats
+
+def reads_at_most(candidates: int, top_k: int, orders: int, samples: int, repeats: bool) -> int:
+    """Upper bound of the reader calls for one question with so many candidates.
+
+    No document, first stage, reference and gold first are one read each, the reference's passages in other orders
+    two, then come `samples` and `orders`; no more than there are different orders. Second reads are two.
+    """
+    k = min(top_k, candidates)
+    planned = 4 + min(2, math.factorial(k) - 1) + samples + orders
+    return min(planned, 1 + math.perm(candidates, k)) + 2 * repeats
 
 
 @dataclass(frozen=True)
@@ -156,6 +161,7 @@ class Diagnosis:
             "data": s.data[:8],
             "orders": s.orders,
             "samples": s.samples,
+            **({"reads": "repeated"} if s.repeats else {}),
             "bs": s.resamples,
             "seed": s.seed,
             "v": s.version,

@@ -121,10 +121,7 @@ class Query2Doc:
         return [Query(query.query_id, self._expanded(query.text)) for query in queries]
 
     def _written(self, questions: Sequence[str]) -> Iterator[Passage]:
-        requests = [
-            LLMRequest((("user", ask_for_passage(self._prompt, question)),), self._sampling, self._prompt.version)
-            for question in questions
-        ]
+        requests = [passage_request(question, self._prompt, dict(self._sampling)) for question in questions]
         return map(_passage, self._llm.complete(requests))
 
     def _expanded(self, question: str) -> str:
@@ -141,6 +138,11 @@ class Query2Doc:
             f"'{reason}' ({times} times); at most {self._max_failed:.0%} may fail. Correct the cause and give the same "
             "command again: passages in the cache are kept (--set expansion.max_failed=SHARE lets more fail)."
         )
+
+
+def passage_request(question: str, prompt: Prompt, sampling: Mapping[str, float | int | str] = SAMPLING) -> LLMRequest:
+    """What a language model is asked about a question."""
+    return LLMRequest((("user", ask_for_passage(prompt, question)),), tuple(sorted(sampling.items())), prompt.version)
 
 
 def _passage(completion: CompletionResult) -> Passage:

@@ -26,10 +26,15 @@ PATIENCE = timedelta(days=7)
 
 def meet(device: str) -> None:
     """Joins the processes that the launcher started; one that was started alone has nobody to meet."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not _have_met():
+    if started() > 1 and not _have_met():
         from accelerate import PartialState
 
         PartialState(cpu=device == "cpu", timeout=PATIENCE)
+
+
+def started() -> int:
+    """Processes that the launcher started, as it says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def own_device(device: str) -> str:

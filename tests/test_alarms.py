@@ -301,6 +301,13 @@ def test_the_holdout_is_another_measure_than_the_reward(
         ("Are there no keepers?", ["no"], ["no"], False),
         ("Who is it?", [], ["x"], False),
         ("Who is it?", ["?"], ["?"], False),
+        ("Where is it?", ["UK", "United Kingdom of Great Britain"], ["Ann was born in the UK."], False),
+        (
+            "Where is it?",
+            ["UK", "United Kingdom of Great Britain"],
+            ["It is the United Kingdom of Great Britain."],
+            True,
+        ),
     ],
 )
 def test_leaks(question: str, answers: list[str], passages: list[str], leaks: bool) -> None:
@@ -352,6 +359,22 @@ def test_what_fails_when_read_again_says_nothing(tmp_path: Path) -> None:
         reader = CachedReader(Down(), store, rereads=8)
         assert all(isinstance(result, Answer) for result in reader.answer(contexts))
         assert math.isnan(reader.stale_share)
+
+
+def test_equal_contexts_of_a_batch_cost_one_read_answered_or_not(tmp_path: Path) -> None:
+    contexts = [Context(row.query, row.candidates) for row in questions(1, 4, 0)]
+
+    class Down(Believer):
+        def answer(self, contexts: Any) -> list[ReadResult]:
+            return [ReadFailed("planned") for _ in contexts]
+
+    for reader, hits in ((Believer(), len(contexts)), (Down(), 0)):
+        with ReadStore(tmp_path / f"{hits}.sqlite") as store:
+            cached = CachedReader(reader, store, run="a")
+            paid = [result.paid for result in cached.answer([*contexts, *contexts])]
+            assert paid == [True] * len(contexts) + [False] * len(contexts)
+            assert store.ledger.totals("a").calls == len(contexts)
+            assert cached.hits == hits
 
 
 # --- in a run

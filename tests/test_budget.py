@@ -94,6 +94,16 @@ def test_an_evaluation_reads_every_dev_question_and_a_comparison_every_order() -
     assert costs(train=[long], dev=[short]).longest_read.input_tokens == 7
 
 
+def test_questions_of_train_dev_and_test_may_share_their_ids() -> None:
+    """As rows that are numbered in each file: the bound of one is not that of the others."""
+    train, dev, test = question("1", "1"), question("1", "12345"), question("1", "123")
+    found = costs(train=[train], dev=[dev], test=[test], train_k=1)
+    assert found.training([train]).input_tokens == 2 + 1
+    assert found.evaluation.input_tokens == 2 + 5
+    assert found.comparison.input_tokens == 2 + 3
+    assert found.longest_read.input_tokens == 2 + 5
+
+
 def test_answers_without_a_limit_have_no_bound() -> None:
     found = costs(output_tokens=None, dev=[question("a", "1")])
     assert found.evaluation + Bill(1, 1, 1) == Bill(2, 4, None)
@@ -108,6 +118,10 @@ def test_answers_without_a_limit_have_no_bound() -> None:
         ({"max_tokens": 64, "max_completion_tokens": 10}, 64),
         ({"temperature": 1}, None),
         ({"max_tokens": "many"}, None),
+        ({"max_tokens": -1}, None),
+        ({"max_tokens": 0}, None),
+        ({"max_tokens": math.inf}, None),
+        ({"max_tokens": math.nan}, None),
     ],
 )
 def test_how_long_an_answer_may_be(sampling: dict[str, Any], limit: int | None) -> None:
@@ -159,6 +173,20 @@ def test_cost_is_what_was_paid_and_the_tokens_to_come() -> None:
         "The run has cost 0.5000 and the next step may cost 0.5000 more; wanted at most 0.999 in all (--max-cost; "
         "1.0000 would do for that)."
     )
+
+
+def test_what_was_spent_besides_counts_too() -> None:
+    spent, prices = replace(NOTHING, calls=5, known_price=0.5), Prices(1.0, 1.0)
+
+    def refused(**limits: Any) -> str | None:
+        both = Budget(BudgetConfig(**limits), costs(), prices, lambda: spent, lambda: (7, 0.25))
+        return both.refusal(Bill(3, 100_000, 0), "all")
+
+    assert refused(reader_calls=15, cost=0.85) is None
+    assert "has made 5 reader calls and 7 besides (query expansion) and all may make 3 more" in str(
+        refused(reader_calls=14)
+    )
+    assert "has cost 0.7500 and all may cost 0.1000 more" in str(refused(cost=0.84))
 
 
 def test_a_server_that_bills_more_than_the_bound_is_believed() -> None:

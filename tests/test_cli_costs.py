@@ -225,11 +225,14 @@ def test_a_run_under_a_limit_keeps_its_ledger(here: Path, capsys: pytest.Capture
         capsys.readouterr()
         assert run(command(address, "--max-reader-calls", "90", "--resume", "--cache", "other.sqlite")) == 2
         assert re.search(
-            r"run in runs/a has made \d+ reader calls, but the ledger in other\.sqlite knows of none",
+            r"run in runs/a has made \d+ reader calls, but the ledger in other\.sqlite knows of 0; wanted the cache",
             capsys.readouterr().err,
         )
         assert len(server.prompts) == made
         assert run(command(address, "--resume", "--cache", "other.sqlite")) in (0, 8)
+        capsys.readouterr()
+        assert run(command(address, "--max-reader-calls", "90", "--resume", "--cache", "other.sqlite")) == 2
+        assert re.search(r"has made \d+ reader calls, but .* knows of [1-9]\d*; wanted", capsys.readouterr().err)
 
 
 def test_an_unknown_limit_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,6 +258,7 @@ def dry(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> dict[str, A
         "evaluations",
         "calls",
         "expansion_calls",
+        "expansion_price",
         "input_tokens",
         "input_tokens_are",
         "estimated_input_tokens",

@@ -24,6 +24,7 @@ from tests.cli_kit import (
     serving,
     write_rows,
 )
+from tests.test_cli_costs import endpoint
 
 DEMO = ROOT / "rankwright" / "assets" / "demo"
 
@@ -107,6 +108,26 @@ def test_fewer_calls_read_fewer_questions(data: Path, capsys: pytest.CaptureFixt
     assert found["reader_calls"] <= 40
     assert "Diagnosis reads 10 questions instead of 48, because of --max-reader-calls" in told
     assert "max_reader_calls is 3, but one question may cost 4" in capsys.readouterr().err
+
+
+def test_the_price_is_told_before_and_is_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The server bills a token for each byte in, and as many out as were allowed."""
+    monkeypatch.chdir(tmp_path)
+    questions = write_rows(tmp_path / "doors.jsonl", rows())
+    prices = ["--price-input", "1000", "--price-output", "2000"]
+    with endpoint() as (url, server):
+        found, told = diagnosed(capsys, [*diagnosing(questions, url), *prices])
+        bound = re.findall(r"at most 48 reader calls, price at most ([\d.]+), less what", told)
+    bills = sum(len(prompt.encode()) * 1000 + 64 * 2000 for prompt in server.prompts) / 1e6
+    assert len(server.prompts) == found["reader_calls"] > QUESTIONS
+    assert bills <= float(bound[0]) < 3 * bills
+    with key_reader() as url:
+        _, told = diagnosed(capsys, diagnosing(questions, url))
+        assert "reader calls, price unknown (--price-input and --price-output), less" in told
+        _, told = diagnosed(capsys, [*diagnosing(questions, url), *prices, "--set", "reader.sampling={top_p: 1}"])
+        assert "reader calls, price without limit (no max_tokens), less" in told
 
 
 def test_second_reads_are_paid_once(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -312,6 +312,68 @@ def test_train_searches_with_expanded_queries_and_says_so_everywhere(
     assert json.loads(Path("runs/a/result.json").read_text())["expansion"] is None
 
 
+PRICED = ["--set", "expansion.price_input=1000", "--set", "expansion.price_output=2000"]
+
+
+def test_calls_of_expansion_count_toward_the_limits(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Twelve calls, none of them by the reader; of a price of 10 tokens in and 2 out each."""
+    make_model(data.with_name("tiny"))
+    with endpoint() as (url, asked):
+        assert run(training(url, "--max-reader-calls", "11")) == 9
+        assert "made 0 reader calls and query expansion may make 12 more; wanted at most 11" in capsys.readouterr().err
+        assert run(training(url, "--max-cost", "1000")) == 2
+        assert "the price of query expansion by http" in capsys.readouterr().err
+        assert run(training(url, *PRICED, "--max-cost", "1000", "--set", "expansion.sampling={top_p: 1}")) == 2
+        assert "expansion.sampling is {'top_p': 1}; wanted max_tokens" in capsys.readouterr().err
+        assert run(training(url, *PRICED, "--max-cost", "1")) == 9
+        refused = capsys.readouterr().err
+        assert "query expansion may cost" in refused
+        assert not asked
+        enough = re.findall(r"--max-cost; ([\d.]+) would do", refused)[0]
+        assert run(training(url, *PRICED, "--max-cost", enough, "--max-reader-calls", "12")) in (0, 8)
+    result = json.loads(Path("runs/a/result.json").read_text())
+    assert result["expansion"]["price"] == f"{12 * (10 * 1000 + 2 * 2000) / 1e6:.4f}"
+
+
+def test_a_reader_has_what_expansion_left(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Calls of both are held against the limit of a run, over all its sessions."""
+    make_model(data.with_name("tiny"))
+    limit, resume, stops = 50, [], []
+    with endpoint() as (url, asked):
+        both = [*training(url), "--method", "rrpo", "--reader", url, "--reader-model", "m"]
+        while (code := run([*both, "--max-reader-calls", str(limit), *resume])) == 9:
+            stops.append(capsys.readouterr().err)
+            assert sum(calls for calls, _ in ledger().values()) == len(asked) <= limit
+            limit, resume = int(re.findall(r"--max-reader-calls; (\d+) would do", stops[-1])[0]), ["--resume"]
+    assert code in (0, 8)
+    assert len(asked) <= limit
+    assert len(stops) > 1
+    assert all("reader calls and 12 besides (query expansion) and the" in stop for stop in stops)
+
+
+def test_a_dry_run_bounds_candidates_that_only_expansion_would_find(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The targets are longer than what the bare questions find."""
+    make_model(data.with_name("tiny"))
+    with endpoint() as (url, _):
+        reader = ["--reader", url, "--reader-model", "m", "--price-input", "1000", "--price-output", "2000"]
+        both = [*training(url), "--method", "rrpo", *reader, *PRICED, "--depth", "2", "--output", "json"]
+        assert run([*both, "--dry-run"]) == 0
+        found = one_line(capsys.readouterr().out)
+        assert run([*training(url), "--dry-run"]) == 0  # labels are found or not: only expansion knows
+        assert "Query expansion: at most 12 calls besides, price unknown" in capsys.readouterr().out
+        assert run([*both, "--cache", "x.sqlite"]) in (0, 8)
+        with ReadStore("x.sqlite") as store:
+            wholes = {name.endswith("/expansion"): store.ledger.totals(name) for name in store.ledger.runs()}
+    longest = max(len(d.text) for d in CORPUS)
+    assert found["expansion_calls"] == wholes[True].calls == 12
+    assert wholes[True].known_price <= found["expansion_price"]
+    assert wholes[False].calls <= found["calls"]["total"]
+    per_read = found["input_tokens"]["dev"] / found["calls"]["dev"]
+    assert per_read >= 3 * longest
+
+
 def interrupted(*_: Any) -> None:
     raise KeyboardInterrupt
 

@@ -441,8 +441,8 @@ def test_equal_requests_of_a_batch_are_asked_once(path: Path) -> None:
         cached = CachedLLM(llm, store)
         results = cached.complete([ask("a"), ask("fail x"), ask("a"), ask("fail x")])
     assert llm.asked == ["a", "fail x"]
-    failure = CompletionFailed("x")
-    assert results == [Completion("re: a", 7, 2), failure, Completion("re: a", 7, 2, paid=False), failure]
+    unpaid = [Completion("re: a", 7, 2, paid=False), CompletionFailed("x", paid=False)]
+    assert results == [Completion("re: a", 7, 2), CompletionFailed("x"), *unpaid]
     assert (cached.paid, cached.hits, cached.failed) == (1, 1, 1)
 
 

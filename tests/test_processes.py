@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from rankwright import processes
+from rankwright.cli.app import run as run_command
 from rankwright.errors import TrainingError
 from tests.cli_kit import make_model, rows, write_rows
 from tests.process_run import CASES
@@ -134,6 +135,16 @@ def test_what_the_first_process_refuses_is_said_once(doors: Path) -> None:
     assert refused.returncode != 0
     assert refused.stderr.count("rankwright: ") == 1, refused.stderr[-3000:]
     assert "q.jsonl" in refused.stderr
+
+
+@pytest.mark.parametrize("verb", ["diagnose", "eval"])
+def test_a_verb_that_shares_nothing_is_refused_in_several(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each process would pay for all of it."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run_command([verb, "first-stage"] if verb == "eval" else [verb, "--data", "q.jsonl"]) == 2
+    assert f"rankwright {verb} was started in 2 processes" in capsys.readouterr().err
 
 
 def test_alone_nothing_is_shared() -> None:

@@ -382,7 +382,15 @@ def test_when_everything_fails_the_loss_is_only_the_divergence() -> None:
     loss, metrics = algorithm.loss(scores, rollout)
     assert loss.item() == pytest.approx(0.5 * metrics["kl"])
     assert math.isnan(rollout.metrics["reward"])
-    assert rollout.metrics["zero_variance_share"] == 1.0
+    assert math.isnan(rollout.metrics["zero_variance_share"])
+
+
+def test_a_question_whose_reads_failed_is_not_one_whose_samples_earned_the_same() -> None:
+    rows = questions(4, 4)
+    scores = torch.zeros(2, 4)
+    price = PriceByQuestion(lambda query_id, ids: None if query_id == rows[1].query.query_id else number(ids))
+    config = RRPOConfig(samples=16, train_k=1, max_failed_reads=1)
+    assert RRPO(config, EchoReader(), price).collect(scores, scores, rows, 0).metrics["zero_variance_share"] == 0.0
 
 
 def test_a_rollout_without_a_valid_step_teaches_nothing() -> None:
@@ -627,6 +635,25 @@ def test_the_window_goes_through_a_checkpoint() -> None:
 def test_settings_out_of_range_are_named(name: str, value: object) -> None:
     with pytest.raises(ConfigurationError, match=rf"Setting rrpo\.{name} is {value!r}; wanted "):
         RRPOConfig(**{name: value})  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("arm", "least"),
+    [
+        ({}, 2),
+        ({"baseline": "none"}, 2),
+        ({"baseline": "group"}, 3),
+        ({"baseline": "leave_one_out"}, 3),
+        ({"scale": "question"}, 3),
+        ({"scale": "deviation", "baseline": "reference"}, 3),
+    ],
+    ids=str,
+)
+def test_samples_that_share_steps_need_others_to_differ_from(arm: dict[str, Any], least: int) -> None:
+    """Two samples compared with each other would earn no advantage at all where they are the same."""
+    assert RRPOConfig(samples=least, shared_steps=1, **arm).shared_steps == 1
+    with pytest.raises(ConfigurationError, match=rf"shared_steps is 1 .*wanted {least} samples or more"):
+        RRPOConfig(samples=least - 1, shared_steps=1, **arm)
 
 
 # --- rivals: another baseline, another action

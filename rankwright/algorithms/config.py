@@ -100,7 +100,8 @@ class RRPOConfig:
     Ours."""
     shared_steps: int = 0
     """So many first documents each two samples of a question have in common, which are read once. Each ranking is still
-    drawn from the policy, but two of a pair are not independent. Ours."""
+    drawn from the policy, but two of a pair are not independent, and where samples are compared with each other (group,
+    leave_one_out) what they share teaches less. Ours."""
     action: Literal["document", "ranking"] = "document"
     """What is chosen and rewarded: each document, by the answer after it, or the whole ranking at once, by the answer
     after its last document (a listwise bandit, with which the paper compares)."""
@@ -180,6 +181,14 @@ class RRPOConfig:
             raise ConfigurationError(
                 f"Setting rrpo.samples is {self.samples} with rrpo.baseline {self.baseline} and rrpo.scale "
                 f"{self.scale}; wanted 2 or more, because they compare the samples of a question. Raise rrpo.samples."
+            )
+        others = 3 if compared else 2
+        if self.shared_steps and self.samples < others:
+            raise ConfigurationError(
+                f"Setting rrpo.shared_steps is {self.shared_steps} with rrpo.samples {self.samples}, rrpo.baseline "
+                f"{self.baseline} and rrpo.scale {self.scale}; wanted {others} samples or more, because the steps that "
+                "all samples share have nothing to be compared with, and one sample shares none. Raise rrpo.samples, "
+                "or leave rrpo.shared_steps out."
             )
 
     @property

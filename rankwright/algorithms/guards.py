@@ -27,9 +27,11 @@ def _leaks(example: Example) -> bool:
     answers = [answer for answer in example.answers if normalise(answer) not in CLOSED]
     if not answers:
         return False
-    words = BARE * max(len(answer.split()) for answer in answers)
-    texts = [example.query.text, *(d.text for d in example.candidates if len(d.text.split()) <= words)]
-    return any(contains_answer(text, answers) for text in texts)
+    return contains_answer(example.query.text, answers) or any(
+        len(document.text.split()) <= BARE * len(answer.split()) and contains_answer(document.text, [answer])
+        for document in example.candidates
+        for answer in answers  # each by its own length: a short name may have a long alias
+    )
 
 
 def policy_metrics(scores_QD: Tensor, reference_scores_QD: Tensor) -> Mapping[str, float]:

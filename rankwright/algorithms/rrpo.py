@@ -163,7 +163,7 @@ class RRPO:
             "reference_reward": _mean(_last(greedy_Q1A, taken_QA)),
             "no_document_reward": _mean(no_document_Q),
             "advantage": _mean(against_reference[compared]),
-            "zero_variance_share": float((_spread(last_QS) == 0).double().mean()) if config.samples > 1 else math.nan,
+            "zero_variance_share": _mean((_spread(last_QS) == 0)[torch.isfinite(last_QS).sum(-1) > 1].double()),
             "reader_calls": float(readings.paid),
             "cache_hits": float(readings.hits),
             "failed_reads": float(readings.failed),

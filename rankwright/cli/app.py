@@ -13,7 +13,7 @@ import rankwright
 from rankwright import processes
 from rankwright.cli import data, diagnose, evaluate, manage, rerank, train
 from rankwright.cli.common import console, harmless, silence, write_out
-from rankwright.errors import MissingDependencyError, RankwrightError, StorageError
+from rankwright.errors import ConfigurationError, MissingDependencyError, RankwrightError, StorageError
 
 app = typer.Typer(
     name="rankwright",
@@ -28,12 +28,20 @@ for module in (diagnose, train, evaluate, rerank, data, manage):
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+def _root(context: typer.Context, version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
     if version:
         write_out(f"{rankwright.__version__}\n")
         raise typer.Exit
+    verb, started = context.invoked_subcommand, processes.started()
+    if started > 1 and verb not in (None, *SHARED):
+        raise ConfigurationError(
+            f"rankwright {verb} was started in {started} processes (WORLD_SIZE), each of which would do and pay for "
+            f"all of it; wanted one. Only {' and '.join(SHARED)} share their work: leave the launcher out."
+        )
 
 
+SHARED = ("train", "demo")
+"""Verbs whose work several processes share."""
 INTERRUPTED = "Interrupted. What was read and saved is kept; train goes on with --resume, the others from the cache."
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -254,18 +254,26 @@ def candidates(
     return [replace(example, candidates=example.candidates[:depth]) for example in examples]
 
 
-def load_splits(settings: RunSettings, run: str = "", known: Mapping[str, Passage] | None = None) -> Splits:
+def load_splits(
+    settings: RunSettings,
+    run: str = "",
+    known: Mapping[str, Passage] | None = None,
+    instead: Callable[[Sequence[Document]], Retriever] | None = None,
+) -> Splits:
     """Training, dev and test questions with candidates.
 
     Args:
         settings: of the run.
         run: under which name calls of query expansion stand in the ledger.
         known: its passages of before; their questions are not asked again.
+        instead: makes what is searched in the place of an index with query expansion; nobody is asked then.
 
     Raises:
         DataError: a file is bad, or too few questions are left for a use.
+        LimitReachedError: query expansion could exceed a limit of the run.
         ReaderError: query expansion failed too often.
     """
+    from rankwright.cli.costs import check_expansion_budget
     from rankwright.cli.expansion import expanded
 
     data = settings.data
@@ -291,10 +299,21 @@ def load_splits(settings: RunSettings, run: str = "", known: Mapping[str, Passag
         )
     index = BM25(corpus) if data.retriever == "bm25" else None
     first, passages = index, {}
-    if index is not None and settings.expansion.wanted:
+    if index is not None and settings.expansion.wanted and instead is not None:
+        first = instead(corpus)
+    elif index is not None and settings.expansion.wanted:
         queries = [example.query for part in parts.values() for example in part]
         device = settings.model.device
-        first = expanded(index, queries, settings.expansion, settings.reader, run, device=device, known=known)
+        first = expanded(
+            index,
+            queries,
+            settings.expansion,
+            settings.reader,
+            run,
+            device=device,
+            known=known,
+            may_ask=lambda questions, store: check_expansion_budget(settings, questions, store, run),
+        )
         passages = first.passages
     return Splits(
         candidates(parts["train"], corpus, data.retriever, data.depth, first),
@@ -302,7 +321,7 @@ def load_splits(settings: RunSettings, run: str = "", known: Mapping[str, Passag
         candidates(parts["test"], corpus, data.retriever, data.eval_depth, first),
         test.name if test else f"{train.name}-held-out",
         len({problem for s in sets for problem in s.problems}),  # those of shared labels and topics stand in each
-        first.name if first is not None else data.retriever,
+        getattr(first, "name", "") if first is not None else data.retriever,
         passages,
     )
 

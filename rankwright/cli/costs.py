@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rankwright.budget import Budget, Costs
+from rankwright.budget import Bill, Budget, Costs
 from rankwright.checkpoints import ALGORITHM_STATE, newest_checkpoint
 from rankwright.cli.build import Splits
-from rankwright.cli.settings import RunSettings
-from rankwright.errors import LimitReachedError, ResumeError
+from rankwright.cli.expansion import expansion_run, language_model
+from rankwright.cli.settings import ReaderSettings, RunSettings
+from rankwright.errors import ConfigurationError, LimitReachedError, ResumeError
+from rankwright.expansion import SAMPLING, passage_request
 from rankwright.llms.cache import ReadStore
-from rankwright.llms.calls import input_tokens_at_most
-from rankwright.types import Context, Reader
+from rankwright.llms.calls import Prices, input_tokens_at_most
+from rankwright.prompts import load_prompt
+from rankwright.types import Context, Example, Query, Reader
 
 
 def run_costs(
@@ -61,7 +65,97 @@ def run_budget(
     priced = settings.reader.is_endpoint and bool(settings.budget.cost)
     tokens_of = tokens_at_most(reader) if priced else lambda context: 0
     costs = run_costs(settings, splits, algorithm, orders, tokens_of)
-    return Budget(settings.budget, costs, settings.reader.prices, lambda: store.ledger.totals(run_id))
+    passages = None
+    if settings.expansion.wanted:
+        passages = _expansion_budget(settings, list(splits.passages), store, run_id)
+
+    def besides() -> tuple[int, float]:
+        if passages is None:
+            return 0, 0.0
+        spent = store.ledger.totals(expansion_run(run_id))
+        return spent.calls, passages.paid(spent)
+
+    return Budget(settings.budget, costs, settings.reader.prices, lambda: store.ledger.totals(run_id), besides)
+
+
+def _writer(settings: RunSettings) -> ReaderSettings:
+    """Who writes the passages of query expansion, in the words of a reader's settings."""
+    model = language_model(settings.expansion, settings.reader)
+    return replace(model, sampling=dict(settings.expansion.sampling or SAMPLING))
+
+
+def expansion_prices(settings: RunSettings) -> Prices | None:
+    """Of the tokens of query expansion: 0 on this machine, None where they are not known."""
+    return _writer(settings).prices
+
+
+def expansion_bill(settings: RunSettings, questions: Sequence[str]) -> Bill:
+    """What query expansion asks at most."""
+    return _expansion_costs(settings, questions).comparison
+
+
+def _expansion_costs(settings: RunSettings, questions: Sequence[str]) -> Costs:
+    """A call for each question, which is all that is sent."""
+    prompt, writer = load_prompt(settings.expansion.prompt, "query2doc"), _writer(settings)
+    return Costs(
+        lambda context: input_tokens_at_most(passage_request(context.query.text, prompt, writer.sampling)),
+        writer.output_limit,
+        lambda candidates: 1,
+        0,
+        (),
+        (),
+        [Example(Query(text, text), ()) for text in questions],
+        0,
+        1,
+    )
+
+
+def _expansion_budget(settings: RunSettings, questions: Sequence[str], store: ReadStore, run_id: str) -> Budget:
+    """The limits of the run, as query expansion sees them."""
+
+    def besides() -> tuple[int, float]:
+        spent = store.ledger.totals(run_id)
+        return spent.calls, spent.known_price
+
+    costs, prices = _expansion_costs(settings, questions), expansion_prices(settings)
+    return Budget(settings.budget, costs, prices, lambda: store.ledger.totals(expansion_run(run_id)), besides)
+
+
+def check_expansion_price(settings: RunSettings) -> None:
+    """Whether a limit of cost can hold for query expansion too.
+
+    Raises:
+        ConfigurationError: its price is not known, or its answers have no end.
+    """
+    expansion, limit = settings.expansion, settings.budget.cost
+    if not limit or not expansion.wanted:
+        return
+    if expansion_prices(settings) is None:
+        raise ConfigurationError(
+            f"Limit --max-cost is {limit:g}, but the price of query expansion by {expansion.llm} is not known; wanted "
+            "expansion.price_input and expansion.price_output, each for a million tokens. Give both with --set, or "
+            "limit --max-reader-calls."
+        )
+    if _writer(settings).output_limit is None:
+        raise ConfigurationError(
+            f"Limit --max-cost is {limit:g}, but expansion.sampling is {expansion.sampling!r}; wanted max_tokens or "
+            "max_completion_tokens in it, because a passage without end may cost anything."
+        )
+
+
+def check_expansion_budget(settings: RunSettings, questions: Sequence[str], store: ReadStore, run_id: str) -> None:
+    """Whether query expansion may be asked about these questions.
+
+    Raises:
+        ConfigurationError: see `check_expansion_price`.
+        LimitReachedError: it could exceed a limit of the run.
+    """
+    check_expansion_price(settings)
+    budget = _expansion_budget(settings, questions, store, run_id)
+    stop_if(
+        budget.refusal(budget.costs.comparison, "query expansion"),
+        "Nothing was begun: give the same command with a higher limit.",
+    )
 
 
 def stop_if(refusal: str | None, next_step: str) -> None:
@@ -75,20 +169,22 @@ def stop_if(refusal: str | None, next_step: str) -> None:
 
 
 def check_ledger(settings: RunSettings, store: ReadStore, run_id: str, folder: Path) -> None:
-    """Whether a run that goes on under a limit still has its ledger, as it has not in another cache.
+    """Whether a run that goes on under a limit still has its ledger, as it has not in another cache, or in one that was
+    damaged and begun anew.
 
     Raises:
-        ResumeError: it made calls, and the ledger has none of them.
+        ResumeError: it made calls that the ledger does not have.
     """
-    if not (settings.budget.reader_calls or settings.budget.cost) or store.ledger.totals(run_id).calls:
+    if not (settings.budget.reader_calls or settings.budget.cost):
         return
     checkpoint = newest_checkpoint(folder)
     if checkpoint is None:
         return
     made = json.loads((checkpoint / ALGORITHM_STATE).read_text(encoding="utf-8"))["totals"]["reader_calls"]
-    if made:
+    known = store.ledger.totals(run_id).calls
+    if known < made:
         raise ResumeError(
             f"The run in {folder} has made {made:.0f} reader calls, but the ledger in {settings.reader.cache} knows of "
-            "none; wanted the cache that it began with to keep its limits. Name that one with --cache, or go on "
+            f"{known}; wanted the cache that it began with to keep its limits. Name that one with --cache, or go on "
             "without --max-reader-calls and --max-cost."
         )

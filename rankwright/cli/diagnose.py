@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import typer
@@ -40,11 +42,11 @@ from rankwright.cli.settings import (
     load_expansion_settings,
     load_reader_settings,
 )
-from rankwright.diagnosis import NUMBERS, Diagnosis, sample_questions
+from rankwright.diagnosis import NUMBERS, Diagnosis, reads_at_most, sample_questions
 from rankwright.diagnosis import diagnose as diagnose_examples
 from rankwright.errors import ConfigurationError
 from rankwright.rerankers import REFERENCE
-from rankwright.types import Reader
+from rankwright.types import Example, Reader
 
 EXAMPLES = """
 **Examples**
@@ -105,7 +107,9 @@ def diagnose(
     orders: int = typer.Option(12, min=0, help="Orders per question that are read in search of the best one."),
     samples: int = typer.Option(4, min=2, help="Orders per question drawn as training draws them."),
     max_reader_calls: int | None = typer.Option(
-        None, min=1, help="Read fewer questions where all of them could cost more calls."
+        None,
+        min=1,
+        help="Read fewer questions where all of them could cost more calls; those of query expansion are not counted.",
     ),
     repeat_reads: bool = typer.Option(
         False, "--repeat-reads", help="Read two contexts per question a second time, for the noise of an LLM reader."
@@ -233,6 +237,11 @@ def run_diagnosis(
     with counted_store(reader_settings.cache, run) as store, progress_bars() as progress:
         built = build_reader(reader_settings, store, run, device)
         assert built is not None
+
+        def price_of(chosen: Sequence[Example]) -> str:
+            reads = partial(reads_at_most, top_k=top_k, orders=orders, samples=samples, repeats=repeat_reads)
+            return _price_at_most(reader_settings, built, chosen, top_k, reads)
+
         diagnosis = diagnose_examples(
             examples,
             built,
@@ -249,7 +258,7 @@ def run_diagnosis(
             seed=seed,
             set_name=dataset.name,
             retriever=first_stage,
-            announce=lambda count, bound: _announce(count, len(sampled), bound),
+            announce=lambda count, bound: _announce(count, len(sampled), bound, price_of(examples[:count])),
             progress=progress,
         )
     tell_of_cut(reference)
@@ -275,9 +284,25 @@ def _second(reader: Reader) -> Reader:
     )
 
 
-def _announce(count: int, wanted: int, bound: int) -> None:
+def _price_at_most(
+    settings: ReaderSettings, reader: Reader, examples: Sequence[Example], k: int, reads: Callable[[int], int]
+) -> str:
+    """What reads of at most k passages may cost, for people; empty for a reader on this machine."""
+    from rankwright.budget import Costs
+    from rankwright.cli.costs import tokens_at_most
+
+    if not settings.is_endpoint:
+        return ""
+    bill = Costs(tokens_at_most(reader), settings.output_limit, reads, k, examples, (), (), k, 0).training(examples)
+    if settings.prices is None:
+        return ", price unknown (--price-input and --price-output)"
+    price = settings.prices.of(bill.input_tokens, bill.output_tokens)
+    return ", price without limit (no max_tokens)" if price is None else f", price at most {price:.4f}"
+
+
+def _announce(count: int, wanted: int, bound: int, price: str) -> None:
     fewer = f" instead of {wanted}, because of --max-reader-calls" if count < wanted else ""
-    say(f"Diagnosis reads {count} questions{fewer}: at most {bound} reader calls, less what the cache knows.")
+    say(f"Diagnosis reads {count} questions{fewer}: at most {bound} reader calls{price}, less what the cache knows.")
 
 
 def _table(diagnosis: Diagnosis) -> Table:

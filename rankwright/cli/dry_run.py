@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
 
-from rankwright.budget import Bill, total
+from rankwright.budget import FREE, Bill, total
 from rankwright.cli.build import Splits, build_reader, checked_device, load_splits
 from rankwright.cli.common import print_out, say
-from rankwright.cli.costs import run_costs, tokens_at_most
+from rankwright.cli.costs import (
+    check_expansion_price,
+    expansion_bill,
+    expansion_prices,
+    run_costs,
+    tokens_at_most,
+)
 from rankwright.cli.run import first_context, learning, policy_of, rankers, run_folder
-from rankwright.cli.settings import NO_EXPANSION, RunSettings
+from rankwright.cli.settings import RunSettings
 from rankwright.rewards import resolve_reward
-from rankwright.types import Context, Example
+from rankwright.types import Context, Document, Example, Query
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,8 @@ class Forecast:
     """On dev."""
     bills: Mapping[str, Bill]
     """Part of the run -> its reads."""
-    expansions: int
-    """Calls of query expansion, which are not the reader's and in no limit."""
+    expansion: Bill
+    """Of query expansion, whose calls are not the reader's."""
     roughly: int | None
     """Input tokens of all parts with four characters taken for one; None where they were counted."""
     seconds: Mapping[str, float | None]
@@ -55,12 +61,13 @@ def forecast(settings: RunSettings, name: str) -> Forecast:
     say("Dry run: nothing is spent or written.")
     checked_device(settings.model.device)
     reward = resolve_reward(settings.reward)
-    # Query expansion would ask; candidates by the bare questions are as many.
-    splits = load_splits(replace(settings, expansion=NO_EXPANSION))
+    check_expansion_price(settings)
+    splits = load_splits(settings, instead=Longest)
     reader: Any = build_reader(settings.reader, None, "", settings.model.device)
     algorithm, _ = learning(settings, splits, reader, reward)
     examples = usable_examples(splits.train)
-    algorithm.check(examples)
+    if not settings.expansion.wanted:  # what expansion finds is not known here
+        algorithm.check(examples)
     parts = list(Schedule(examples, settings.loop, algorithm.inner_epochs, settings.seed, has_dev=True).whole())
     visits = [example for part in parts for example in part.examples]
     evaluations = sum(part.evaluations for part in parts)
@@ -82,14 +89,31 @@ def forecast(settings: RunSettings, name: str) -> Forecast:
         questions=len(visits),
         evaluations=evaluations,
         bills=counted,
-        expansions=len(_questions(splits)) if settings.expansion.wanted else 0,
+        expansion=expansion_bill(settings, _questions(splits)) if settings.expansion.wanted else Bill(),
         roughly=total(bills(_characters(reader)).values()).input_tokens if settings.reader.is_endpoint else None,
         seconds=_seconds(settings, splits, reader, algorithm, visits, evaluations, total(counted.values()).calls),
     )
 
 
-def _questions(splits: Splits) -> set[str]:
-    return {example.query.text for side in (splits.train, splits.dev, splits.test) for example in side}
+def _questions(splits: Splits) -> list[str]:
+    texts = (example.query.text for side in (splits.train, splits.dev, splits.test) for example in side)
+    return list(dict.fromkeys(texts))
+
+
+class Longest:
+    """Stands for a first stage that only asking could tell: gives every query the longest passages, which are no
+    fewer and, in bytes, no shorter than those that would be found."""
+
+    name = "longest"
+
+    def __init__(self, corpus: Sequence[Document]) -> None:
+        self._corpus = sorted(
+            corpus, key=lambda document: -len(f"{document.title}{document.text}".encode("utf-8", "replace"))
+        )
+
+    def retrieve(self, queries: Sequence[Query], depth: int) -> list[tuple[Document, ...]]:
+        """The same for each."""
+        return [tuple(self._corpus[:depth])] * len(queries)
 
 
 def _token_counter(settings: RunSettings, reader: Any) -> Callable[[Context], int]:
@@ -182,6 +206,9 @@ def record(settings: RunSettings, found: Forecast) -> dict[str, Any]:
     """The object that `train --dry-run --output json` prints as one line."""
     bills = {**found.bills, "total": total(found.bills.values())}
     output, prices = bills["total"].output_tokens, settings.reader.prices
+    price = prices.of(bills["total"].input_tokens, output) if prices else None
+    passages = expansion_prices(settings) if settings.expansion.wanted else FREE
+    expansion_price = passages.of(found.expansion.input_tokens, found.expansion.output_tokens) if passages else None
     seconds = {part: None if taken is None else round(taken, 3) for part, taken in found.seconds.items()}
     known = [taken for taken in seconds.values() if taken is not None]
     return {
@@ -189,12 +216,13 @@ def record(settings: RunSettings, found: Forecast) -> dict[str, Any]:
         "questions": found.questions,
         "evaluations": found.evaluations,
         "calls": {part: bill.calls for part, bill in bills.items()},
-        "expansion_calls": found.expansions,
+        "expansion_calls": found.expansion.calls,
+        "expansion_price": expansion_price,
         "input_tokens": {part: bill.input_tokens for part, bill in bills.items()},
         "input_tokens_are": "counted" if found.roughly is None else "bytes",
         "estimated_input_tokens": found.roughly,
         "output_tokens": {part: bill.output_tokens for part, bill in bills.items()},
-        "price": prices.of(bills["total"].input_tokens, output) if prices else None,
+        "price": price,
         "estimated_price": prices.of(found.roughly, output) if prices and found.roughly is not None else None,
         "seconds": {**seconds, "total": round(sum(known), 3) if len(known) == len(seconds) else None},
         "paced_seconds": _paced_seconds(settings, bills["total"], found.roughly),
@@ -225,7 +253,10 @@ def show(settings: RunSettings, found: dict[str, Any]) -> None:
         "evaluations on dev."
     )
     if found["expansion_calls"]:
-        print_out(f"Query expansion: at most {found['expansion_calls']:,} calls besides, of any price; no limit holds.")
+        dear = found["expansion_price"]
+        priced = "unknown (expansion.price_input, expansion.price_output)" if dear is None else f"at most {dear:.4f}"
+        print_out(f"Query expansion: at most {found['expansion_calls']:,} calls besides, price {priced}.")
+        print_out("Its candidates are not known before it: every question is counted with the longest passages.")
     for line in (*_on_price(settings, found), *_on_time(settings, found), *_on_limits(settings, found)):
         print_out(line)
     print_out("Nothing is taken off for answers that the cache has, for reads that visits share, or for an early end.")
@@ -259,13 +290,14 @@ def _on_time(settings: RunSettings, found: dict[str, Any]) -> list[str]:
 
 def _on_limits(settings: RunSettings, found: dict[str, Any]) -> list[str]:
     budget, seconds = settings.budget, found["seconds"]["total"]
+    both = (found["price"], found["expansion_price"])
     bounds = (
-        ("--max-reader-calls", budget.reader_calls, found["calls"]["total"]),
-        ("--max-cost", budget.cost, found["price"]),
+        ("--max-reader-calls", budget.reader_calls, found["calls"]["total"] + found["expansion_calls"]),
+        ("--max-cost", budget.cost, None if None in both else sum(both)),
         ("--max-hours", budget.hours, None if seconds is None else round(seconds / 3600, 2)),
     )
     return [
-        f"{flag} {limit:g} may end the run early: the bound is {bound:g}."
+        f"{flag} {limit:.10g} may end the run early: the bound is {bound:.10g}."
         for flag, limit, bound in bounds
         if limit and bound is not None and bound > limit
     ]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rankwright.cli.build import Role, build_llm, candidates, open_store, tell_of_calls
 from rankwright.cli.common import progress_bars, say
@@ -16,6 +17,9 @@ from rankwright.llms.cache import CachedLLM
 from rankwright.prompts import load_prompt, parse_passage
 from rankwright.retrieval import BM25
 from rankwright.types import CompletionFailed, Document, Example, Query
+
+if TYPE_CHECKING:
+    from rankwright.llms.cache import ReadStore
 
 PASSAGES_FILE = "expansions.jsonl"
 _EXPANSION = Role("Expansion", "--expand-with", "--expand-model")
@@ -36,6 +40,7 @@ def expanded(
     *,
     device: str = "cpu",
     known: Mapping[str, Passage] | None = None,
+    may_ask: Callable[[Sequence[str], ReadStore], None] | None = None,
 ) -> Query2Doc:
     """The index behind query expansion, which has asked for all passages: searching with these queries asks nobody.
 
@@ -47,6 +52,7 @@ def expanded(
         run: name of the run, for the ledger.
         device: of a local language model.
         known: passages of before.
+        may_ask: told the questions that will be asked, and the ledger; raises where they may not be.
 
     Raises:
         ReaderError: the language model cannot be used, or failed too often.
@@ -54,6 +60,10 @@ def expanded(
     prompt = load_prompt(expansion.prompt, "query2doc")
     llm = build_llm(language_model(expansion, reader), device, _EXPANSION)
     with open_store(reader.cache) as store:
+        if may_ask is not None:
+            may_ask(
+                [text for text in dict.fromkeys(query.text for query in queries) if text not in (known or {})], store
+            )
         first = Query2Doc(
             index,
             CachedLLM(llm, store, run=expansion_run(run), accepts=parse_passage),
@@ -63,6 +73,8 @@ def expanded(
             max_failed=expansion.max_failed,
             known=known,
         )
+        new = len({query.text for query in queries} - set(known or {}))
+        say(f"Query expansion asks about {new} questions: at most so many calls, less what the cache knows.")
         try:
             with progress_bars() as progress:
                 first.expand(queries, lambda done, total: progress("expand", done, total))

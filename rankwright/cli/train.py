@@ -224,10 +224,12 @@ def train(
     reward: str | None = typer.Option(None, help="f1, em, sub_em, rouge_l or package.module:function. Default f1."),
     cache: Cache = None,
     max_reader_calls: int | None = typer.Option(
-        None, help="Reader calls of the whole run; it stops before a step that could exceed them. Default 0: no limit."
+        None,
+        help="Reader calls of the whole run, with those of query expansion; it stops before a step that could exceed "
+        "them. Default 0: no limit.",
     ),
     max_cost: float | None = typer.Option(
-        None, help="The same for the price of its reads; needs --price-input and --price-output for an endpoint."
+        None, help="The same for the price of its calls; needs --price-input and --price-output for an endpoint."
     ),
     max_hours: float | None = typer.Option(None, help="Hours of training, over all sessions. Default 0: no limit."),
     epochs: float | None = typer.Option(None, help="Passes over the training questions. Default 2."),

@@ -426,7 +426,7 @@ def _paid_once(keys: Sequence[str], results: Mapping[str, CompletionResult]) -> 
     seen: set[str] = set()
     for key in keys:
         result = results[key]
-        yield replace(result, paid=False) if isinstance(result, Completion) and key in seen else result
+        yield replace(result, paid=False) if key in seen else result
         seen.add(key)
 
 

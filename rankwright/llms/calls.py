@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -94,9 +95,10 @@ def input_tokens_at_most(request: LLMRequest) -> int:
 
 
 def output_limit(sampling: Mapping[str, float | int | str]) -> int | None:
-    """Tokens that an answer may have under these sampling parameters; None where they set no limit."""
+    """Tokens that an answer may have under these sampling parameters; None where they set no limit, as some servers
+    understand -1."""
     given = [sampling.get(name) for name in ("max_tokens", "max_completion_tokens")]
-    limits = [int(limit) for limit in given if isinstance(limit, int | float)]
+    limits = [int(limit) for limit in given if isinstance(limit, int | float) and 1 <= limit < math.inf]
     return max(limits, default=None)
 
 

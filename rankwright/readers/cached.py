@@ -114,9 +114,9 @@ class CachedReader:
         return LedgerEntry(self._run, self.name, outcome, input_tokens=0, output_tokens=0, price=0.0)
 
     def _counted(self, results: dict[str, ReadResult], key: str, new: dict[str, Context]) -> ReadResult:
-        """The result for one context; all but the first context of a new key count as hits."""
+        """The result for one context; all but the first context of a new key cost nothing."""
         result = results[key]
-        if not isinstance(result, Answer) or new.pop(key, None) is not None:
+        if new.pop(key, None) is not None:
             return result
-        self.hits += 1
+        self.hits += isinstance(result, Answer)
         return replace(result, paid=False)
