@@ -14,17 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chaos_reader import FAULTS, ChaosReader
 from openai import DefaultAsyncHttpxClient
 
 from rankwright.errors import BudgetExceededError, ConfigurationError, ReaderError, StorageError
 from rankwright.llms.calls import Call
 from rankwright.llms.http import HTTPLLM
 from rankwright.types import Completion, CompletionFailed, CompletionResult, LLMRequest
+from tests.chaos_client import FINAL, KEY, MAX_RETRIES, RETRIED, SLOW, STOPPING, ask, calls_of, client
+from tests.chaos_reader import FAULTS, ChaosReader
 
-KEY = "sk-chaos-secret"
 CALLS_PER_FAULT = 3
-MAX_RETRIES = 2
 TESTS = Path(__file__).parent
 
 
@@ -34,81 +33,11 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rankwright.llms.http.CONNECT_SECONDS", 300.0)
 
 
-def ask(question: str, **sampling: float | int | str) -> LLMRequest:
-    return LLMRequest((("user", question),), tuple(sorted(sampling.items())) or (("max_tokens", 8),))
-
-
-def client(server: ChaosReader, **options: Any) -> HTTPLLM:
-    settings: dict[str, Any] = {
-        "first_backoff": 0.005,
-        "max_retries": MAX_RETRIES,
-        "attempt_timeout": 300.0,  # a busy machine is no fault of the server
-        "deadline": 600.0,
-        "stop_after": 10_000,
-    }
-    return HTTPLLM("m", server.base_url, **settings | options)
-
-
-def calls_of(llm: HTTPLLM, requests: list[LLMRequest]) -> list[Call]:
-    found: dict[int, Call] = {}
-    llm.complete_each(requests, lambda calls: found.update((call.index, call) for call in calls))
-    return [found[index] for index in range(len(requests))]
-
-
 # --- every fault by name: its reason, and whether another attempt is made -----------------------------------------
-
-RETRIED = {
-    "429-seconds": "http 429",
-    "429-ms": "http 429",
-    "429-past": "http 429",
-    "429-nan": "http 429",
-    "429-plain": "http 429",
-    "408": "http 408",
-    "409": "http 409",
-    "500": "http 500",
-    "502": "http 502",
-    "503": "http 503",
-    "504": "http 504",
-    "529": "http 529",
-    "closed": "connection broken",
-    "reset-before": "connection broken",
-    "reset-in-body": "connection broken",
-    "cut-body": "connection broken",
-    "not-http": "connection broken",
-    "html": "not json",
-    "empty-body": "not json",
-    "not-utf8": "not json",
-    "deep": "not json",
-    "twice": "not json",
-    "bad-gzip": "bad encoding",
-    "list": "wrong json type",
-    "number": "wrong json type",
-    "error-200": "no choices",
-    "no-choices": "no choices",
-    "null-choices": "no choices",
-    "choices-text": "wrong json type",
-    "choices-numbers": "wrong json type",
-    "no-message": "wrong json type",
-    "content-list": "wrong json type",
-}
-FINAL = {
-    "429-huge": "http 429",  # asks for more time than the call has
-    "400": "http 400",
-    "413": "http 413",
-    "422": "http 422",
-    "content-null": "empty text",
-    "content-empty": "empty text",
-    "content-blank": "empty text",
-    "length": "length",
-    "filter": "content filter",
-    "refusal": "refusal",
-}
-SLOW = {"hang": "timeout", "drip": "timeout"}
-STOPPING = {"401", "402", "403", "404", "quota", "redirect"}
 
 
 def test_no_fault_is_left_out() -> None:
-    assert RETRIED.keys() | FINAL.keys() | SLOW.keys() | STOPPING | {"ok", "429-date"} == FAULTS.keys()
+    assert RETRIED.keys() | FINAL.keys() | SLOW.keys() | STOPPING.keys() | {"ok", "429-date"} == FAULTS.keys()
 
 
 def questions_with(faults: dict[str, str], script: list[str]) -> dict[str, list[str]]:
