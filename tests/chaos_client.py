@@ -65,7 +65,7 @@ FINAL = {
     "refusal": "refusal",
 }
 """Would come again -> reason."""
-SLOW = dict.fromkeys(("hang", "drip", "slow-headers"), "timeout")
+SLOW: dict[str, str] = dict.fromkeys(("hang", "drip", "slow-headers"), "timeout")
 """Never end."""
 STOPPING: dict[str, type[ReaderError]] = {
     "401": ReaderError,

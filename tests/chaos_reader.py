@@ -41,7 +41,7 @@ class ChaosReader:
     def __init__(
         self, script: Mapping[str, Sequence[str]] | None = None, *, seconds: float = 0.0, redirect_to: str = ""
     ):
-        self._script = {question: list(faults) for question, faults in (script or {}).items()}
+        self.script(script or {})
         self._seconds = seconds
         self.redirect_to = redirect_to
         self.ledger: list[Seen] = []
@@ -59,6 +59,10 @@ class ChaosReader:
     def __exit__(self, *exception: object) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
+
+    def script(self, faults: Mapping[str, Sequence[str]]) -> None:
+        """What it does from now on, for scripts that can only be written when its address is known."""
+        self._script = {question: list(found) for question, found in faults.items()}
 
     @property
     def base_url(self) -> str:

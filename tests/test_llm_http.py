@@ -352,9 +352,13 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
         HTTPLLM("m", address)
 
 
-def test_a_password_in_the_address_is_refused_and_not_repeated() -> None:
+@pytest.mark.parametrize(
+    "address",
+    ["http://me:hunter2@host/v1", "http://me:hunter2@host:99999/v1", "me:hunter2@host", "http://me:hunter2/@h"],
+)
+def test_a_password_in_the_address_is_refused_and_not_repeated(address: str) -> None:
     with pytest.raises(ConfigurationError, match="user name or password") as raised:
-        HTTPLLM("m", "http://me:hunter2@host/v1")
+        HTTPLLM("m", address)
     assert "hunter2" not in str(raised.value)
 
 
@@ -371,6 +375,15 @@ def test_a_key_no_header_can_carry_is_refused_and_not_repeated(key: str, monkeyp
     with pytest.raises(ConfigurationError, match="Copy the key again") as raised:
         HTTPLLM("m", "http://localhost")
     assert key not in str(raised.value)
+
+
+def test_a_key_in_the_place_of_its_variables_name_is_refused_and_not_repeated() -> None:
+    with pytest.raises(ConfigurationError, match="not the name of an environment variable") as raised:
+        HTTPLLM("m", "http://localhost", api_key_env="sk-hush-1")
+    assert "hush" not in str(raised.value)
+    with pytest.raises(ConfigurationError, match="api_key looks like a secret") as raised:
+        HTTPLLM("m", "http://localhost").complete([ask("q", api_key="sk-hush-2")])
+    assert "hush" not in str(raised.value)
 
 
 def test_a_key_over_plain_http_to_another_machine_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:

@@ -34,9 +34,6 @@ MUTANTS = [
         "            max_retries=1,  # of the SDK\n",
     ),
     Mutant("C4", THIS, "rankwright/llms/http.py", "len(spent) > self.max_retries", "len(spent) > self.max_retries + 1"),
-    Mutant(
-        "C4", THIS, "rankwright/llms/http.py", "if not reply.retry or len(spent)", "if len(spent) > 1 and len(spent)"
-    ),
 ]
 
 
