@@ -31,6 +31,8 @@ class Seen:
     path: str
     authorization: str
     body: dict[str, Any]
+    at: float
+    """When, by the clock `time.monotonic`."""
 
 
 class ChaosReader:
@@ -39,7 +41,7 @@ class ChaosReader:
     def __init__(
         self, script: Mapping[str, Sequence[str]] | None = None, *, seconds: float = 0.0, redirect_to: str = ""
     ):
-        self._script = {question: list(faults) for question, faults in (script or {}).items()}
+        self.script(script or {})
         self._seconds = seconds
         self.redirect_to = redirect_to
         self.ledger: list[Seen] = []
@@ -57,6 +59,10 @@ class ChaosReader:
     def __exit__(self, *exception: object) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
+
+    def script(self, faults: Mapping[str, Sequence[str]]) -> None:
+        """What it does from now on, for scripts that can only be written when its address is known."""
+        self._script = {question: list(found) for question, found in faults.items()}
 
     @property
     def base_url(self) -> str:
@@ -103,7 +109,12 @@ class ChaosReader:
         question = body["messages"][-1]["content"]
         faults = self._script.get(question, [])
         seen = Seen(
-            question, faults.pop(0) if faults else "ok", first.split()[1], headers.get("authorization", ""), body
+            question,
+            faults.pop(0) if faults else "ok",
+            first.split()[1],
+            headers.get("authorization", ""),
+            body,
+            time.monotonic(),
         )
         self.ledger.append(seen)
         return seen
@@ -175,6 +186,30 @@ async def drip(server: ChaosReader, question: str, writer: asyncio.StreamWriter)
         await asyncio.sleep(0.02)
 
 
+async def slow_headers(server: ChaosReader, question: str, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 Chaos\r\n")
+    while True:
+        writer.write(b"x-wait: a little\r\n")
+        await writer.drain()
+        await asyncio.sleep(0.2)  # a client reads at most some 100 kB of headers
+
+
+def chunked(body: bytes) -> bytes:
+    """The bytes of a 200 whose body comes in chunks; the caller has put their sizes in."""
+    head = b"HTTP/1.1 200 Chaos\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    return head + b"transfer-encoding: chunked\r\n\r\n" + body
+
+
+async def duplicate_chunk(server: ChaosReader, question: str, writer: asyncio.StreamWriter) -> None:
+    body = json.dumps(completion(question)).encode()
+    first, last = (b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:40], body[40:]))
+    writer.write(chunked(first + first + last + b"0\r\n\r\n"))
+
+
+async def bad_chunk(server: ChaosReader, question: str, writer: asyncio.StreamWriter) -> None:
+    writer.write(chunked(b"many\r\n{}\r\n0\r\n\r\n"))
+
+
 async def cut_body(server: ChaosReader, question: str, writer: asyncio.StreamWriter) -> None:
     body = json.dumps(completion(question)).encode()
     writer.write(http(200, body[: len(body) // 2], length=len(body)))
@@ -236,10 +271,12 @@ FAULTS: dict[str, Fault] = {
     # transport
     "hang": hang,
     "drip": drip,
+    "slow-headers": slow_headers,
     "closed": close,
     "reset-before": reset(b""),
     "reset-in-body": reset(http(200, b'{"choices', length=500)),
     "cut-body": cut_body,
+    "bad-chunk": bad_chunk,
     "not-http": reset(b"220 mail.example ESMTP\r\n\r\n"),
     # bodies with 200
     "html": reply(200, b"<html><body>Login</body></html>"),
@@ -247,6 +284,7 @@ FAULTS: dict[str, Fault] = {
     "not-utf8": reply(200, b'{"choices": "\xff\xfe"}'),
     "deep": reply(200, b"[" * 100_000),
     "twice": twice,
+    "duplicate-chunk": duplicate_chunk,
     "bad-gzip": reply(200, b"these bytes are not compressed", content_encoding="gzip"),
     "list": reply(200, [completion("q")]),
     "number": reply(200, 7),

@@ -213,6 +213,29 @@ def test_a_value_out_of_range_is_refused_before_anything_is_read(
     assert (message in found, found.count("\n")) == (True, 1), found
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("reader.api_key=sk-hush", "Setting reader.api_key: Unexpected keyword argument"),
+        ("reader.headers.authorization=sk-hush", "Setting reader.headers: Unexpected keyword argument"),
+        ("reader.api_key_env=sk-hush", "Setting api_key_env is not the name of an environment variable"),
+        ("expansion.api_key_env=sk-hush", "Setting api_key_env is not the name of an environment variable"),
+        ("reader.sampling={api_key: sk-hush}", "Sampling parameter api_key looks like a secret"),
+        ("reader.sampling={extra: {api_key: sk-hush}}", "Setting reader.sampling.extra."),
+        ("reader.reader=http://me:sk-hush@host/v1", "holds a user name or password"),
+        ("reader.reader=http://me:sk-hush@host:99999/v1", "holds a user name or password"),
+        ("reader.reader=http://host/v1?key=sk-hush", "holds a query or fragment"),
+        ("expansion.llm=http://me:sk-hush@host/v1", "holds a user name or password"),
+    ],
+)
+def test_a_secret_among_the_settings_is_refused_and_not_repeated(setting: str, message: str) -> None:
+    """Settings stand in run folders and reports."""
+    with pytest.raises(ConfigurationError) as raised:
+        load_settings(None, [setting], {})
+    assert message in str(raised.value)
+    assert "sk-hush" not in str(raised.value)
+
+
 def test_a_number_in_scientific_notation_is_a_number() -> None:
     """YAML 1.1 takes 1e-4 for text, and wants 1.0e-4."""
     given = ["loop.trainer.weight_decay=1e-4", "loop.trainer.lr_scheduler_kwargs={min_lr: 1e-6, decay_type: cosine}"]

@@ -477,6 +477,19 @@ def test_answers_before_a_stop_are_kept(path: Path) -> None:
         assert llm.asked == ["c"]
 
 
+def test_failures_alone_beside_kept_answers_are_values_however_many(path: Path) -> None:
+    """A command that is repeated asks only for what failed before."""
+    failing = [f"f{number}" for number in range(40)]
+    requests = [ask("good"), *(ask(question) for question in failing)]
+    with ReadStore(path) as store, ChaosReader({question: ["400"] * 9 for question in failing}) as server:
+        for _ in range(2):
+            llm = HTTPLLM("m", server.base_url, stop_after=5, concurrency=1)
+            results = CachedLLM(llm, store).complete(requests)
+            assert [type(result) for result in results] == [Completion] + [CompletionFailed] * len(failing)
+        with pytest.raises(ReaderError, match="first 5 calls"):  # nothing here is known of this model
+            CachedLLM(HTTPLLM("n", server.base_url, stop_after=5, concurrency=1), store).complete(requests[1:])
+
+
 def test_an_llm_that_reports_whole_batches_is_asked_in_chunks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
 

@@ -14,17 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chaos_reader import FAULTS, ChaosReader
 from openai import DefaultAsyncHttpxClient
 
 from rankwright.errors import BudgetExceededError, ConfigurationError, ReaderError, StorageError
 from rankwright.llms.calls import Call
 from rankwright.llms.http import HTTPLLM
 from rankwright.types import Completion, CompletionFailed, CompletionResult, LLMRequest
+from tests.chaos_client import FINAL, KEY, MAX_RETRIES, RETRIED, SLOW, STOPPING, ask, calls_of, client
+from tests.chaos_reader import FAULTS, ChaosReader
 
-KEY = "sk-chaos-secret"
 CALLS_PER_FAULT = 3
-MAX_RETRIES = 2
 TESTS = Path(__file__).parent
 
 
@@ -34,81 +33,11 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rankwright.llms.http.CONNECT_SECONDS", 300.0)
 
 
-def ask(question: str, **sampling: float | int | str) -> LLMRequest:
-    return LLMRequest((("user", question),), tuple(sorted(sampling.items())) or (("max_tokens", 8),))
-
-
-def client(server: ChaosReader, **options: Any) -> HTTPLLM:
-    settings: dict[str, Any] = {
-        "first_backoff": 0.005,
-        "max_retries": MAX_RETRIES,
-        "attempt_timeout": 300.0,  # a busy machine is no fault of the server
-        "deadline": 600.0,
-        "stop_after": 10_000,
-    }
-    return HTTPLLM("m", server.base_url, **settings | options)
-
-
-def calls_of(llm: HTTPLLM, requests: list[LLMRequest]) -> list[Call]:
-    found: dict[int, Call] = {}
-    llm.complete_each(requests, lambda calls: found.update((call.index, call) for call in calls))
-    return [found[index] for index in range(len(requests))]
-
-
 # --- every fault by name: its reason, and whether another attempt is made -----------------------------------------
-
-RETRIED = {
-    "429-seconds": "http 429",
-    "429-ms": "http 429",
-    "429-past": "http 429",
-    "429-nan": "http 429",
-    "429-plain": "http 429",
-    "408": "http 408",
-    "409": "http 409",
-    "500": "http 500",
-    "502": "http 502",
-    "503": "http 503",
-    "504": "http 504",
-    "529": "http 529",
-    "closed": "connection broken",
-    "reset-before": "connection broken",
-    "reset-in-body": "connection broken",
-    "cut-body": "connection broken",
-    "not-http": "connection broken",
-    "html": "not json",
-    "empty-body": "not json",
-    "not-utf8": "not json",
-    "deep": "not json",
-    "twice": "not json",
-    "bad-gzip": "bad encoding",
-    "list": "wrong json type",
-    "number": "wrong json type",
-    "error-200": "no choices",
-    "no-choices": "no choices",
-    "null-choices": "no choices",
-    "choices-text": "wrong json type",
-    "choices-numbers": "wrong json type",
-    "no-message": "wrong json type",
-    "content-list": "wrong json type",
-}
-FINAL = {
-    "429-huge": "http 429",  # asks for more time than the call has
-    "400": "http 400",
-    "413": "http 413",
-    "422": "http 422",
-    "content-null": "empty text",
-    "content-empty": "empty text",
-    "content-blank": "empty text",
-    "length": "length",
-    "filter": "content filter",
-    "refusal": "refusal",
-}
-SLOW = {"hang": "timeout", "drip": "timeout"}
-STOPPING = {"401", "402", "403", "404", "quota", "redirect"}
 
 
 def test_no_fault_is_left_out() -> None:
-    assert RETRIED.keys() | FINAL.keys() | SLOW.keys() | STOPPING | {"ok", "429-date"} == FAULTS.keys()
+    assert RETRIED.keys() | FINAL.keys() | SLOW.keys() | STOPPING.keys() | {"ok", "429-date"} == FAULTS.keys()
 
 
 def questions_with(faults: dict[str, str], script: list[str]) -> dict[str, list[str]]:
@@ -423,9 +352,13 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
         HTTPLLM("m", address)
 
 
-def test_a_password_in_the_address_is_refused_and_not_repeated() -> None:
+@pytest.mark.parametrize(
+    "address",
+    ["http://me:hunter2@host/v1", "http://me:hunter2@host:99999/v1", "me:hunter2@host", "http://me:hunter2/@h"],
+)
+def test_a_password_in_the_address_is_refused_and_not_repeated(address: str) -> None:
     with pytest.raises(ConfigurationError, match="user name or password") as raised:
-        HTTPLLM("m", "http://me:hunter2@host/v1")
+        HTTPLLM("m", address)
     assert "hunter2" not in str(raised.value)
 
 
@@ -442,6 +375,15 @@ def test_a_key_no_header_can_carry_is_refused_and_not_repeated(key: str, monkeyp
     with pytest.raises(ConfigurationError, match="Copy the key again") as raised:
         HTTPLLM("m", "http://localhost")
     assert key not in str(raised.value)
+
+
+def test_a_key_in_the_place_of_its_variables_name_is_refused_and_not_repeated() -> None:
+    with pytest.raises(ConfigurationError, match="not the name of an environment variable") as raised:
+        HTTPLLM("m", "http://localhost", api_key_env="sk-hush-1")
+    assert "hush" not in str(raised.value)
+    with pytest.raises(ConfigurationError, match="api_key looks like a secret") as raised:
+        HTTPLLM("m", "http://localhost").complete([ask("q", api_key="sk-hush-2")])
+    assert "hush" not in str(raised.value)
 
 
 def test_a_key_over_plain_http_to_another_machine_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:

@@ -19,6 +19,7 @@ from rankwright.budget import FREE, BudgetConfig
 from rankwright.errors import ConfigurationError, ResourceNotFoundError
 from rankwright.expansion import MAX_FAILED, PROMPT, REPEATS
 from rankwright.llms.calls import Prices, output_limit
+from rankwright.llms.endpoint import SECRET_NAME, check_sampling_names, checked_url, checked_variable
 from rankwright.llms.local import DEFAULT_NEW_TOKENS
 from rankwright.prompts.passage import checked_template
 from rankwright.readers.llm import SAMPLING
@@ -114,6 +115,14 @@ class ModelSettings:
             checked_template(self.template)
 
 
+def _check_for_secrets(place: str, api_key_env: str, sampling: Mapping[str, Any]) -> None:
+    """Raises ConfigurationError where a secret stands: first of all checks, for the others show what they refuse."""
+    if "://" in place:
+        checked_url(place)
+    checked_variable(api_key_env)
+    check_sampling_names(sampling)
+
+
 @dataclass(frozen=True)
 class ReaderSettings:
     """Who answers."""
@@ -151,6 +160,7 @@ class ReaderSettings:
     """Further attempts of a call that failed for a reason that may pass."""
 
     def __post_init__(self) -> None:
+        _check_for_secrets(self.reader, self.api_key_env, self.sampling)
         require(
             "reader.",
             self,
@@ -224,6 +234,7 @@ class ExpansionSettings:
     """Price of a million output tokens."""
 
     def __post_init__(self) -> None:
+        _check_for_secrets(self.llm, self.api_key_env or ReaderSettings.api_key_env, self.sampling)
         require(
             "expansion.",
             self,
@@ -407,8 +418,15 @@ def _validated(adapter: TypeAdapter[Any], tree: Any, prefix: str) -> Any:
             raise own from None
         place = prefix + ".".join(str(part) for part in first["loc"])
         raise ConfigurationError(
-            f"Setting {place} is {first.get('input')!r}: {first['msg']}. See docs/settings.md for all names and values."
+            f"Setting {place}{_shown(first)}: {first['msg']}. See docs/settings.md for all names and values."
         ) from error
+
+
+def _shown(error: Mapping[str, Any]) -> str:
+    """What a wrong setting is, or nothing where it may be a secret: unknown names are often those of a key."""
+    value, names = error.get("input"), [str(part) for part in error["loc"]]
+    hidden = error["type"] == "unexpected_keyword_argument" or any(SECRET_NAME.search(name) for name in names)
+    return "" if hidden or isinstance(value, Mapping | list) else f" is {value!r}"
 
 
 def settings_tree(settings: RunSettings) -> dict[str, Any]:

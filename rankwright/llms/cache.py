@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rankwright.errors import ReaderError, StorageError
-from rankwright.llms.calls import Call, CallsReport, IncrementalLLM, price_text
+from rankwright.llms.calls import Call, CallsReport, IncrementalLLM, SuspiciousLLM, price_text
 from rankwright.llms.replies import EMPTY_TEXT
 from rankwright.types import LLM, Completion, CompletionFailed, CompletionResult, LLMRequest
 
@@ -357,6 +357,8 @@ class CachedLLM:
             for key, value in self._store.get_many(keys).items()
             if self._accepts(value["text"])
         }
+        if results and isinstance(self._llm, SuspiciousLLM):  # new may be only what fails again and again
+            self._llm.answered_before()
         new = {key: request for key, request in zip(keys, requests, strict=True) if key not in results}
         new_keys = list(new)
 

@@ -50,6 +50,15 @@ class IncrementalLLM(Protocol):
         ...
 
 
+@runtime_checkable
+class SuspiciousLLM(Protocol):
+    """An LLM that stops where none of its first calls is answered, unless it is told that it has answered before."""
+
+    def answered_before(self) -> None:
+        """The model is known to answer: a cache holds answers of it. What fails from now on concerns single calls."""
+        ...
+
+
 def collect(llm: IncrementalLLM, requests: Sequence[LLMRequest]) -> list[CompletionResult]:
     """Results of `complete_each` in the order of the requests: how an incremental LLM implements `complete`."""
     results: dict[int, CompletionResult] = {}

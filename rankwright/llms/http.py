@@ -19,13 +19,14 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Se
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import openai
 
 from rankwright.errors import BudgetExceededError, ConfigurationError, ReaderError, StorageError
 from rankwright.llms import replies
 from rankwright.llms.calls import Call, CallsReport, Prices, collect
+from rankwright.llms.endpoint import check_sampling_names, checked_url, checked_variable
 from rankwright.llms.pacing import Breaker, TokenBucket, retry_after_seconds, retry_wait
 from rankwright.llms.replies import Reply
 from rankwright.types import Completion, CompletionFailed, CompletionResult, LLMRequest
@@ -80,8 +81,8 @@ class HTTPLLM:
         transport: Any = None,
     ):
         self.model = model
-        self.base_url = _checked_url(base_url)
-        self.api_key_env = api_key_env
+        self.base_url = checked_url(base_url)
+        self.api_key_env = checked_variable(api_key_env)
         self.concurrency = _at_least("concurrency", concurrency, 1)
         self.max_retries = _at_least("max_retries", max_retries, 0)
         self.deadline = _positive("deadline", deadline)
@@ -271,7 +272,7 @@ class HTTPLLM:
     def note_usefulness(self, result: CompletionResult) -> None:
         """Raises ReaderError when none of the first calls was answered: the others would fare no better."""
         if isinstance(result, Completion):
-            self._failed_before_first_answer = None
+            self.answered_before()
         elif self._failed_before_first_answer is not None:
             self._failed_before_first_answer += 1
             if self._failed_before_first_answer >= self._breaker.limit:
@@ -281,6 +282,10 @@ class HTTPLLM:
                     f"(last: {result.reason}{words}); wanted at least one answer. "
                     "Check the model name, the sampling parameters (max_tokens) and the log of the server."
                 )
+
+    def answered_before(self) -> None:
+        """The model is known to answer, so calls that fail are values however many."""
+        self._failed_before_first_answer = None
 
     def client(self) -> openai.AsyncOpenAI:
         """A fresh SDK client: its connections belong to one event loop, and each batch runs in its own."""
@@ -424,35 +429,12 @@ def _sendable(text: str) -> str:
 
 
 def _check_sampling(request: LLMRequest) -> None:
+    check_sampling_names(name for name, _ in request.sampling)
     taken = sorted(TAKEN_NAMES.intersection(name for name, _ in request.sampling))
     if taken:
         raise ConfigurationError(
             f"Sampling parameters name {', '.join(taken)}, which the client sets itself; leave {', '.join(taken)} out."
         )
-
-
-def _checked_url(base_url: str) -> str:
-    """The address without a trailing slash; `/v1` where it has no path."""
-    try:
-        parts = urlsplit(base_url.strip())
-        port_is_valid = parts.port is None or parts.port > 0
-    except ValueError:
-        parts, port_is_valid = urlsplit(""), False
-    if parts.username is not None or parts.password is not None:
-        raise ConfigurationError(
-            "Base URL of the language model holds a user name or password; leave them out and put the key into an "
-            "environment variable."
-        )
-    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_valid:
-        raise ConfigurationError(
-            f"Base URL of the language model is {base_url!r}; give an http or https address like http://localhost:8000/v1."
-        )
-    if parts.query or parts.fragment:
-        raise ConfigurationError(
-            "Base URL of the language model holds a query or fragment; give scheme, host, port and path only, "
-            "like http://localhost:8000/v1."
-        )
-    return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/") or "/v1", "", ""))
 
 
 def _key_from(variable: str, base_url: str) -> str:

@@ -27,6 +27,7 @@ from rankwright.evaluation import (
     verdict,
     write_whole,
 )
+from rankwright.llms.endpoint import SECRET_NAME
 from rankwright.metrics.answer import contains_answer
 from rankwright.reporting.charts import curves, interval, share_bar
 from rankwright.reporting.markup import Html, escape, join, quoted, shortened, signed, tag, tone
@@ -39,9 +40,6 @@ _READ_CHARACTERS = 700
 _UNREAD_CHARACTERS = 110
 _PLACES_SHOWN = 10
 
-_SECRET = re.compile(
-    r"(^|[_-])(api[_-]?key|key|secret|password|passwd|authorization|credentials?|auth|token)$", re.IGNORECASE
-)
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
 _SECRET_FLAG = re.compile(r"(--[\w-]*(?:key|token|secret|password)[\"',=\s]+)[^\s\"',]+", re.IGNORECASE)
 
@@ -488,7 +486,7 @@ def _definitions(values: Record) -> Html:
 def _flat(values: Record, prefix: str = "") -> Iterable[tuple[str, str]]:
     for key, value in values.items():
         name = f"{prefix}{key}"
-        if _SECRET.search(str(key)) and value is not None:
+        if SECRET_NAME.search(str(key)) and value is not None:
             yield name, "(not shown)"
         elif isinstance(value, Mapping):
             yield from _flat(value, f"{name}.")

@@ -1,0 +1,72 @@
+"""Where a language model is asked and what holds its key, checked so that no secret gets into settings.
+
+Settings stand in run folders, reports, ledgers and the names of readers. A key belongs into an environment variable
+alone, so what looks like a secret is refused, and the refusal does not repeat it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from urllib.parse import urlsplit, urlunsplit
+
+from rankwright.errors import ConfigurationError
+
+SECRET_NAME = re.compile(
+    r"(^|[_-])(api[_-]?key|key|secret|password|passwd|authorization|credentials?|auth|token)$", re.IGNORECASE
+)
+"""Names whose values are not shown; max_tokens and api_key_env are none."""
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def checked_url(base_url: str) -> str:
+    """The address without a trailing slash; `/v1` where it has no path.
+
+    Raises:
+        ConfigurationError: no http or https address, or one with a user name, password, query or fragment.
+    """
+    try:
+        parts = urlsplit(base_url.strip())
+        port_is_valid = parts.port is None or parts.port > 0
+    except ValueError:
+        parts, port_is_valid = urlsplit(""), False
+    good = parts.scheme in ("http", "https") and parts.hostname and port_is_valid
+    if parts.username is not None or parts.password is not None or (not good and "@" in base_url):
+        raise ConfigurationError(
+            "Base URL of the language model holds a user name or password; leave them out and put the key into an "
+            "environment variable."
+        )
+    if parts.query or parts.fragment or (not good and ("?" in base_url or "#" in base_url)):
+        raise ConfigurationError(
+            "Base URL of the language model holds a query or fragment; give scheme, host, port and path only, "
+            "like http://localhost:8000/v1."
+        )
+    if not good:
+        raise ConfigurationError(
+            f"Base URL of the language model is {base_url!r}; give an http or https address like http://localhost:8000/v1."
+        )
+    return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/") or "/v1", "", ""))
+
+
+def checked_variable(name: str) -> str:
+    """The name, if an environment variable may have it; keys of most services have a hyphen.
+
+    Raises:
+        ConfigurationError: it may not.
+    """
+    if not _VARIABLE.fullmatch(name):
+        raise ConfigurationError(
+            "Setting api_key_env is not the name of an environment variable (and not shown, for it may be a key); "
+            "wanted a name of letters, digits and underscores. Put the key into a variable, and give its name."
+        )
+    return name
+
+
+def check_sampling_names(names: Iterable[str]) -> None:
+    """Raises ConfigurationError where a sampling parameter looks like a secret."""
+    secret = next((name for name in names if SECRET_NAME.search(name)), None)
+    if secret is not None:
+        raise ConfigurationError(
+            f"Sampling parameter {secret} looks like a secret, and sampling parameters stand in reports; wanted none. "
+            "Put the key into an environment variable, and give its name as api_key_env."
+        )

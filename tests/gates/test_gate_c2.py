@@ -1,0 +1,79 @@
+"""Gate C2: a call's deadline is one for all its attempts and waits. Calls that are never answered end at it, all of
+them together within 1.05 of it, beside what it takes this machine to begin and end so many calls."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from rankwright.types import Completion, CompletionFailed, CompletionResult
+from tests.chaos_client import KEY, SLOW, ask, client
+from tests.chaos_reader import ChaosReader
+from tests.gates.mutants import Mutant
+from tests.gates.sizes import tries
+
+pytestmark = [pytest.mark.gates, pytest.mark.timeout(300)]
+
+CALLS = tries(500, 100)
+DEADLINE = float(tries(40, 4))
+UNLIMITED = 600.0
+LONGEST = 1.05
+MANY = 1_000
+NEVER = (
+    *([fault] * MANY for fault in SLOW),
+    ["429-plain"] * MANY,
+    ["429-seconds"] * MANY,
+    ["hang", "429-ms", "drip", "503", "slow-headers"] * MANY,
+)
+"""Ways of never answering: what one question meets, request after request."""
+
+THIS = "tests/gates/test_gate_c2.py"
+MUTANTS = [
+    Mutant(
+        "C2",
+        THIS,
+        "rankwright/llms/http.py",
+        "            left -= time.monotonic() - started\n            wait = retry_wait(",
+        "            wait = retry_wait(",
+    ),
+    Mutant("C2", THIS, "rankwright/llms/http.py", "min(self.attempt_timeout, left)", "self.attempt_timeout"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setattr("rankwright.llms.http.CONNECT_SECONDS", 300.0)
+
+
+def asked(
+    scripts: dict[str, list[str]], deadline: float, attempt_timeout: float
+) -> tuple[float, list[CompletionResult]]:
+    """Wall time of calls that all begin together, and their results. Only the deadline limits their attempts."""
+    with ChaosReader(scripts) as server:
+        options = {"deadline": deadline, "attempt_timeout": attempt_timeout, "first_backoff": 0.5}
+        llm = client(server, concurrency=CALLS, max_retries=MANY, **options)
+        requests = [ask(question) for question in scripts]
+        started = time.monotonic()
+        results = llm.complete(requests)
+        return time.monotonic() - started, results
+
+
+@pytest.mark.parametrize("share", [0.9, 10.0], ids=["two attempts", "one attempt"])
+def test_calls_that_are_never_answered_end_at_their_deadline(share: float, capsys: pytest.CaptureFixture[str]) -> None:
+    """All ways of never answering, in equal parts. An attempt may take this share of the deadline.
+
+    The fixed cost is measured, not assumed, and does not grow with the deadline: it is what the same number of calls
+    takes when each is answered at once, with the server in this process. All are begun at one moment and end at one
+    moment, in one thread, and to end one by a timeout takes about as much work as to begin it: hence twice.
+    """
+    questions = [f"q{number}" for number in range(CALLS)]
+    start, answered = asked({question: [] for question in questions}, UNLIMITED, UNLIMITED)
+    never = {question: NEVER[number % len(NEVER)] for number, question in enumerate(questions)}
+    wall, results = asked(never, DEADLINE, share * DEADLINE)
+    with capsys.disabled():
+        print(f"\n{CALLS} calls, deadline {DEADLINE:.0f} s: {wall:.2f} s; answered at once: {start:.2f} s")
+    assert {type(result) for result in answered} == {Completion}
+    assert {type(result) for result in results} == {CompletionFailed}
+    assert wall <= LONGEST * DEADLINE + 2 * start
