@@ -282,8 +282,8 @@ MUTANTS = [
         gate="T7",
         tests=GATE,
         file=MATHS,
-        old="others = known.sum(1, keepdim=True) - known.to(rewards.dtype)",
-        new="others = known.sum(1, keepdim=True) - 1.0",
+        old="    mean = (rewards.sum(1, keepdim=True) - rewards) / others.clamp(min=1)\n",
+        new="    mean = (rewards.sum(1, keepdim=True) - rewards) / (len(rewards[0]) - 1)\n",
     ),
     Mutant(
         gate="T7",
