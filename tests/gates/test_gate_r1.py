@@ -104,6 +104,7 @@ def try_lists(name: str, count: int) -> int:
         alone = ranker(name).rerank(batch[0].query, batch[0].documents, top_k)
         whole = ranker(name).rerank(batch[0].query, batch[0].documents)
         check(batch[0], alone, whole, top_k)
+        check(batch[0], whole.best(0), whole, 0)
         seen += len(batch) + 1
 
     try_batch()
