@@ -292,6 +292,7 @@ class FeedbackTrainer(Trainer):
             LimitReachedError: `may_go_on` gave a reason to stop; the run is saved where it stopped.
         """
         if checkpoint is not None and self._has_ended():
+            self._say_that_all_is_done()
             load_weights(self._policy, checkpoint)
             return
         if not self._stops_here():
@@ -301,6 +302,19 @@ class FeedbackTrainer(Trainer):
                 self._unwrap()
         if self._refusal:
             raise LimitReachedError(f"{self._refusal} {self._how_to_go_on()}")
+
+    def _say_that_all_is_done(self) -> None:
+        """Or it would look as if more had been trained."""
+        done, wanted = self.state.global_step, self.args.max_steps
+        early = "" if done >= wanted else f", loop.patience {self.config.patience} is used up"
+        if not processes.rank():
+            logger.warning(
+                "Run %s has ended (%d of %d steps%s): nothing is left to train, the weights are those it came to.",
+                self.folder,
+                done,
+                wanted,
+                early,
+            )
 
     def _how_to_go_on(self) -> str:
         step = self.state.global_step

@@ -91,6 +91,17 @@ def _seeded() -> None:
         sys.modules["torch"].manual_seed(SEED)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """What bit-equality is promised on."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 # --- data --------------------------------------------------------------------------------------------------------
 
 

@@ -18,12 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import BertForSequenceClassification, TrainerCallback
+from transformers import TrainerCallback
 
 from rankwright.algorithms import RRPO, RRPOConfig, Supervised
 from rankwright.algorithms.config import TrainConfig
@@ -41,7 +40,6 @@ from rankwright.errors import (
 from rankwright.llms.cache import ReadStore
 from rankwright.readers import CachedReader
 from rankwright.rerankers import load
-from rankwright.rerankers.cross_encoder import CrossEncoderReranker
 from rankwright.rewards import answer_reward
 from rankwright.training import (
     FeedbackTrainer,
@@ -66,8 +64,16 @@ from rankwright.types import (
     RerankRequest,
     RewardValue,
 )
-from tests.tiny_bert import tiny_config, tiny_tokenizer
 from tests.toy import ToyPolicy, ToyReader, examples
+from tests.training_kit import (
+    StoppedError,
+    assert_same_checkpoint,
+    assert_same_run,
+    rows_of,
+    same,
+    stop_at,
+    wide_cross_encoder,
+)
 
 LOOP = TrainConfig(
     epochs=2,
@@ -181,64 +187,6 @@ def test_inner_epochs_reuse_the_rollout(tmp_path: Path) -> None:
     assert result.dev_best == 1.0
     clipped = [json.loads(line).get("clipped_share") for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert max(value for value in clipped if value is not None) > 0
-
-
-class StoppedError(Exception):
-    pass
-
-
-def stop_at(step: int) -> TrainerCallback:
-    class StopAt(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs) -> None:
-            if state.global_step == step:
-                raise StoppedError
-
-    return StopAt()
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def same(one: Any, two: Any) -> bool:
-    """Equal to the last bit, at any depth. The text of a tensor leaves out most of its numbers."""
-    if type(one) is not type(two):
-        return False
-    if isinstance(one, torch.Tensor):
-        return one.dtype == two.dtype and torch.equal(one, two)
-    if isinstance(one, numpy.ndarray):
-        return numpy.array_equal(one, two)
-    if isinstance(one, dict):
-        return list(one) == list(two) and all(same(one[key], two[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(two) and all(map(same, one, two))
-    return one == two
-
-
-def assert_same_run(whole: Path, broken: Path) -> None:
-    """Metrics and the last checkpoint of two runs are equal."""
-    assert (broken / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
-    assert_same_checkpoint(whole, broken)
-
-
-def assert_same_checkpoint(whole: Path, broken: Path) -> None:
-    """The last checkpoint of two runs is equal."""
-    one, two = (sorted_checkpoints(folder)[-1] for folder in (whole, broken))
-    assert one.name == two.name
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
-        assert same(*(torch.load(folder / name, weights_only=False) for folder in (one, two))), name
-    assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
-    states = [json.loads((folder / "algorithm.json").read_text()) for folder in (one, two)]
-    assert states[0]["algorithm"] == states[1]["algorithm"]
-    assert states[0]["logged"] == states[1]["logged"]
 
 
 def test_the_comparison_sees_a_single_bit() -> None:
@@ -389,14 +337,6 @@ def test_a_run_that_is_resumed_with_a_cache_differs_in_what_the_cache_gave_alone
     assert [two for _, two in dev] == [one for one, _ in dev]
 
 
-def wide_cross_encoder() -> CrossEncoderReranker:
-    """One layer as wide as small real models: sums over 384 numbers differ in the last bits from batch to batch, those
-    of the tiny model hardly ever."""
-    torch.manual_seed(0)
-    model = BertForSequenceClassification(tiny_config(hidden=384, layers=1, heads=12, inner=384))
-    return CrossEncoderReranker(model, tiny_tokenizer()).eval()
-
-
 def padded_examples(count: int) -> list[Example]:
     """Questions and passages of many lengths, so that batches are padded; passage 7 answers."""
     draw, words = random.Random(0), ["rain", "moon", "river", "ab", "cd", "xyz"]
@@ -534,9 +474,14 @@ def test_without_a_reader_labels_choose_the_weights(tmp_path: Path) -> None:
         label_scorer(unlabelled)
 
 
-def test_resuming_a_finished_run_trains_no_further(tmp_path: Path) -> None:
+def test_resuming_a_finished_run_trains_no_further_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     policy, result = run(tmp_path)
+    assert not caplog.records
     again, second = run(tmp_path, resume=True)
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.endswith("has ended (10 of 10 steps): nothing is left to train, the weights are those it came to.")
     assert second.steps == result.steps
     assert torch.equal(policy.scores, again.scores)
 
@@ -615,7 +560,7 @@ def test_patience_counts_evaluations_after_the_first(
     assert with_dev(tmp_path, config, rewards).steps == steps
 
 
-def test_patience_goes_through_a_resume(tmp_path: Path) -> None:
+def test_patience_goes_through_a_resume(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Two of three evaluations without a gain lie before the break; and what has run out of patience stays so."""
     config = TrainConfig(epochs=6, batch_size=4, eval_steps=2, patience=3)
     assert with_dev(tmp_path / "whole", config).steps == 6
@@ -624,6 +569,7 @@ def test_patience_goes_through_a_resume(tmp_path: Path) -> None:
     for _ in range(2):
         assert with_dev(tmp_path / "broken", config, resume=True).steps == 6
         assert_same_run(tmp_path / "whole", tmp_path / "broken")
+    assert "(6 of 30 steps, loop.patience 3 is used up): nothing is left to train" in caplog.records[-1].getMessage()
 
 
 def test_the_device_is_that_of_the_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

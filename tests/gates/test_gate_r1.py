@@ -1,0 +1,170 @@
+"""Gate R1: whatever list it is given, a ranking holds each document of it once, or the first of those up to top_k."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from rankwright.errors import DataError
+from rankwright.evaluation import FirstStage, GoldFirst
+from rankwright.rerankers.cross_encoder import CrossEncoderReranker, load_reference
+from rankwright.types import Document, Example, Query, Ranking, Reranker, RerankRequest
+from tests.gates.mutants import Mutant
+from tests.gates.sizes import tries
+from tests.planted import tiny_policy
+
+pytestmark = [pytest.mark.gates, pytest.mark.timeout(1200)]
+
+LISTS = tries(10_000, 500)
+AT_ONCE = 8
+"""Lists of a batch; also counted alone, through `rerank` with top_k."""
+GRADED = [Example(Query(f"q{q}", ""), relevance={str(d): d % 4 - 1 for d in range(0, 40, q + 1)}) for q in range(4)]
+RANKERS = ("cross-encoder", "rounding cross-encoder", "first-stage", "gold-first")
+
+
+class Rounding(nn.Module):
+    """A classifier whose scores are whole numbers, so that many are equal."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, **batch: Tensor):
+        found = self.inner(**batch)
+        found.logits = found.logits.round()
+        return found
+
+
+@cache
+def ranker(name: str) -> Reranker:
+    if name == "first-stage":
+        return FirstStage()
+    if name == "gold-first":
+        return GoldFirst(GRADED)
+    if name == "embedded reference":
+        return load_reference()
+    policy = tiny_policy(0, hidden=16)
+    policy.tokenizer.model_max_length, policy.max_tokens = 24, 512
+    if name == "rounding cross-encoder":
+        policy.model = Rounding(policy.model)
+    return policy
+
+
+ODD = ("", " ", "rain", "moon river", "\u0000", "{text}", "🌧 дождь", "ab " * 60)
+TEXTS = st.one_of(st.sampled_from(ODD), st.text(max_size=12))
+IDS = st.one_of(st.integers(0, 40).map(str), st.text(max_size=6))
+
+
+@st.composite
+def lists(draw: st.DrawFn) -> RerankRequest:
+    """None to two dozen documents of any ids and texts; texts often come twice, and so do scores."""
+    ids = draw(st.lists(IDS, max_size=24, unique=True))
+    pool = draw(st.lists(TEXTS, min_size=1, max_size=4))
+    documents = tuple(Document(doc_id, draw(st.sampled_from(pool)), draw(st.sampled_from(["", "T"]))) for doc_id in ids)
+    return RerankRequest(Query(f"q{draw(st.integers(0, 5))}", draw(TEXTS)), documents)
+
+
+def check(request: RerankRequest, ranking: Ranking, whole: Ranking | None = None, top_k: int | None = None) -> None:
+    """Each id once and no other; with top_k the first of the whole ranking, as many as there are."""
+    given_ids = [document.doc_id for document in request.documents]
+    wanted = len(given_ids) if top_k is None else min(top_k, len(given_ids))
+    assert ranking.query_id == request.query.query_id
+    assert len(ranking.doc_ids) == len(ranking.scores) == wanted
+    assert len(set(ranking.doc_ids)) == wanted
+    assert set(ranking.doc_ids) <= set(given_ids)
+    assert list(ranking.scores) == sorted(ranking.scores, reverse=True)
+    if whole is not None:
+        assert ranking.doc_ids == whole.doc_ids[:wanted]
+
+
+def try_lists(name: str, count: int) -> int:
+    """So many lists at least, in batches and alone; the number of lists."""
+    seen = 0
+
+    @given(st.lists(lists(), min_size=AT_ONCE, max_size=AT_ONCE), st.one_of(st.none(), st.integers(0, 30)))
+    @settings(
+        max_examples=-(-count // (AT_ONCE + 1)),
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+    def try_batch(batch: Sequence[RerankRequest], top_k: int | None) -> None:
+        nonlocal seen
+        rankings = ranker(name).rerank_batch(batch)
+        assert len(rankings) == len(batch)
+        for request, ranking in zip(batch, rankings, strict=True):
+            check(request, ranking)
+        alone = ranker(name).rerank(batch[0].query, batch[0].documents, top_k)
+        whole = ranker(name).rerank(batch[0].query, batch[0].documents)
+        check(batch[0], alone, whole, top_k)
+        check(batch[0], whole.best(0), whole, 0)
+        seen += len(batch) + 1
+
+    try_batch()
+    return seen
+
+
+@pytest.mark.parametrize("name", RANKERS)
+def test_a_ranking_is_a_permutation_or_its_first_part(name: str) -> None:
+    assert try_lists(name, LISTS) >= LISTS
+
+
+def test_the_embedded_reference_too() -> None:
+    """Fewer lists: it is the same class as the tiny cross-encoder with a model of real size."""
+    torch.set_num_threads(1)
+    assert try_lists("embedded reference", tries(180, 18)) >= tries(180, 18)
+
+
+@given(st.lists(IDS, min_size=1, max_size=8), st.data())
+@settings(max_examples=tries(1_000, 100), deadline=None, derandomize=True, database=None)
+def test_a_list_with_an_id_twice_is_refused_before_it_is_ranked(ids: list[str], data: st.DataObject) -> None:
+    twice = data.draw(st.permutations([*ids, data.draw(st.sampled_from(ids))]))
+    with pytest.raises(DataError, match="times among the documents"):
+        FirstStage().rerank("rain", [Document(doc_id, "moon") for doc_id in twice])
+
+
+@pytest.mark.parametrize("name", RANKERS)
+def test_plain_strings_are_ranked_by_their_positions(name: str) -> None:
+    texts = ["rain", "rain", "", "moon", "rain", "river moon"]
+    ranking = ranker(name).rerank("rain", texts)
+    assert sorted(ranking.doc_ids) == [str(i) for i in range(len(texts))]
+
+
+def test_the_rounding_ranker_has_ties() -> None:
+    """Or equal scores would not have been tried."""
+    ranking = ranker("rounding cross-encoder").rerank("rain", ["rain", "rain", "rain ab", "rain", "moon", "river"])
+    assert len(set(ranking.scores)) < len(ranking.scores)
+    assert isinstance(ranker("rounding cross-encoder"), CrossEncoderReranker)
+
+
+GATE = "tests/gates/test_gate_r1.py"
+MUTANTS = [
+    Mutant(
+        gate="R1",
+        tests=GATE,
+        file="rankwright/rerankers/cross_encoder.py",
+        old="        order = sorted(range(len(documents)), key=lambda i: -scores[i])\n",
+        new="        order = [scores.index(score) for score in sorted(scores, reverse=True)]\n",
+    ),
+    Mutant(
+        gate="R1",
+        tests=GATE,
+        file="rankwright/evaluation.py",
+        old="        return sorted(request.documents, key=lambda document:",
+        new="        return sorted({d.text: d for d in request.documents}.values(), key=lambda document:",
+    ),
+    Mutant(
+        gate="R1",
+        tests=GATE,
+        file="rankwright/types.py",
+        old="        return Ranking(self.query_id, self.doc_ids[:top_k], self.scores[:top_k])\n",
+        new="        return Ranking(self.query_id, self.doc_ids[: top_k or None], self.scores[: top_k or None])\n",
+    ),
+]

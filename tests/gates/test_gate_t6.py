@@ -1,0 +1,201 @@
+"""Gate T6: where three of ten reads fail, the rest teaches the same; where all fail, nothing moves."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rankwright.algorithms import RRPO, RRPOConfig
+from rankwright.algorithms.config import TrainConfig
+from rankwright.rewards import answer_reward
+from rankwright.training import requests_of, train
+from rankwright.types import Answer, Context, Example, ReadFailed
+from tests.gates.mutants import Mutant
+from tests.gates.sizes import FULL, tries
+from tests.planted import Believer, questions, tiny_policy
+from tests.toy import ToyPolicy, ToyReader, examples
+
+pytestmark = [pytest.mark.gates, pytest.mark.timeout(900)]
+
+FAILING = 0.3
+WANTED = 0.95
+QUESTIONS, BATCH = 256, 32
+
+FORMS: dict[str, dict[str, Any]] = {
+    "window": {},
+    "question": {"scale": "question"},
+    "critic": {"baseline": "critic", "advantage": "gae"},
+    "GRPO": {"scale": "deviation"},
+    "RLOO": {"scale": "none", "baseline": "leave_one_out"},
+    "gae": {"advantage": "gae"},
+    "marginal": {"advantage": "marginal"},
+    "whole ranking": {"action": "ranking", "scale": "question"},
+    "no baseline": {"scale": "none", "baseline": "none"},
+}
+MAIN = [name for name in FORMS if FULL or name in ("window", "question", "critic")]
+
+
+class Unreliable(Believer):
+    """Fails on a share of its reads, by chance, and anew for each rollout."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+        self.visit = 0
+        self.reads = self.failures = 0
+
+    def answer(self, contexts: Sequence[Context]) -> list[Answer | ReadFailed]:
+        self.visit += 1
+        return [ReadFailed("planned") if self._fails(context) else Answer(self.read(context)) for context in contexts]
+
+    def _fails(self, context: Context) -> bool:
+        ids = "|".join([str(self.visit), context.query.query_id, *(d.doc_id for d in context.documents)])
+        fails = int.from_bytes(hashlib.sha256(ids.encode()).digest()[:4], "big") < self.share * 2**32
+        self.reads, self.failures = self.reads + 1, self.failures + fails
+        return fails
+
+
+def batches_of(rows: Sequence[Example]) -> list[Sequence[Example]]:
+    return [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+
+
+def mean_gradient(config: RRPOConfig, visits: int, share: float, seed: int = 0) -> Tensor:
+    """Of all weights of a tiny cross-encoder, over all questions and their rollouts; the policy stays as it is. The
+    same seed samples the same rankings whatever fails."""
+    policy, reference = tiny_policy(0), tiny_policy(1)
+    reader = Unreliable(share)
+    algorithm = RRPO(config, reader, answer_reward("f1"), seed=seed)
+    kept = [(rows, policy(requests_of(rows))) for rows in batches_of(questions(QUESTIONS, 8, 0))]
+    slopes = [torch.zeros_like(scores_QD) for _, scores_QD in kept]
+    for visit in range(visits):
+        for (rows, scores_QD), slope_QD in zip(kept, slopes, strict=True):
+            with torch.no_grad():
+                reference_QD = reference(requests_of(rows))
+            leaf_QD = scores_QD.detach().requires_grad_()
+            rollout = algorithm.collect(leaf_QD, reference_QD, rows, visit)
+            algorithm.loss(leaf_QD, rollout)[0].backward()
+            assert leaf_QD.grad is not None
+            slope_QD += leaf_QD.grad
+    assert reader.failures == pytest.approx(share * reader.reads, rel=0.1)
+    for (_, scores_QD), slope_QD in zip(kept, slopes, strict=True):
+        scores_QD.backward(slope_QD)
+    return torch.cat([weight.grad.flatten() for weight in policy.parameters() if weight.grad is not None])
+
+
+@pytest.mark.parametrize("form", MAIN)
+def test_with_three_of_ten_reads_failing_the_mean_gradient_keeps_its_direction(
+    form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The mean over so many rollouts that chance hides nothing: with four of 128 questions even two clean means, of
+    other samples, have a cosine of 0.90 (window)."""
+    config = RRPOConfig(beta=0.0, max_failed_reads=1.0, samples=8, **FORMS[form])
+    visits = tries(32, 16 if form == "window" else 8)
+    clean, failing = (mean_gradient(config, visits, share) for share in (0.0, FAILING))
+    told = (
+        f"cosine {cosine(clean, failing):.4f}, length {(failing.norm() / clean.norm()).item():.2f} of the clean one's"
+    )
+    if FULL:
+        told += f"; two clean ones of other samples {cosine(clean, mean_gradient(config, visits, 0.0, seed=1)):.4f}"
+    with capsys.disabled():
+        print(f"\nT6 {form}: {told}")
+    assert cosine(clean, failing) >= WANTED
+
+
+def cosine(one: Tensor, two: Tensor) -> float:
+    return torch.nn.functional.cosine_similarity(one.double(), two.double(), 0).item()
+
+
+@pytest.mark.parametrize("form", ["question", "GRPO", "RLOO"])
+def test_failed_samples_are_missing_from_the_baseline_and_have_no_advantage(form: str) -> None:
+    """One document a ranking, so that a failed read concerns one sample alone; advantages by plain loops over the
+    samples that were read."""
+    rows, config = questions(QUESTIONS, 8, 0), RRPOConfig(train_k=1, samples=6, max_failed_reads=1.0, **FORMS[form])
+    with torch.no_grad():
+        scores_QD = tiny_policy(0)(requests_of(rows))
+    whole, reader = Believer(), Unreliable(FAILING)
+    rollout = RRPO(config, reader, answer_reward("f1"), seed=0).collect(scores_QD, scores_QD, rows, 0)
+    twin, failed = Unreliable(FAILING), 0
+    twin.visit = 1
+    for q, row in enumerate(rows):
+        contexts = [Context(row.query, (row.candidates[a[0]],)) for a in rollout.actions_QSK[q].tolist()]
+        lost = [twin._fails(context) for context in contexts]
+        paid = [None if gone else float(whole.read(c) == "seven") for gone, c in zip(lost, contexts, strict=True)]
+        failed += sum(lost)
+        known = [value for value in paid if value is not None]
+        for s, value in enumerate(paid):
+            advantage, valid = rollout.advantages_QSA[q, s, 0].item(), bool(rollout.valid_QSA[q, s, 0])
+            others = [other for i, other in enumerate(paid) if i != s and other is not None]
+            assert valid == (value is not None and (form != "RLOO" or bool(others)))
+            if value is None or not valid:
+                assert advantage == 0.0
+                continue
+            mean = sum(known) / len(known)
+            deviation = math.sqrt(sum((r - mean) ** 2 for r in known) / len(known))
+            wanted = {
+                "question": (value - mean) / mean if mean else 0.0,
+                "GRPO": (value - mean) / deviation if deviation > 1e-9 else 0.0,
+                "RLOO": value - sum(others) / len(others) if others else 0.0,
+            }[form]
+            assert advantage == pytest.approx(wanted, abs=1e-6)
+    assert failed > 0.2 * 6 * QUESTIONS
+
+
+class Dies(ToyReader):
+    """Answers the first `good` rollouts, then nothing."""
+
+    def __init__(self, good: int) -> None:
+        super().__init__()
+        self.good = good
+
+    def answer(self, contexts: Sequence[Context]) -> list[Any]:
+        self.good -= 1
+        return super().answer(contexts) if self.good >= 0 else [ReadFailed("planned") for _ in contexts]
+
+
+@pytest.mark.parametrize("good", [0, 3])
+@pytest.mark.parametrize("form", FORMS)
+def test_when_every_read_fails_no_weight_moves(tmp_path: Any, form: str, good: int) -> None:
+    """Neither by the KL to a reference that is elsewhere, nor by weight decay, nor by momentum of better days."""
+    policy, reference, seen = ToyPolicy(), ToyPolicy(), []
+    with torch.no_grad():
+        reference.scores.neg_()
+    policy.register_forward_pre_hook(lambda module, _: seen.append(module.get_parameter("scores").detach().clone()))
+    rrpo = RRPOConfig(max_failed_reads=1.0, samples=8, beta=0.5, **FORMS[form])
+    loop = TrainConfig(epochs=2, batch_size=4, learning_rate=0.3, eval_steps=20, trainer={"warmup_steps": 0})
+    train(policy, copy.deepcopy(reference), RRPO(rrpo, Dies(good), answer_reward("f1")), examples(20), loop, tmp_path)
+    seen.append(policy.scores.detach().clone())
+    moved = [not torch.equal(*pair) for pair in itertools.pairwise(seen)]
+    assert moved == [True] * good + [False] * (10 - good)
+
+
+GATE = "tests/gates/test_gate_t6.py"
+MUTANTS = [
+    Mutant(
+        gate="T6",
+        tests=GATE,
+        file="rankwright/algorithms/rollout.py",
+        old="torch.nan if value is None else value",
+        new="0.0 if value is None else value",
+    ),
+    Mutant(
+        gate="T6",
+        tests=f"{GATE}::test_failed_samples_are_missing_from_the_baseline_and_have_no_advantage",
+        file="rankwright/maths/policy_gradient.py",
+        old="    return rewards_QSK.nanmean(1, keepdim=True)\n",
+        new="    return rewards_QSK.nan_to_num().mean(1, keepdim=True)\n",
+    ),
+    Mutant(
+        gate="T6",
+        tests=f"{GATE}::test_when_every_read_fails_no_weight_moves",
+        file="rankwright/training.py",
+        old="        self._taught = self._taught or rollout.teaches\n",
+        new="        self._taught = True\n",
+    ),
+]
