@@ -10,6 +10,7 @@ What a process says goes into a pipe, which outlives its writer: everything that
 
 from __future__ import annotations
 
+import gc
 import importlib
 import multiprocessing
 import os
@@ -148,6 +149,7 @@ def _start_server() -> None:
 
 
 def _run(mouth: Connection, work: Callable[..., None], arguments: tuple[Any, ...], point: Point | None) -> None:
+    gc.freeze()  # a collection would write to every object of the parent, and so copy all its memory
     try:
         if point is not None:
             point.install(mouth.send)

@@ -21,7 +21,9 @@ ROUNDS = tries(full=20, quick=3)
 GATE, CACHE = "tests/gates/test_gate_d2.py", "rankwright/llms/cache.py"
 MUTANTS = [
     Mutant("D2", GATE, CACHE, "timeout=BUSY_SECONDS", "timeout=0.01"),
-    Mutant("D2", GATE, CACHE, 'connection.execute("BEGIN IMMEDIATE")', 'connection.execute("BEGIN")'),
+    Mutant(
+        "D2", GATE, CACHE, "        _in_transaction(connection, create_if_empty)", "        create_if_empty(connection)"
+    ),
 ]
 
 
