@@ -1,7 +1,7 @@
 """Processes to be killed, forked from one that has everything imported, so that a start costs milliseconds.
 
     job = Job(kill_jobs.store_rows, path, "writer 1")     # is given `say` and then the arguments
-    job.kill_after(random.uniform(0, usual_seconds))      # or Job(..., point=Point("rankwright.training:train", 7))
+    job.kill_after(random.uniform(0, usual_seconds))      # or Job(..., points=[Point("rankwright.training:train", 7)])
     job.end()
     job.said                                              # the ledger: what it had acknowledged by then
 
@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -41,8 +41,9 @@ class Point:
     """A place in the code at which a process ends itself by SIGKILL: the `number`-th call made while `inside` runs,
     counted over all its runs.
 
-    It says (ENTERED, calls so far, time) and (LEFT, calls so far, time) of each run of `inside`, also where `number` is
-    0 and it survives. With None it does not count, which takes time.
+    It says (ENTERED, calls so far, time, inside) and (LEFT, calls so far, time, inside) of each run of `inside`, also
+    where `number` is 0 and it survives. With None it does not count, which takes time. Of several points none may lie
+    inside another.
     """
 
     inside: str
@@ -71,14 +72,14 @@ class Point:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         def watched(*args: Any, **kwargs: Any) -> Any:
-            say((ENTERED, count, time.monotonic()))
+            say((ENTERED, count, time.monotonic(), self.inside))
             if self.number is not None:
                 sys.setprofile(see)
             try:
                 return plain(*args, **kwargs)
             finally:
                 sys.setprofile(None)
-                say((LEFT, count, time.monotonic()))
+                say((LEFT, count, time.monotonic(), self.inside))
 
         setattr(owner, name, watched)
 
@@ -86,12 +87,12 @@ class Point:
 class Job:
     """One process. `work` is a function of tests/kill_jobs.py; `said` fills while the job is listened to."""
 
-    def __init__(self, work: Callable[..., None], *arguments: Any, point: Point | None = None) -> None:
+    def __init__(self, work: Callable[..., None], *arguments: Any, points: Sequence[Point] = ()) -> None:
         _start_server()
         self.said: list[Any] = []
         self.started = time.monotonic()
         self._ears, mouth = _context.Pipe(duplex=False)
-        self._process = _context.Process(target=_run, args=(mouth, work, arguments, point), daemon=True)
+        self._process = _context.Process(target=_run, args=(mouth, work, arguments, points), daemon=True)
         self._process.start()
         mouth.close()
 
@@ -148,10 +149,10 @@ def _start_server() -> None:
             os.environ["PYTHONPATH"] = before
 
 
-def _run(mouth: Connection, work: Callable[..., None], arguments: tuple[Any, ...], point: Point | None) -> None:
+def _run(mouth: Connection, work: Callable[..., None], arguments: tuple[Any, ...], points: Sequence[Point]) -> None:
     gc.freeze()  # a collection would write to every object of the parent, and so copy all its memory
     try:
-        if point is not None:
+        for point in points:
             point.install(mouth.send)
         work(mouth.send, *arguments)
     except BaseException:

@@ -6,8 +6,10 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 import time
 from collections import Counter
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -67,17 +69,20 @@ class SlowServer(Server):
 
 def world(folder: Path) -> Path:
     """Questions and a model, the same in every folder."""
-    folder.mkdir()
-    write_rows(folder / "q.jsonl", rows())
-    make_model(folder / "tiny")
+    first = folder.with_name("world")
+    if not first.exists():
+        first.mkdir()
+        write_rows(first / "q.jsonl", rows())
+        make_model(first / "tiny")
+    shutil.copytree(first, folder)
     return folder
 
 
-def session(folder: Path, address: str, point: Point | None = None) -> Job:
+def session(folder: Path, address: str, *points: Point) -> Job:
     """The command, resumed where there is something to resume."""
     resume = ["--resume"] if (folder / "runs/a/config.json").exists() else []
     arguments = command(address, *resume, **{"reader.concurrency": str(CONCURRENCY)})
-    return Job(run_command, folder, arguments, point=point)
+    return Job(run_command, folder, arguments, points=points)
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -99,50 +104,82 @@ def uncounted(metrics: bytes) -> bytes:
     return re.sub(rb'"(eval_)?(reader_calls|cache_hits)": [\d.]+', b"", metrics)
 
 
+@dataclass
+class Ledger:
+    """Of all killed runs together."""
+
+    kills: Counter[str] = field(default_factory=Counter)
+    runs: int = 0
+    repeats: int = 0
+
+
+@dataclass(frozen=True)
+class Usual:
+    """The run that nobody kills."""
+
+    outcome: dict[str, Any]
+    prompts: set[str]
+    seconds: float
+    calls: dict[str, int]
+    """Made in each of the places."""
+
+
+def run_whole(folder: Path, address: str, server: SlowServer) -> Usual:
+    """Twice, once with calls counted."""
+    plain = session(world(folder / "whole"), address)
+    assert not plain.end()
+    seconds = time.monotonic() - plain.started
+    before = len(server.prompts)
+    counted = session(world(folder / "counted"), address, *map(Point, PLACES))
+    assert not counted.end()
+    assert outcome(folder / "counted") == outcome(folder / "whole")
+    prompts = server.asked(before)
+    assert len(prompts) == len(set(prompts)) > CONCURRENCY * 10
+    calls = {word[3]: word[1] for word in counted.said if word[0] == LEFT}
+    return Usual(outcome(folder / "whole"), set(prompts), seconds, calls)
+
+
+def run_killed(
+    folder: Path, address: str, server: SlowServer, usual: Usual, draw: random.Random, ledger: Ledger
+) -> None:
+    """One run, killed again and again; half of the sessions by the clock, in the others at a call that is made."""
+    begun, stored, killed = len(server.prompts), set[str](), 0
+    while True:
+        before = len(server.prompts)
+        place = draw.choice(["", *PLACES])
+        points = [Point(place, draw.randint(1, max(1, usual.calls[place] // 2)))] if place else []
+        job = session(folder, address, *points)
+        if not place:
+            job.kill_after(draw.uniform(0, usual.seconds / 2))
+        was_killed = job.end()
+        assert not stored & set(server.asked(before)), "what was stored is paid for again"
+        stored.update(job.words("stored"))
+        if not was_killed:
+            break
+        killed += 1
+        ledger.kills[place.rpartition(".")[2].rpartition(":")[2] or "by the clock"] += 1
+    assert job.words("code")[0] in (0, 8)
+    assert outcome(folder) == usual.outcome
+    asked = server.asked(begun)
+    assert set(asked) == usual.prompts
+    repeats = len(asked) - len(set(asked))
+    assert repeats <= CONCURRENCY * killed
+    ledger.repeats += repeats
+    ledger.runs += 1
+
+
 def test_a_killed_run_pays_no_answer_twice_and_ends_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    draw, server = random.Random(3), SlowServer()
+    draw, ledger = random.Random(3), Ledger()
+    server = SlowServer()
     with endpoint(server) as (address, _):
-        calls: dict[str, int] = {}
-        whole, asked = None, Counter[str]()
-        usual = 0.0
-        for number, place in enumerate(["", *PLACES]):
-            folder, before = world(tmp_path / f"whole-{number}"), len(server.prompts)
-            job = session(folder, address, Point(place) if place else None)
-            assert not job.end()
-            assert job.words("code")[0] in (0, 8)
-            usual = usual or time.monotonic() - job.started
-            calls[place] = job.words(LEFT)[-1] if place else 0
-            asked = Counter(server.asked(before))
-            assert max(asked.values()) == 1
-            whole = whole or outcome(folder)
-            assert outcome(folder) == whole
-        kills, runs, repeats = Counter[str](), 0, 0
-        while kills.total() < KILLS:
-            folder, begun = world(tmp_path / f"killed-{runs}"), len(server.prompts)
-            stored: set[str] = set()
-            killed_here = 0
-            while True:
-                before = len(server.prompts)
-                place = draw.choice(PLACES) if draw.random() < 0.5 else ""
-                point = Point(place, draw.randint(1, calls[place])) if place else None
-                job = session(folder, address, point)
-                if not place:
-                    job.kill_after(draw.uniform(0, usual))
-                was_killed = job.end()
-                assert not stored & set(server.asked(before))
-                stored.update(job.words("stored"))
-                if not was_killed:
-                    break
-                killed_here += 1
-                kills[place.rpartition(".")[2] or "by the clock"] += 1
-            assert job.words("code")[0] in (0, 8)
-            assert outcome(folder) == whole
-            again = Counter(server.asked(begun))
-            assert again.keys() == asked.keys()
-            assert again.total() - len(again) <= CONCURRENCY * killed_here
-            repeats += again.total() - len(again)
-            runs += 1
+        usual = run_whole(tmp_path, address, server)
+        while ledger.kills.total() < KILLS:
+            folder = world(tmp_path / f"killed-{ledger.runs}")
+            run_killed(folder, address, server, usual, draw, ledger)
     with capsys.disabled():
-        print(f"\nC7: {kills.total()} kills in {runs} runs ({dict(kills)}), {repeats} calls repeated, 0 of them stored")
+        print(
+            f"\nC7: {ledger.kills.total()} kills in {ledger.runs} runs ({dict(ledger.kills)}), {ledger.repeats} calls "
+            "repeated, none of them stored"
+        )

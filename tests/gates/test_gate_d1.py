@@ -21,20 +21,18 @@ WRITERS = 4
 KILLS = tries(full=1000, quick=60)
 LONGEST_LIFE = 0.3
 
-CACHE = "rankwright/llms/cache.py"
+GATE, CACHE = "tests/gates/test_gate_d1.py", "rankwright/llms/cache.py"
 MUTANTS = [
     Mutant(
         "D1",
-        "tests/gates/test_gate_d1.py",
+        GATE,
         CACHE,
         "        connection = sqlite3.connect(self.path, timeout",
         '        Path(f"{self.path}-journal").unlink(missing_ok=True)\n'
         "        connection = sqlite3.connect(self.path, timeout",
     ),
-    Mutant(
-        "D1", "tests/gates/test_gate_d1.py", CACHE, '    connection.execute("BEGIN IMMEDIATE")\n    try:', "    try:"
-    ),
-    Mutant("D1", "tests/gates/test_gate_d1.py", CACHE, "[(key, text, _checksum(key, text))", "[(key, text, key)"),
+    Mutant("D1", GATE, CACHE, '    connection.execute("BEGIN IMMEDIATE")\n    try:', "    try:"),
+    Mutant("D1", GATE, CACHE, "[(key, text, _checksum(key, text))", "[(key, text, key)"),
 ]
 
 

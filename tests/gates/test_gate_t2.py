@@ -70,7 +70,7 @@ class Usual:
 
 def run_whole(folder: Path, point: Point) -> Job:
     """A run that ends."""
-    job = Job(train_toy, folder, point=point)
+    job = Job(train_toy, folder, points=[point])
     assert not job.end()
     return job
 
@@ -97,10 +97,10 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> Usual:
 def killed(folder: Path, how: str, draw: random.Random, usual: Usual) -> Job:
     """One session of a run, which is killed unless it ends before the moment that was drawn."""
     if how == "at a call":
-        return Job(train_toy, folder, point=Point(SAVING, draw.randint(1, usual.calls)))
+        return Job(train_toy, folder, points=[Point(SAVING, draw.randint(1, usual.calls))])
     if how == "at a file":
-        return Job(train_toy, folder, point=Point(SAVING, draw.randint(1, usual.file_calls), FILE_CALLS))
-    job = Job(train_toy, folder, point=Point(SAVING, None))
+        return Job(train_toy, folder, points=[Point(SAVING, draw.randint(1, usual.file_calls), FILE_CALLS)])
+    job = Job(train_toy, folder, points=[Point(SAVING, None)])
     for _ in range(draw.randint(1, 2)):
         job.listen(PATIENCE, until=lambda word: word[0] == ENTERED)
     time.sleep(draw.uniform(0, usual.seconds))
