@@ -385,8 +385,8 @@ def _resumed_id(config: Path, settings: RunSettings) -> str:
         raise ResumeError(f"Run folder {config.parent} holds no run to resume; leave --resume out to start one.")
     if damaged := {MANIFEST, *BEGUN_WITH}.intersection(damaged_records(config.parent)):
         raise ResumeError(
-            f"{', '.join(sorted(damaged))} in {config.parent} is not as the run left it; wanted the settings that it "
-            f"began with. Begin again with --overwrite, or remove {MANIFEST} to go on with what is there."
+            f"File {config.parent / min(damaged)} is damaged (it is not as the run left it); wanted the settings that "
+            f"the run began with. Begin again with --overwrite, or remove {MANIFEST} to go on with what is there."
         )
     try:
         stored = json.loads(config.read_text(encoding="utf-8"))

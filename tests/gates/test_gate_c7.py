@@ -45,13 +45,7 @@ MUTANTS = [
         "self._store.put_many(answers, [self._entry",
         "self._store.put_many({}, [self._entry",
     ),
-    Mutant(
-        "C7",
-        GATE,
-        "rankwright/training.py",
-        '        self.algorithm.restore(state["algorithm"])\n',
-        "",
-    ),
+    Mutant("C7", GATE, "rankwright/training.py", "self.algorithm.restore(state[", "dict(state["),
 ]
 
 
