@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,22 +50,36 @@ def _digest(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
-def write_manifest(folder: Path) -> None:
-    """Writes sizes and hashes of all files, after these are on disk: a folder with a valid manifest is complete."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+def write_manifest(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Writes sizes and hashes of all files, or of those named that are there, after these are on disk: a folder with a
+    valid manifest is complete."""
+    named = folder.rglob("*") if names is None else (folder / name for name in names)
+    files = sorted(path for path in named if path.is_file())
     for path in files:
         with path.open("rb+") as stream:
             os.fsync(stream.fileno())
     replace_text(folder / MANIFEST, json.dumps({str(p.relative_to(folder)): _digest(p) for p in files}, indent=1))
 
 
-def is_complete(folder: Path) -> bool:
-    """True where every file of the manifest is there with its hash."""
+def damaged_files(folder: Path) -> list[str]:
+    """Files that are not there as the manifest says; the manifest where it cannot be read."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return all(_digest(folder / name) == entry for name, entry in manifest.items())
+        return [name for name, entry in manifest.items() if not _is_as_written(folder / name, entry)]
     except (OSError, ValueError, AttributeError):
+        return [MANIFEST]
+
+
+def _is_as_written(path: Path, entry: object) -> bool:
+    try:
+        return _digest(path) == entry
+    except (OSError, ValueError):
         return False
+
+
+def is_complete(folder: Path) -> bool:
+    """True where every file of the manifest is there with its hash."""
+    return not damaged_files(folder)
 
 
 def step_of(folder: Path) -> int:
@@ -99,6 +113,21 @@ def newest_checkpoint(folder: Path) -> Path | None:
             "--overwrite begins the run anew and removes them."
         )
     return None
+
+
+def complete_checkpoint(folder: Path, step: int) -> Path:
+    """The checkpoint of a step, every byte of it as it was saved.
+
+    Raises:
+        ResumeError: it is damaged or gone.
+    """
+    checkpoint = folder / f"checkpoint-{step}"
+    if damaged := damaged_files(checkpoint):
+        raise ResumeError(
+            f"Checkpoint {checkpoint}, whose weights are the best on dev, is damaged or gone ({', '.join(damaged)}). "
+            "If it cannot be mended, --overwrite begins the run anew and removes it."
+        )
+    return checkpoint
 
 
 def fingerprint_of(settings: Mapping[str, Any]) -> str:

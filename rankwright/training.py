@@ -39,6 +39,7 @@ from rankwright.budget import Ahead
 from rankwright.checkpoints import (
     ALGORITHM_STATE,
     check_fingerprint,
+    complete_checkpoint,
     fingerprint_of,
     make_folder,
     newest_checkpoint,
@@ -729,29 +730,34 @@ class MetricsFile(TrainerCallback):
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def truncate(self, step: int) -> None:
-        """Keeps complete lines up to `step`."""
-        if not self.path.exists():
-            return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:  # torn by a kill
-                break
-            if row["step"] <= step:
-                kept.append(line)
+    def restore(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Brings back the lines of a checkpoint's log. What came later goes; what is torn, damaged or gone is written
+        anew, with its names in the checkpoint's order."""
+        rows = [_log_row(row["step"], row) for row in history if "train_runtime" not in row]
+        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
+        lines = [*text.split("\n"), *[""] * len(rows)]
+        kept = [line if _holds(line, row) else json.dumps(row) for line, row in zip(lines, rows, strict=False)]
         with _writing(self.path):
             replace_text(self.path, "".join(line + "\n" for line in kept))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         if not logs or "train_runtime" in logs:  # times of this session; result.json has those of the run
             return
-        row = {"step": state.global_step, **logs}
-        # NaN is no JSON: a value that could not be computed is null.
-        clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in row.items()}
         with _writing(self.path), self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(clean) + "\n")
+            stream.write(json.dumps(_log_row(state.global_step, logs)) + "\n")
+
+
+def _log_row(step: int, logs: Mapping[str, Any]) -> dict[str, Any]:
+    """A log entry as it stands in the file. NaN is no JSON: a value that could not be computed is null."""
+    row = {"step": step, **logs}
+    return {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in row.items()}
+
+
+def _holds(line: str, row: Mapping[str, Any]) -> bool:
+    try:
+        return json.loads(line) == row
+    except ValueError:
+        return False
 
 
 class Bell(TrainerCallback):
@@ -1053,7 +1059,8 @@ def train(
         TrainingError: nothing to train on; scores, loss or gradient were no finite numbers for SKIPPED_IN_A_ROW steps;
             or an alarm went off and `config.stop_on_alarm` is set.
         ReaderError: too many reads failed.
-        ResumeError: the settings changed, or the folder holds another run.
+        ResumeError: the settings changed, the folder holds another run, or the checkpoint with the best weights is
+            damaged.
         StorageError: the folder cannot be written.
         LimitReachedError: `may_go_on` gave a reason to stop.
     """
@@ -1086,7 +1093,7 @@ def train(
     if checkpoint is not None:
         check_fingerprint(checkpoint, fingerprint)
         trainer.restore(checkpoint)
-        processes.from_first(lambda: metrics_file.truncate(step_of(checkpoint)))
+        processes.from_first(lambda: metrics_file.restore(trainer.state.log_history))
         bell.replay(metrics_file.path)
     torch.manual_seed(seed)
     trainer.run(checkpoint)
@@ -1097,7 +1104,7 @@ def train(
     elif best_step == 0:
         policy.load_state_dict(trainer.start)
     elif best_step != trainer.state.global_step:
-        load_weights(policy, folder / f"checkpoint-{best_step}")
+        load_weights(policy, complete_checkpoint(folder, best_step))
     if best_step:
         interpolate(policy, trainer.start, config.interpolation)
     history = [row["eval_reward"] for row in trainer.state.log_history if "eval_reward" in row]

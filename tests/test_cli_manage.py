@@ -12,8 +12,10 @@ from typing import Any
 import huggingface_hub
 import pytest
 
+from rankwright.checkpoints import write_manifest
 from rankwright.cli import examination
 from rankwright.cli.app import run
+from rankwright.errors import DataError
 from rankwright.evaluation import FirstStage, GoldFirst, evaluate
 from rankwright.llms.cache import LedgerEntry, ReadStore
 from rankwright.types import Document, Example, Query
@@ -44,6 +46,20 @@ def test_a_report_is_made_again_from_a_run_folder(run_folder: Path) -> None:
     page = (run_folder / "report.html").read_text("utf-8")
     for part in ("Run first", "rankwright train --name first", "4711", "reward", "gold-first"):
         assert part in page
+
+
+def test_a_report_is_refused_where_a_file_is_not_as_the_run_left_it(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A digit of a score may change without a trace in the JSON; without a manifest nothing can be said."""
+    result = run_folder / "result.json"
+    write_manifest(run_folder, ["evaluation.json", "result.json"])
+    assert run(["report", str(run_folder)]) == 0
+    result.write_text(result.read_text("utf-8").replace("4711", "4710"), "utf-8")
+    assert run(["report", str(run_folder)]) == DataError.exit_code
+    assert f"result.json in {run_folder} is not as the run left it" in capsys.readouterr().err
+    (run_folder / "manifest.json").unlink()
+    assert run(["report", str(run_folder)]) == 0
 
 
 def test_a_run_folder_may_lack_all_but_the_evaluation(run_folder: Path) -> None:

@@ -155,6 +155,17 @@ def test_folder_names_the_activation_for_both_generations_and_one_label(saved_fo
     assert len({path.stat().st_mode for path in saved_folder.iterdir()}) == 1  # who may read one may read all
 
 
+def test_what_was_scored_before_does_not_show_in_what_is_saved(plain_folder: Path, tmp_path: Path) -> None:
+    """A tokenizer remembers the truncation of its last call."""
+    used, unused = (CrossEncoderReranker.from_pretrained(str(plain_folder)) for _ in range(2))
+    used.rerank("q", ["a", "b " * 600])
+    used.save(tmp_path / "used")
+    unused.save(tmp_path / "unused")
+    files = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("used", "unused")]
+    assert files[0] == files[1]
+    assert len(rankwright.load(str(tmp_path / "used")).rerank("q", ["b " * 600, "a"]).doc_ids) == 2
+
+
 def test_the_length_that_pairs_were_cut_to_is_saved(plain_folder: Path, tmp_path: Path) -> None:
     short = rankwright.load(plain_folder, max_length=20)
     short.save(tmp_path)

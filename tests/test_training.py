@@ -436,6 +436,52 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogC
     assert folders[-1].name in warning.getMessage()
 
 
+def test_a_damaged_checkpoint_with_the_best_weights_is_refused(tmp_path: Path) -> None:
+    """Where it is not the newest one, nothing else looks at it."""
+
+    def once() -> torch.Tensor:
+        policy = ToyPolicy()
+        algorithm = RRPO(RRPOConfig(beta=0.0), ToyReader(), answer_reward("f1"), seed=1)
+
+        def score(module: nn.Module) -> dict[str, float]:
+            return {"reward": -abs(float(module.get_parameter("scores")[7].detach()) - 0.7)}
+
+        train(policy, copy.deepcopy(policy), algorithm, examples(20), LOOP, tmp_path, score_dev=score, resume=True)
+        return policy.scores.detach()
+
+    kept = once()
+    assert torch.equal(once(), kept)
+    (best, *_, newest) = sorted_checkpoints(tmp_path)
+    assert torch.equal(load_file(best / "model.safetensors")["scores"], kept)
+    assert best != newest
+    weights = best / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    with pytest.raises(ResumeError, match=rf"{best.name}, whose weights are the best on dev, is damaged.*--overwrite"):
+        once()
+    assert torch.load(newest / "scheduler.pt", weights_only=True)  # nothing was removed
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace('"step": 3', '"step": 2', 1),
+        lambda text: text.replace("0.", "1.", 1),
+        lambda text: text.replace("\n", " ", 1),
+        lambda text: "",
+    ],
+    ids=["torn", "step", "value", "lines joined", "empty"],
+)
+def test_lines_of_the_log_that_are_damaged_are_written_anew(tmp_path: Path, damage: Callable[[str], str]) -> None:
+    run(tmp_path)
+    log = tmp_path / "metrics.jsonl"
+    before, whole = rows_of(tmp_path), log.read_text()
+    log.write_text(damage(whole))
+    assert log.read_text() != whole
+    run(tmp_path, resume=True)
+    assert rows_of(tmp_path) == before
+
+
 def test_a_resume_without_a_whole_checkpoint_removes_nothing(tmp_path: Path) -> None:
     run(tmp_path)
     before = sorted_checkpoints(tmp_path)

@@ -108,6 +108,8 @@ def report(
 
 def written_report(source: Path, out: Path | None) -> Path:
     """The page of a run folder or of a saved evaluation, written to `out` or beside its source."""
+    from rankwright.checkpoints import MANIFEST
+    from rankwright.cli.run import damaged_records
     from rankwright.evaluation import Evaluation
     from rankwright.reporting import write_report
 
@@ -119,6 +121,11 @@ def written_report(source: Path, out: Path | None) -> Path:
         raise ResourceNotFoundError(
             f"Folder {source} holds no evaluation.json; wanted the folder of a finished run. "
             "Finish it with rankwright train --resume."
+        )
+    if damaged := damaged_records(source):
+        raise DataError(
+            f"{', '.join(damaged)} in {source} is not as the run left it; wanted the files that {MANIFEST} lists. Make "
+            f"them again with rankwright train --resume, or remove {MANIFEST} to take them as they are."
         )
     run = {name: _json_object(source / f"{name}.json") for name in ("config", "environment", "result")}
     return write_report(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import rankwright
 from rankwright import processes
 from rankwright.budget import Budget
-from rankwright.checkpoints import check_same_settings, make_folder
+from rankwright.checkpoints import MANIFEST, check_same_settings, damaged_files, make_folder, write_manifest
 from rankwright.cli.build import (
     Splits,
     build_reader,
@@ -58,6 +58,10 @@ if TYPE_CHECKING:
     from rankwright.training import TrainResult
 
 RUNS = Path("runs")
+BEGUN_WITH = ("config.json", "environment.json", PASSAGES_FILE)
+RECORDS = (*BEGUN_WITH, "metrics.jsonl", "alarms.jsonl", "evaluation.json", "result.json")
+"""Files of a run folder that manifest.json has the hashes of once the run is finished; until then of the first three.
+While they are being written there is none, so that a kill makes no file look damaged."""
 REFERENCE_ROW, TRAINED_ROW = "reference", "trained"
 
 
@@ -256,7 +260,7 @@ def _begin_folder(
 ) -> None:
     """Takes out what an earlier run came to and puts in what this one begins with."""
     with _writing(folder):
-        for stale in ("result.json", "evaluation.json", "report.html"):
+        for stale in (MANIFEST, "result.json", "evaluation.json", "report.html"):
             (folder / stale).unlink(missing_ok=True)
         if not resume:
             shutil.rmtree(folder / "model", ignore_errors=True)
@@ -265,6 +269,7 @@ def _begin_folder(
             replace_text(folder / PASSAGES_FILE, passages)
         replace_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
         replace_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+        write_manifest(folder, BEGUN_WITH)
 
 
 def _expansion(splits: Splits, totals: LedgerTotals) -> dict[str, Any] | None:
@@ -282,11 +287,18 @@ def _expansion(splits: Splits, totals: LedgerTotals) -> dict[str, Any] | None:
 
 def _write_results(folder: Path, name: str, evaluation: Evaluation, card: str, run: Mapping[str, Any]) -> None:
     """Card, evaluation, result and report; the weights are there."""
+    (folder / MANIFEST).unlink(missing_ok=True)
     replace_text(folder / "model" / "README.md", card)
     evaluation.save(folder / "evaluation.json")
     replace_text(folder / "result.json", json.dumps(run["result"], indent=2) + "\n")
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     write_report(folder / "report.html", evaluation, title=f"Run {name}", run=run, metrics=metrics)
+    write_manifest(folder, RECORDS)
+
+
+def damaged_records(folder: Path) -> list[str]:
+    """Files of a run folder that are not as the run left them; none where it has no manifest."""
+    return damaged_files(folder) if (folder / MANIFEST).exists() else []
 
 
 def _check_answers(reader: Any, run_id: str) -> None:
@@ -371,6 +383,11 @@ def _resumed_id(config: Path, settings: RunSettings) -> str:
     """
     if not config.exists():
         raise ResumeError(f"Run folder {config.parent} holds no run to resume; leave --resume out to start one.")
+    if damaged := {MANIFEST, *BEGUN_WITH}.intersection(damaged_records(config.parent)):
+        raise ResumeError(
+            f"File {config.parent / min(damaged)} is damaged (it is not as the run left it); wanted the settings that "
+            f"the run began with. Begin again with --overwrite, or remove {MANIFEST} to go on with what is there."
+        )
     try:
         stored = json.loads(config.read_text(encoding="utf-8"))
         run_id, before = stored.pop("run_id"), _without_speed(stored)

@@ -294,6 +294,10 @@ class CrossEncoderReranker(nn.Module):
         for weights in folder.glob("*.safetensors"):
             # The library leaves them readable by their owner alone; a server is often another user.
             weights.chmod((folder / "config.json").stat().st_mode)
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None:  # what the last call set would be saved, and another call sets its own
+            backend.no_truncation()
+            backend.no_padding()
         self.tokenizer.save_pretrained(folder)
         for name, content in _sentence_transformers_files().items():
             (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,179 @@
+"""Gate C7: a whole training run over a reader behind HTTP, killed 200 times and resumed, pays no stored answer twice
+and ends with the bytes of a run that nobody killed."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli_kit import make_model, rows, write_rows
+from tests.gates.mutants import Mutant
+from tests.gates.sizes import tries
+from tests.kill_harness import LEFT, Job, Point
+from tests.kill_jobs import run_command
+from tests.test_cli_costs import Server, command, endpoint
+
+pytestmark = [pytest.mark.gates, pytest.mark.timeout(2400)]
+
+KILLS = tries(full=200, quick=15)
+CONCURRENCY = 2
+PLACES = [
+    "rankwright.llms.cache:CachedLLM._keep",
+    "rankwright.training:FeedbackTrainer._save_checkpoint",
+    "rankwright.cli.run:_begin_folder",
+    "rankwright.cli.run:_write_results",
+]
+COUNTS = {"reader_calls", "cache_hits", "seconds", "seconds_by_part"}
+"""What result.json may have otherwise: the second time an answer comes from the cache."""
+
+GATE = "tests/gates/test_gate_c7.py"
+MUTANTS = [
+    Mutant(
+        "C7",
+        GATE,
+        "rankwright/llms/cache.py",
+        "self._store.put_many(answers, [self._entry",
+        "self._store.put_many({}, [self._entry",
+    ),
+    Mutant("C7", GATE, "rankwright/training.py", "self.algorithm.restore(state[", "dict(state["),
+]
+
+
+class SlowServer(Server):
+    """Takes its time, so that kills meet calls in flight."""
+
+    def __call__(self, request: BaseHTTPRequestHandler) -> None:
+        time.sleep(0.003)
+        super().__call__(request)
+
+    def asked(self, since: int = 0) -> list[str]:
+        """Prompts of the run; the first call of a run that begins is its own each time."""
+        return [prompt for prompt in self.prompts[since:] if "The number of this run" not in prompt]
+
+
+def world(folder: Path) -> Path:
+    """Questions and a model, the same in every folder."""
+    first = folder.with_name("world")
+    if not first.exists():
+        first.mkdir()
+        write_rows(first / "q.jsonl", rows())
+        make_model(first / "tiny")
+    shutil.copytree(first, folder)
+    return folder
+
+
+def session(folder: Path, address: str, *points: Point) -> Job:
+    """The command, resumed where there is something to resume."""
+    resume = ["--resume"] if (folder / "runs/a/config.json").exists() else []
+    arguments = command(address, *resume, **{"reader.concurrency": str(CONCURRENCY)})
+    return Job(run_command, folder, arguments, points=points)
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """What a run came to, less what may differ."""
+    run = folder / "runs/a"
+    result = json.loads((run / "result.json").read_text("utf-8"))
+    found: dict[str, Any] = {
+        "result": {name: value for name, value in result.items() if name not in COUNTS},
+        "metrics": uncounted((run / "metrics.jsonl").read_bytes()),
+        "evaluation": re.sub(rb'"paid": (true|false)', b"", (run / "evaluation.json").read_bytes()),
+    }
+    model = {path.name: path.read_bytes() for path in (run / "model").iterdir() if path.name != "README.md"}
+    assert "model.safetensors" in model
+    return {**found, **model}
+
+
+def uncounted(metrics: bytes) -> bytes:
+    """Without who gave the answers, the reader or the cache."""
+    return re.sub(rb'"(eval_)?(reader_calls|cache_hits)": [\d.]+', b"", metrics)
+
+
+@dataclass
+class Ledger:
+    """Of all killed runs together."""
+
+    kills: Counter[str] = field(default_factory=Counter)
+    runs: int = 0
+    repeats: int = 0
+
+
+@dataclass(frozen=True)
+class Usual:
+    """The run that nobody kills."""
+
+    outcome: dict[str, Any]
+    prompts: set[str]
+    seconds: float
+    calls: dict[str, int]
+    """Made in each of the places."""
+
+
+def run_whole(folder: Path, address: str, server: SlowServer) -> Usual:
+    """Twice, once with calls counted."""
+    plain = session(world(folder / "whole"), address)
+    assert not plain.end()
+    seconds = time.monotonic() - plain.started
+    before = len(server.prompts)
+    counted = session(world(folder / "counted"), address, *map(Point, PLACES))
+    assert not counted.end()
+    assert outcome(folder / "counted") == outcome(folder / "whole")
+    prompts = server.asked(before)
+    assert len(prompts) == len(set(prompts)) > CONCURRENCY * 10
+    calls = {word[3]: word[1] for word in counted.said if word[0] == LEFT}
+    return Usual(outcome(folder / "whole"), set(prompts), seconds, calls)
+
+
+def run_killed(
+    folder: Path, address: str, server: SlowServer, usual: Usual, draw: random.Random, ledger: Ledger
+) -> None:
+    """One run, killed again and again; half of the sessions by the clock, in the others at a call that is made."""
+    begun, stored, killed = len(server.prompts), set[str](), 0
+    while True:
+        before = len(server.prompts)
+        place = draw.choice(["", *PLACES])
+        points = [Point(place, draw.randint(1, max(1, usual.calls[place] // 2)))] if place else []
+        job = session(folder, address, *points)
+        if not place:
+            job.kill_after(draw.uniform(0, usual.seconds / 2))
+        was_killed = job.end()
+        assert not stored & set(server.asked(before)), "what was stored is paid for again"
+        stored.update(job.words("stored"))
+        if not was_killed:
+            break
+        killed += 1
+        ledger.kills[place.rpartition(".")[2].rpartition(":")[2] or "by the clock"] += 1
+    assert job.words("code")[0] in (0, 8)
+    assert outcome(folder) == usual.outcome
+    asked = server.asked(begun)
+    assert set(asked) == usual.prompts
+    repeats = len(asked) - len(set(asked))
+    assert repeats <= CONCURRENCY * killed
+    ledger.repeats += repeats
+    ledger.runs += 1
+
+
+def test_a_killed_run_pays_no_answer_twice_and_ends_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw, ledger = random.Random(3), Ledger()
+    server = SlowServer()
+    with endpoint(server) as (address, _):
+        usual = run_whole(tmp_path, address, server)
+        while ledger.kills.total() < KILLS:
+            folder = world(tmp_path / f"killed-{ledger.runs}")
+            run_killed(folder, address, server, usual, draw, ledger)
+    with capsys.disabled():
+        print(
+            f"\nC7: {ledger.kills.total()} kills in {ledger.runs} runs ({dict(ledger.kills)}), {ledger.repeats} calls "
+            "repeated, none of them stored"
+        )

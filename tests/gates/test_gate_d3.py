@@ -1,0 +1,236 @@
+"""Gate D3: cut off or with a flipped bit, files of cache, checkpoints and runs are set aside, passed over, made again
+or refused by a typed error, and never taken for what they are not."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from rankwright.algorithms import RRPO, RRPOConfig
+from rankwright.algorithms.config import TrainConfig
+from rankwright.checkpoints import sorted_checkpoints
+from rankwright.cli.app import run
+from rankwright.cli.manage import written_report
+from rankwright.errors import DataError, RankwrightError, ResumeError
+from rankwright.llms.cache import LedgerEntry, ReadStore
+from rankwright.rewards import answer_reward
+from rankwright.training import train
+from tests.cli_kit import make_model, rows, write_rows
+from tests.gates.mutants import Mutant
+from tests.gates.sizes import tries
+from tests.test_cli_costs import command, endpoint
+from tests.toy import ToyPolicy, ToyReader, examples
+
+pytestmark = [pytest.mark.gates, pytest.mark.timeout(1800)]
+
+CUTS = tries(full=500, quick=60)
+FLIPS = tries(full=500, quick=60)
+
+GATE = "tests/gates/test_gate_d3.py"
+MUTANTS = [
+    Mutant(
+        "D3", f"{GATE}::test_cache", "rankwright/llms/cache.py", "if checksum == _checksum(key, value):", "if checksum:"
+    ),
+    Mutant(
+        "D3",
+        f"{GATE}::test_checkpoints_and_log",
+        "rankwright/checkpoints.py",
+        "return _digest(path) == entry",
+        "return path.exists()",
+    ),
+    Mutant(
+        "D3",
+        f"{GATE}::test_records_of_a_finished_run",
+        "rankwright/cli/run.py",
+        "return damaged_files(folder) if (folder / MANIFEST).exists() else []",
+        "return []",
+    ),
+]
+
+Told = Callable[[str], None]
+
+
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str]) -> Told:
+    """Prints a line of figures past pytest."""
+
+    def tell(line: str) -> None:
+        with capsys.disabled():
+            print(f"\nD3: {line}")
+
+    return tell
+
+
+def damages(draw: random.Random, files: Sequence[Path]) -> list[tuple[Path, bytes, bytes]]:
+    """Of each damage the file, what stood in it and what stands in it now; headers and ends are hit more often."""
+    wholes = {path: path.read_bytes() for path in files if path.stat().st_size}
+    made = []
+    for number in range(CUTS + FLIPS):
+        path = draw.choice(list(wholes))
+        whole = wholes[path]
+        place = draw.choice([draw.randrange(len(whole)), draw.randrange(min(100, len(whole))), len(whole) - 1])
+        if number < CUTS:
+            made.append((path, whole, whole[:place]))
+        else:
+            raw = bytearray(whole)
+            raw[place] ^= 1 << draw.randrange(8)
+            made.append((path, whole, bytes(raw)))
+    return made
+
+
+# --- cache
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_cache(tmp_path: Path, told: Told) -> None:
+    """No wrong answer; and the store takes new ones at once."""
+    wanted = {f"key{number}": {"text": f"answer {number} " * 20} for number in range(40)}
+    whole = tmp_path / "whole.sqlite"
+    with ReadStore(whole) as store:
+        store.put_many(wanted, [LedgerEntry("run", "m", "ok", 1, 10, 2, 0.5)])
+    found = Counter[str]()
+    for number, (_, _, damaged) in enumerate(damages(random.Random(4), [whole])):
+        path = tmp_path / f"{number}" / "reads.sqlite"
+        path.parent.mkdir()
+        path.write_bytes(damaged)
+        with ReadStore(path) as store:
+            got = store.get_many(wanted)
+            assert got.items() <= wanted.items() if not got else all(wanted[key] == got[key] for key in got)
+            store.put_many({"new": {"text": "y"}})
+            assert store.get_many(["new"]) == {"new": {"text": "y"}}
+            aside = list(path.parent.glob("*.damaged-*"))
+            found["set aside" if aside else "rows missed" if got != wanted else "no row hit"] += 1
+            for old in aside:
+                assert old.suffix.startswith(".damaged-") or old.name.endswith("-journal")
+        shutil.rmtree(path.parent)
+    assert found["set aside"] > 0
+    assert found["rows missed"] > 0
+    told(f"cache: {dict(found)}, 0 wrong answers")
+
+
+# --- checkpoints and the log of a run
+
+
+def scored(module: nn.Module) -> dict[str, float]:
+    """Dev likes the weights early on best, so that those that are kept are not those of the newest checkpoint."""
+    return {"reward": -abs(float(module.get_parameter("scores")[7].detach()) - 0.7)}
+
+
+def trained(folder: Path) -> dict[str, Any]:
+    """Trains or goes on, in this folder; what came out of it."""
+    policy, seen = ToyPolicy(), ToyReader()
+    result = train(
+        policy,
+        copy.deepcopy(policy),
+        RRPO(RRPOConfig(beta=0.0, samples=4), seen, answer_reward("f1"), seed=1),
+        examples(20),
+        TrainConfig(epochs=2, batch_size=4, learning_rate=0.3, eval_steps=2, patience=0),
+        folder,
+        seed=1,
+        score_dev=scored,
+        resume=True,
+    )
+    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    alarms = [(alarm.name, alarm.step) for alarm in result.alarms]
+    weights = policy.scores.detach().tolist()
+    return {
+        "weights": weights,
+        "log": log,
+        "alarms": alarms,
+        "ends": (result.steps, result.best_step, result.dev_best, result.reader_calls),
+    }
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_checkpoints_and_log(tmp_path: Path, told: Told) -> None:
+    """A finished run is taken up again: it comes to the same or is refused."""
+    torch.set_num_threads(1)
+    whole = tmp_path / "whole"
+    true = trained(whole)
+    newest, best = sorted_checkpoints(whole)[-1], true["ends"][1]
+    assert 0 < best < int(newest.name.split("-")[1])
+    assert len(sorted_checkpoints(whole)) >= 2
+    files = sorted(path for path in whole.rglob("*") if path.is_file())
+    found = Counter[str]()
+    for path, _, damaged in damages(random.Random(5), files):
+        copied = tmp_path / "copy"
+        shutil.copytree(whole, copied)
+        name = path.relative_to(whole)
+        (copied / name).write_bytes(damaged)
+        try:
+            assert trained(copied) == true, f"{name} is wrong"
+            found["made again"] += 1
+        except ResumeError:
+            assert f"checkpoint-{best}" == name.parts[0], f"{name} need not stop the run"
+            found["refused"] += 1
+        shutil.rmtree(copied)
+    assert min(found["refused"], found["made again"]) > 0
+    told(f"{len(files)} files of checkpoints and log: {dict(found)}, 0 wrong results")
+
+
+# --- records of a run
+
+
+@pytest.fixture
+def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a run that the command line made."""
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "q.jsonl", rows())
+    make_model(tmp_path / "tiny")
+    with endpoint() as (address, _):
+        assert run(command(address)) in (0, 8)
+    return tmp_path / "runs" / "a"
+
+
+def outcome_of(work: Callable[[], object], refusals: type[RankwrightError]) -> str:
+    """ "refused" where a typed error came that says what to do."""
+    try:
+        work()
+    except refusals:
+        return "refused"
+    return "taken"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_records_of_a_finished_run(finished: Path, tmp_path: Path, told: Told) -> None:
+    """The report is made of what the run left, or not at all."""
+    names = ["config.json", "environment.json", "metrics.jsonl", "evaluation.json", "result.json", "manifest.json"]
+    assert {path.name for path in finished.iterdir() if path.is_file()} <= {*names, "report.html", "alarms.jsonl"}
+    found = Counter[str]()
+    page = tmp_path / "page.html"
+    written_report(finished, page)
+    page.unlink()
+    for path, whole, damaged in damages(random.Random(6), [finished / name for name in names]):
+        path.write_bytes(damaged)
+        found[outcome_of(lambda: written_report(finished, page), DataError)] += 1
+        assert not page.exists(), f"{path.name}: {damaged!r}"
+        path.write_bytes(whole)
+    assert found == {"refused": CUTS + FLIPS}
+    told(f"records of a finished run: {dict(found)}")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_settings_of_a_run_to_resume(finished: Path, capsys: pytest.CaptureFixture[str], told: Told) -> None:
+    """A run does not go on under other settings or another id than it began with."""
+    found = Counter[str]()
+    given = command("http://127.0.0.1:9/v1", "--resume")
+    for path, whole, damaged in damages(
+        random.Random(7), [finished / name for name in ("config.json", "manifest.json")]
+    ):
+        path.write_bytes(damaged)
+        code = run(given)
+        said = capsys.readouterr().err
+        assert code == ResumeError.exit_code, said
+        found["refused"] += 1
+        path.write_bytes(whole)
+    told(f"settings of a run to resume: {dict(found)}")
