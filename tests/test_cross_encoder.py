@@ -332,7 +332,9 @@ def test_strings_get_their_position_as_id_and_top_k_keeps_the_best(reranker: Cro
 
 def test_equal_scores_keep_input_order(reranker: CrossEncoderReranker) -> None:
     documents = [Document(name, "the same text") for name in "zyxwvutsrqponm"]
-    assert reranker.rerank(QUERY, documents).doc_ids == tuple("zyxwvutsrqponm")
+    ranking = reranker.rerank(QUERY, documents)
+    assert ranking.doc_ids == tuple("zyxwvutsrqponm")
+    assert len(set(ranking.scores)) == 1  # the rows of one batch differ in the last bits on some processors
 
 
 def test_empty_lists(reranker: CrossEncoderReranker) -> None:
@@ -457,7 +459,8 @@ def test_lora_trains_low_rank_and_head_only_and_saves_a_plain_model(
     after = scores_of(trained)
     assert after != pytest.approx(before, abs=0.1)
     trained.save(tmp_path)
-    assert scores_of(rankwright.load(tmp_path)) == pytest.approx(after, abs=1e-5)
+    # The head of two layers scores in the thousands here, where a last bit of fp32 is larger than 1e-5.
+    assert scores_of(rankwright.load(tmp_path)) == pytest.approx(after, rel=1e-6, abs=1e-5)
     assert not list(tmp_path.glob("adapter*"))
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path).state_dict()
     assert plain.keys() == frozen.keys()

@@ -162,7 +162,14 @@ class CrossEncoderReranker(nn.Module):
         """scores_QD, with gradient when grad is on; -inf where a query has fewer documents than the longest list."""
         width = max(len(request.documents) for request in requests)
         pairs = [(request.query, document) for request in requests for document in request.documents]
-        flat = self._score_pairs(pairs)
+        # A text that comes twice is scored once: its scores are then equal, which kernels do not promise for the rows
+        # of one batch.
+        texts = list(zip(*self._texts(pairs), strict=True))
+        once: dict[tuple[str, str], tuple[Query, Document]] = {}
+        for text, pair in zip(texts, pairs, strict=True):
+            once.setdefault(text, pair)
+        row_of = {text: row for row, text in enumerate(once)}
+        flat = self._score_pairs(list(once.values()))[[row_of[text] for text in texts]]
         rows = torch.split(flat, [len(request.documents) for request in requests])
         return torch.stack([nn.functional.pad(row, (0, width - len(row)), value=-torch.inf) for row in rows])
 
