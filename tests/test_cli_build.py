@@ -236,6 +236,16 @@ def test_a_secret_among_the_settings_is_refused_and_not_repeated(setting: str, m
     assert "sk-hush" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("setting", "meant"), [("rrpo.bata=0.1", "rrpo.beta"), ("train_k=2", "rrpo.train_k"), ("zzz.qqq=1", "")]
+)
+def test_an_unknown_setting_is_told_what_may_be_meant(setting: str, meant: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        load_settings(None, [setting], {})
+    assert ("Did you mean" in str(raised.value)) == bool(meant)
+    assert not meant or f"Did you mean {meant}?" in str(raised.value)
+
+
 def test_a_number_in_scientific_notation_is_a_number() -> None:
     """YAML 1.1 takes 1e-4 for text, and wants 1.0e-4."""
     given = ["loop.trainer.weight_decay=1e-4", "loop.trainer.lr_scheduler_kwargs={min_lr: 1e-6, decay_type: cosine}"]

@@ -208,14 +208,17 @@ def test_the_demo_ends_with_the_next_step_unless_the_model_is_worse(
     evaluation = evaluate({"first-stage": FirstStage()}, [Example(Query("q", "Where?"), documents, (), {"b": 1})])
     numbers = dict.fromkeys(("reference", "trained", "delta", "ci_low", "ci_high", "p_value", "seconds"), 0.5)
     counts = {"n": 1, "reader_calls": 1, "cache_hits": 0, "skipped": 0}
+    counts |= {"dev_best": 0.5, "best_step": 0 if verdict == "not shown" else 7}
     alarm = {"name": "drift", "step": 7, "seen": "x", "wanted": "y", "cause": "z", "knob": "t"}
     result = {"verdict": verdict, "metric": "F1", "signature": "F1|set:x", "alarms": [alarm], **numbers, **counts}
     outcome = RunOutcome(Path("runs/demo"), result, evaluation, 8 if verdict == "worse" else 0)
     monkeypatch.setattr("rankwright.cli.train.run_demo", lambda *_, **__: outcome)
     assert run(["demo"]) == outcome.exit_code
     lines = capsys.readouterr().err.splitlines()
-    said = next(line for line in lines if line.startswith("The trained model is"))
+    said = next(line for line in lines if line.startswith("The trained model "))
     assert any(line.startswith("Alarms while training: drift (step 7). ") for line in lines[: lines.index(said)])
+    in_vain = "On dev no checkpoint was better than the starting weights: the model is its reference, unchanged."
+    assert (in_vain in lines[: lines.index(said)]) == (verdict == "not shown")
     after = lines[lines.index(said) + 1 :]
     command = "    rankwright train --name mine --data questions.jsonl --corpus passages.jsonl"
     assert after == ([] if verdict == "worse" else ["Next, on your own questions and passages:", command])

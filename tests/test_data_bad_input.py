@@ -565,3 +565,14 @@ def test_an_incomplete_beir_folder_is_named(tmp_path: Path) -> None:
 def test_every_error_is_one_of_ours_with_its_exit_code() -> None:
     assert issubclass(DataError, RankwrightError)
     assert (DataError.exit_code, ResourceNotFoundError.exit_code, ConfigurationError.exit_code) == (5, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "likely"),
+    [({"context": [], "supporting_facts": []}, "hotpotqa"), ({"ctxs": []}, "dpr"), ({"context": []}, "")],
+)
+def test_rows_of_another_format_are_told_which_it_is(tmp_path: Path, fields: dict[str, Any], likely: str) -> None:
+    row = {"question": "?", "answers": ["c"], **fields}
+    (warning,) = load_examples(write(tmp_path / "set.jsonl", row), "jsonl").warnings
+    assert ("of the format" in warning.next_step) == bool(likely)
+    assert not likely or warning.next_step.endswith(f"--format {likely}.")

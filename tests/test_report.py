@@ -88,6 +88,14 @@ def test_no_difference_is_called_not_shown(tmp_path: Path) -> None:
     assert "beats" not in text
 
 
+@pytest.mark.parametrize("best_step", [0, 4])
+def test_a_model_that_is_its_reference_is_called_so(tmp_path: Path, best_step: int) -> None:
+    run = {"result": {"dev_best": 0.5, "best_step": best_step}}
+    text = Page(report_of(tmp_path, make_evaluation(wins=0.5, reader=False), run=run)).text
+    assert ("this model is its reference, unchanged" in text) == (best_step == 0)
+    assert ("More test questions would narrow the interval." in text) == (best_step != 0)
+
+
 def test_one_model_has_nothing_to_compare_with(tmp_path: Path) -> None:
     evaluation = make_evaluation()
     single = evaluate({"only": FirstStage()}, evaluation.examples, depth=12)

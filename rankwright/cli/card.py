@@ -25,7 +25,12 @@ scores are raw logits.
 
 
 def model_card(
-    settings: RunSettings, splits: Splits, evaluation: Evaluation, result: Mapping[str, Any], verdict: str
+    settings: RunSettings,
+    splits: Splits,
+    evaluation: Evaluation,
+    result: Mapping[str, Any],
+    verdict: str,
+    template: str,
 ) -> str:
     """Data, reader, reward and the table before and after.
 
@@ -35,6 +40,7 @@ def model_card(
         evaluation: reference and trained model on the test questions.
         result: the content of result.json.
         verdict: the last word of the run.
+        template: joins title and text of a passage.
     """
     data = Path(settings.data.train).name or splits.name
     source = "relevance labels"
@@ -47,9 +53,7 @@ def model_card(
         f"Trained from `{settings.model.name}` by `{settings.method}` on {len(splits.train)} questions of `{data}`",
         f"({settings.loop.epochs:g} passes planned), learning from {source};",
         f"{_chosen(result, len(splits.dev), settings.loop.interpolation)}.\n",
-        f"Title and text are joined by `{settings.model.template or 'the template in config.json'}`; a document "
-        "without",
-        "a title is its bare text.\n",
+        f"Title and text are joined by `{template}`; a document without a title is its bare text.\n",
         "## Before and after\n",
         f"{evaluation.n} questions of `{splits.name}` that were not used in training, mean [95 % interval].\n",
         _table(evaluation),
@@ -60,9 +64,14 @@ def model_card(
     return "\n".join(parts)
 
 
+def unchanged(result: Mapping[str, Any]) -> bool:
+    """Whether training was in vain: dev chose the starting weights."""
+    return result["dev_best"] is not None and result["best_step"] == 0
+
+
 def _chosen(result: Mapping[str, Any], dev: int, interpolation: float) -> str:
     """Which weights these are."""
-    if result["dev_best"] is not None and result["best_step"] == 0:
+    if unchanged(result):
         return f"on {dev} dev questions no checkpoint was better than the starting weights, which these are"
     way = "" if interpolation == 1 else f", {interpolation:g} of the way there from the starting weights"
     if result["dev_best"] is None:

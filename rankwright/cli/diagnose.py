@@ -42,7 +42,7 @@ from rankwright.cli.settings import (
     load_expansion_settings,
     load_reader_settings,
 )
-from rankwright.diagnosis import NUMBERS, Diagnosis, reads_at_most, sample_questions
+from rankwright.diagnosis import MINIMUM_QUESTIONS, NUMBERS, Diagnosis, reads_at_most, sample_questions
 from rankwright.diagnosis import diagnose as diagnose_examples
 from rankwright.errors import ConfigurationError
 from rankwright.rerankers import REFERENCE
@@ -303,6 +303,8 @@ def _price_at_most(
 def _announce(count: int, wanted: int, bound: int, price: str) -> None:
     fewer = f" instead of {wanted}, because of --max-reader-calls" if count < wanted else ""
     say(f"Diagnosis reads {count} questions{fewer}: at most {bound} reader calls{price}, less what the cache knows.")
+    if count < MINIMUM_QUESTIONS:
+        say(f"Warning: a verdict wants {MINIMUM_QUESTIONS} questions; of {count} there will be numbers alone.")
 
 
 def _table(diagnosis: Diagnosis) -> Table:

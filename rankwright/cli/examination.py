@@ -218,6 +218,6 @@ def _hub() -> Check:
     """What push and hub names will use. The token itself is never shown."""
     from huggingface_hub import constants, get_token
 
-    mode = "offline" if constants.HF_HUB_OFFLINE else "online"
+    mode = "in offline mode" if constants.HF_HUB_OFFLINE else "not asked whether it answers"
     token = "a token" if get_token() else "no token (needed by push only)"
     return Check("Hugging Face hub", True, f"{constants.ENDPOINT}, {mode}, {token}")

@@ -29,7 +29,7 @@ from rankwright.cli.build import (
     tell_of_cut,
     tell_of_reader_cut,
 )
-from rankwright.cli.card import model_card
+from rankwright.cli.card import model_card, unchanged
 from rankwright.cli.common import WORSE_EXIT_CODE, progress_bars, say, score_table, training_bar
 from rankwright.cli.costs import check_ledger, run_budget, stop_if
 from rankwright.cli.expansion import PASSAGES_FILE, expansion_run, passages_text, read_passages
@@ -152,6 +152,7 @@ def _prepared(
         f"{len(splits.train)} training, {len(splits.dev)} dev and {len(splits.test)} test questions; run folder "
         f"{folder}"
     )
+    _warn_of_few(splits)
     store = stack.enter_context(open_store(settings.reader.cache))
     reader = build_reader(settings.reader, store, run_id, settings.model.device)
     algorithm, score_dev = learning(settings, splits, reader, reward)
@@ -215,7 +216,7 @@ def _finished(run: _Run, trained: TrainResult) -> RunOutcome:
         "pairs_cut": round(run.policy.share_cut, 4),
         "reader_tokens_cut": round(getattr(run.reader, "share_cut", 0.0), 4),
     }
-    card = model_card(settings, splits, evaluation, result, verdict_line(result))
+    card = model_card(settings, splits, evaluation, result, verdict_line(result), run.policy.template)
     record = {"config": settings_tree(settings), "environment": run.environment, "result": result}
     with _writing(folder):
         _write_results(folder, folder.name, evaluation, card, record)
@@ -641,19 +642,33 @@ def _environment() -> dict[str, Any]:
 def verdict_line(result: Mapping[str, Any]) -> str:
     """The last word of a run, for people."""
     words = {
-        "better": "BETTER than its reference",
-        "not shown": "NO DIFFERENCE SHOWN to its reference",
-        "worse": "WORSE than its reference: do not use it",
+        "better": "is BETTER than its reference",
+        "not shown": "shows NO DIFFERENCE to its reference",
+        "worse": "is WORSE than its reference: do not use it",
     }
     if result["delta"] is None:
         return "No question could be compared."
     return (
-        f"The trained model is {words[result['verdict']]}: {result['metric']} {result['reference']:.3f} -> "
+        f"The trained model {words[result['verdict']]}: {result['metric']} {result['reference']:.3f} -> "
         f"{result['trained']:.3f} "
         f"({result['delta']:+.3f}, 95 % interval {result['ci_low']:+.3f} to {result['ci_high']:+.3f}, p = "
         f"{result['p_value']:.4f}, "
         f"n = {result['n']})."
     )
+
+
+FEW = 30
+"""Questions; below, one answer moves the mean by more than most gains are."""
+
+
+def _warn_of_few(splits: Splits) -> None:
+    """Dev and test sides on which nothing can be told."""
+    sides = {"dev": len(splits.dev), "test": len(splits.test)}
+    if few := [f"{count} {side}" for side, count in sides.items() if count < FEW]:
+        say(
+            f"Warning: only {' and '.join(few)} questions; wanted {FEW} or more of each, or chance decides. Give more "
+            "questions, or files of your own with --dev and --test."
+        )
 
 
 def show(outcome: RunOutcome, next_step: str = "") -> None:
@@ -672,6 +687,8 @@ def show(outcome: RunOutcome, next_step: str = "") -> None:
         told = ", ".join(f"{alarm['name']} (step {alarm['step']})" for alarm in result["alarms"])
         say(f"Alarms while training: {told}. The report says what was seen, the likely cause and what to turn.")
     say(f"Report {outcome.folder / 'report.html'}   model {outcome.folder / 'model'}")
+    if unchanged(result):
+        say("On dev no checkpoint was better than the starting weights: the model is its reference, unchanged.")
     say(verdict_line(result))
     if next_step and result["verdict"] != "worse":
         say(next_step)

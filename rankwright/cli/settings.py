@@ -5,6 +5,7 @@ Pydantic checks names and kinds, the classes themselves what a value may be: bef
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -418,8 +419,27 @@ def _validated(adapter: TypeAdapter[Any], tree: Any, prefix: str) -> Any:
             raise own from None
         place = prefix + ".".join(str(part) for part in first["loc"])
         raise ConfigurationError(
-            f"Setting {place}{_shown(first)}: {first['msg']}. See docs/settings.md for all names and values."
+            f"Setting {place}{_shown(first)}: {first['msg']}. {_meant(first, place)}"
+            "See docs/settings.md for all names and values."
         ) from error
+
+
+def _meant(error: Mapping[str, Any], place: str) -> str:
+    """The known setting that an unknown name is most like."""
+    if error["type"] != "unexpected_keyword_argument":
+        return ""
+    known = _names(settings_tree(RunSettings()))
+    same_leaf = [name for name in known if name.rpartition(".")[2] == place.rpartition(".")[2]]
+    close = same_leaf or difflib.get_close_matches(place, known, n=1, cutoff=0.75)
+    return f"Did you mean {close[0]}? " if close else ""
+
+
+def _names(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Full names of all settings."""
+    found: list[str] = []
+    for name, value in tree.items():
+        found += _names(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else [prefix + name]
+    return found
 
 
 def _shown(error: Mapping[str, Any]) -> str:

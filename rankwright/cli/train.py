@@ -71,7 +71,6 @@ BM25 searches with a passage too that the reader's language model writes for eac
     rankwright train --name expanded --data train.jsonl --corpus corpus.jsonl --expand-with reader
       --reader http://localhost:8000/v1 --reader-model Qwen/Qwen2.5-7B-Instruct
 
-Go on after an interruption, with the same settings:
 What that costs at most, before anything is spent; then with a limit:
 
     rankwright train --name bge --data train.jsonl --corpus corpus.jsonl --model BAAI/bge-reranker-base

@@ -215,7 +215,8 @@ class Intake:
                     min(lines.values()),
                     f"unknown field(s) {names}",
                     "only fields of this format",
-                    "They are ignored and the rows stay; check the spelling if one should have been read.",
+                    "They are ignored and the rows stay; check the spelling if one should have been read."
+                    + _other_format(set(lines)),
                 )
             )
 
@@ -237,3 +238,18 @@ class Intake:
 def _stem(path: Path) -> str:
     """`questions` for questions.jsonl.gz; the name itself for a folder."""
     return path.name if path.is_dir() else Path(path.name.removesuffix(".gz")).stem
+
+
+TELLTALE_FIELDS = {
+    "hotpotqa": {"context", "supporting_facts"},
+    "musique": {"paragraphs", "question_decomposition"},
+    "dpr": {"ctxs"},
+    "rank_llm": {"hits"},
+}
+"""Format -> fields by which its rows are known."""
+
+
+def _other_format(names: set[str]) -> str:
+    """A hint where unknown fields are those of another format."""
+    likely = next((format for format, fields in TELLTALE_FIELDS.items() if fields <= names), None)
+    return f" Rows with these fields are mostly of the format {likely}: --format {likely}." if likely else ""

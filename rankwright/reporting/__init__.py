@@ -89,7 +89,7 @@ def write_report(
             _header(evaluation, title, [(anchor, heading) for anchor, heading, _ in shown]),
             tag(
                 "main",
-                _verdict(evaluation, test),
+                _verdict(evaluation, test, run.get("result") or {}),
                 _tiles(evaluation, test, run.get("result") or {}),
                 *(tag("section", tag("h2", heading), content, id=anchor) for anchor, heading, content in shown),
             ),
@@ -143,7 +143,18 @@ def _header(evaluation: Evaluation, title: str, anchors: Iterable[tuple[str, str
     )
 
 
-def _verdict(evaluation: Evaluation, test: PairedTest | None) -> Html:
+def _advice(result: Record) -> str:
+    """What to make of a difference that is not shown."""
+    if result.get("dev_best") is not None and result.get("best_step") == 0:
+        return (
+            " On dev no checkpoint was better than the starting weights: this model is its reference, unchanged. The "
+            "curves below are of weights that were not kept. More dev questions, a lower learning rate or another "
+            "reader may help."
+        )
+    return " More test questions would narrow the interval."
+
+
+def _verdict(evaluation: Evaluation, test: PairedTest | None, result: Record) -> Html:
     if test is None:
         return _single(evaluation)
     word = verdict(test)
@@ -153,7 +164,7 @@ def _verdict(evaluation: Evaluation, test: PairedTest | None) -> Html:
         "worse": (join(["Worse: ", a, " falls behind ", b]), join([" This is no success: keep ", b, "."])),
         "not shown": (
             join(["Not shown: ", a, " may be no different from ", b]),
-            join([" More test questions would narrow the interval."]),
+            join([_advice(result)]),
         ),
     }[word]
     means = [evaluation.scores[name][test.metric].mean for name in (test.a, test.b)]
