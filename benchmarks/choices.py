@@ -280,7 +280,8 @@ def page() -> str:
             "corrected for the number",
             "of arms. First stage BM25, embedded reference and reader; what an arm does not name has its default. "
             "Reads and seconds are",
-            "those of one half's training; seconds fall where the cache knows an answer from an earlier arm.",
+            "those of one half's training in bf16; seconds fall where the cache knows an earlier arm's answer, and "
+            "other work ran beside them.",
             "",
             *(line for name in WORLDS for line in section(name)),
         ]
