@@ -64,6 +64,7 @@ benchmarks: $(ALL_INSTALLED) ## calls, cost and the paper's questions, for days 
 	$(BIN)/python -m benchmarks.cost run
 	$(BIN)/python -m benchmarks.calls run --jobs $(JOBS)
 	$(BIN)/python -m benchmarks.embedded.train_reader
+	$(BIN)/python -m benchmarks.protocol run --jobs $(JOBS)
 	$(BIN)/python -m benchmarks.paper run --jobs $(JOBS)
 	for page in cost calls paper; do $(BIN)/python -m benchmarks.$$page page; done
 

@@ -40,6 +40,14 @@ SEEDS = (0, 1, 2)
 BATCH_SIZE = 8
 TOP_K = 3
 METHODS = ("rrpo", "supervised")
+CHOSEN = {
+    "rrpo": {
+        "rrpo": {"train_k": 1, "samples": 128, "scale": "question"},
+        "loop": {"learning_rate": 1e-4, "eval_steps": 38, "interpolation": 0.5},
+    },
+    "supervised": {"loop": {"learning_rate": 5e-5, "eval_steps": 38, "interpolation": 0.5}},
+}
+"""Settings of each method that differ from the defaults, as they were chosen on the training and dev sides."""
 TRAINED = [f"{method}-{seed}" for seed in SEEDS for method in METHODS]
 
 
@@ -362,13 +370,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("run", "dev", "page"))
     parser.add_argument("--only", nargs="*", default=[], choices=TRAINED, help="with run: only these trained rows")
-    parser.add_argument("--settings", default="{}", help='JSON, for example {"rrpo": {"loop": {"epochs": 2}}}')
+    parser.add_argument(
+        "--settings", help='JSON, for example {"rrpo": {"loop": {"epochs": 2}}}; run has those of the page'
+    )
     parser.add_argument("--jobs", type=int, default=1, help="with run: processes side by side")
     parser.add_argument("--name", default="dev-trial", help="with dev: name of the trial")
     parser.add_argument("--method", default="rrpo", choices=METHODS, help="with dev: what is tried")
     args = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
-    settings = json.loads(args.settings)
+    settings = json.loads(args.settings) if args.settings else CHOSEN if args.what == "run" else {}
     if args.what == "run" and len(args.only) == 1:
         run_trained(args.only[0], settings)
     elif args.what == "run":
