@@ -231,7 +231,7 @@ def row(name: str, arm: str, start: Mapping[int, Mapping[str, float]]) -> str:
     """One line of the table."""
     found = records(name, arm)
     if not found or not start:
-        return f"| {arm} | not run |" + " |" * 6
+        return f"| {arm} | not run |" + " |" * 5
     cells = []
     for share in SHARES:
         for top_k in TOP_KS:
@@ -239,8 +239,8 @@ def row(name: str, arm: str, start: Mapping[int, Mapping[str, float]]) -> str:
             gains = np.array([per[q] - start[top_k][q] for q in start[top_k]])
             low, high = bootstrap_interval(gains, seed=0, resamples=10_000)
             cells.append(f"{gains.mean():+.3f} [{low:+.3f}, {high:+.3f}]")
-    reads, seconds = (np.mean([record[key] for record in found]) for key in ("reads", "seconds"))
-    return f"| {arm} | {len(found) // 2} | " + " | ".join(cells) + f" | {reads:.0f} | {seconds:.0f} |"
+    reads = np.mean([record["reads"] for record in found])
+    return f"| {arm} | {len(found) // 2} | " + " | ".join(cells) + f" | {reads:.0f} |"
 
 
 def section(name: str) -> list[str]:
@@ -252,15 +252,17 @@ def section(name: str) -> list[str]:
     what = {"demo": "The demo's world, 8 candidates", "real": "nq_open and xquad_en, 10 candidates"}[name]
     heads = [f"{'half' if share < 1 else 'all'} of the way, top {top_k}" for share in SHARES for top_k in TOP_KS]
     machines = sorted({record["hardware"] for arm in world.arms for record in records(name, arm)})
+    if not machines:
+        return [f"## {what}", "", f"`python -m benchmarks.choices {name}`: not run.", ""]
     return [
         f"## {what}",
         "",
         f"`python -m benchmarks.choices {name}`: {len(start.get(1, ()))} questions, {world.steps} steps of 8 and "
         f"learning rate {world.learning_rate:g} unless an arm says otherwise; F1 of the reference "
-        f"{levels or 'not run'}. Measured on: {', '.join(machines) or 'not run'}.",
+        f"{levels or 'not run'}. Measured on: {', '.join(machines)}.",
         "",
-        "| arm | seeds | " + " | ".join(heads) + " | reads | seconds |",
-        "|---|---|" + "---|" * (len(heads) + 2),
+        "| arm | seeds | " + " | ".join(heads) + " | reads |",
+        "|---|---|" + "---|" * (len(heads) + 1),
         *(row(name, arm, start) for arm in world.arms),
         "",
     ]
@@ -279,9 +281,8 @@ def page() -> str:
             "all of it, when the reader sees one passage or three; 95 % bootstrap intervals over questions, not "
             "corrected for the number",
             "of arms. First stage BM25, embedded reference and reader; what an arm does not name has its default. "
-            "Reads and seconds are",
-            "those of one half's training in bf16; seconds fall where the cache knows an earlier arm's answer, and "
-            "other work ran beside them.",
+            "Reads are those of",
+            "one half's training (in bf16), with those that the cache answered.",
             "",
             *(line for name in WORLDS for line in section(name)),
         ]
