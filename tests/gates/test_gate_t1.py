@@ -195,11 +195,4 @@ MUTANTS = [
         old="        self.trainer.sampler.epoch = int(state.epoch or 0)\n",
         new="        self.trainer.sampler.epoch += bool(state.epoch)  # counts the epochs of a session\n",
     ),
-    Mutant(
-        gate="T1",
-        tests=f"{GATE}::test_a_resumed_run_is_bit_equal_wherever_it_broke_off[window]",
-        file="rankwright/training.py",
-        old="row = self.reference(requests_of([example]))[0].float().cpu()",
-        new="row = self.reference(requests_of(examples))[examples.index(example), : len(example.candidates)].cpu()",
-    ),
 ]
