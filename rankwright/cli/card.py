@@ -10,6 +10,7 @@ from rankwright.cli.build import Splits
 from rankwright.cli.common import score_text
 from rankwright.cli.settings import RunSettings
 from rankwright.evaluation import Evaluation, FirstStage
+from rankwright.reporting import unchanged
 
 USE = """## Use
 
@@ -62,11 +63,6 @@ def model_card(
         USE,
     ]
     return "\n".join(parts)
-
-
-def unchanged(result: Mapping[str, Any]) -> bool:
-    """Whether training was in vain: dev chose the starting weights."""
-    return result["dev_best"] is not None and result["best_step"] == 0
 
 
 def _chosen(result: Mapping[str, Any], dev: int, interpolation: float) -> str:

@@ -29,7 +29,7 @@ from rankwright.cli.build import (
     tell_of_cut,
     tell_of_reader_cut,
 )
-from rankwright.cli.card import model_card, unchanged
+from rankwright.cli.card import model_card
 from rankwright.cli.common import WORSE_EXIT_CODE, progress_bars, say, score_table, training_bar
 from rankwright.cli.costs import check_ledger, run_budget, stop_if
 from rankwright.cli.expansion import PASSAGES_FILE, expansion_run, passages_text, read_passages
@@ -38,7 +38,7 @@ from rankwright.data.files import replace_text
 from rankwright.errors import ConfigurationError, ReaderError, ResumeError, StorageError
 from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, digest_of, evaluate, verdict
 from rankwright.metrics.ranking import has_relevant
-from rankwright.reporting import write_report
+from rankwright.reporting import unchanged, write_report
 from rankwright.rewards import resolve_reward
 from rankwright.types import (
     Answer,

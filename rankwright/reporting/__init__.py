@@ -143,9 +143,14 @@ def _header(evaluation: Evaluation, title: str, anchors: Iterable[tuple[str, str
     )
 
 
+def unchanged(result: Record) -> bool:
+    """Whether a run, by the content of its result.json, trained in vain: dev chose the starting weights."""
+    return result.get("dev_best") is not None and result.get("best_step") == 0
+
+
 def _advice(result: Record) -> str:
     """What to make of a difference that is not shown."""
-    if result.get("dev_best") is not None and result.get("best_step") == 0:
+    if unchanged(result):
         return (
             " On dev no checkpoint was better than the starting weights: this model is its reference, unchanged. The "
             "curves below are of weights that were not kept. More dev questions, a lower learning rate or another "

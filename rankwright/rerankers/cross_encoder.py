@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -169,13 +169,15 @@ class CrossEncoderReranker(nn.Module):
         for text, pair in zip(texts, pairs, strict=True):
             once.setdefault(text, pair)
         row_of = {text: row for row, text in enumerate(once)}
-        flat = self._score_pairs(list(once.values()))[[row_of[text] for text in texts]]
+        flat = self._score_pairs(once)[[row_of[text] for text in texts]]
         rows = torch.split(flat, [len(request.documents) for request in requests])
         return torch.stack([nn.functional.pad(row, (0, width - len(row)), value=-torch.inf) for row in rows])
 
-    def _score_pairs(self, pairs: Sequence[tuple[Query, Document]]) -> Tensor:
-        """Raw logits of the pairs in order."""
-        encoded = self.tokenizer(*self._texts(pairs), truncation=True, max_length=self.max_length)
+    def _score_pairs(self, pair_of: Mapping[tuple[str, str], tuple[Query, Document]]) -> Tensor:
+        """Raw logits of pairs, each under its two texts, in order."""
+        queries, passages = [query for query, _ in pair_of], [passage for _, passage in pair_of]
+        encoded = self.tokenizer(queries, passages, truncation=True, max_length=self.max_length)
+        pairs = list(pair_of.values())
         lengths = [len(ids) for ids in encoded["input_ids"]]
         self.pairs_seen += len(pairs)
         self.pairs_cut += self._count_cut(
