@@ -63,7 +63,7 @@ gates-alarms: $(ALL_INSTALLED) ## plant ten kinds of failure in training and see
 benchmarks: $(ALL_INSTALLED) ## calls, cost and the paper's questions, for days on two cores; what is done is kept, and missing rows say so
 	$(BIN)/python -m benchmarks.cost run
 	$(BIN)/python -m benchmarks.calls run --jobs $(JOBS)
-	$(BIN)/python -m benchmarks.embedded.train_reader
+	$(BIN)/python -m benchmarks.embedded.train_reader --seed 1 --bf16 --out benchmarks/work/another-reader
 	$(BIN)/python -m benchmarks.protocol run --jobs $(JOBS)
 	$(BIN)/python -m benchmarks.paper run --jobs $(JOBS)
 	for page in cost calls paper; do $(BIN)/python -m benchmarks.$$page page; done

@@ -1,5 +1,5 @@
 """What a training step costs, beside a plain PyTorch loop of the same objective: `python -m benchmarks.cost run`
-(resumable, some minutes; the machine must do nothing else), then `... page`.
+(resumable, half an hour; the machine must do nothing else), then `... page`.
 
 The plain loop is what one writes first: one question at a time, every pair padded to the full length, every sampled
 prefix read by itself and read again when it comes again, the frozen reference scored anew at every visit. Both take the
@@ -28,9 +28,9 @@ from rankwright.types import Context, Example, Outcome, Query
 
 WORK = Path(__file__).parent / "work" / "cost"
 PAGE = Path(__file__).parent / "results" / "cost.md"
-STEPS, BATCH, REPEATS = 4, 8, 3
+STEPS, BATCH, REPEATS = 2, 8, 3
 PARTS = ("forward", "reference", "reader", "backward", "rest")
-LOOPS = ("rankwright", "plain")
+LOOPS = ("rankwright", "rankwright, bf16", "plain")
 SHAPES = {
     f"{candidates} candidates, {train_k} steps": {"candidates": candidates, "train_k": train_k}
     for candidates, train_k in ((10, 3), (5, 3), (20, 3), (40, 3), (10, 1), (10, 5))
@@ -76,8 +76,8 @@ def examples_of(candidates: int) -> list[Example]:
     return protocol.splits(train_depth=candidates)["train"][: STEPS * BATCH]
 
 
-def rankwright_loop(examples: Sequence[Example], train_k: int, clock: Clock) -> dict[str, Any]:
-    """`train`, with a cache that is empty at first."""
+def rankwright_loop(examples: Sequence[Example], train_k: int, clock: Clock, bf16: bool = False) -> dict[str, Any]:
+    """`train`, with a cache that is empty at first; `bf16` as `loop.trainer.bf16`."""
     from accelerate import Accelerator
 
     from rankwright.algorithms import RRPO, RRPOConfig
@@ -99,7 +99,7 @@ def rankwright_loop(examples: Sequence[Example], train_k: int, clock: Clock) -> 
     reader = TimedReader(EmbeddedReader(device=DEVICE), clock)
     with TemporaryDirectory() as folder, ReadStore(Path(folder) / "reads.sqlite") as store:
         rrpo = RRPO(RRPOConfig(train_k=train_k), CachedReader(reader, store), answer_reward("f1"))
-        config = TrainConfig(epochs=1.0, batch_size=BATCH, trainer={"max_steps": STEPS})
+        config = TrainConfig(epochs=1.0, batch_size=BATCH, trainer={"max_steps": STEPS, "bf16": bf16})
         began = time.perf_counter()
         result = train(policy, reference, rrpo, examples, config, Path(folder) / "run")
         seconds = time.perf_counter() - began
@@ -173,9 +173,9 @@ def plain_loop(examples: Sequence[Example], train_k: int, clock: Clock) -> dict[
 
 def step_cost(loop: str, candidates: int, train_k: int) -> dict[str, Any]:
     """Seconds of a step by part, reads and peak memory of the process."""
-    run: Callable[..., dict[str, Any]] = rankwright_loop if loop == "rankwright" else plain_loop
+    run: Callable[..., dict[str, Any]] = plain_loop if loop == "plain" else rankwright_loop
     clock = Clock()
-    found = run(examples_of(candidates), train_k, clock)
+    found = run(examples_of(candidates), train_k, clock, **({"bf16": True} if "bf16" in loop else {}))
     clock.seconds["rest"] = found["seconds"] - sum(clock.seconds.values())
     return {
         "hardware": hardware(),
@@ -252,7 +252,7 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
 
 
 def shape_lines(words: str) -> list[str]:
-    """Both loops of one shape, and their ratio."""
+    """All loops of one shape, and how many times as long the plain one takes."""
     lines, found = [], {loop: records(f"{words}, {loop}") for loop in LOOPS}
     for loop in LOOPS:
         if not found[loop]:
@@ -263,8 +263,8 @@ def shape_lines(words: str) -> list[str]:
         reads = np.median([record["reads"] for record in found[loop]])
         peak = np.median([record["peak_mib"] for record in found[loop]])
         ratio = ""
-        if loop == "plain" and found["rankwright"]:
-            ratio = f"{np.median(seconds) / np.median([r['seconds'] for r in found['rankwright']]):.1f}x"
+        if loop != "plain" and found["plain"]:
+            ratio = f"{np.median([r['seconds'] for r in found['plain']]) / np.median(seconds):.2f}x"
         lines.append(
             f"| {words} | {loop} | {spread(seconds)} | {BATCH / np.median(seconds):.2f} | "
             + " | ".join(parts)
@@ -298,19 +298,19 @@ def page() -> str:
             "",
             f"Measured on: {', '.join(machines) or 'not run'}. {STEPS} steps of {BATCH} questions of nq_open and "
             "xquad_en, 4 samples, embedded",
-            "reference and reader, fp32, pairs cut to 160 tokens, cold cache, the start of the process left out. "
-            f"Median of {REPEATS} processes",
-            "(smallest to largest), both loops in turn. The plain loop is the same objective, one question at a time, "
-            "every pair padded to",
-            "160 tokens, every prefix read by itself. Parts are seconds of a step: forward (the policy's scores), "
-            "reference (its scores), reader,",
-            "backward, and the rest (sampling, cache, optimizer, logs, the checkpoint at the end). In later epochs "
-            "rankwright saves the reference's",
-            "part and most reads, which these steps, the first of a run, do not show.",
+            "reference and reader, fp32 (bf16: `loop.trainer.bf16`, the policy alone), pairs cut to 160 tokens, cold "
+            "cache, the start of the process",
+            f"left out. Median of {REPEATS} processes (smallest to largest), the loops in turn. The plain loop is the "
+            "same objective, one question at",
+            "a time, every pair padded to 160 tokens, every prefix read by itself. Parts are seconds of a step: "
+            "forward (the policy's scores),",
+            "reference (its scores), reader, backward, and the rest (sampling, cache, optimizer, logs, the checkpoint "
+            "at the end). In later epochs",
+            "rankwright saves the reference's part and most reads, which these steps, the first of a run, do not show.",
             "",
             "| shape | loop | seconds a step | questions/s | "
             + " | ".join(PARTS)
-            + " | reads a step | peak MiB | plain / rankwright |",
+            + " | reads a step | peak MiB | plain / this |",
             "|---" * (len(PARTS) + 7) + "|",
             *(line for words in SHAPES for line in shape_lines(words)),
             "",

@@ -1,5 +1,5 @@
-"""The questions that RRPO's authors ask, at the size of the protocol: `python -m benchmarks.paper run` (resumable, half
-an hour a row and seed on two cores), then `... page`.
+"""The questions that RRPO's authors ask, at the size of the protocol: `python -m benchmarks.paper run` (resumable, a
+quarter of an hour a row and seed on two cores), then `... page`.
 
 Rows are trained as those of benchmarks/protocol.py, with the same questions, candidates, learning rate and number of
 questions seen. Rankings of the test side are kept, so that they can be read anew: by another reader, in another order,
@@ -23,14 +23,13 @@ from rankwright.metrics.significance import bootstrap_interval, paired_permutati
 from rankwright.types import Context, Example, Outcome, Reader, RerankRequest
 
 PAGE = Path(__file__).parent / "results" / "paper.md"
-READERS = {
-    "another": Path(__file__).parent / "work" / "reader" / "phase-1.pt",
-    "weak": Path(__file__).parent / "work" / "reader" / "phase-0.pt",
-}
-"""Readers beside the embedded one, from `python -m benchmarks.embedded.train_reader`: all of its training anew, not cut
-down to an adapter; and the same as it was after cloze questions alone, before it saw a written one."""
+_TRAINED = Path(__file__).parent / "work" / "another-reader"
+READERS = {"another": _TRAINED / "phase-1.pt", "weak": _TRAINED / "phase-0.pt"}
+"""Readers beside the embedded one, from `python -m benchmarks.embedded.train_reader --seed 1 --bf16 --out
+benchmarks/work/another-reader`: all of its training with another seed and not cut down to an adapter; and the same as
+it was after cloze questions alone, before it saw a written one."""
 DEEPEST = 5
-LOOP = {"learning_rate": 1e-4, "eval_steps": 38, "interpolation": 0.5}
+LOOP = {"learning_rate": 1e-4, "eval_steps": 38, "interpolation": 0.5, **protocol.MIXED}
 TWICE = LOOP | {"eval_steps": 76}
 """Two updates of each rollout: as many questions, twice the steps."""
 
@@ -69,6 +68,15 @@ ROWS: dict[str, Row] = {
     "train_k 2": Row({"train_k": 2}),
     "train_k 5": Row({"train_k": 5}),
 }
+MAIN = (
+    "RRPO",
+    "RRPO, one step, question",
+    "listwise bandit",
+    "PPO with a critic",
+    "supervised (gold labels)",
+    "RRPO from a weak reader",
+)
+"""Rows with every seed and every reading; the others have one seed, and the reader of the training alone."""
 FIXED = ("first-stage", "reference", "gold-first")
 READINGS = {
     "top 3": {"top_k": 3},
@@ -85,7 +93,12 @@ def names_of(row: str) -> list[str]:
     if row in FIXED:
         return [row]
     plain = "".join(c if c.isalnum() else "-" for c in row).strip("-")
-    return [f"{ROWS[row].kept_as or f'paper-{plain}'}-{seed}" for seed in protocol.SEEDS]
+    return [f"{ROWS[row].kept_as or f'paper-{plain}'}-{seed}" for seed in seeds_of(row)]
+
+
+def seeds_of(row: str) -> tuple[int, ...]:
+    """The seeds it is trained with; a fixed order has one."""
+    return protocol.SEEDS if row in MAIN else protocol.SEEDS[:1]
 
 
 def settings_of(row: str) -> dict[str, Any]:
@@ -115,7 +128,7 @@ def rank(name: str, settings: Mapping[str, Any]) -> None:
         if name == "gold-first":
             return GoldFirst(examples)
         place = "reference" if name == "reference" else str(protocol.WORK / name / "model")
-        return load(place, max_length=protocol.LENGTH)
+        return protocol.Mixed(load(place, device=DEVICE, max_length=protocol.LENGTH))
 
     def ranked() -> dict[str, list[str]]:
         examples = protocol.splits()["test"]
@@ -165,7 +178,12 @@ def score(
     return {query_id: float(value or 0.0) for query_id, value in found.items()}
 
 
-def read_anew(name: str, settings: Mapping[str, Any]) -> None:
+def readings_of(row: str) -> list[str]:
+    """How its rankings are read."""
+    return [words for words, reading in READINGS.items() if row in (*FIXED, *MAIN) or set(reading) == {"top_k"}]
+
+
+def read_anew(row: str, name: str, settings: Mapping[str, Any]) -> None:
     """Every reading of one model's rankings."""
     from rankwright.llms.cache import ReadStore
     from rankwright.readers import CachedReader
@@ -173,8 +191,8 @@ def read_anew(name: str, settings: Mapping[str, Any]) -> None:
     examples = protocol.splits()["test"]
     rankings = read(protocol.WORK / name / "rankings.json", protocol.made_with(settings))
     with ReadStore(protocol.WORK / "reads.sqlite") as store:
-        for words, reading in READINGS.items():
-            if not missing(reading):
+        for words in readings_of(row):
+            if not missing(reading := READINGS[words]):
                 reader = CachedReader(reader_of(reading.get("reader", "")), store, run=f"paper-{words}")
                 measured(
                     read_at(name, words),
@@ -220,12 +238,14 @@ def difference(row: str, base: str, words: str) -> tuple[float, float, float, fl
 
 def cell(row: str, words: str) -> str:
     """Mean, difference to the reference with its interval and p."""
+    if words not in readings_of(row):
+        return "-"
     per, seeds = values(names_of(row), settings_of(row), words)
     found = difference(row, "reference", words)
     if per is None or found is None:
         return "not run"
     mean, low, high, p = found
-    marked = {1: " (one seed)", 2: " (two seeds)"}.get(seeds, "")
+    marked = "" if seeds == len(protocol.SEEDS) else f" ({seeds} of {len(protocol.SEEDS)} seeds)"
     return f"{np.mean(list(per.values())):.3f}; {mean:+.4f} [{low:+.4f}, {high:+.4f}], p {p:.3f}{marked}"
 
 
@@ -300,7 +320,8 @@ def page() -> str:
         "",
         "F1 by the reader of the training (top 3) and read otherwise; difference to the reference over the same",
         "questions, 95 % bootstrap interval, paired sign-flip permutation test, not corrected for the number of rows.",
-        "Rows without mark are means over three seeds.",
+        "Rows without mark are means over three seeds; the rest was read by the embedded reader alone. Training and",
+        "rankings in bf16 autocast, readers in fp32.",
         "",
         "| row | " + " | ".join(READINGS) + " |",
         "|---" * (len(READINGS) + 1) + "|",
@@ -329,12 +350,12 @@ def run_one(row: str, seed: int) -> None:
     if row in ROWS and not ROWS[row].kept_as:
         train_row(name, seed, settings)
     rank(name, settings)
-    read_anew(name, settings)
+    read_anew(row, name, settings)
 
 
 def run_all(rows: Sequence[str], seeds: Sequence[int], jobs: int) -> None:
     """Each row and seed in a process of its own, all rows with the first seed before the second."""
-    trained = [(row, seed) for seed in seeds for row in rows]
+    trained = [(row, seed) for seed in seeds for row in rows if seed in seeds_of(row)]
     if absent := [row for row in rows if ROWS[row].kept_as and not settings_of(row)]:
         print(f"{', '.join(absent)}: not trained by benchmarks.protocol yet; left out", file=sys.stderr)
     tasks = [(row, 0) for row in FIXED] + [(row, seed) for row, seed in trained if row not in absent]

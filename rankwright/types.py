@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
 from rankwright.errors import ConfigurationError, DataError
 
@@ -134,18 +134,73 @@ class ReadFailed:
 ReadResult = Answer | ReadFailed
 
 
+ParseOutcome = Literal["ok", "repaired", "malformed"]
+"""How a model's words became a judgement: as they stand, after repairs, or not at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Permutation:
+    """An order of the documents of one prompt."""
+
+    order: tuple[int, ...]
+    """Positions in the prompt from 0, best first, each exactly once; the prompt's own order where malformed."""
+    outcome: ParseOutcome = "ok"
+    repairs: tuple[str, ...] = ()
+    """What was mended, or why nothing could be read; short words that can be counted, for example `id missing`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """A score for every document of one prompt."""
+
+    values: tuple[float | None, ...]
+    """One a document, larger is better; None where none could be read, never 0 in its place."""
+    outcome: ParseOutcome = "ok"
+    repairs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The best document of one prompt."""
+
+    position: int | None
+    """In the prompt, from 0; None where none could be read."""
+    outcome: ParseOutcome = "ok"
+    repairs: tuple[str, ...] = ()
+
+
+Judgement = Permutation | Scores | Choice
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A judgement of one prompt's documents, and what it took."""
+
+    judgement: Judgement
+    """Malformed, with the reason in `repairs`, where the call failed."""
+    input_tokens: int | None = None
+    """Billed prompt tokens; None where they are not known."""
+    output_tokens: int | None = None
+    paid: bool = True
+    """False where a cache answered, or nothing was sent."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What one reading of a rollout came to; the input of a reward."""
 
     example: Example
     context: Context
-    """Query and documents as the reader got them, in order."""
+    """Query and documents as the reader got them, in order; for a generated ranking those of its prompt, in order."""
     result: ReadResult
     position: int
     """1-based step of the ranking whose prefix was read; 0 for a reading without documents."""
     group_id: str
     """Equal for all rollouts of one question."""
+    judgement: Judgement | None = None
+    """What a generating reranker wrote, read strictly; None for sampled rankings of a scoring one."""
+    completion: str = ""
+    """The words themselves, for rewards of their form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +251,9 @@ class Completion:
     output_tokens: int | None = None
     paid: bool = True
     """False where a cache answered."""
+    top_logprobs: tuple[Mapping[str, float], ...] = ()
+    """For every token written, the likeliest tokens and their log probabilities; empty where not asked for
+    (`logprobs`, `top_logprobs` in the sampling) or where the server left them out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +337,20 @@ class ScoringPolicy(Protocol):
 
     def __call__(self, requests: Sequence[RerankRequest]) -> Tensor:
         """scores_QD with gradient, padded with -inf where a query has fewer documents."""
+        ...
+
+
+@runtime_checkable
+class GeneratingPolicy(Protocol):
+    """A language model and a prompt that judge a few documents at once; how a long list is covered is a strategy's."""
+
+    @property
+    def name(self) -> str:
+        """Model, prompt version and sampling, as they belong in a signature."""
+        ...
+
+    def judge(self, windows: Sequence[RerankRequest]) -> list[Judged]:
+        """One judgement per window, in order, each from one call; windows do not depend on each other."""
         ...
 
 

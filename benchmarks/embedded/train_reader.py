@@ -119,7 +119,7 @@ def reading_loss(
     """Cross-entropy of the kind plus the marginal likelihood over all answer spans (Clark and Gardner 2018, eq. 2)."""
     items = [item for item, _, _ in batch]
     ids, types, attention = collate(items, pad)
-    start, end, kind = model(ids.to(DEVICE), types.to(DEVICE), attention.to(DEVICE))
+    start, end, kind = (scores.float() for scores in model(ids.to(DEVICE), types.to(DEVICE), attention.to(DEVICE)))
     outside = ~passage_mask(items, ids.shape[1]).to(DEVICE)
     labels = torch.tensor([KINDS.index(k) for _, k, _ in batch], device=DEVICE)
     loss = nn.functional.cross_entropy(kind, labels, reduction="sum")
@@ -201,9 +201,17 @@ PHASES = (Phase(1, 0, 2.5e-4, cloze=True), Phase(1, 2, 2e-4))
 
 
 def train_phase(
-    phase: Phase, model: ExtractiveModel, encoder: Encoder, data: Data, seed: int, batch_size: int, partial: Path
+    phase: Phase,
+    model: ExtractiveModel,
+    encoder: Encoder,
+    data: Data,
+    seed: int,
+    batch_size: int,
+    partial: Path,
+    mixed: bool = False,
 ) -> None:
-    """Trains the model in place and prints dev scores after every epoch; goes on from the last epoch in `partial`."""
+    """Trains the model in place, in bf16 autocast where `mixed`, and prints dev scores after every epoch; goes on from
+    the last epoch in `partial`."""
     epochs = phase.short_epochs + phase.long_epochs
     total = epochs * -(-len(data.questions) // batch_size)
     optimizer, schedule = optimizer_of(model, ("span.", "kind."), phase.learning_rate, total)
@@ -225,7 +233,8 @@ def train_phase(
             batch = items[at : at + batch_size]
             value = 0.0
             for group in token_batches([len(item.input_ids) for item, _, _ in batch], 2600):
-                loss = reading_loss(model, [batch[i] for i in group], encoder.tokenizer.pad_token_id) / len(batch)
+                with torch.autocast(torch.device(DEVICE).type, torch.bfloat16, enabled=mixed):
+                    loss = reading_loss(model, [batch[i] for i in group], encoder.tokenizer.pad_token_id) / len(batch)
                 loss.backward()
                 value += loss.item()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -280,6 +289,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rank", type=int, default=48)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bf16", action="store_true", help="half the time on a processor or GPU that has it")
     parser.add_argument("--out", type=Path, default=WORK)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -308,7 +318,7 @@ def main() -> None:
             continue
         partial = args.out / f"phase-{number}.partial.pt"
         data = Data(sources[phase.cloze], dev, hard)
-        train_phase(phase, model, encoder, data, args.seed + number, args.batch, partial)
+        train_phase(phase, model, encoder, data, args.seed + number, args.batch, partial, args.bf16)
         torch.save(model.state_dict(), done)
         partial.unlink()
     adapter = difference(model.cpu(), {f"encoder.{name}": tensor for name, tensor in base.items()}, args.rank)
