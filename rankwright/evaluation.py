@@ -452,7 +452,7 @@ def _check_settings(settings: EvaluationSettings, rankers: Mapping[str, Reranker
 
 
 def _cut(example: Example, depth: int) -> Example:
-    return Example(example.query, example.candidates[:depth], example.answers, example.relevance)
+    return replace(example, candidates=example.candidates[:depth])
 
 
 def check_examples(examples: Sequence[Example], *, with_answers: bool) -> None:
@@ -496,7 +496,7 @@ def rank_with(name: str, ranker: Reranker, examples: Sequence[Example], progress
     Raises:
         ModelError: scores that are not finite, or a ranking that does not hold each candidate once.
     """
-    requests = [RerankRequest(example.query, example.candidates) for example in examples]
+    requests = [RerankRequest(example.query, example.candidates, example.first_stage) for example in examples]
     rankings: dict[str, Ranking] = {}
     for start in range(0, len(requests), _REQUESTS_AT_ONCE):
         batch = requests[start : start + _REQUESTS_AT_ONCE]
@@ -663,6 +663,7 @@ def _packed(evaluation: Evaluation) -> dict[str, Any]:
             "candidates": [places.setdefault(document, len(places)) for document in example.candidates],
             "answers": list(example.answers),
             "relevance": dict(example.relevance),
+            "first_stage": dict(example.first_stage),
         }
         for example in evaluation.examples
     ]
@@ -699,6 +700,7 @@ def _unpacked(packed: Mapping[str, Any]) -> Evaluation:
             tuple(documents[place] for place in row["candidates"]),
             tuple(row["answers"]),
             {doc_id: int(grade) for doc_id, grade in row["relevance"].items()},
+            {doc_id: float(score) for doc_id, score in row.get("first_stage", {}).items()},
         )
         for row in packed["examples"]
     )

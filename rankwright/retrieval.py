@@ -173,18 +173,33 @@ class BM25:
 
 def with_candidates(examples: Iterable[Example], retriever: Retriever, depth: int) -> list[Example]:
     """The examples with the retriever's documents as candidates, at most `depth` each; earlier candidates are replaced.
+    Their scores come along where BM25 gives them.
 
     Raises DataError where the retriever returns nothing for a question: an empty list can neither be ranked nor read.
     """
     found = list(examples)
-    retrieved = retriever.retrieve([example.query for example in found], depth)
+    retrieved, scores = _retrieved(retriever, [example.query for example in found], depth)
     for example, documents in zip(found, retrieved, strict=True):
         if not documents:
             raise DataError(
                 f"Candidate list of query '{example.query.query_id}' is empty; retrieval returned 0 documents, "
                 "wanted at least 1. Raise --depth or check the index path."
             )
-    return [replace(example, candidates=documents) for example, documents in zip(found, retrieved, strict=True)]
+    return [
+        replace(example, candidates=documents, first_stage=first_stage)
+        for example, documents, first_stage in zip(found, retrieved, scores, strict=True)
+    ]
+
+
+def _retrieved(
+    retriever: Retriever, queries: Sequence[Query], depth: int
+) -> tuple[list[tuple[Document, ...]], list[dict[str, float]]]:
+    """The documents of every query, and their scores by doc_id; none where the retriever tells none."""
+    if not isinstance(retriever, BM25):
+        retrieved = retriever.retrieve(queries, depth)
+        return retrieved, [{} for _ in retrieved]
+    found = retriever.retrieve_with_scores(queries, depth)
+    return [tuple(d for d, _ in rows) for rows in found], [{d.doc_id: score for d, score in rows} for rows in found]
 
 
 _DEFAULTS = BM25Settings()

@@ -212,7 +212,7 @@ class Schedule:
 
 def requests_of(examples: Sequence[Example]) -> list[RerankRequest]:
     """The candidates of examples as requests to a reranker."""
-    return [RerankRequest(example.query, example.candidates) for example in examples]
+    return [RerankRequest(example.query, example.candidates, example.first_stage) for example in examples]
 
 
 class FeedbackTrainer(Trainer):

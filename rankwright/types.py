@@ -52,6 +52,8 @@ class Example:
     """Accepted answers, any of which counts; empty where only labels are known."""
     relevance: Mapping[str, int] = field(default_factory=dict)
     """doc_id -> relevance grade; empty where no labels are known."""
+    first_stage: Mapping[str, float] = field(default_factory=dict)
+    """doc_id -> score that the first stage gave a candidate; empty where none is known."""
 
 
 class ScoredDoc(NamedTuple):
@@ -171,13 +173,16 @@ class Choice:
 
 Judgement = Permutation | Scores | Choice
 
+CALL_FAILED = "call failed: "
+"""How the only repair of a judgement begins whose call came to nothing; the reason stands behind it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Judged:
     """A judgement of one prompt's documents, and what it took."""
 
     judgement: Judgement
-    """Malformed, with the reason in `repairs`, where the call failed."""
+    """Malformed, with CALL_FAILED and the reason in `repairs`, where the call failed."""
     input_tokens: int | None = None
     """Billed prompt tokens; None where they are not known."""
     output_tokens: int | None = None
@@ -219,6 +224,8 @@ class RerankRequest:
 
     query: Query
     documents: tuple[Document, ...]
+    first_stage: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """doc_id -> score of the first stage, for fusion with it; empty where none is known."""
 
     def __post_init__(self) -> None:
         if len({document.doc_id for document in self.documents}) < len(self.documents):

@@ -105,6 +105,15 @@ BAD_ROWS = [
         "field 'rank' is 'first'; wanted a number",
         id="rank no number",
     ),
+    *(
+        pytest.param(
+            "rank_llm",
+            {"query": {"qid": "1", "text": "?"}, "candidates": [{"docid": "a", "doc": "x", "score": score}]},
+            r"field 'score' is .*; wanted a number to sort by",
+            id=f"score {name}",
+        )
+        for name, score in (("text", "1.5"), ("true", True), ("nan", float("nan")), ("endless", 10**400))
+    ),
     pytest.param(
         "rank_llm", {"query": {"qid": "1", "text": "?"}, "candidates": []}, "'candidates' .* is empty", id="none ranked"
     ),

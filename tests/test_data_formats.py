@@ -285,8 +285,16 @@ def test_squad_may_come_without_its_envelope(tmp_path: Path, rows: list[Any], as
 @pytest.mark.parametrize("row", [RANK_LLM_HITS, RANK_LLM_REQUEST], ids=["hits", "candidates"])
 def test_rank_llm_reads_both_shapes_alike(tmp_path: Path, row: object) -> None:
     assert only(load_rows(tmp_path, "rank_llm", row)) == Example(
-        Query("7", "what is kelp"), (Document("k", "A seaweed.", "Kelp"), Document("c", "Crabs walk."))
+        Query("7", "what is kelp"),
+        (Document("k", "A seaweed.", "Kelp"), Document("c", "Crabs walk.")),
+        first_stage={"k": 2.0, "c": 1.0},
     )
+
+
+def test_rank_llm_rows_need_no_scores(tmp_path: Path) -> None:
+    hits = [{"content": text, "qid": 7, "docid": text, "score": None} for text in "ab"]
+    del hits[1]["score"]
+    assert only(load_rows(tmp_path, "rank_llm", {"query": "?", "hits": hits})).first_stage == {}
 
 
 @pytest.mark.parametrize("row", [RANK_LLM_HITS, RANK_LLM_REQUEST], ids=["hits", "candidates"])
@@ -412,6 +420,7 @@ def test_trec_joins_run_topics_corpus_and_labels(trec: Path) -> None:
         Query("7", "what is kelp"),
         (Document("k", "A seaweed.", "Kelp"), Document("c", "Crabs walk.")),  # the score decides, not the rank column
         relevance={"k": 3, "x": 0},
+        first_stage={"k": 2.5, "c": 1.5},
     )
     assert dataset.unjudged == 1
 

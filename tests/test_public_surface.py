@@ -39,6 +39,7 @@ LIGHT_MODULES = [
     "rankwright.budget",
     "rankwright.alarms",
     "rankwright.evaluation",
+    "rankwright.strategies",
     "rankwright.reading",
     "rankwright.reporting",
 ]

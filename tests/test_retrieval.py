@@ -241,12 +241,22 @@ def test_a_damaged_index_is_named(tmp_path: Path, damage: Any) -> None:
 def test_candidates_are_filled_in_and_all_else_stays() -> None:
     examples = [
         Example(Query("a", "seaweed"), answers=("kelp",), relevance={"kelp": 1}),
-        Example(Query("b", "legs"), candidates=(EEL,)),
+        Example(Query("b", "legs"), candidates=(EEL,), first_stage={"eel": 9.0}),
     ]
+    ((_, kelp),), ((_, crab),) = BM25(SEA).retrieve_with_scores([example.query for example in examples], 1)
     assert with_candidates(examples, BM25(SEA), 1) == [
-        Example(Query("a", "seaweed"), (KELP,), ("kelp",), {"kelp": 1}),
-        Example(Query("b", "legs"), (CRAB,)),
+        Example(Query("a", "seaweed"), (KELP,), ("kelp",), {"kelp": 1}, {"kelp": kelp}),
+        Example(Query("b", "legs"), (CRAB,), first_stage={"crab": crab}),
     ]
+
+
+def test_scores_of_an_earlier_first_stage_do_not_stay() -> None:
+    class FindsEel:
+        def retrieve(self, queries: Sequence[Query], depth: int) -> list[tuple[Document, ...]]:
+            return [(EEL,) for _ in queries]
+
+    (example,) = with_candidates([Example(Query("b", "?"), (EEL,), first_stage={"eel": 9.0})], FindsEel(), 1)
+    assert example.first_stage == {}
 
 
 class _FindsNothing:

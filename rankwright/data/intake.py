@@ -196,6 +196,7 @@ class Intake:
             example,
             candidates=tuple(renamed[document.doc_id] for document in example.candidates),
             relevance={ids.get(doc_id, doc_id): grade for doc_id, grade in example.relevance.items()},
+            first_stage={ids.get(doc_id, doc_id): score for doc_id, score in example.first_stage.items()},
         )
 
     def _same_in_corpus(self, document: Document) -> Document:

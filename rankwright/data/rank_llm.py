@@ -5,7 +5,9 @@ rank_llm itself knows no answers; `answers` is read where somebody added them.
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterable
 
 from rankwright.data.fields import (
     Row,
@@ -40,6 +42,7 @@ def parse_row(row: Row) -> Example:
             query=Query(required_id(query, "qid"), text_field(query, "text")),
             candidates=distinct(_candidate(object_of(c, "candidate")) for c in list_field(row, "candidates")),
             answers=answers_field(row, "answers"),
+            first_stage=_scores(list_field(row, "candidates")),
         )
     raise RowError(f"fields {shown(sorted(row))}", _ONE_OF_TWO, "Check that the format (--format) is rank_llm.")
 
@@ -71,7 +74,23 @@ def _parse_hits(row: Row) -> Example:
         query=Query(query_ids.pop(), text_field(row, "query")),
         candidates=distinct(_hit(hit) for hit in sorted(hits, key=_rank)),
         answers=answers_field(row, "answers"),
+        first_stage=_scores(hits),
     )
+
+
+def _scores(rows: Iterable[Row]) -> dict[str, float]:
+    """doc_id -> score of the first stage, of those that have one."""
+    return {required_id(row, "docid"): _score(row["score"]) for row in rows if row.get("score") is not None}
+
+
+def _score(score: object) -> float:
+    try:
+        number = math.nan if isinstance(score, bool) or not isinstance(score, int | float) else float(score)
+    except OverflowError:  # JSON's whole numbers have any length
+        number = math.nan
+    if math.isnan(number):
+        raise RowError(f"field 'score' is {shown(score)}", "a number to sort by", "Correct the row.")
+    return number
 
 
 def _rank(hit: Row) -> float:

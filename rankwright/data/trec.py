@@ -141,7 +141,8 @@ def _load_run(run: AnyPath, topics: AnyPath, intake: Intake) -> None:
             query_id = example.query.query_id
             seen.add(query_id)
             if query_id in candidates:
-                intake.add(replace(example, candidates=candidates[query_id]), line)
+                documents, first_stage = candidates[query_id]
+                intake.add(replace(example, candidates=documents, first_stage=first_stage), line)
     _warn_of_partners(run, topics, candidates.keys(), seen, intake)
 
 
@@ -200,8 +201,8 @@ def _ranking(query_id: str, lines: list[RunLine]) -> Ranking:
     return Ranking(query_id, tuple(line.doc_id for line in ordered), tuple(line.score for line in ordered))
 
 
-def _candidates(run: AnyPath, intake: Intake) -> dict[str, tuple[Document, ...]]:
-    """Passages of every query of the run, best first."""
+def _candidates(run: AnyPath, intake: Intake) -> dict[str, tuple[tuple[Document, ...], dict[str, float]]]:
+    """Passages of every query of the run, best first, and their scores by doc_id."""
     corpus = intake.corpus
     if corpus is None:
         raise ConfigurationError(
@@ -218,9 +219,13 @@ def _candidates(run: AnyPath, intake: Intake) -> dict[str, tuple[Document, ...]]
                     "Give the corpus that the run was made from (corpus=..., --corpus FILE).",
                 )
             by_query[found.query_id].append(found)
+    rankings = [_ranking(query_id, lines) for query_id, lines in by_query.items()]
     return {
-        query_id: tuple(corpus[doc_id] for doc_id in _ranking(query_id, lines).doc_ids)
-        for query_id, lines in by_query.items()
+        found.query_id: (
+            tuple(corpus[doc_id] for doc_id in found.doc_ids),
+            dict(zip(found.doc_ids, found.scores, strict=True)),
+        )
+        for found in rankings
     }
 
 
