@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +41,7 @@ FOLDER = ROOT / "trec_dl19"
 METRIC = "nDCG@10"
 NOISE = (0.25, 0.5, 1.0, 2.0)
 SEEDS = range(5)
+STEADY = 0.5
 MALFORMED = 0.1
 REFERENCE = {"first stage": 0.5058, "rankvicuna-7b": 0.6682, "rankgpt-3.5, mean of five": 0.6834, "best order": 0.8922}
 
@@ -95,6 +97,7 @@ STRATEGIES: Mapping[str, tuple[Strategy, Kind]] = {
     "sliding, 20 by 10, two passes": (Sliding(passes=2), "permutation"),
     "sliding, 10 by 5": (Sliding(window=10, stride=5), "permutation"),
     "topk, window 20": (TopK(), "permutation"),
+    "topk, window 20, none waiting": (TopK(waiting=0), "permutation"),
     "pivot, window 20 (rival)": (Pivot(), "permutation"),
     "heapsort, 19 children": (HeapSort(), "choice"),
     "heapsort, 19 children, three votes": (HeapSort(votes=3), "choice"),
@@ -107,6 +110,13 @@ STRATEGIES: Mapping[str, tuple[Strategy, Kind]] = {
     "groupwise, 20, fused 0.2 (z-score)": (Fused(Groupwise(), 0.2, "z-score"), "scores"),
     "sliding, 20 by 10, fused 0.2 (z-score)": (Fused(Sliding(), 0.2, "z-score"), "permutation"),
 }
+PLACES = {"sliding, 10 by 5": 5, "pointwise": 100, "groupwise, 20": 100, "groupwise, 20, four repeats": 100}
+"""Places that a strategy puts right for a judge that never errs, where they are not ten."""
+COMPARED = (
+    ("topk, window 20", "sliding, 20 by 10"),
+    ("topk, window 20, none waiting", "sliding, 20 by 10"),
+    ("topk, window 20", "pivot, window 20 (rival)"),
+)
 EXACT = [name for name in STRATEGIES if "fused" not in name]
 UNREAD = {
     **{name: STRATEGIES[name] for name in EXACT},
@@ -128,6 +138,11 @@ class World:
     def mean(self, rankings: Sequence[Ranking]) -> float:
         return float(np.mean(list(self.values(rankings).values())))
 
+    def is_best(self, ranking: Ranking, places: int) -> bool:
+        """Whether the grades of the first places are the best that the candidates allow."""
+        grades = [self.relevance[ranking.query_id].get(doc_id, 0) for doc_id in ranking.doc_ids]
+        return grades[:places] == sorted(grades, reverse=True)[:places]
+
     def ordered(self, request: RerankRequest, best_first: bool) -> Ranking:
         """The candidates in the order of the first stage, or of the labels."""
         grades = self.relevance[request.query.query_id] if best_first else {}
@@ -148,13 +163,18 @@ def world() -> World:
     return World(requests, {example.query.query_id: example.relevance for example in examples})
 
 
-def judged(
+def asked(
     here: World, strategy: Strategy, kind: Kind, requests: Sequence[RerankRequest] | None = None, **options: float
-) -> tuple[dict[str, float], StrategyReport]:
-    """nDCG@10 by query with a simulated judge, and what it took."""
+) -> tuple[list[Ranking], StrategyReport]:
+    """Rankings by a simulated judge, and what they took."""
     judge = SimulatedJudge(here.relevance, kind, **options)  # pyright: ignore[reportArgumentType]
-    rankings, report = run_strategies(strategy, judge, here.requests if requests is None else requests)
-    return here.values(rankings), report
+    return run_strategies(strategy, judge, here.requests if requests is None else requests)
+
+
+def judged(*args: Any, **options: Any) -> tuple[dict[str, float], StrategyReport]:
+    """The same with nDCG@10 by query for the rankings."""
+    rankings, report = asked(*args, **options)
+    return args[0].values(rankings), report
 
 
 # --- the page ------------------------------------------------------------------------------------------------------
@@ -181,24 +201,28 @@ def figures(here: World) -> Iterator[str]:
 
 def knowing(here: World) -> Iterator[str]:
     """A judge that never errs, on BM25's order and on none."""
-    yield "| strategy | nDCG@10 | calls | depth | input tokens | output tokens | shuffled: nDCG@10 | calls | depth |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    left = "strategy | exact places | reached | nDCG@10 | calls | depth | input tokens | output tokens"
+    yield f"| {left} | shuffled: nDCG@10 | calls | depth |"
+    yield "|---" * 11 + "|"
     shuffled = here.shuffled()
     for name in EXACT:
         strategy, kind = STRATEGIES[name]
-        values, report = judged(here, strategy, kind)
+        rankings, report = asked(here, strategy, kind)
+        values = here.values(rankings)
         others, other = judged(here, strategy, kind, shuffled)
+        exact = PLACES.get(name, 10)
+        reached = sum(here.is_best(ranking, exact) for ranking in rankings)
         yield (
-            f"| {name} | {_mean(values):.4f} | {_spread(report.calls_per_query)} | {_spread(report.depth_per_query)} | "
+            f"| {name} | {exact} | {reached} of {len(rankings)} | {_mean(values):.4f} | {_spread(report.calls_per_query)} | {_spread(report.depth_per_query)} | "
             f"{report.input_tokens / len(values):,.0f} | {report.output_tokens / len(values):,.0f} | "
             f"{_mean(others):.4f} | {_spread(other.calls_per_query)} | {_spread(other.depth_per_query)} |"
         )
 
 
-def noisy(here: World) -> Iterator[str]:
-    """nDCG@10 with noise, its deviation over seeds; then TopK against the sliding window, question by question."""
+def noisy(here: World, steady: float) -> Iterator[str]:
+    """nDCG@10 with noise, its deviation over seeds; then TopK against its rivals, question by question."""
     found = {
-        (name, noise): [judged(here, *STRATEGIES[name], noise=noise, seed=seed) for seed in SEEDS]
+        (name, noise): [judged(here, *STRATEGIES[name], noise=noise, steady=steady, seed=seed) for seed in SEEDS]
         for name in STRATEGIES
         for noise in NOISE
     }
@@ -211,11 +235,11 @@ def noisy(here: World) -> Iterator[str]:
         depth = np.mean([report.mean_depth for report in reports])
         yield f"| {name} | {calls:.1f} | {depth:.1f} | " + " | ".join(cells) + " |"
     yield ""
-    for rival in ("sliding, 20 by 10", "pivot, window 20 (rival)"):
-        yield f"`topk` minus `{rival}`, means over seeds by question, 95 % bootstrap interval and permutation test:"
+    for ours, rival in COMPARED:
+        yield f"`{ours}` minus `{rival}`, means over seeds by question, 95 % bootstrap interval, permutation test:"
         for noise in NOISE:
-            ours, theirs = ([values for values, _ in found[name, noise]] for name in ("topk, window 20", rival))
-            gains = np.array([np.mean([a[q] - b[q] for a, b in zip(ours, theirs, strict=True)]) for q in ours[0]])
+            pairs = zip(found[ours, noise], found[rival, noise], strict=True)
+            gains = np.mean([[a[query_id] - b[query_id] for query_id in a] for (a, _), (b, _) in pairs], axis=0)
             low, high = bootstrap_interval(gains, seed=0, resamples=10_000)
             p = paired_permutation_test(gains, seed=0, permutations=10_000)
             yield f"- noise {noise:g}: {gains.mean():+.4f} [{low:+.4f}, {high:+.4f}], p {p:.3f}"
@@ -256,10 +280,9 @@ def page(here: World) -> str:
             "",
             "`python -m benchmarks.strategies`: 43 questions, BM25's first 100 passages, NIST's labels (0 to 3), and",
             "nDCG@10 with linear gains. The judge is simulated, no language model is asked. It sees the grade of a",
-            "passage plus noise: a normal deviate times the noise level, drawn anew for every prompt and passage, so",
-            "its errors do not repeat from call to call as those of a language model partly do. Equal grades keep the",
-            "order of the prompt. Depth is the longest chain of calls that wait for each other. Means over questions,",
-            f"least and most in brackets; ± is the standard deviation over {len(SEEDS)} seeds. What each strategy does:",
+            "passage plus noise: a normal deviate times the noise level. Equal grades keep the order of the prompt.",
+            "Depth is the longest chain of calls that wait for each other. Means over questions, least and most in",
+            f"brackets; ± is the standard deviation over {len(SEEDS)} seeds. What a strategy does:",
             "[docs/strategies.md](../../docs/strategies.md).",
             "",
             "## Published runs, and the limits",
@@ -274,11 +297,17 @@ def page(here: World) -> str:
             "",
             *knowing(here),
             "",
-            "## Judges that err",
+            "## Judges that err, each time anew",
             "",
             "Calls and depth are means over all noise levels. The labels' range is 0 to 3.",
             "",
-            *noisy(here),
+            *noisy(here, 0.0),
+            "## Judges that repeat themselves",
+            "",
+            f"The same noise, but {STEADY:g} of its variance belongs to the passage and is the same in every prompt: no",
+            "number of calls mends that.",
+            "",
+            *noisy(here, STEADY),
             "## Answers that cannot be read",
             "",
             f"No noise; each answer is unreadable with probability {MALFORMED:g}.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from random import Random
@@ -26,6 +27,7 @@ class SimulatedJudge:
     Args:
         grades: query_id -> doc_id -> grade; a document without one has 0. Equal ones keep the order of the prompt.
         kind: what it answers with.
+        steady: share of the noise's variance that a document has in every prompt alike.
         malformed, failed: share of windows that are answered with nonsense, or not at all.
     """
 
@@ -35,6 +37,7 @@ class SimulatedJudge:
         kind: Kind,
         *,
         noise: float = 0.0,
+        steady: float = 0.0,
         malformed: float = 0.0,
         failed: float = 0.0,
         seed: int = 0,
@@ -42,6 +45,7 @@ class SimulatedJudge:
         self.grades = grades
         self.kind: Kind = kind
         self.noise = noise
+        self.steady = steady
         self.malformed = malformed
         self.failed = failed
         self.seed = seed
@@ -77,11 +81,18 @@ class SimulatedJudge:
         if dice < self.failed + self.malformed:
             return nonsense(self.kind, count, "no identifier")
         known = self.grades.get(query_id, {})
-        seen = [known.get(document.doc_id, 0) + self.noise * chance.gauss(0.0, 1.0) for document in window.documents]
+        seen = [known.get(d.doc_id, 0) + self.noise * self._error(query_id, d.doc_id, chance) for d in window.documents]
         order = sorted(range(count), key=lambda i: -seen[i])
         if self.kind == "permutation":
             return Permutation(tuple(order))
         return Choice(order[0]) if self.kind == "choice" else Scores(tuple(seen))
+
+    def _error(self, query_id: str, doc_id: str, chance: Random) -> float:
+        """A normal deviate, in part the same in every prompt."""
+        error = math.sqrt(1.0 - self.steady) * chance.gauss(0.0, 1.0)
+        if self.steady:
+            error += math.sqrt(self.steady) * Random(repr((self.seed, query_id, doc_id))).gauss(0.0, 1.0)
+        return error
 
 
 def nonsense(kind: Kind, count: int, reason: str) -> Judgement:

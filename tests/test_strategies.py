@@ -58,7 +58,8 @@ KIND_OF: Mapping[type, Kind] = {
 EVERY: tuple[Strategy, ...] = (
     Sliding(window=5, stride=2),
     Sliding(window=4, stride=1, passes=2),
-    TopK(top_k=3, window=5),
+    TopK(top_k=3, window=5, waiting=4),
+    TopK(top_k=3, window=5, waiting=0),
     HeapSort(children=3, top_k=4),
     HeapSort(children=2, top_k=4, votes=3, shuffle=True),
     BubbleSort(children=3, top_k=4),
@@ -113,9 +114,10 @@ def test_one_pass_of_windows_brings_the_overlap_to_the_top(values: list[int], wi
     assert report.calls_per_query == report.depth_per_query == [calls]
 
 
-@given(GRADES, st.integers(2, 12), st.integers(1, 15))
-def test_top_k_is_exact_at_any_length(values: list[int], window: int, top_k: int) -> None:
-    ranking, _, _ = ranked(TopK(top_k, window), values)
+@given(GRADES, st.integers(2, 12), st.integers(0, 30), st.data())
+def test_top_k_is_exact_at_any_length(values: list[int], window: int, waiting: int, data: st.DataObject) -> None:
+    top_k = data.draw(st.integers(1, window - 1))
+    ranking, _, _ = ranked(TopK(top_k, window, waiting), values)
     assert grades_of(ranking, values)[:top_k] == sorted(values, reverse=True)[:top_k]
 
 
@@ -206,35 +208,35 @@ def test_bubbles_compare_nothing_twice() -> None:
     assert set(seen.values()) == {1}
 
 
-@given(st.integers(0, 250), st.integers(0, 2**32))
-def test_top_k_takes_few_rounds_whatever_the_judge_says(count: int, seed: int) -> None:
-    strategy = TopK(top_k=10, window=20)
-    _, _, report = ranked(strategy, [0] * count, noise=1.0, seed=seed)
-    assert strategy.fan_in == 6
-    hands = math.ceil(count / 20)
-    calls, depth = hands, min(1, hands)
-    while hands > 1:
-        hands = math.ceil(hands / 6)
-        calls, depth = calls + 2 * hands, depth + 2
-    assert report.calls <= calls
-    assert report.max_depth <= depth
-    assert report.max_depth < len(windows(count, 20, 10)) or count <= 50
-
-
-def test_top_k_of_a_hundred() -> None:
-    chance = random.Random(0)
-    reports = [ranked(TopK(), chance.sample(range(100), 100))[2] for _ in range(100)]
-    assert {report.calls for report in reports} == {6, 7}
-    assert {report.max_depth for report in reports} == {2, 3}
-    _, _, long = ranked(TopK(), chance.sample(range(1000), 1000))
-    assert (long.calls <= 73, long.max_depth <= 6) == (True, True)
+@given(st.integers(0, 250), st.integers(2, 25), st.data())
+def test_top_k_calls_as_often_as_the_sliding_window_in_fewer_rounds(
+    count: int, window: int, data: st.DataObject
+) -> None:
+    top_k, waiting = data.draw(st.integers(1, window - 1)), data.draw(st.integers(0, 60))
+    _, judge, report = ranked(TopK(top_k, window, waiting), [0] * count, noise=1.0)
+    assert report.calls == (len(windows(count, window, window - top_k)) if count > 1 else 0)
+    assert all(len(asked.documents) == window for round_ in judge.rounds[:-1] for asked in round_)
+    left, depth = count, int(count > 1)
+    while left > window:
+        left -= max(1, (left - waiting) // window) * (window - top_k)
+        depth += 1
+    assert report.max_depth == depth
 
 
 @pytest.mark.parametrize(
-    ("top_k", "window", "fan_in"), [(10, 20, 6), (20, 20, 2), (1, 20, 20), (30, 20, 2), (5, 10, 5)]
+    ("count", "waiting", "calls", "depth"), [(100, 20, 9, 5), (100, 0, 9, 4), (1000, 20, 99, 9), (1000, 0, 99, 7)]
 )
-def test_one_more_look_is_enough_for_the_hands_merged_at_once(top_k: int, window: int, fan_in: int) -> None:
-    assert TopK(top_k, window).fan_in == fan_in
+def test_rounds_of_a_knock_out(count: int, waiting: int, calls: int, depth: int) -> None:
+    _, judge, report = ranked(TopK(waiting=waiting), random.Random(0).sample(range(count), count))
+    assert (report.calls, report.max_depth) == (calls, depth)
+    assert sum(len(window.documents) for window in judge.windows) == calls * 20
+
+
+@given(st.integers(0, 90).flatmap(lambda count: st.permutations(range(count))))
+def test_a_knock_out_for_which_all_wait_shows_the_sliding_windows(values: list[int]) -> None:
+    judges = [ranked(strategy, values)[1] for strategy in (TopK(3, 10, waiting=90), Sliding(10, 7))]
+    one, two = ([sorted(d.doc_id for d in window.documents) for window in judge.windows] for judge in judges)
+    assert one == two
 
 
 @pytest.mark.parametrize("strategy", EVERY, ids=NAMES)
@@ -287,8 +289,6 @@ def test_a_judge_that_nobody_can_read_changes_nothing(strategy: Strategy) -> Non
     assert report.repairs == {"no identifier": report.calls}
     if isinstance(strategy, HeapSort) and strategy.unread == "root":
         assert places(ranking)[:4] == [0, 16, 15, 14]  # a leaf was put at the root, and stays
-    elif isinstance(strategy, TopK):
-        assert places(ranking)[: strategy.top_k] == list(range(strategy.top_k))
     else:
         assert places(ranking) == list(range(17))
 
@@ -518,7 +518,9 @@ def test_a_policy_that_loses_windows_is_refused() -> None:
         lambda: Sliding(stride=0),
         lambda: Sliding(passes=0),
         lambda: TopK(top_k=0),
+        lambda: TopK(top_k=20),
         lambda: TopK(window=1),
+        lambda: TopK(waiting=-1),
         lambda: HeapSort(children=0),
         lambda: BubbleSort(votes=0),
         lambda: HeapSort(unread="last"),  # pyright: ignore[reportArgumentType]
