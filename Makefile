@@ -66,6 +66,7 @@ benchmarks: $(ALL_INSTALLED) ## calls, cost and the paper's questions, for days 
 	$(BIN)/python -m benchmarks.embedded.train_reader --seed 1 --bf16 --out benchmarks/work/another-reader
 	$(BIN)/python -m benchmarks.protocol run --jobs $(JOBS)
 	$(BIN)/python -m benchmarks.paper run --jobs $(JOBS)
+	$(BIN)/python -m benchmarks.strategies
 	for page in cost calls paper; do $(BIN)/python -m benchmarks.$$page page; done
 
 format: $(ALL_INSTALLED) ## let ruff repair what it can

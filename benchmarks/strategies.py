@@ -1,7 +1,7 @@
 """What each strategy reaches and takes on TREC DL 2019: `python -m benchmarks.strategies` writes results/strategies.md.
 
 The judge is simulated (tests/simulated_llm.py): it knows the labels, with more or less noise. Nothing is kept between
-runs, because all of it takes a minute or two on one processor and depends on seeds alone. Needs trec_dl19 in
+runs, because all of it takes two minutes of one processor and depends on seeds alone. Needs trec_dl19 in
 RANKWRIGHT_DATA, else in ../shared/data.
 """
 
@@ -213,7 +213,8 @@ def knowing(here: World) -> Iterator[str]:
         exact = PLACES.get(name, 10)
         reached = sum(here.is_best(ranking, exact) for ranking in rankings)
         yield (
-            f"| {name} | {exact} | {reached} of {len(rankings)} | {_mean(values):.4f} | {_spread(report.calls_per_query)} | {_spread(report.depth_per_query)} | "
+            f"| {name} | {exact} | {reached} of {len(rankings)} | {_mean(values):.4f} | "
+            f"{_spread(report.calls_per_query)} | {_spread(report.depth_per_query)} | "
             f"{report.input_tokens / len(values):,.0f} | {report.output_tokens / len(values):,.0f} | "
             f"{_mean(others):.4f} | {_spread(other.calls_per_query)} | {_spread(other.depth_per_query)} |"
         )
@@ -285,13 +286,17 @@ def page(here: World) -> str:
             f"brackets; ± is the standard deviation over {len(SEEDS)} seeds. What a strategy does:",
             "[docs/strategies.md](../../docs/strategies.md).",
             "",
+            "Rows are fair to each other as far as the judge is equally good at all three kinds of answer. A language",
+            "model is not: what it errs by when it sees one passage or twenty must be measured with it.",
+            "",
             "## Published runs, and the limits",
             "",
             *figures(here),
             "",
             "## A judge that never errs",
             "",
-            "Left: candidates in BM25's order. Right: the same candidates shuffled. Tokens of a question are",
+            "A strategy promises the best order of its first places (`exact places`) and reached it for so many",
+            "questions. Left: BM25's order. Right: the same candidates shuffled. Tokens of a question are",
             f"estimated: {TOKENS_PER_WORD} a word of a frame of {PROMPT_WORDS} words, of the query twice and of each",
             f"passage, and 4 for the passage's identifier; answers without reasoning: {written}.",
             "",
@@ -299,13 +304,14 @@ def page(here: World) -> str:
             "",
             "## Judges that err, each time anew",
             "",
-            "Calls and depth are means over all noise levels. The labels' range is 0 to 3.",
+            "Noise is drawn anew for every prompt and passage. Calls and depth are means over all noise levels; the",
+            "labels' range is 0 to 3. Published runs above lie where the noise is between 1 and 2.",
             "",
             *noisy(here, 0.0),
             "## Judges that repeat themselves",
             "",
-            f"The same noise, but {STEADY:g} of its variance belongs to the passage and is the same in every prompt: no",
-            "number of calls mends that.",
+            f"The same noise, but {STEADY:g} of its variance belongs to the passage and is the same in every prompt,",
+            "which no number of calls mends.",
             "",
             *noisy(here, STEADY),
             "## Answers that cannot be read",

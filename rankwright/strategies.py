@@ -170,6 +170,9 @@ def run_strategies(
         except StopIteration as end:
             _check_failures(policy, report, max_failed, least=1)
             return end.value, report
+        finally:
+            if on_progress is not None:
+                on_progress(f"rank by {strategy.name}", len(ended), len(requests))
         judged = policy.judge(windows)
         if len(judged) != len(windows):
             raise ModelError(
@@ -178,8 +181,6 @@ def run_strategies(
         for one in judged:
             report.count(one)
         _check_failures(policy, report, max_failed, least=MINIMUM_READS)
-        if on_progress is not None:
-            on_progress(f"rank by {strategy.name}", len(ended), len(requests))
         answers = [one.judgement for one in judged]
 
 

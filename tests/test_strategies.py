@@ -380,6 +380,25 @@ def test_a_shuffle_has_a_seed() -> None:
     assert orders[0] != sorted(orders[0])
 
 
+@pytest.mark.parametrize(
+    ("strategy", "kind"),
+    [(HeapSort(19, 1, votes=3, shuffle=True), "choice"), (Groupwise(group=20, repeats=3), "scores")],
+)
+def test_every_query_and_every_repeat_has_a_shuffle_of_its_own(strategy: Strategy, kind: Kind) -> None:
+    judge = SimulatedJudge({}, kind)
+    run_strategies(strategy, judge, [request_of(range(20), query_id) for query_id in "ab"])
+    orders = [tuple(document.doc_id for document in window.documents) for window in judge.windows]
+    assert (len(orders), len(set(orders))) == (6, 6)
+
+
+def test_an_order_that_cannot_be_read_is_no_choice() -> None:
+    """Its first document is only where a shuffle put it."""
+    judge = SimulatedJudge({}, "permutation", malformed=1.0)
+    (ranking,), _ = run_strategies(HeapSort(9, 1, shuffle=True), judge, [request_of(range(10))])
+    assert judge.windows[0].documents[0].doc_id != "d0"
+    assert ranking.doc_ids[0] == "d0"
+
+
 # --- the scheduler -------------------------------------------------------------------------------------------------
 
 
@@ -400,7 +419,8 @@ def test_each_round_asks_for_the_windows_of_all_queries_at_once() -> None:
     assert (report.calls, report.max_depth, report.mean_depth) == (9, 5, 3.0)
     assert report.input_tokens == sum(map(prompt_tokens, judge.windows))
     assert report.output_tokens == sum(4 * len(window.documents) for window in judge.windows)
-    assert progress[-1] == ("rank by sliding(window=10,stride=5,passes=1)", 2, 3)
+    assert [done for _, done, _ in progress] == [0, 1, 1, 2, 2, 3]
+    assert progress[-1] == ("rank by sliding(window=10,stride=5,passes=1)", 3, 3)
 
 
 def test_no_queries() -> None:
