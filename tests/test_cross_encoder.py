@@ -516,11 +516,30 @@ def test_two_labels_are_refused(tmp_path: Path) -> None:
         rankwright.load(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "name", ["no-such-folder", "runs/demo/model", "./nowhere", "/nowhere/at/all", "someone/absent"]
-)
+@pytest.mark.parametrize("name", ["no-such-folder", "someone/absent"])
 def test_what_does_not_exist_is_named(name: str) -> None:
     with pytest.raises(ResourceNotFoundError, match=f"Model '{name}' is neither a model folder nor a hub name"):
+        rankwright.load(name)
+
+
+@pytest.mark.parametrize("name", ["runs/demo/model", "./nowhere", "/nowhere/at/all", "a/b/c"])
+def test_a_path_that_does_not_exist_is_not_sought_at_the_hub(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ResourceNotFoundError, match=f"Model folder '{name}' does not exist .*Check the path"):
+        rankwright.load(name)
+
+
+def test_a_misspelt_path_is_told_its_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "first").mkdir()
+    with pytest.raises(ResourceNotFoundError, match=f"has no 'frist'.*Did you mean '{tmp_path}/first'"):
+        rankwright.load(tmp_path / "frist" / "model")
+
+
+@pytest.mark.parametrize("name", ["localhost:8000", "localhost:8000/v1"])
+def test_an_address_without_its_scheme_is_no_model(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"looks like a server's address.*http://localhost:8000/v1\."):
         rankwright.load(name)
 
 

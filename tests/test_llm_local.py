@@ -119,7 +119,7 @@ def test_a_setting_below_one_is_refused(chain: Path, setting: str) -> None:
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ResourceNotFoundError, match=r"nothing-here.*Check the name"):
+    with pytest.raises(ResourceNotFoundError, match=r"has no 'nothing-here'.*Check the path"):
         LocalLLM(tmp_path / "nothing-here")
 
 

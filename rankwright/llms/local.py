@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rankwright.errors import ConfigurationError, MissingDependencyError, ModelError, ReaderError, ResourceNotFoundError
 from rankwright.llms.calls import Call, CallsReport, collect
+from rankwright.llms.endpoint import check_model_place
 from rankwright.types import Completion, CompletionFailed, CompletionResult, LLMRequest
 
 if TYPE_CHECKING:
@@ -151,6 +152,7 @@ class LocalLLM:
 
 
 def _load(source: str, device: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    check_model_place(source)
     try:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer

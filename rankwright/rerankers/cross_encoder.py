@@ -33,6 +33,7 @@ from rankwright.errors import (
     ResourceNotFoundError,
     StorageError,
 )
+from rankwright.llms.endpoint import check_model_place
 from rankwright.prompts.passage import checked_template
 from rankwright.types import Document, Query, Ranking, RerankRequest, as_documents, as_query
 
@@ -89,6 +90,7 @@ class CrossEncoderReranker(nn.Module):
     @classmethod
     def from_pretrained(cls, path: str, *, device: str = "cpu", max_length: int | None = None) -> CrossEncoderReranker:
         """Opens a folder or hub name; weights are fp32 safetensors, code in the repository is never run."""
+        check_model_place(path)
         try:
             config = AutoConfig.from_pretrained(path, trust_remote_code=False)
             if getattr(config, "num_labels", None) != 1:
