@@ -59,8 +59,8 @@ def rank_advantages(returns_QSK: Tensor, *, epsilon: float = 1e-4) -> Tensor:
         returns_QSK: NaN where a list has no reward; it does not count and gets 0, and so does the only one that has.
         epsilon: 1e-4 in the paper.
 
-    >>> rank_advantages(torch.tensor([[[1.0, 0.0], [0.0, 0.0]]]), epsilon=0.5).round(decimals=4).tolist()
-    [[[0.4142, 0.0], [-0.4142, 0.0]]]
+    >>> rank_advantages(torch.tensor([[[2.0, 5.0], [1.0, 5.0], [0.0, 5.0]]]), epsilon=0.0).tolist()
+    [[[1.0, 0.0], [0.0, 0.0], [-1.0, 0.0]]]
     """
     check_shapes(returns_QSK="Q S K")
     known = torch.isfinite(returns_QSK)

@@ -84,7 +84,9 @@ class ReaderReward:
     ) -> list[float | None]:
         """What the prompt's own order earns, for each outcome; rollouts of one prompt share it."""
         keys = [(outcome.group_id, context) for outcome, context in zip(outcomes, contexts, strict=True)]
-        first = dict(zip(reversed(keys), reversed(outcomes), strict=True))
+        first: dict[tuple[str, Context], Outcome] = {}
+        for key, outcome in zip(keys, outcomes, strict=True):
+            first.setdefault(key, outcome)
         values = self._priced(list(first.values()), [context for _, context in first], results)
         value_of = {key: value.value for key, value in zip(first, values, strict=True)}
         return [value_of[key] for key in keys]
