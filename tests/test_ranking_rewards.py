@@ -3,6 +3,7 @@ hold of all of them."""
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 import json
 import math
@@ -10,6 +11,7 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -103,6 +105,7 @@ def test_doctests() -> None:
         ([1, 0], said("[2] > [1]"), SECOND, 1, 1),
         ([1, 1], said("[2] > [1]"), 1.0, 1, 1),
         ([0, 0], said("[2] > [1]"), 0.0, 1, 1),
+        ([*[1] * 10, 0, 1], said(" > ".join(f"[{i}]" for i in range(1, 13))), 1.0, 1, 1),  # from rank 11 nothing counts
         # Malformed: the rank term is 0, the two forms are looked at one by one.
         ([0, 1], said("[2] > [2]"), 0.0, 1, 1),
         ([0, 1], said("[2]"), 0.0, 1, 1),
@@ -709,11 +712,10 @@ def test_an_id_of_0_never_selects_the_last_document() -> None:
 
 
 def test_labels_below_0_count_as_0() -> None:
-    text = said("[2] > [1]")
-    judged = (strict(text, 2), text)
-    assert value(ranking_reward("rearank"), outcome([-2, 1], *judged)) == value(
-        ranking_reward("rearank"), outcome([0, 1], *judged)
-    )
+    text = said("[3] > [1] > [2]")
+    one, two = (outcome(grades, strict(text, 3), text) for grades in ([-2, 0, 1], [0, 0, 1]))
+    for name in ("rearank", "reasonrank", "mm-r5"):
+        assert value(ranking_reward(name), one) == value(ranking_reward(name), two)
 
 
 def test_scores_order_documents_for_rewards_of_orders() -> None:
@@ -921,6 +923,44 @@ def test_every_reward_has_a_ladder_and_every_rung_a_source() -> None:
         assert ladder.rungs
         assert [rung.pays for rung in ladder.rungs] == sorted(rung.pays for rung in ladder.rungs)
         assert all(rung.where and rung.source in ("paper", "code", "ours") for rung in ladder.rungs)
+
+
+PAGE = (Path(__file__).resolve().parent.parent / "docs" / "ranking-rewards.md").read_text(encoding="utf-8")
+
+
+def test_the_page_has_every_rung() -> None:
+    rows = {
+        f"| `{name}` | {ladder.rule + ' of ' + ', '.join(ladder.tags) if ladder.tags else 'none asked for'} "
+        f"| {rung.fault} | {rung.pays:g} | {rung.source} | {rung.where} |"
+        for name, ladder in LADDERS.items()
+        for rung in ladder.rungs
+    }
+    table = PAGE.partition("| reward | tags |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert set(table) == rows
+
+
+SECTIONS = {
+    "rearank": "REARANK",
+    "rank-r1": "Rank-R1",
+    "reasonrank": "ReasonRank",
+    "grouprank": "GroupRank",
+    "prorank": "ProRank",
+    "mm-r5": "MM-R5",
+    "erank": "ERank",
+    "retro-star": "Retro*",
+    "reader": "Reader",
+}
+
+
+@pytest.mark.parametrize("name", RANKING_REWARDS)
+def test_the_page_names_every_option_with_its_default(name: str) -> None:
+    section = PAGE.partition(f"\n## {SECTIONS[name]}\n")[2].partition("\n## ")[0]
+    for field in dataclasses.fields(RANKING_REWARDS[name]):
+        if field.name != "ladder":
+            assert re.search(rf"`{field.name}(=|`)", section), field.name
+        if isinstance(field.default, float | str):
+            shown = field.default if isinstance(field.default, str) else f"{field.default:g}"
+            assert shown in section, field.name
 
 
 def test_a_ladder_can_be_replaced() -> None:

@@ -193,10 +193,10 @@ def _closeness(score: float, scores: Sequence[float], tau: float) -> int:
     # Times the count, distances of whole numbers are whole: equal ones are equal, whatever the mean.
     total, count = math.fsum(scores), len(scores)
     distances = [abs(count * one - total) for one in scores]
-    distance, closest, furthest = abs(count * score - total), min(distances), max(distances)
-    if closest == furthest or furthest < tau * count:
+    if max(distances) < tau * count:
         return 0
-    return (distance == closest) - (distance == furthest)
+    distance = abs(count * score - total)
+    return (distance == min(distances)) - (distance == max(distances))
 
 
 def _pools(outcomes: Sequence[Outcome], reward: ERank | RetroStar) -> list[dict[int, _Rollout]]:
