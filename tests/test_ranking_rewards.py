@@ -764,6 +764,14 @@ def test_the_reader_reads_the_first_documents_of_what_was_written_in_one_batch()
     assert found[1].parts == {"em": 1.0, "well_formed": 1.0}
 
 
+def test_of_a_choice_the_chosen_document_alone_is_read() -> None:
+    """And the anchor is the first of the prompt alone."""
+    reader = CountingReader()
+    found = reader_reward(reader, anchored=True)([outcome([0] * 4, Choice(2)), outcome([0] * 4, Choice(0))])
+    assert reader.batches == [[("d3",), ("d1",)]]
+    assert [v.value for v in found] == [-1, 0]
+
+
 def test_fewer_documents_than_the_depth_are_all_read() -> None:
     reader = CountingReader()
     assert value(reader_reward(reader, depth=3), outcome([0, 0], order(2, 1))) == 1

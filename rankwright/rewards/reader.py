@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rankwright.errors import ConfigurationError, ReaderError
-from rankwright.rewards.judged import check_judged, order_of
+from rankwright.rewards.judged import check_judged, choice_of, order_of
 from rankwright.rewards.ladders import LADDERS, Ladder
-from rankwright.types import Context, Outcome, Reader, ReadResult, Reward, RewardValue
+from rankwright.types import Choice, Context, Outcome, Reader, ReadResult, Reward, RewardValue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class ReaderReward:
     reward: Reward
     """Prices answers, for example answer_reward("f1")."""
     depth: int = 3
-    """Documents read, or all where there are fewer; 3 was RRPO's best."""
+    """Documents read, or all where there are fewer; 3 was RRPO's best. Of a choice the chosen one alone."""
     anchored: bool = False
     """Pay what the answer is worth above the answer from the first documents of the prompt's own order, as RRPO's
     baseline does. Where GRPO compares rollouts of one prompt, the difference cancels, except against malformed ones."""
@@ -46,14 +46,21 @@ class ReaderReward:
         check_judged(outcomes, self.name)
         faults = [self.ladder.fault_of(outcome) for outcome in outcomes]
         whole = [outcome for outcome, fault in zip(outcomes, faults, strict=True) if fault is None]
-        written = [self._first(outcome, order_of(outcome, self.name)) for outcome in whole]
-        initial = [self._first(outcome, range(len(outcome.context.documents))) for outcome in whole]
+        orders = [self._order(outcome) for outcome in whole]
+        written = [self._first(outcome, order) for outcome, order in zip(whole, orders, strict=True)]
+        initial = [self._first(outcome, range(len(order))) for outcome, order in zip(whole, orders, strict=True)]
         results = self._read([*written, *(initial if self.anchored else ())])
         paid = self._priced(whole, written, results)
         if self.anchored:
             paid = [_above(one, two) for one, two in zip(paid, self._anchors(whole, initial, results), strict=True)]
         values = iter(paid)
         return [RewardValue(fault.pays, {"well_formed": 0.0}) if fault else next(values) for fault in faults]
+
+    def _order(self, outcome: Outcome) -> tuple[int, ...]:
+        """All documents as they were ordered, or the one that was chosen."""
+        if isinstance(outcome.judgement, Choice):
+            return (choice_of(outcome, self.name),)
+        return order_of(outcome, self.name)
 
     def _first(self, outcome: Outcome, order: Sequence[int]) -> Context:
         documents = outcome.context.documents
