@@ -82,6 +82,26 @@ def test_roles_take_turns(name: str) -> None:
     assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]
 
 
+VERSIONS = {
+    "groupwise-1": "e6380313d4848865",
+    "listwise-1": "539e28e21627f3ee",
+    "listwise-letters-1": "bece7010975b6c34",
+    "listwise-reason-1": "50998f9b9b813b8c",
+    "listwise-think-1": "3637c7a53a1f59a4",
+    "pointwise-binary-1": "379d34f89dd3df72",
+    "pointwise-integer-1": "4c51653f782f47ee",
+    "pointwise-think-1": "ec29e18059b58c04",
+    "pointwise-yes-no-1": "36be0c5934e2a2e0",
+    "setwise-think-1": "2c4a38d11423397f",
+}
+
+
+def test_a_shipped_prompt_never_changes() -> None:
+    """A changed text is another prompt: give it the next number."""
+    found = {name: hashlib.sha256(load_ranking_prompt(name).source.encode()).hexdigest()[:16] for name in NAMES}
+    assert found == VERSIONS
+
+
 # --- hostile passages ---------------------------------------------------------------------------------------------
 
 IDENTIFIERS = {
