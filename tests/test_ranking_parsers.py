@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import doctest
 import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 
 import pytest
 
-from rankwright.prompts import parsers
+from rankwright.prompts import answers, parsers, probabilities, ranking
 from rankwright.prompts.answers import Span, Tags, lenient_span, strict_span
 from rankwright.prompts.parsers import PARSERS, Form
 from rankwright.prompts.ranking import RankingPrompt, load_ranking_prompt, shipped_prompts
@@ -107,7 +109,8 @@ def test_strictly_each_tag_stands_once_and_nothing_around_them(text: str, inside
         ("[3] -> [1] -> [2]", (2, 0, 1), ("other separators",)),
         ("[3] = [1] > [2]", (2, 0, 1), ("other separators",)),
         ("1. [3]\n2. [1]\n3. [2]", (2, 0, 1), ("words around", "other separators")),
-        ("[3] is best, then [1], then [2].", (2, 0, 1), ("words around", "other separators")),
+        ("Ranking:\n1. [3] on fleas\n2. [1] on dogs\n3. [2]", (2, 0, 1), ("words around", "other separators")),
+        ("- **[3]** good\n- **[1]** less so, as [2]", (2, 0, 1), ("words around", "other separators", "id missing")),
         ("Of 3 passages: [2] > [3] > [1]. Passage 1 is 100% off topic.", (1, 2, 0), ("words around",)),
         ("[1] > [2]. No: [2] > [3] > [1]", (1, 2, 0), ("words around",)),
         ("<think>[1] > [2] > [3]</think>[2] > [3] > [1]", (1, 2, 0), ()),
@@ -123,6 +126,7 @@ def test_lenient_permutations(text: str, order: tuple[int, ...], repairs: tuple[
         ("", "no answer"),
         ("I cannot rank them.", "no id"),
         ("Passage 2 is better than passage 1 in 3 respects.", "no id"),  # digits of prose are no ranking
+        ("[3] is off topic, [2] helps a little, and [1] answers it.", "no id"),  # nor is what it mentions first
         ("[0] > [9]", "id out of range"),
         ("[] > []", "no id"),
         ("<think>[2] > [3] > [1]", "thinking not closed"),
@@ -558,3 +562,10 @@ def test_good_completions_are_ok_strictly(prompt: RankingPrompt) -> None:
 @pytest.mark.parametrize("prompt", PROMPTS, ids=lambda prompt: prompt.version)
 def test_a_judgement_of_more_documents_than_identifiers_is_full_too(prompt: RankingPrompt) -> None:
     check_full(prompt.parse(Completion("[1]"), 30), 30)
+
+
+@pytest.mark.parametrize("module", [answers, parsers, probabilities, ranking])
+def test_doctests(module: ModuleType) -> None:
+    done = doctest.testmod(module)
+    assert done.attempted > 0
+    assert done.failed == 0

@@ -58,6 +58,7 @@ _NOUNS = frozenset(("passage", "document", "doc", "text", "candidate", "id", "id
 """What may stand before an identifier without ending a chain."""
 _SEPARATORS = frozenset((">", "≻", "›", "→", "»", "=", "->", "=>", ">>", "&gt;"))
 _PIECE = re.compile(r"[^\W_]++|(?<![^\W_])-\d++|&gt;|[-=]?+>++|\S")
+_LISTED = re.compile(r"^[ \t]*+(?:[-*•]|\d{1,3}[.):])?[ \t*_]*+(\[\s*+[^\W_]++\s*+\])", re.MULTILINE)
 _FENCED = re.compile(r"```[a-z]*+\s(.*?)```", re.DOTALL | re.IGNORECASE)
 _STRICT_FENCE = re.compile(r"```(?:json)?\s(.*)```", re.DOTALL)
 _STRICT_CHAIN = re.compile(r"\[[^\W_]{1,9}\](?:\s*+>\s*+\[[^\W_]{1,9}\])*+", re.ASCII)
@@ -97,8 +98,8 @@ def permutation(completion: Completion, form: Form, *, strict: bool) -> Permutat
     """An order written as `[2] > [1] > [3]`.
 
     Leniently: the longest chain of ids joined by `>` (of equally long ones the last); without a chain, ids in brackets
-    in the order of their first mention; without those, bare ids that stand alone. What repeats an id or is none goes,
-    missing ids follow in the order of the prompt.
+    that begin lines, or ids without any words. What repeats an id or is none goes, missing ids follow in the order of
+    the prompt.
 
     >>> permutation(Completion("[3] > [1] > [3]"), Form(("1", "2", "3")), strict=False)
     Permutation(order=(2, 0, 1), outcome='repaired', repairs=('id repeated', 'id missing'))
@@ -109,7 +110,7 @@ def permutation(completion: Completion, form: Form, *, strict: bool) -> Permutat
     if span.text is None:
         return unordered(form, *span.repairs)
     said, look_alikes = _normalised(span.text)
-    found, repairs = _listed(_items(said, form), _has_words(said, form), span)
+    found, repairs = _listed(said, form, span)
     return ordered(found, form, (*span.repairs, *look_alikes, *repairs))
 
 
@@ -241,21 +242,20 @@ def _has_words(text: str, form: Form) -> bool:
     return any(piece[0].isalnum() and _identifier(piece, form) is None for piece in _PIECE.findall(text))
 
 
-def _listed(items: Sequence[_Item], has_words: bool, span: Span) -> tuple[list[str], tuple[str, ...]]:
+def _listed(text: str, form: Form, span: Span) -> tuple[list[str], tuple[str, ...]]:
     """Labels of a ranking in the order in which it names them, and the repairs."""
+    items, has_words = _items(text, form), _has_words(text, form)
     chain = _longest_chain(items)
     if len(chain) > 1:
-        around = (WORDS_AROUND,) if len(chain) < len(items) or has_words else ()
-        return _said(chain, *around)
+        return _said(chain, *((WORDS_AROUND,) if len(chain) < len(items) or has_words else ()))
     if not span.trusted:
         return [], (NO_ANSWER,)
-    bracketed = [item for item in items if item.bracketed]
-    if bracketed:
-        around = (WORDS_AROUND,) if len(bracketed) < len(items) or has_words else ()
-        return _said(bracketed, *(around if len(items) == 1 else (*around, OTHER_SEPARATORS)))
-    if not has_words:
-        return _said(items, *((OTHER_SEPARATORS,) if len(items) > 1 else ()))
-    return [], (NO_ID,)
+    if has_words:  # "[3] is off topic, [1] is not" mentions passages and does not rank them
+        lines = _items("\n".join(_LISTED.findall(text)), form)
+        return _said(lines, WORDS_AROUND, OTHER_SEPARATORS) if len(lines) > 1 else ([], (NO_ID,))
+    named = [item for item in items if item.bracketed] or items
+    numbered = (WORDS_AROUND,) if len(named) < len(items) else ()
+    return _said(named, *numbered, *((OTHER_SEPARATORS,) if len(items) > 1 else ()))
 
 
 def _said(items: Sequence[_Item], *repairs: str) -> tuple[list[str], tuple[str, ...]]:
