@@ -92,6 +92,7 @@ VERSIONS = {
     "pointwise-integer-1": "4c51653f782f47ee",
     "pointwise-think-1": "ec29e18059b58c04",
     "pointwise-yes-no-1": "36be0c5934e2a2e0",
+    "setwise-1": "30f16621e590d086",
     "setwise-think-1": "2c4a38d11423397f",
 }
 
@@ -205,6 +206,32 @@ def test_a_template_of_title_and_text_that_has_lines_is_not_cut_by_its_blanks(tm
     assert prompt.rendered(QUERY, documents("one two", title="Fleas")).cut == 0
 
 
+def test_another_limit_is_another_version(tmp_path: Path) -> None:
+    prompt = load_ranking_prompt("listwise-1")
+    assert prompt.limited(300, "characters") == prompt
+    short = prompt.limited(2, "words")
+    assert short.version.startswith("sha256:")
+    assert (short.shown.limit, short.shown.unit, short.turns, short.tags) == (2, "words", prompt.turns, prompt.tags)
+    assert short.rendered(QUERY, documents("a b c", "a b")).cut == 1
+    short.save(tmp_path)
+    assert load_ranking_prompt(tmp_path) == short
+    whole = prompt.limited(None)
+    assert whole.rendered(QUERY, documents("a " * 5000)).cut == 0
+    assert whole.limited(None, "characters") == whole
+
+
+def test_a_limit_in_tokens_takes_a_tokenizer(tmp_path: Path) -> None:
+    prompt = load_ranking_prompt("listwise-reason-1").limited(
+        3, "tokens", lambda text, limit: text[: 2 * limit] + "[2]"
+    )
+    rendered = prompt.rendered(QUERY, documents("abcdefghijkl"))
+    assert "[1] abcdef(2)\n" in rendered.messages[1][1]  # what a tokenizer makes is foreign text
+    assert rendered.cut == 1
+    prompt.save(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"3 tokens and was given no tokenizer"):
+        load_ranking_prompt(tmp_path).messages(QUERY, documents("a"))
+
+
 @pytest.mark.parametrize(
     ("changes", "most"),
     [
@@ -279,7 +306,7 @@ def message(text: str) -> list[dict[str, str]]:
         ({"about": 3}, r"'about' .* '3'; wanted text"),
         ({"passages": "all"}, r"'passages' .* 'all'; wanted named fields"),
         ({"passages": {"limits": 3}}, r"'passages.limits' "),
-        ({"passages": {"unit": "tokens"}}, r"'passages.unit' .* 'tokens'; wanted characters or words"),
+        ({"passages": {"unit": "lines"}}, r"'passages.unit' .* 'lines'; wanted characters or words or tokens"),
         ({"passages": {"template": "{title}"}}, r"'passages.template' .*\{text\}"),
         ({"passages": {"line": "- {passage}"}}, r"'messages' .*\{identifier\}"),
         ({"messages": []}, r"'messages' .*; wanted a list of messages"),

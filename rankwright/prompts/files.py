@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -19,6 +19,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "pointwise": ("integer", "yes-no", "binary", "true-false"),
 }
 """The parsers that a prompt of each kind may have."""
+Unit = Literal["characters", "words", "tokens"]
 
 _KEYS = frozenset(
     ("about", "kind", "parser", "identifiers", "max_documents", "thinking", "answer", "passages", "messages")
@@ -50,7 +51,8 @@ class Shown:
     separator: str = "\n"
     limit: int | None = None
     """How much of a passage is shown; None for all of it."""
-    unit: Literal["characters", "words"] = "words"
+    unit: Unit = "words"
+    """Tokens are those of a tokenizer that is given to `RankingPrompt.limited`."""
 
 
 def read_prompt_file(source: str, where: str) -> dict[str, Any]:
@@ -93,6 +95,13 @@ def _yaml(source: str, where: str) -> Mapping[str, Any]:
             "and messages among them. Correct the file."
         )
     return read
+
+
+def with_limit(source: str, limit: int | None, unit: Unit) -> str:
+    """The text of a prompt file with another limit on passages."""
+    fields = yaml.safe_load(source)
+    passages = {**(fields.get("passages") or {}), "limit": limit, "unit": unit}
+    return yaml.safe_dump({**fields, "passages": passages}, sort_keys=False, allow_unicode=True, width=120)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +171,7 @@ def _shown(group: _Fields) -> Shown:
         group.text("line", default.line),
         group.text("separator", default.separator),
         group.whole("limit"),
-        group.one_of("unit", ("characters", "words"), default.unit),
+        group.one_of("unit", get_args(Unit), default.unit),
     )
 
 

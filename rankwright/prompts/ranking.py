@@ -16,8 +16,8 @@ import hashlib
 import re
 import string
 import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -25,12 +25,13 @@ from typing import Any, Literal
 from rankwright.errors import ConfigurationError, ResourceNotFoundError, StorageError
 from rankwright.prompts import parsers
 from rankwright.prompts.answers import Tags
-from rankwright.prompts.files import Shown, Turn, read_prompt_file
+from rankwright.prompts.files import Shown, Turn, Unit, read_prompt_file, with_limit
 from rankwright.prompts.reader import quoted
 from rankwright.types import Completion, Document, Judgement, Query
 
 Kind = Literal["listwise", "setwise", "groupwise", "pointwise"]
 Sampling = Mapping[str, float | int | str]
+Shorten = Callable[[str, int], str]
 
 PROMPT_FILE = "rankwright-prompt.yaml"
 """Where a model folder keeps the prompt that the model was trained with."""
@@ -73,6 +74,8 @@ class RankingPrompt:
     """A line for people."""
     source: str = field(default="", repr=False, compare=False)
     """The file, as it was read."""
+    shorten: Shorten | None = field(default=None, repr=False, compare=False)
+    """Cuts a text after so many tokens, where the limit counts tokens."""
 
     @property
     def most(self) -> int | None:
@@ -108,7 +111,7 @@ class RankingPrompt:
         the speaker: see `sealed`.
 
         Raises:
-            ConfigurationError: more documents than identifiers.
+            ConfigurationError: more documents than identifiers, or a limit in tokens and no tokenizer.
         """
         labels = self.identifiers(len(documents))
         passages = [self._passage(document) for document in documents]
@@ -143,6 +146,21 @@ class RankingPrompt:
         """Whether the judgement is read from token probabilities."""
         return self.parser in PROBABILITY_PARSERS
 
+    def limited(self, limit: int | None, unit: Unit = "words", shorten: Shorten | None = None) -> RankingPrompt:
+        """The same prompt with another limit on passages, None for none. It is another version, unless the limit is
+        the one that it had.
+
+        Args:
+            limit: how much of a passage is shown.
+            unit: what it counts.
+            shorten: (text, limit) -> the text's first tokens; wanted for tokens.
+        """
+        if limit == self.shown.limit and (limit is None or unit == self.shown.unit):
+            return replace(self, shorten=shorten)
+        source = with_limit(self.source, limit, unit)
+        changed = _parsed(_version(source.encode("utf-8")), source, self.version)
+        return replace(changed, shorten=shorten)
+
     def save(self, folder: str | Path) -> Path:
         """Keeps the prompt in a model folder, where load_ranking_prompt(folder) finds it under the same version.
 
@@ -172,10 +190,23 @@ class RankingPrompt:
         return re.sub(r"\{(title|text)\}", lambda mark: fields[mark[1]], self.shown.template) if title else text
 
     def _shortened(self, passage: str) -> str:
-        limit, words = self.shown.limit, passage.split()
-        if limit is None or (self.shown.unit == "words" and len(words) <= limit):
+        limit, unit = self.shown.limit, self.shown.unit
+        if limit is None:
             return passage
-        return " ".join(words[:limit]) if self.shown.unit == "words" else passage[:limit].rstrip()
+        if unit == "tokens":
+            return self._first_tokens(passage, limit)
+        words = passage.split()
+        if unit == "words":
+            return passage if len(words) <= limit else " ".join(words[:limit])
+        return passage[:limit].rstrip()
+
+    def _first_tokens(self, passage: str, limit: int) -> str:
+        if self.shorten is None:
+            raise ConfigurationError(
+                f"Prompt '{self.version}' limits passages to {limit} tokens and was given no tokenizer; wanted one to "
+                "cut them. Use RankingPrompt.limited with one, or words or characters as passages.unit."
+            )
+        return sealed(self.shorten(passage, limit), self.identifier_style)
 
     def _messages(self, common: Mapping[str, str], filled: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
         """The turns before those of every passage, those, and the turns after them."""
@@ -229,15 +260,18 @@ def load_ranking_prompt(name_or_path: str | Path) -> RankingPrompt:
         path = path / PROMPT_FILE
     if path.is_file():
         content = path.read_bytes()
-        names = [name for name, text in shipped.items() if text.encode("utf-8") == content]
-        version = names[0] if names else f"sha256:{hashlib.sha256(content).hexdigest()}"
-        return _parsed(version, _decoded(content, path), str(path))
+        return _parsed(_version(content), _decoded(content, path), str(path))
     if str(name_or_path) not in shipped:
         raise ResourceNotFoundError(
             f"Ranking prompt '{name_or_path}' is neither a file, a folder with {PROMPT_FILE}, nor a shipped prompt "
             f"({', '.join(sorted(shipped))}). Check the name."
         )
     return _parsed(str(name_or_path), shipped[str(name_or_path)], str(name_or_path))
+
+
+def _version(content: bytes) -> str:
+    names = [name for name, text in _shipped().items() if text.encode("utf-8") == content]
+    return names[0] if names else f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def _shipped() -> dict[str, str]:
