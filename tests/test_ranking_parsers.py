@@ -408,14 +408,13 @@ def test_strictly_a_verdict_is_its_word() -> None:
 # --- first token --------------------------------------------------------------------------------------------------
 
 
-def first(top: Sequence[Mapping[str, float]], *, strict: bool = False, count: int = 3, **options: object) -> Judgement:
+def first(top: Sequence[Mapping[str, float]], *, count: int = 3, **options: object) -> Judgement:
     form = Form(tuple("ABCDEFGH"[:count]), options=options)
-    return parsers.first_token(Completion("B", top_logprobs=tuple(top)), form, strict=strict)
+    return parsers.first_token(Completion("B", top_logprobs=tuple(top)), form, strict=False)
 
 
 def test_letters_are_ranked_by_their_probability() -> None:
     assert first([logs(B=0.5, A=0.1, C=0.2)]) == Permutation((1, 2, 0))
-    assert first([logs(B=0.5, A=0.1, C=0.2)], strict=True) == Permutation((1, 2, 0))
 
 
 def test_of_two_tokens_for_one_letter_the_likelier_counts() -> None:
@@ -426,12 +425,25 @@ def test_of_two_tokens_for_one_letter_the_likelier_counts() -> None:
 def test_letters_that_are_not_listed_follow_in_the_order_of_the_prompt() -> None:
     top = [logs(D=0.5, B=0.1, Z=0.2, a=0.1, The=0.05)]
     assert first(top, count=4) == Permutation((3, 1, 0, 2), "repaired", ("id missing",))
-    assert first(top, count=4, strict=True) == Permutation((0, 1, 2, 3), "malformed", ("id missing",))
 
 
 def test_without_letters_or_probabilities_nothing_is_ranked() -> None:
     assert first([logs(The=0.9)]) == Permutation((0, 1, 2), "malformed", ("no id",))
     assert first([]) == Permutation((0, 1, 2), "malformed", ("no logprobs",))
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("B > A > C", Permutation((1, 0, 2))),
+        ("B > A", Permutation((0, 1, 2), "malformed", ("id missing",))),
+        ("B", Permutation((0, 1, 2), "malformed", ("id missing",))),
+        ("[B] > [A] > [C]", Permutation((0, 1, 2), "malformed", ("form not as agreed",))),
+    ],
+)
+def test_strictly_the_whole_order_is_read_from_the_words(text: str, read: Permutation) -> None:
+    top = (logs(C=0.9, A=0.05, B=0.05),)
+    assert parsers.first_token(Completion(text, top_logprobs=top), Form(("A", "B", "C")), strict=True) == read
 
 
 def test_the_letter_may_be_the_second_token() -> None:
@@ -525,7 +537,7 @@ def try_mutations(tries: int, seed: int) -> Counter[tuple[str, str]]:
         check_full(strict, count)
         check_full(lenient, count)
         assert strict.outcome != "repaired"
-        if strict.outcome == "ok" and (prompt.parser == "first-token" or not prompt.needs_logprobs):
+        if strict.outcome == "ok" and not prompt.needs_logprobs:
             assert lenient == strict, text
         seen[prompt.parser, lenient.outcome] += 1
     return seen
@@ -551,8 +563,6 @@ def test_long_texts_take_no_time_to_read(prompt: RankingPrompt, scrap: str) -> N
 @pytest.mark.parametrize("prompt", PROMPTS, ids=lambda prompt: prompt.version)
 def test_good_completions_are_ok_strictly(prompt: RankingPrompt) -> None:
     rng = random.Random(0)
-    if prompt.parser == "first-token":
-        return
     for _ in range(20):
         count = 1 if prompt.kind == "pointwise" else rng.randint(1, 20)
         text = good(prompt, count, rng)

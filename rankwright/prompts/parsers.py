@@ -62,6 +62,7 @@ _LISTED = re.compile(r"^[ \t]*+(?:[-*•]|\d{1,3}[.):])?[ \t*_]*+(\[\s*+[^\W_]++
 _FENCED = re.compile(r"```[a-z]*+\s(.*?)```", re.DOTALL | re.IGNORECASE)
 _STRICT_FENCE = re.compile(r"```(?:json)?\s(.*)```", re.DOTALL)
 _STRICT_CHAIN = re.compile(r"\[[^\W_]{1,9}\](?:\s*+>\s*+\[[^\W_]{1,9}\])*+", re.ASCII)
+_BARE_CHAIN = re.compile(r"[^\W_]{1,9}(?:\s*+>\s*+[^\W_]{1,9})*+", re.ASCII)
 _PAIR = re.compile(
     r"(?<![^\W_])([^\W_]{1,9})(?![^\W_])[\])】］]*+[\"'”’]?\s*+:\s*+[\"'“‘]?(-?\d++(?:\.\d++)?+)(?![\d.]|[eE][-+]?\d)"
 )
@@ -105,7 +106,7 @@ def permutation(completion: Completion, form: Form, *, strict: bool) -> Permutat
     Permutation(order=(2, 0, 1), outcome='repaired', repairs=('id repeated', 'id missing'))
     """
     if strict:
-        return _strict_permutation(completion.text, form)
+        return _strict_permutation(completion.text, form, _STRICT_CHAIN)
     span = lenient_span(completion.text, form.tags)
     if span.text is None:
         return unordered(form, *span.repairs)
@@ -114,13 +115,13 @@ def permutation(completion: Completion, form: Form, *, strict: bool) -> Permutat
     return ordered(found, form, (*span.repairs, *look_alikes, *repairs))
 
 
-def _strict_permutation(text: str, form: Form) -> Permutation:
+def _strict_permutation(text: str, form: Form, chain: re.Pattern[str]) -> Permutation:
     inside = strict_span(text, form.tags)
     if inside is None:
         return unordered(form, TAGS_NOT_AS_AGREED)
-    if not _STRICT_CHAIN.fullmatch(inside):
+    if not chain.fullmatch(inside):
         return unordered(form, FORM_NOT_AS_AGREED)
-    read = ordered([label.strip() for label in re.findall(r"\[(\w+)\]", inside)], form)
+    read = ordered(re.findall(r"\w+", inside), form)
     return read if read.outcome == "ok" else unordered(form, *read.repairs)
 
 
@@ -548,21 +549,23 @@ class Verdict:
 
 
 def first_token(completion: Completion, form: Form, *, strict: bool) -> Permutation:
-    """Identifiers by their probability as the first token; the words play no part.
+    """Identifiers by their probability as the first token; the words behind it play no part.
 
+    Strictly words are all that counts, as everywhere: the whole order, `B > A > C`, which is what a model is taught.
     Of several tokens that are the same identifier (with a blank or bracket before it) the likeliest counts. Identifiers
-    that the server does not list follow in the order of the prompt, which is a repair, and strictly malformed.
+    that the server does not list follow in the order of the prompt, which is a repair.
     Option `token`: which token it is, 1 by default; 2 where a model writes the bracket first.
     Source: FIRST (arXiv 2406.15657).
     """
+    if strict:
+        return _strict_permutation(completion.text, form, _BARE_CHAIN)
     if not completion.top_logprobs:
         return unordered(form, NO_LOGPROBS)
     position = form.options.get("token", 1) - 1
     if position >= len(completion.top_logprobs):
         return unordered(form, NO_ID)
     found = probabilities.first_identifiers(completion.top_logprobs[position], form.labels)
-    read = ordered(found, form)
-    return unordered(form, *read.repairs) if strict and read.outcome != "ok" else read
+    return ordered(found, form)
 
 
 PARSERS: Mapping[str, Parser] = {
