@@ -21,8 +21,8 @@ from rankwright.errors import ConfigurationError, ModelError, ResourceNotFoundEr
 from rankwright.rerankers import causal, scoring
 from rankwright.rerankers.causal import KINDS, CausalReranker, Kind
 from rankwright.rerankers.scoring import ScoringReranker
-from rankwright.training import dev_scorer, train
-from rankwright.types import Document, Query, RerankRequest
+from rankwright.training import dev_scorer, requests_of, train
+from rankwright.types import Document, Example, Query, RerankRequest
 from tests.tiny_causal import ASSISTANT, LETTERS, USER, save_causal
 from tests.toy import ToyReader, examples
 
@@ -407,9 +407,23 @@ def test_rrpo_finds_the_document_that_the_reader_needs(tmp_path: Path, kind: Kin
     result = train(policy, copy.deepcopy(policy), algorithm, examples(16), config, tmp_path / "run", score_dev=dev)
     assert (result.dev_before, result.dev_best) == (0.0, 1.0)
     policy.save(tmp_path / "model")
-    requests = [RerankRequest(example.query, example.candidates) for example in examples(1)]
-    (ranking,) = rankwright.load(tmp_path / "model").rerank_batch(requests)
+    (ranking,) = rankwright.load(tmp_path / "model").rerank_batch(requests_of(examples(1)))
     assert ranking.doc_ids[0] == "7"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lists_of_unequal_length_train_together(llama: Path, kind: Kind) -> None:
+    policy = opened(llama, kind=kind)
+    rows = [Example(Query(f"q{n}", "where?"), DOCUMENTS[:n], ("seven",)) for n in (8, 3, 1)]
+    algorithm = RRPO(RRPOConfig(beta=0.1, train_k=3), ToyReader(), rankwright.answer_reward("f1"), seed=1)
+    scores_QD = policy(requests_of(rows))
+    rollout = algorithm.collect(scores_QD, scores_QD.detach() + 0.0, rows, 0)
+    assert rollout.taken_QK.sum(-1).tolist() == [3, 3, 1]
+    loss, _ = algorithm.loss(scores_QD, rollout)
+    loss.backward()
+    gradients = [weight.grad for weight in policy.parameters() if weight.grad is not None]
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+    assert any(gradient.abs().sum() > 0 for gradient in gradients)
 
 
 SEEDS: dict[Kind, int] = {"yes-no": 0, "integer": 0, "single-token": 0}
