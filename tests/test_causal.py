@@ -156,8 +156,8 @@ def test_no_document_and_one(llama: Path, kind: Kind) -> None:
 
 
 def test_scores_are_fp32_also_where_all_else_is_bfloat16(llama: Path) -> None:
-    """8 bits of a logit make ties: most scores must not be such numbers."""
-    reranker = opened(llama, kind="yes-no")
+    """8 bits of a logit make ties: most logits must not be such numbers."""
+    reranker = opened(llama, kind="single-token")
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         rounded = reranker([RerankRequest(QUERY, DOCUMENTS)])
     assert rounded.dtype == torch.float32
