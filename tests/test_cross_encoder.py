@@ -28,8 +28,9 @@ from transformers import (
 
 import rankwright
 from rankwright.errors import ConfigurationError, DataError, ModelError, ResourceNotFoundError, StorageError
-from rankwright.rerankers import cross_encoder
+from rankwright.rerankers import cross_encoder, scoring
 from rankwright.rerankers.cross_encoder import CrossEncoderReranker, render
+from rankwright.rerankers.scoring import ScoringReranker
 from rankwright.training import interpolate
 from rankwright.types import Document, Query, RerankRequest
 from tests.fake_hub import FakeHub
@@ -78,7 +79,7 @@ def opened(folder: Path) -> CrossEncoderReranker:
     return CrossEncoderReranker.from_pretrained(str(folder))
 
 
-def scores_of(reranker: CrossEncoderReranker, documents: tuple[Document, ...] = DOCUMENTS) -> list[float]:
+def scores_of(reranker: ScoringReranker, documents: tuple[Document, ...] = DOCUMENTS) -> list[float]:
     """Scores in the order of the documents."""
     ranking = reranker.rerank_batch([RerankRequest(Query("q", QUERY), documents)])[0]
     by_id = dict(zip(ranking.doc_ids, ranking.scores, strict=True))
@@ -265,7 +266,7 @@ def test_a_decoder_with_nothing_to_pad_with_is_refused(tmp_path: Path) -> None:
 
 
 def test_doctests() -> None:
-    result = doctest.testmod(cross_encoder)
+    result = doctest.testmod(scoring)
     assert result.attempted >= 2
     assert result.failed == 0
 

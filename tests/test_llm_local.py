@@ -209,6 +209,16 @@ def test_a_served_model_cut_short_is_a_failed_read(served: str, chain: Path) -> 
 
 
 @pytest.mark.timeout(START_SECONDS + 60)
+def test_a_served_model_drops_log_probabilities_and_is_named(served: str, chain: Path) -> None:
+    """transformers serve takes the fields and ignores them."""
+    llm = HTTPLLM(str(chain), served)
+    with pytest.raises(
+        ReaderError, match=r"chain@http.* was asked .*\(logprobs True, top_logprobs 5\) and left them out"
+    ):
+        llm.complete([ask("it", max_tokens=1, temperature=0.0, logprobs=True, top_logprobs=5)])
+
+
+@pytest.mark.timeout(START_SECONDS + 60)
 def test_a_model_the_server_does_not_know_stops_the_run(served: str) -> None:
     llm = HTTPLLM("other-model", served, stop_after=5, concurrency=1)
     with pytest.raises(ReaderError, match=r"first 5 calls .*http 400.*other-model"):
