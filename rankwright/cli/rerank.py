@@ -1,20 +1,28 @@
-"""Verb `rerank`: one question, a stream of requests, or a TREC run."""
+"""Verb `rerank`: one question, a stream of requests, a file of questions with candidates, or a TREC run; by a model
+that scores, or by a language model and a strategy."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.table import Table
 
-from rankwright.cli.common import BadRow, OutputKind, emit, print_out, progress_bars, say, write_out
+from rankwright.cli.common import FORMAT_HELP, BadRow, OutputKind, emit, print_out, progress_bars, say, write_out
+from rankwright.cli.options import ApiKeyEnv, Cache, PriceInput, PriceOutput, RequestsPerMinute, TokensPerMinute
 from rankwright.errors import ConfigurationError, DataError
 from rankwright.types import Document, Query, Ranking, Reranker, RerankRequest
 
+if TYPE_CHECKING:
+    from rankwright.cli.llm import LLMSettings
+
+STRATEGIES = ("sliding", "heapsort", "bubblesort", "pointwise", "groupwise", "single-token", "topk")
+"""Names of cli/llm.py, which the help shows without loading what is behind them."""
 STDIN = "standard input"
 PARTIAL_EXIT_CODE = 7
 QUERY_ID_FIELDS = ("query_id", "_id", "id")
@@ -38,6 +46,18 @@ Many requests, one {"query", "documents"} object a line, each answered with one 
 A TREC run in, a TREC run out:
 
     rankwright rerank --run bm25.run --topics topics.tsv --corpus corpus.jsonl > reranked.run
+
+A language model behind an OpenAI-compatible endpoint sees 20 passages at a time; --output json tells calls and tokens:
+
+    rankwright rerank --llm http://localhost:8000/v1 --llm-model Qwen/Qwen2.5-7B-Instruct --strategy sliding
+      --data bm25_top100.json --format rank_llm --output json
+
+Fewer rounds, another prompt, a tenth of the first stage's scores; then a local model with yes or no to each passage:
+
+    rankwright rerank --llm http://localhost:8000/v1 --llm-model Qwen/Qwen2.5-7B-Instruct --strategy topk
+      --prompt listwise-think-1 --fuse 0.1 --data candidates.jsonl > reranked.run
+
+    rankwright rerank "who wrote Faust?" --passages passages.jsonl --llm ./my-llm --strategy pointwise
 """
 
 
@@ -54,10 +74,37 @@ def rerank(
     passages_file: Path | None = typer.Option(
         None, "--passages", help='Passages as JSON lines or array: {"text", "title"?, "doc_id"?}.'
     ),
+    data: Path | None = typer.Option(None, help="Questions with candidates: file or folder in one of the formats."),
+    format: str | None = typer.Option(None, help=f"Format of --data. {FORMAT_HELP} Default jsonl."),
     run: Path | None = typer.Option(None, help="TREC run to rerank; needs --corpus."),
     topics: Path | None = typer.Option(None, help="Questions of the run; else topics* or queries* beside it."),
-    corpus: Path | None = typer.Option(None, help="Passages of the run."),
-    depth: int | None = typer.Option(None, min=1, help="Candidates of a run that are reranked; all without it."),
+    corpus: Path | None = typer.Option(None, help="Passages of the run or of --data."),
+    depth: int | None = typer.Option(None, min=1, help="Candidates of a question that are reranked; all without it."),
+    llm: str | None = typer.Option(
+        None, help="Language model in the place of --model: an endpoint's base URL, or a local causal LM."
+    ),
+    llm_model: str | None = typer.Option(None, help="Model name at the endpoint of --llm."),
+    strategy: str | None = typer.Option(
+        None, help=f"How a language model covers the candidates: {', '.join(STRATEGIES)}. Default sliding."
+    ),
+    prompt: str | None = typer.Option(
+        None, help="Shipped prompt (rankwright prompts list), file, or a model's folder. Default: the strategy's."
+    ),
+    window: int | None = typer.Option(None, help="Passages that the language model sees at once. Default 20."),
+    stride: int | None = typer.Option(None, help="Steps of a sliding window. Default: half of the window."),
+    fuse: float | None = typer.Option(None, help="Share of the first stage's scores in the result, 0 to 1."),
+    set_: list[str] = typer.Option(
+        [],
+        "--set",
+        help="NAME=VALUE: a setting of the strategy (repeats=4), sampling.NAME, fuse.scale, or reader.NAME for the "
+        "endpoint (reader.concurrency=8).",
+    ),
+    requests_per_minute: RequestsPerMinute = None,
+    tokens_per_minute: TokensPerMinute = None,
+    price_input: PriceInput = None,
+    price_output: PriceOutput = None,
+    api_key_env: ApiKeyEnv = None,
+    cache: Cache = None,
     on_bad_row: BadRow = typer.Option(
         BadRow.error,
         help="Stop at a bad line, or go on and count it; a bad request is answered with an error, and the exit code "
@@ -69,42 +116,63 @@ def rerank(
     ),
 ) -> int:
     """Put passages in the order in which they help to answer a question, best first, with raw scores."""
-    from rankwright.cli.build import build_reranker, tell_of_cut
-    from rankwright.data import trec_run_lines
+    from rankwright.cli.build import tell_of_cut
 
-    _check_arguments(question, passages_file, run, {"--topics": topics, "--corpus": corpus, "--depth": depth})
+    _check_arguments(
+        question,
+        passages_file,
+        run,
+        data,
+        {"--topics": topics, "--format": format, "--corpus": corpus, "--depth": depth},
+    )
+    own = {"window": window, "stride": stride}
+    of_endpoint = {
+        "reader.model": llm_model,
+        "reader.requests_per_minute": requests_per_minute,
+        "reader.tokens_per_minute": tokens_per_minute,
+        "reader.price_input": price_input,
+        "reader.price_output": price_output,
+        "reader.api_key_env": api_key_env,
+        "reader.cache": cache,
+    }
+    asked = {"--strategy": strategy, "--prompt": prompt, "--fuse": fuse, "--set": set_ or None, **own, **of_endpoint}
+    settings = _llm(llm, asked, own | {"reader.reader": llm} | of_endpoint)
+    opened = _opened(settings, model, device)
     failed = 0
-    if run is not None:
-        requests, skipped = _run_requests(run, topics, corpus, depth, on_bad_row)
-        reranker = build_reranker(model, device)
-        for request, ranking in _reranked(reranker, requests, top_k):
-            if output is OutputKind.json:
-                emit({"query_id": ranking.query_id, **_answer(request, ranking, model, skipped)})
-            else:
-                write_out("".join(f"{line}\n" for line in trec_run_lines(ranking)))
+    if (file := run or data) is not None:
+        form = "trec" if run else format or "jsonl"
+        requests, skipped = _file_requests(file, form, topics, corpus, depth, on_bad_row)
+        with opened as reranker:
+            _answer_file(reranker, requests, top_k, llm or model, skipped, output, whole=data is not None)
     elif question is not None:
         documents, skipped = _documents(passages or [], passages_file, on_bad_row)
-        reranker = build_reranker(model, device)
         request = RerankRequest(Query("0", question), documents)
-        (ranking,) = reranker.rerank_batch([request])
-        _print(_answer(request, ranking.best(top_k), model, skipped), output)
+        with opened as reranker:
+            (ranking,) = reranker.rerank_batch([request])
+            answer = _answer(request, ranking.best(top_k), llm or model, skipped)
+            _print({**answer, **_taken(reranker)}, output)
     else:
-        reranker = build_reranker(model, device)
-        failed = _answer_requests(reranker, model, top_k, on_bad_row)
+        with opened as reranker:
+            failed = _answer_requests(reranker, llm or model, top_k, on_bad_row)
     tell_of_cut(reranker)
     return PARTIAL_EXIT_CODE if failed else 0
 
 
 def _check_arguments(
-    question: str | None, passages_file: Path | None, run: Path | None, of_run: Mapping[str, Any]
+    question: str | None, passages_file: Path | None, run: Path | None, data: Path | None, of_file: Mapping[str, Any]
 ) -> None:
-    given = [name for name, value in of_run.items() if value is not None]
-    if run is None and given:
-        raise ConfigurationError(f"{given[0]} was given without --run; wanted the run that it belongs to.")
-    if run is not None and (question is not None or passages_file is not None):
+    if run is not None and data is not None:
+        raise ConfigurationError(f"--run {run} and --data {data} were both given; wanted one of them.")
+    file = run or data
+    given = [name for name, value in of_file.items() if value is not None]
+    if file is None and given:
+        raise ConfigurationError(f"{given[0]} was given without --run and --data; wanted the file that it belongs to.")
+    if run is not None and of_file["--format"] is not None:
+        raise ConfigurationError(f"--format was given with --run {run}, which is a TREC run; wanted it with --data.")
+    if file is not None and (question is not None or passages_file is not None):
         raise ConfigurationError(
-            f"A question or --passages was given beside --run {run}; wanted one of the two. A run brings its own "
-            "questions and passages."
+            f"A question or --passages was given beside {file}; wanted one of the two. A file brings its own questions "
+            "and passages."
         )
     if question is not None and not question.strip():
         raise ConfigurationError("The question is empty; wanted text. Quote it if it has spaces.")
@@ -117,6 +185,48 @@ def _check_arguments(
         ) from None
     if question is None and passages_file is not None:
         raise ConfigurationError(f"--passages {passages_file} was given without a question; put it before the options.")
+
+
+def _llm(llm: str | None, asked: Mapping[str, Any], flags: Mapping[str, Any]) -> LLMSettings | None:
+    """Settings of a language model; None where a scoring model ranks."""
+    from rankwright.cli.llm import llm_settings
+
+    if llm is None:
+        given = next((name for name, value in asked.items() if value is not None), None)
+        if given is not None:
+            flag = given if given.startswith("--") else "--" + given.removeprefix("reader.").replace("_", "-")
+            flag = "--llm-model" if flag == "--model" else flag
+            raise ConfigurationError(
+                f"{flag} was given without --llm, and a scoring model has no use for it; wanted --llm with an "
+                "endpoint's base URL or a local language model."
+            )
+        return None
+    return llm_settings(asked["--strategy"], asked["--prompt"], asked["--fuse"], asked["--set"] or [], flags)
+
+
+@contextlib.contextmanager
+def _opened(settings: LLMSettings | None, model: str, device: str) -> Iterator[Reranker]:
+    """The reranker that was asked for; where it is a language model, with its cache open."""
+    if settings is None:
+        from rankwright.cli.build import build_reranker
+
+        yield build_reranker(model, device)
+        return
+    from rankwright.cli.build import checked_device
+    from rankwright.cli.llm import llm_reranker
+
+    with llm_reranker(settings, checked_device(device)) as reranker:
+        yield reranker
+
+
+def _taken(reranker: Reranker) -> dict[str, Any]:
+    """What a language model's rankings took, for JSON; nothing of a scoring model."""
+    from rankwright.cli.llm import told
+    from rankwright.strategies import LLMReranker
+
+    if not isinstance(reranker, LLMReranker):
+        return {}
+    return {"reranker": reranker.name, **told(reranker.report)}
 
 
 # --- one question ------------------------------------------------------------------------------------------------
@@ -265,7 +375,7 @@ def _answer_requests(reranker: Reranker, model: str, top_k: int | None, on_bad_r
         answered += 1
         noted.note_fields(STDIN, line, row, *_request_fields(row))
         (ranking,) = reranker.rerank_batch([request])
-        answer = _answer(request, ranking.best(top_k), model, failed)
+        answer = {**_answer(request, ranking.best(top_k), model, failed), **_taken(reranker)}
         emit({"query_id": query_id, **answer} if query_id is not None else answer)
     noted.dataset(Path(STDIN))  # warns of unknown fields
     if not answered + failed:
@@ -316,28 +426,55 @@ def _request(row: Mapping[str, Any]) -> tuple[str | None, RerankRequest]:
     return query_id, RerankRequest(query, tuple(documents.values()))
 
 
-# --- a run -------------------------------------------------------------------------------------------------------
+# --- a file of questions -----------------------------------------------------------------------------------------
 
 
-def _run_requests(
-    run: Path, topics: Path | None, corpus: Path | None, depth: int | None, on_bad_row: BadRow
+def _file_requests(
+    file: Path, format: str, topics: Path | None, corpus: Path | None, depth: int | None, on_bad_row: BadRow
 ) -> tuple[list[RerankRequest], int]:
-    """The questions of a run with their candidates, and how many rows were bad."""
+    """The questions of a file with their candidates, and how many rows were bad."""
     from rankwright.data import load_examples
 
-    dataset = load_examples(run, "trec", topics=topics, corpus=corpus, on_bad_row=on_bad_row.value)
-    requests = [RerankRequest(e.query, e.candidates[:depth]) for e in dataset.examples if e.candidates]
+    dataset = load_examples(file, format, topics=topics, corpus=corpus, on_bad_row=on_bad_row.value)
+    requests = [RerankRequest(e.query, e.candidates[:depth], e.first_stage) for e in dataset.examples if e.candidates]
     if not requests:
-        raise DataError(f"{run} names no candidates; wanted a TREC run: query_id Q0 doc_id rank score tag.")
+        wanted = "a TREC run: query_id Q0 doc_id rank score tag" if format == "trec" else "candidates with questions"
+        raise DataError(f"{file} names no candidates; wanted {wanted}. rankwright retrieve finds some.")
     return requests, dataset.skipped
 
 
-def _reranked(
-    reranker: Reranker, requests: Sequence[RerankRequest], top_k: int | None
-) -> Iterator[tuple[RerankRequest, Ranking]]:
+def _answer_file(
+    reranker: Reranker,
+    requests: Sequence[RerankRequest],
+    top_k: int | None,
+    model: str,
+    skipped: int,
+    output: OutputKind,
+    *,
+    whole: bool,
+) -> None:
+    """A TREC run; for json one object with all rankings where `whole`, else a line for each question."""
+    from rankwright.cli.llm import say_report
+    from rankwright.data import trec_run_lines
+    from rankwright.strategies import LLMReranker, StrategyReport
+
+    report, rankings = StrategyReport(), []
     with progress_bars() as progress:
         for start in range(0, len(requests), _QUERIES_AT_ONCE):
             batch = requests[start : start + _QUERIES_AT_ONCE]
-            for request, ranking in zip(batch, reranker.rerank_batch(batch), strict=True):
-                yield request, ranking.best(top_k)
+            ranked = [ranking.best(top_k) for ranking in reranker.rerank_batch(batch)]
+            if isinstance(reranker, LLMReranker):
+                report += reranker.report
+            for request, ranking in zip(batch, ranked, strict=True):
+                if output is OutputKind.text:
+                    write_out("".join(f"{line}\n" for line in trec_run_lines(ranking)))
+                elif not whole:
+                    emit({"query_id": ranking.query_id, **_answer(request, ranking, model, skipped)})
+            rankings += ranked if whole else []
             progress("rerank", start + len(batch), len(requests))
+    if isinstance(reranker, LLMReranker):
+        reranker.report = report
+        say_report(report)
+    if whole and output is OutputKind.json:
+        rows = [{"query_id": r.query_id, "doc_ids": list(r.doc_ids), "scores": list(r.scores)} for r in rankings]
+        emit({"model": model, "skipped": skipped, **_taken(reranker), "rankings": rows})

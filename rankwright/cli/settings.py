@@ -352,7 +352,7 @@ def load_settings(config: Path | None, assignments: Sequence[str], flags: Mappin
     Raises:
         ConfigurationError: an unknown name, a value of the wrong kind or out of range.
     """
-    return settings_from(_filled(_read_yaml(config) if config else {}, assignments, flags))
+    return settings_from(filled(_read_yaml(config) if config else {}, assignments, flags))
 
 
 def load_reader_settings(config: Path | None, assignments: Sequence[str], flags: Mapping[str, Any]) -> ReaderSettings:
@@ -373,22 +373,23 @@ def load_expansion_settings(
 
 def _load_part(name: str, config: Path | None, assignments: Sequence[str], flags: Mapping[str, Any]) -> Any:
     stored = _read_yaml(config) if config else {}
-    tree = _filled({part: stored.get(part) or {} for part in _PARTS}, assignments, flags)
+    tree = filled({part: stored.get(part) or {} for part in _PARTS}, assignments, flags)
     others = sorted(set(tree) - set(_PARTS))
     if others:
         raise ConfigurationError(
             f"--set was given {others[0]}, which says nothing here; wanted a name that begins with reader. or "
             "expansion. The rest has flags of its own: see --help."
         )
-    return _validated(_PARTS[name], tree[name], f"{name}.")
+    return validated(_PARTS[name], tree[name], f"{name}.")
 
 
 def settings_from(tree: Mapping[str, Any]) -> RunSettings:
     """Checks a tree of plain values and makes settings of it."""
-    return _validated(_RUN, dict(tree), "")
+    return validated(_RUN, dict(tree), "")
 
 
-def _filled(tree: dict[str, Any], assignments: Sequence[str], flags: Mapping[str, Any]) -> dict[str, Any]:
+def filled(tree: dict[str, Any], assignments: Sequence[str], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree with the flags that were given, by dotted name, then with NAME=VALUE texts."""
     for name, value in flags.items():
         if value is not None:
             _assign(tree, name, value)
@@ -409,7 +410,12 @@ def _value(name: str, text: str) -> Any:
         ) from error
 
 
-def _validated(adapter: TypeAdapter[Any], tree: Any, prefix: str) -> Any:
+def validated(adapter: TypeAdapter[Any], tree: Any, prefix: str) -> Any:
+    """What the adapter makes of plain values; `prefix` stands before the names in messages.
+
+    Raises:
+        ConfigurationError: an unknown name, or a value of the wrong kind or out of range.
+    """
     try:
         return adapter.validate_python(tree)
     except ValidationError as error:

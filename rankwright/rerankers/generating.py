@@ -8,6 +8,7 @@ from rankwright.errors import ConfigurationError
 from rankwright.llms.calls import output_limit
 from rankwright.prompts.ranking import RankingPrompt, Rendered
 from rankwright.types import (
+    CALL_FAILED,
     LLM,
     Choice,
     Completion,
@@ -21,7 +22,6 @@ from rankwright.types import (
     Scores,
 )
 
-CALL_FAILED = "call failed: "
 TOO_LONG = "prompt too long"
 """How the reason of a failed call begins whose prompt does not fit into the model."""
 

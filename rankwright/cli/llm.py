@@ -1,0 +1,200 @@
+"""A language model as a reranker, out of the options of a verb: who is asked, with which prompt, by which strategy."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from pydantic import TypeAdapter
+
+from rankwright.cli.build import Role, build_llm, command_run, open_store, tell_of_calls
+from rankwright.cli.common import progress_bars, say
+from rankwright.cli.settings import ReaderSettings, filled, load_reader_settings, validated
+from rankwright.errors import ConfigurationError
+from rankwright.llms.cache import CachedLLM
+from rankwright.llms.endpoint import check_sampling_names
+from rankwright.prompts.ranking import RankingPrompt, load_ranking_prompt
+from rankwright.rerankers.generating import LLMPolicy
+from rankwright.strategies import (
+    BubbleSort,
+    Fused,
+    Groupwise,
+    HeapSort,
+    LLMReranker,
+    Pointwise,
+    Sliding,
+    Strategy,
+    StrategyReport,
+    TopK,
+)
+
+LLM_ROLE = Role("Language model", "--llm", "--llm-model")
+
+
+class Way(NamedTuple):
+    """A strategy by its name on the command line."""
+
+    strategy: type[Any]
+    """Its fields are its settings."""
+    prompt: str
+    """The shipped prompt that it takes where none is given."""
+    kinds: tuple[str, ...]
+    """Kinds of prompts whose judgements it can use."""
+
+
+WAYS: Mapping[str, Way] = {
+    "sliding": Way(Sliding, "listwise-1", ("listwise",)),
+    "heapsort": Way(HeapSort, "setwise-1", ("setwise", "listwise")),
+    "bubblesort": Way(BubbleSort, "setwise-1", ("setwise", "listwise")),
+    "pointwise": Way(Pointwise, "pointwise-yes-no-1", ("pointwise",)),
+    "groupwise": Way(Groupwise, "groupwise-1", ("groupwise",)),
+    "single-token": Way(Sliding, "listwise-letters-1", ("listwise",)),
+    "topk": Way(TopK, "listwise-1", ("listwise",)),
+}
+"""Name of a strategy on the command line -> what it is."""
+
+
+@dataclass(frozen=True)
+class LLMSettings:
+    """All that decides rankings by a language model."""
+
+    endpoint: ReaderSettings
+    """Who is asked, within which limits, at what price, and where answers are kept."""
+    prompt: RankingPrompt
+    strategy: Strategy
+    sampling: Mapping[str, float | int | str | None]
+    """What replaces the prompt's own; None leaves a parameter out."""
+
+
+def llm_settings(
+    strategy: str | None,
+    prompt: str | None,
+    fuse: float | None,
+    assignments: Sequence[str],
+    flags: Mapping[str, Any],
+) -> LLMSettings:
+    """Checks the options before anything is loaded or asked.
+
+    Args:
+        strategy: a name of WAYS; by default the first that takes the prompt.
+        prompt: a shipped prompt, a file, or a model's folder; by default the strategy's.
+        fuse: the first stage's share of the scores.
+        assignments: NAME=VALUE: settings of the strategy, `sampling.NAME`, `fuse.scale`, `reader.NAME` for the
+            endpoint.
+        flags: dotted name of the endpoint's settings (`reader.`) or name of the strategy's -> value; None is not given.
+
+    Raises:
+        ConfigurationError: an unknown name, or parts that do not fit each other.
+        ResourceNotFoundError: no such prompt.
+    """
+    own = {name: value for name, value in flags.items() if not name.startswith("reader.")}
+    of_endpoint = [text for text in assignments if text.lstrip().startswith("reader.")]
+    tree = filled({}, [text for text in assignments if text not in of_endpoint], own)
+    sampling, fusion = tree.pop("sampling", {}), tree.pop("fuse", {})
+    if not isinstance(sampling, dict) or not isinstance(fusion, dict) or set(fusion) - {"scale"}:
+        raise ConfigurationError(
+            "--set was given sampling or fuse without a name behind it, or one that is unknown; wanted for example "
+            "--set sampling.max_tokens=2048 or --set fuse.scale=z-score."
+        )
+    check_sampling_names(sampling)
+    loaded = load_ranking_prompt(prompt) if prompt else None
+    name = strategy or _strategy_for(loaded)
+    if name not in WAYS:
+        raise ConfigurationError(f"Strategy '{name}' is unknown; use one of {', '.join(WAYS)}.")
+    loaded = loaded or load_ranking_prompt(WAYS[name].prompt)
+    _check_prompt(name, loaded)
+    chosen = _made(name, tree)
+    if fuse is not None:
+        chosen = Fused(chosen, fuse, **fusion)
+    elif fusion:
+        raise ConfigurationError("--set fuse.scale was given without --fuse; wanted both, or neither.")
+    return LLMSettings(
+        load_reader_settings(
+            None, of_endpoint, {name: value for name, value in flags.items() if name.startswith("reader.")}
+        ),
+        loaded,
+        chosen,
+        sampling,
+    )
+
+
+def _strategy_for(prompt: RankingPrompt | None) -> str:
+    if prompt is None:
+        return "sliding"
+    if prompt.parser == "first-token":
+        return "single-token"
+    return next(name for name, way in WAYS.items() if prompt.kind in way.kinds)
+
+
+def _check_prompt(name: str, prompt: RankingPrompt) -> None:
+    way = WAYS[name]
+    fits = prompt.kind in way.kinds and (name != "single-token" or prompt.parser == "first-token")
+    if not fits:
+        wanted = "one with the parser first-token" if name == "single-token" else f"a {' or '.join(way.kinds)} one"
+        raise ConfigurationError(
+            f"Strategy {name} was given the {prompt.kind} prompt '{prompt.version}' (parser {prompt.parser}); wanted "
+            f"{wanted}, for example {way.prompt}. See rankwright prompts list."
+        )
+
+
+def _made(name: str, settings: Mapping[str, Any]) -> Strategy:
+    if "window" in settings and isinstance(settings["window"], int) and WAYS[name].strategy is Sliding:
+        settings = {"stride": max(1, settings["window"] // 2), **settings}
+    known = [field.name for field in dataclasses.fields(WAYS[name].strategy)]
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise ConfigurationError(
+            f"Strategy {name} was given '{unknown[0]}'; its settings are {', '.join(known) or 'none'}. Beside them "
+            "--set takes sampling.NAME, fuse.scale and reader.NAME."
+        )
+    return validated(TypeAdapter(WAYS[name].strategy), dict(settings), "")
+
+
+@contextlib.contextmanager
+def llm_reranker(settings: LLMSettings, device: str) -> Iterator[LLMReranker]:
+    """The reranker, with the cache around its model; at the end calls and cut passages are told, after an error too."""
+    endpoint, run = settings.endpoint, command_run("rerank")
+    with open_store(endpoint.cache) as store, progress_bars() as progress:
+        llm = CachedLLM(build_llm(endpoint, device, LLM_ROLE), store, run=run)
+        policy = LLMPolicy(llm, settings.prompt, sampling=settings.sampling)
+        try:
+            yield LLMReranker(policy, settings.strategy, on_progress=progress)
+        finally:
+            tell_of_calls(store, endpoint.cache, run, LLM_ROLE)
+            if policy.cut:
+                say(
+                    f"{policy.cut} of {policy.shown} passages shown were longer than the prompt "
+                    f"'{settings.prompt.version}' shows; what lies beyond was not read. Raise passages.limit in a copy "
+                    "of the prompt (--prompt)."
+                )
+
+
+def told(report: StrategyReport) -> dict[str, Any]:
+    """What rankings took, as it stands beside them in JSON."""
+    return {
+        "calls": report.calls,
+        "paid_calls": report.paid,
+        "sequential_depth": report.max_depth,
+        "mean_sequential_depth": report.mean_depth,
+        "tokens": {"input": report.input_tokens, "output": report.output_tokens, "unknown": report.without_tokens},
+        "outcomes": {outcome: report.outcomes[outcome] for outcome in ("ok", "repaired", "malformed")},
+        "repairs": dict(report.repairs),
+        "failures": dict(report.failures),
+    }
+
+
+def say_report(report: StrategyReport) -> None:
+    """The same for people, in a line or two."""
+    counts = told(report)
+    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in counts["outcomes"].items())
+    say(
+        f"{report.calls} calls ({report.paid} paid), sequential depth {report.max_depth} (mean "
+        f"{report.mean_depth:.1f}), {report.input_tokens} input and {report.output_tokens} output tokens; "
+        f"answers: {outcomes}."
+    )
+    for what, counter in (("Repairs", report.repairs), ("Failed calls", report.failures)):
+        if counter:
+            say(f"{what}: " + ", ".join(f"{name} {times}" for name, times in counter.most_common(8)) + ".")
