@@ -268,8 +268,8 @@ def _best_positions(scores_D: NDArray[np.float32], depth: int) -> NDArray[np.int
 def _warn_of_foreign_queries(queries: Sequence[Query]) -> None:
     if queries:
         logger.warning(
-            "No word of %d quer(ies) is in the corpus, for example of '%s' (%.60r); their candidates are the first "
-            "passages of the corpus. Check the language of questions and corpus.",
+            "No word of %d of the queries is in the corpus, for example of '%s' (%.60r); candidates are then its first "
+            "passages. Check the language of questions and corpus.",
             len(queries),
             queries[0].query_id,
             queries[0].text,

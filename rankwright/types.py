@@ -259,8 +259,8 @@ class Completion:
     paid: bool = True
     """False where a cache answered."""
     top_logprobs: tuple[Mapping[str, float], ...] = ()
-    """For every token written, the likeliest tokens and their log probabilities; empty where not asked for
-    (`logprobs`, `top_logprobs` in the sampling) or where the server left them out."""
+    """For every token written, itself first, then the likeliest tokens, with their log probabilities; empty where not
+    asked for (`logprobs`, `top_logprobs` in the sampling)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,11 @@
     assert [seen.fault for seen in server.ledger] == ...
 
 A question without a script, and one whose script is used up, is answered with "answer to QUESTION".
+
+    ChaosReader(tokens=lambda question: [{"yes": -0.1, "no": -2.3}])
+
+answers requests for log probabilities with these tokens, the first of each position being the one written; without
+`tokens` it drops them without a word, as some servers do.
 """
 
 from __future__ import annotations
@@ -35,12 +40,22 @@ class Seen:
     """When, by the clock `time.monotonic`."""
 
 
+Tokens = Callable[[str], Sequence[Mapping[str, float]]]
+"""Question -> for each token of the answer, itself and others with their log probabilities."""
+
+
 class ChaosReader:
     """Runs in its own thread between `with` and the end of the block."""
 
     def __init__(
-        self, script: Mapping[str, Sequence[str]] | None = None, *, seconds: float = 0.0, redirect_to: str = ""
+        self,
+        script: Mapping[str, Sequence[str]] | None = None,
+        *,
+        seconds: float = 0.0,
+        redirect_to: str = "",
+        tokens: Tokens | None = None,
     ):
+        self._tokens = tokens
         self.script(script or {})
         self._seconds = seconds
         self.redirect_to = redirect_to
@@ -121,7 +136,9 @@ class ChaosReader:
 
     async def _misbehave(self, seen: Seen, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(self._seconds)
-        fault = FAULTS[seen.fault]
+        fault = FAULTS.get(seen.fault) or LOGPROB_FAULTS[seen.fault]
+        if seen.fault == "ok" and self._tokens and seen.body.get("logprobs"):
+            fault = with_logprobs(self._tokens(seen.question), seen.body)
         await fault(self, seen.question, writer)
 
 
@@ -133,6 +150,7 @@ def completion(question: str, **changes: Any) -> dict[str, Any]:
     message = {"role": "assistant", "content": f"answer to {question}"}
     message.update({name: changes[name] for name in ("content", "refusal") if name in changes})
     choice = {"index": 0, "message": message, "finish_reason": changes.get("finish_reason", "stop")}
+    choice |= {name: changes[name] for name in changes if name == "logprobs"}
     usage = {"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13}
     return {"id": "x", "object": "chat.completion", "choices": [choice], "usage": usage}
 
@@ -162,6 +180,21 @@ def good(**changes: Any) -> Fault:
         writer.write(http(200, json.dumps(completion(question, **changes)).encode()))
 
     return fault
+
+
+def said(tokens: Mapping[str, float], top: int) -> dict[str, Any]:
+    """One position of OpenAI's `logprobs.content`; the first token is the one written."""
+    entries = [{"token": token, "logprob": value, "bytes": list(token.encode())} for token, value in tokens.items()]
+    return {**entries[0], "top_logprobs": sorted(entries, key=lambda entry: -entry["logprob"])[:top]}
+
+
+def with_logprobs(tokens: Sequence[Mapping[str, float]], body: Mapping[str, Any]) -> Fault:
+    """A completion that says these tokens, cut where the request's tokens end."""
+    kept = tokens[: body.get("max_tokens")]
+    text = "".join(next(iter(position)) for position in kept)
+    content = [said(position, body.get("top_logprobs", 0)) for position in kept]
+    ending = "stop" if len(kept) == len(tokens) and len(kept) < body.get("max_tokens", 99) else "length"
+    return good(content=text, finish_reason=ending, logprobs={"content": content})
 
 
 def error(code: str = "", kind: str = "server_error", message: str = "something went wrong") -> dict[str, Any]:
@@ -302,3 +335,41 @@ FAULTS: dict[str, Fault] = {
     "filter": good(finish_reason="content_filter", content=""),
     "refusal": good(refusal="I cannot help with that."),
 }
+
+
+def _with(**changes: Any) -> dict[str, Any]:
+    """Log probabilities of one token, changed at their first entry."""
+    return {"content": [{**said({"yes": -0.1, "no": -2.3}, 2), **changes}]}
+
+
+DROPPED_LOGPROBS: dict[str, Any] = {
+    "logprobs-null": None,
+    "logprobs-empty": {},
+    "logprobs-no-content": {"content": None},
+    "logprobs-empty-content": {"content": []},
+    "logprobs-no-top": _with(top_logprobs=[]),
+    "logprobs-null-top": _with(top_logprobs=None),
+}
+"""What servers say that do not give log probabilities, or not those of the alternatives."""
+BAD_LOGPROBS: dict[str, Any] = {
+    "logprobs-text": "yes",
+    "logprobs-number": 7,
+    "logprobs-list": [-0.1],
+    "logprobs-content-text": {"content": "yes"},
+    "logprobs-content-numbers": {"content": [1] * 50_000},
+    "logprobs-no-token": {"content": [{"logprob": -0.1}]},
+    "logprobs-token-number": _with(token=4),
+    "logprobs-string": _with(logprob="-0.1"),
+    "logprobs-none": _with(logprob=None),
+    "logprobs-true": _with(logprob=True),
+    "logprobs-nan": _with(logprob=float("nan")),
+    "logprobs-infinite": _with(logprob=float("inf")),
+    "logprobs-positive": _with(logprob=3.5),
+    "logprobs-huge": _with(logprob=10**400),
+    "logprobs-top-text": _with(top_logprobs="yes"),
+    "logprobs-top-numbers": _with(top_logprobs=[0.1] * 50_000),
+    "logprobs-top-nan": _with(top_logprobs=[{"token": "yes", "logprob": float("nan")}]),
+}
+LOGPROB_FAULTS = {name: good(logprobs=value) for name, value in (DROPPED_LOGPROBS | BAD_LOGPROBS).items()}
+LOGPROB_FAULTS["logprobs-refused"] = reply(400, error("", "invalid_request_error", "logprobs are not supported"))
+"""Only for requests that ask for log probabilities; to others they are good answers."""

@@ -11,8 +11,27 @@ import pytest
 from rankwright.cli.app import app, run
 from tests.cli_kit import run_process
 
-VERBS = ["demo", "diagnose", "train", "eval", "rerank", "retrieve", "validate", "report", "push", "cache", "doctor"]
-ALL_COMMANDS = [*([verb] for verb in VERBS), ["cache", "info"], ["cache", "runs"], ["cache", "clear"]]
+VERBS = [
+    "demo",
+    "diagnose",
+    "train",
+    "eval",
+    "rerank",
+    "prompts",
+    "retrieve",
+    "validate",
+    "report",
+    "push",
+    "cache",
+    "doctor",
+]
+ALL_COMMANDS = [
+    *([verb] for verb in VERBS),
+    ["cache", "info"],
+    ["cache", "runs"],
+    ["cache", "clear"],
+    *(["prompts", name] for name in ("list", "show", "render")),
+]
 
 
 def test_the_verbs_are_those_of_the_documents() -> None:
@@ -75,3 +94,18 @@ def test_an_unknown_verb_or_option_ends_with_2(capsys: pytest.CaptureFixture[str
     assert run(["evaluate"]) == 2
     assert run(["validate", "x", "--frmat", "jsonl"]) == 2
     assert "--format" in capsys.readouterr().err  # the nearest known option is named
+
+
+def test_the_time_left_follows_the_pace_since_the_work_was_first_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rankwright.cli import common
+
+    now = 0.0
+    monkeypatch.setattr(common.time, "monotonic", lambda: now)
+    left = common._TimeLeft()
+    assert left.of("training", 50, 100) == ""  # a resumed run: no pace yet
+    now = 10.0
+    assert left.of("training", 60, 100) == ", 40 s left"
+    now = 40.0
+    assert left.of("training", 61, 100) == ", 2 min left"
+    assert left.of("training", 100, 100) == ""
+    assert left.of("rerank", 0, 5) == ""  # other work has a pace of its own

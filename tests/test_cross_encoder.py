@@ -28,8 +28,9 @@ from transformers import (
 
 import rankwright
 from rankwright.errors import ConfigurationError, DataError, ModelError, ResourceNotFoundError, StorageError
-from rankwright.rerankers import cross_encoder
+from rankwright.rerankers import cross_encoder, scoring
 from rankwright.rerankers.cross_encoder import CrossEncoderReranker, render
+from rankwright.rerankers.scoring import ScoringReranker
 from rankwright.training import interpolate
 from rankwright.types import Document, Query, RerankRequest
 from tests.fake_hub import FakeHub
@@ -78,7 +79,7 @@ def opened(folder: Path) -> CrossEncoderReranker:
     return CrossEncoderReranker.from_pretrained(str(folder))
 
 
-def scores_of(reranker: CrossEncoderReranker, documents: tuple[Document, ...] = DOCUMENTS) -> list[float]:
+def scores_of(reranker: ScoringReranker, documents: tuple[Document, ...] = DOCUMENTS) -> list[float]:
     """Scores in the order of the documents."""
     ranking = reranker.rerank_batch([RerankRequest(Query("q", QUERY), documents)])[0]
     by_id = dict(zip(ranking.doc_ids, ranking.scores, strict=True))
@@ -265,7 +266,7 @@ def test_a_decoder_with_nothing_to_pad_with_is_refused(tmp_path: Path) -> None:
 
 
 def test_doctests() -> None:
-    result = doctest.testmod(cross_encoder)
+    result = doctest.testmod(scoring)
     assert result.attempted >= 2
     assert result.failed == 0
 
@@ -516,11 +517,30 @@ def test_two_labels_are_refused(tmp_path: Path) -> None:
         rankwright.load(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "name", ["no-such-folder", "runs/demo/model", "./nowhere", "/nowhere/at/all", "someone/absent"]
-)
+@pytest.mark.parametrize("name", ["no-such-folder", "someone/absent"])
 def test_what_does_not_exist_is_named(name: str) -> None:
     with pytest.raises(ResourceNotFoundError, match=f"Model '{name}' is neither a model folder nor a hub name"):
+        rankwright.load(name)
+
+
+@pytest.mark.parametrize("name", ["runs/demo/model", "./nowhere", "/nowhere/at/all", "a/b/c"])
+def test_a_path_that_does_not_exist_is_not_sought_at_the_hub(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ResourceNotFoundError, match=f"Model folder '{name}' does not exist .*Check the path"):
+        rankwright.load(name)
+
+
+def test_a_misspelt_path_is_told_its_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "first").mkdir()
+    with pytest.raises(ResourceNotFoundError, match=f"has no 'frist'.*Did you mean '{tmp_path}/first'"):
+        rankwright.load(tmp_path / "frist" / "model")
+
+
+@pytest.mark.parametrize("name", ["localhost:8000", "localhost:8000/v1"])
+def test_an_address_without_its_scheme_is_no_model(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"looks like a server's address.*http://localhost:8000/v1\."):
         rankwright.load(name)
 
 

@@ -555,6 +555,14 @@ def test_topics_twice_are_named(tmp_path: Path) -> None:
         load_examples(path, "trec", corpus=write(tmp_path / "c.jsonl", *PAIR))
 
 
+def test_a_question_twice_without_ids_is_named_by_its_words(tmp_path: Path) -> None:
+    path = write(tmp_path / "q.jsonl", {"question": "what is kelp"}, {"question": "what is kelp"})
+    with pytest.raises(
+        DataError, match=r"line 2: the question 'what is kelp' stands here and in line 1.*query_id of its"
+    ):
+        load_examples(path, "jsonl")
+
+
 def test_an_incomplete_beir_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no queries\.jsonl; wanted the folder of one BEIR set"):
         load_examples(tmp_path, "beir")

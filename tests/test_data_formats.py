@@ -444,6 +444,15 @@ def test_without_labels_the_run_chooses_the_topics_and_says_so(trec: Path, need_
     assert f"1 of 3 topics, for example '9', have no usable line in the run '{trec / 'first.run'}'" == warning.found
 
 
+def test_topics_may_be_a_file_of_our_own(trec: Path) -> None:
+    """The questions that `retrieve --out x.run` was given serve as topics of that run."""
+    write(trec / "mine.jsonl", '{"query_id": "7", "question": "what is kelp", "answers": ["a weed"]}\n')
+    dataset = load_examples(trec / "first.run", "trec", corpus=trec / "passages.jsonl", topics=trec / "mine.jsonl")
+    (example,) = dataset.examples
+    assert (example.query.text, example.answers) == ("what is kelp", ("a weed",))
+    assert example.candidates
+
+
 def test_trec_topics_alone_are_questions_to_retrieve_for(trec: Path) -> None:
     dataset = load_examples(trec / "topics.txt", "trec", corpus=trec / "passages.jsonl")
     assert [example.query.query_id for example in dataset.examples] == ["7", "8", "9"]

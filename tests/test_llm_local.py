@@ -119,7 +119,7 @@ def test_a_setting_below_one_is_refused(chain: Path, setting: str) -> None:
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ResourceNotFoundError, match=r"nothing-here.*Check the name"):
+    with pytest.raises(ResourceNotFoundError, match=r"has no 'nothing-here'.*Check the path"):
         LocalLLM(tmp_path / "nothing-here")
 
 
@@ -206,6 +206,16 @@ def test_a_served_model_answers_through_http_as_it_does_locally(
 def test_a_served_model_cut_short_is_a_failed_read(served: str, chain: Path) -> None:
     results = HTTPLLM(str(chain), served).complete([ask("it", max_tokens=2, temperature=0.0)])
     assert results == [CompletionFailed("length")]
+
+
+@pytest.mark.timeout(START_SECONDS + 60)
+def test_a_served_model_drops_log_probabilities_and_is_named(served: str, chain: Path) -> None:
+    """transformers serve takes the fields and ignores them."""
+    llm = HTTPLLM(str(chain), served)
+    with pytest.raises(
+        ReaderError, match=r"chain@http.* was asked .*\(logprobs True, top_logprobs 5\) and left them out"
+    ):
+        llm.complete([ask("it", max_tokens=1, temperature=0.0, logprobs=True, top_logprobs=5)])
 
 
 @pytest.mark.timeout(START_SECONDS + 60)

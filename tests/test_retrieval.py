@@ -89,7 +89,7 @@ def test_a_query_without_a_known_word_gets_the_first_passages_with_a_warning(
     question: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert ids(BM25(SEA), question, 2) == ["kelp", "crab"]
-    assert "No word of 1 quer(ies) is in the corpus, for example of 'q'" in caplog.text
+    assert "No word of 1 of the queries is in the corpus, for example of 'q'" in caplog.text
 
 
 def test_queries_do_not_influence_each_other() -> None:

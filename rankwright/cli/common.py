@@ -143,8 +143,23 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
 
             yield show
         return
-    now_and_then = _now_and_then()
-    yield lambda what, done, total: now_and_then(f"{what}: {done} of {total}")
+    now_and_then, left = _now_and_then(), _TimeLeft()
+    yield lambda what, done, total: now_and_then(f"{what}: {done} of {total}{left.of(what, done, total)}")
+
+
+class _TimeLeft:
+    """How long pieces of work still take, at the pace since each was first told of: a resumed one has a head start."""
+
+    def __init__(self) -> None:
+        self._began: dict[str, tuple[float, int]] = {}
+
+    def of(self, what: str, done: int, total: int) -> str:
+        """ ", 3 min left"; nothing before there is a pace, and after the end."""
+        at, first = self._began.setdefault(what, (time.monotonic(), done))
+        if not first < done < total:
+            return ""
+        seconds = (time.monotonic() - at) / (done - first) * (total - done)
+        return f", {seconds / 60:.0f} min left" if seconds >= 90 else f", {seconds:.0f} s left"
 
 
 def _now_and_then() -> Callable[[str], None]:
@@ -181,8 +196,10 @@ def training_bar() -> Iterator[Callable[[int, int, str], None]]:
             task = bars.add_task("training", total=None, note="")
             yield lambda step, steps, note: bars.update(task, completed=step, total=steps, note=note)
         return
-    now_and_then = _now_and_then()
-    yield lambda step, steps, note: now_and_then(f"training: step {step} of {steps}, {note}")
+    now_and_then, left = _now_and_then(), _TimeLeft()
+    yield lambda step, steps, note: now_and_then(
+        f"training: step {step} of {steps}, {note}{left.of('training', step, steps)}"
+    )
 
 
 def score_text(score: Score | None) -> str:

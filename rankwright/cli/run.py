@@ -103,7 +103,10 @@ def run_training(
         with processes.telling() as tell:
             run = _prepared(stack, settings, name, splits, resume, overwrite, command)
             tell((run.splits, run.deciding))
+        if not resume:
+            say(f"The {len(run.splits.dev)} dev questions are ranked by the starting weights first.")
         trained = _train(run)
+        say(f"The {len(run.splits.test)} test questions are ranked by both models.")
         with processes.telling() as tell:
             outcome = _finished(run, trained)
             tell(outcome)

@@ -114,9 +114,11 @@ class Intake:
         """Take one example. Raises RowError where it contradicts an earlier row or lacks what is needed."""
         query_id = example.query.query_id
         if query_id in self._query_lines:
+            named_by_text = query_id == content_id("", example.query.text)
+            subject = f"the question {shown(example.query.text)}" if named_by_text else f"query_id '{query_id}'"
             raise RowError(
-                f"query_id '{query_id}' stands here and in line {self._query_lines[query_id]}",
-                "every query_id once",
+                f"{subject} stands here and in line {self._query_lines[query_id]}",
+                "every question once, or a query_id of its own for each" if named_by_text else "every query_id once",
                 "Remove or rename one of them.",
             )
         judged = self.relevance is None or query_id in self.relevance

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from rankwright.data import jsonl
 from rankwright.data.fields import Row, answers_field, checked_text, identifier, required_id, shown, text_field
 from rankwright.data.files import AnyPath, first_line, write_lines
 from rankwright.data.intake import Intake, Sources
@@ -230,7 +231,7 @@ def _candidates(run: AnyPath, intake: Intake) -> dict[str, tuple[tuple[Document,
 
 
 def _topics(path: AnyPath, intake: Intake) -> Iterator[tuple[int, Callable[[], Example]]]:
-    """(line, parser of that line) of `query_id TAB text` or of BEIR's JSON lines."""
+    """(line, parser of that line) of `query_id TAB text`, of BEIR's JSON lines, or of ours."""
     if first_line(path).lstrip()[:1] in (b"{", b"["):
         for line, row in json_rows(path, intake):
             yield line, partial(parse_topic, row)
@@ -251,7 +252,9 @@ def _tab_topic(line: str) -> Example:
 
 
 def parse_topic(row: Row) -> Example:
-    """One line of BEIR's queries.jsonl; `answers` is read where somebody added it."""
+    """One line of BEIR's queries.jsonl, or of a file of questions; `answers` is read where somebody added it."""
+    if "question" in row:
+        return replace(jsonl.parse_row(row), candidates=())
     query_id = required_id(row, "_id", "id", "query_id")
     return Example(Query(query_id, text_field(row, "text")), answers=answers_field(row, "answers"))
 

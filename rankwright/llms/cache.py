@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 from rankwright.errors import ReaderError, StorageError
 from rankwright.llms.calls import Call, CallsReport, IncrementalLLM, SuspiciousLLM, price_text
+from rankwright.llms.logprobs import NO_LOGPROBS, wants_logprobs
 from rankwright.llms.replies import EMPTY_TEXT
 from rankwright.types import LLM, Completion, CompletionFailed, CompletionResult, LLMRequest
 
@@ -332,7 +333,8 @@ class CachedLLM:
 
     Identical requests of one batch are sent once; the others share the answer, also where the sampling is random. Every
     new answer is stored as soon as it is there. A text that `accepts` turns down (by default none but blank ones) is no
-    answer: it fails, is not stored, and is asked again. Counts over its lifetime: `paid` answers of the LLM, `hits`
+    answer: it fails, is not stored, and is asked again. Of a request for log probabilities they are the answer,
+    whatever the text, and without them there is none. Counts over its lifetime: `paid` answers of the LLM, `hits`
     answered without a call, `failed` calls.
     """
 
@@ -352,18 +354,18 @@ class CachedLLM:
     def complete(self, requests: Sequence[LLMRequest]) -> list[CompletionResult]:
         """One result per request, in order; `paid` is False for what cost no call."""
         keys = [request_key(self.name, request) for request in requests]
+        asked = dict(zip(keys, requests, strict=True))
+        stored = {key: _restored(value) for key, value in self._store.get_many(keys).items()}
         results: dict[str, CompletionResult] = {
-            key: Completion(value["text"], value["input_tokens"], value["output_tokens"], paid=False)
-            for key, value in self._store.get_many(keys).items()
-            if self._accepts(value["text"])
+            key: completion for key, completion in stored.items() if not self._lack(asked[key], completion)
         }
         if results and isinstance(self._llm, SuspiciousLLM):  # new may be only what fails again and again
             self._llm.answered_before()
-        new = {key: request for key, request in zip(keys, requests, strict=True) if key not in results}
+        new = {key: request for key, request in asked.items() if key not in results}
         new_keys = list(new)
 
         def keep(made: Sequence[Call]) -> None:
-            calls = [self._judged(call) for call in made]
+            calls = [self._judged(new[new_keys[call.index]], call) for call in made]
             results.update((new_keys[call.index], call.result) for call in calls)
             self._keep(new_keys, calls)
 
@@ -372,22 +374,19 @@ class CachedLLM:
         self.hits += sum(isinstance(result, Completion) and not result.paid for result in finished)
         return finished
 
-    def _judged(self, call: Call) -> Call:
-        """The call, failed where its text holds no answer."""
-        if not isinstance(call.result, Completion) or self._accepts(call.result.text):
-            return call
-        return replace(call, result=CompletionFailed(EMPTY_TEXT))
+    def _judged(self, request: LLMRequest, call: Call) -> Call:
+        """The call, failed where it brought no answer."""
+        lack = self._lack(request, call.result) if isinstance(call.result, Completion) else None
+        return replace(call, result=CompletionFailed(lack)) if lack else call
+
+    def _lack(self, request: LLMRequest, completion: Completion) -> str | None:
+        """Why a completion is no answer to the request; None where it is one."""
+        if wants_logprobs(request):
+            return None if completion.top_logprobs else NO_LOGPROBS
+        return None if self._accepts(completion.text) else EMPTY_TEXT
 
     def _keep(self, keys: Sequence[str], calls: Sequence[Call]) -> None:
-        answers = {
-            keys[call.index]: {
-                "text": call.result.text,
-                "input_tokens": call.result.input_tokens,
-                "output_tokens": call.result.output_tokens,
-            }
-            for call in calls
-            if isinstance(call.result, Completion)
-        }
+        answers = {keys[call.index]: _row(call.result) for call in calls if isinstance(call.result, Completion)}
         self._store.put_many(answers, [self._entry(call) for call in calls if call.attempts])
         answered = sum(isinstance(call.result, Completion) for call in calls)
         self.paid += answered
@@ -398,6 +397,23 @@ class CachedLLM:
         return LedgerEntry(
             self._run, self.name, outcome, call.attempts, call.input_tokens, call.output_tokens, call.price
         )
+
+
+def _row(completion: Completion) -> dict[str, Any]:
+    """What is stored of a completion."""
+    row: dict[str, Any] = {
+        "text": completion.text,
+        "input_tokens": completion.input_tokens,
+        "output_tokens": completion.output_tokens,
+    }
+    if completion.top_logprobs:  # as pairs: the first is the token written, and the store sorts names
+        row["top_logprobs"] = [list(map(list, tokens.items())) for tokens in completion.top_logprobs]
+    return row
+
+
+def _restored(row: Mapping[str, Any]) -> Completion:
+    logprobs = tuple(dict(pairs) for pairs in row.get("top_logprobs", ()))
+    return Completion(row["text"], row["input_tokens"], row["output_tokens"], paid=False, top_logprobs=logprobs)
 
 
 def complete_each(llm: LLM, requests: Sequence[LLMRequest], on_calls: CallsReport) -> None:

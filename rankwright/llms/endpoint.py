@@ -1,4 +1,4 @@
-"""Where a language model is asked and what holds its key, checked so that no secret gets into settings.
+"""Where a model is and what holds its key, checked so that no secret gets into settings and nothing is sought in vain.
 
 Settings stand in run folders, reports, ledgers and the names of readers. A key belongs into an environment variable
 alone, so what looks like a secret is refused, and the refusal does not repeat it.
@@ -6,17 +6,20 @@ alone, so what looks like a secret is refused, and the refusal does not repeat i
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from rankwright.errors import ConfigurationError
+from rankwright.errors import ConfigurationError, ResourceNotFoundError
 
 SECRET_NAME = re.compile(
     r"(^|[_-])(api[_-]?key|key|secret|password|passwd|authorization|credentials?|auth|token)$", re.IGNORECASE
 )
 """Names whose values are not shown; max_tokens and api_key_env are none."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_HOST_AND_PORT = re.compile(r"[\w.-]+:\d+(/.*)?")
 
 
 def checked_url(base_url: str) -> str:
@@ -69,4 +72,31 @@ def check_sampling_names(names: Iterable[str]) -> None:
         raise ConfigurationError(
             f"Sampling parameter {secret} looks like a secret, and sampling parameters stand in reports; wanted none. "
             "Put the key into an environment variable, and give its name as api_key_env."
+        )
+
+
+def check_model_place(name: str) -> None:
+    """Whether a model can be sought under a name that is no folder: names of the hub are NAME or OWNER/NAME. To seek
+    any other there takes a minute where there is no connection, and ends with a puzzling message.
+
+    Raises:
+        ConfigurationError: it is an address without http://.
+        ResourceNotFoundError: it is the path of a folder that is not there.
+    """
+    path = Path(name)
+    if path.exists():
+        return
+    if _HOST_AND_PORT.fullmatch(name):
+        raise ConfigurationError(
+            f"Model '{name}' looks like a server's address without its scheme; wanted a folder, a hub name or a base "
+            f"URL. For a server write http://{name.removesuffix('/v1').rstrip('/')}/v1."
+        )
+    if name.startswith(("/", ".", "~", "runs/")) or len(path.parts) > 2:
+        there = next(parent for parent in (*path.parents, Path("/")) if parent.exists())
+        lost = path.relative_to(there).parts[0]
+        near = difflib.get_close_matches(lost, [entry.name for entry in there.iterdir()] if there.is_dir() else [], n=1)
+        hint = f"Did you mean '{there / near[0]}'?" if near else "Check the path."
+        raise ResourceNotFoundError(
+            f"Model folder '{name}' does not exist ('{there}' has no '{lost}'); wanted a model's folder, or a name of "
+            f"the hub. {hint}"
         )

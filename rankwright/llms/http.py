@@ -27,6 +27,7 @@ from rankwright.errors import BudgetExceededError, ConfigurationError, ReaderErr
 from rankwright.llms import replies
 from rankwright.llms.calls import Call, CallsReport, Prices, collect
 from rankwright.llms.endpoint import check_sampling_names, checked_url, checked_variable
+from rankwright.llms.logprobs import NO_LOGPROBS, wants_logprobs, without_logprobs
 from rankwright.llms.pacing import Breaker, TokenBucket, retry_after_seconds, retry_wait
 from rankwright.llms.replies import Reply
 from rankwright.types import Completion, CompletionFailed, CompletionResult, LLMRequest
@@ -98,6 +99,7 @@ class HTTPLLM:
         self._tokens = TokenBucket(tokens_per_minute, what="tokens") if tokens_per_minute is not None else None
         self._breaker = Breaker(_at_least("stop_after", stop_after, 1))
         self._failed_before_first_answer: int | None = 0
+        self._gave_logprobs = False
         # Own generator: jitter drawn from the global one would shift the random numbers of a seeded training run.
         self._rng = random.Random()
         self._told: set[int] = set()
@@ -198,7 +200,7 @@ class HTTPLLM:
                 extra_body=dict(request.sampling),
                 timeout=openai.Timeout(seconds, connect=min(CONNECT_SECONDS, seconds)),
             )
-            return replies.read_completion(response.http_response.content)
+            return replies.read_completion(response.http_response.content, request)
         except openai.APITimeoutError:
             return replies.timed_out()
         except openai.APIConnectionError as error:
@@ -206,9 +208,9 @@ class HTTPLLM:
         except openai.APIStatusError as error:
             refusal = error
         # Outside of the except block: what is raised must not chain the SDK's error, whose request holds the key.
-        return self._refusal(refusal)
+        return self._refusal(refusal, request)
 
-    def _refusal(self, error: openai.APIStatusError) -> Reply:
+    def _refusal(self, error: openai.APIStatusError, request: LLMRequest) -> Reply:
         """A value for what concerns this call; raises for what concerns all calls."""
         status, said = error.status_code, self._quote(error)
         self._last_words = said
@@ -234,6 +236,8 @@ class HTTPLLM:
                 "wanted an address that answers itself, because the key is never sent to another one. Give the final "
                 "address as base URL."
             )
+        if status in (400, 422) and "logprobs" in said and self._lacks_logprobs(request):
+            raise without_logprobs(self.name, request, f"refused (http {status}{said})")
         reply = replies.refused(status, retry_after_seconds(error.response.headers, time.time()))
         if not reply.retry and status not in self._told:
             self._told.add(status)
@@ -269,10 +273,17 @@ class HTTPLLM:
             result = replace(result, paid=False)
         return Call(index, result, len(spent), input_tokens, output_tokens, price)
 
-    def note_usefulness(self, result: CompletionResult) -> None:
-        """Raises ReaderError when none of the first calls was answered: the others would fare no better."""
+    def _lacks_logprobs(self, request: LLMRequest) -> bool:
+        return wants_logprobs(request) and not self._gave_logprobs
+
+    def note_usefulness(self, request: LLMRequest, result: CompletionResult) -> None:
+        """Raises ReaderError where the others would fare no better: none of the first calls was answered, or the server
+        drops the log probabilities that were asked for."""
         if isinstance(result, Completion):
             self.answered_before()
+            self._gave_logprobs |= bool(result.top_logprobs)
+        elif result.reason == NO_LOGPROBS and self._lacks_logprobs(request):
+            raise without_logprobs(self.name, request)
         elif self._failed_before_first_answer is not None:
             self._failed_before_first_answer += 1
             if self._failed_before_first_answer >= self._breaker.limit:
@@ -343,7 +354,7 @@ class _Batch:
                 raise
             if call is not None:
                 self._report(call)
-                self._llm.note_usefulness(call.result)
+                self._llm.note_usefulness(request, call.result)
             if self._stopping.is_set():
                 return
 

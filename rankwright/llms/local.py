@@ -6,20 +6,24 @@ The only module of its floor that needs torch, and it imports it when a model is
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rankwright.errors import ConfigurationError, MissingDependencyError, ModelError, ReaderError, ResourceNotFoundError
 from rankwright.llms.calls import Call, CallsReport, collect
+from rankwright.llms.endpoint import check_model_place
+from rankwright.llms.logprobs import likeliest, top_wanted, wants_logprobs, wants_one_token
 from rankwright.types import Completion, CompletionFailed, CompletionResult, LLMRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT_NEW_TOKENS = 256
-KNOWN_SAMPLING = frozenset({"max_tokens", "temperature", "stop"})
+KNOWN_SAMPLING = frozenset({"max_tokens", "temperature", "stop", "logprobs", "top_logprobs"})
+Tokens = Mapping[str, float]
 
 
 class LocalLLM:
@@ -31,7 +35,9 @@ class LocalLLM:
 
     A tokenizer with a chat template gets the messages through it, one without gets their bare texts. Decoding is
     greedy, so a temperature other than 0 is an error. A text that does not end within its tokens, and a prompt that
-    leaves no room for an answer, is a failure and not a shortened answer.
+    leaves no room for an answer, is a failure and not a shortened answer; a request for log probabilities may be for
+    one token, and its text empty, as with a server. Log probabilities are float32 of the model's own logits, before any
+    penalty of its generation config; those of bfloat16 weights come in steps of a hundredth part.
     """
 
     def __init__(
@@ -108,13 +114,14 @@ class LocalLLM:
         options: dict[str, Any] = {"stop_strings": [stop], "tokenizer": self._tokenizer} if stop else {}
         padded = self._tokenizer.pad({"input_ids": [prompts[index] for index in batch]}, return_tensors="pt")
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), self._watched(request) as watch:
                 outputs = self._model.generate(  # pyright: ignore[reportCallIssue]
                     **padded.to(self._model.device),  # pyright: ignore[reportArgumentType]
                     max_new_tokens=self._limit(request),
                     do_sample=False,
                     num_beams=1,
                     pad_token_id=self._tokenizer.pad_token_id,
+                    stopping_criteria=[watch] if watch else [],
                     **options,
                 )
         except torch.OutOfMemoryError as error:
@@ -124,25 +131,50 @@ class LocalLLM:
             ) from error
         width = padded["input_ids"].shape[1]
         return [
-            self._call(index, len(prompts[index]), row[width:].tolist(), str(stop) if stop else None)
-            for index, row in zip(batch, outputs, strict=True)
+            self._call(index, len(prompts[index]), generated, request, watch.row(row) if watch else [])
+            for row, (index, generated) in enumerate(zip(batch, outputs[:, width:].tolist(), strict=True))
         ]
 
-    def _call(self, index: int, input_tokens: int, generated: list[int], stop: str | None) -> Call:
+    @contextmanager
+    def _watched(self, request: LLMRequest) -> Iterator[_Watch | None]:
+        """While it is open, every token that the model writes is looked at, if the request asks for that."""
+        if not wants_logprobs(request):
+            yield None
+            return
+        watch = _Watch(top_wanted(request))
+        handle = self._model.register_forward_hook(watch.see)
+        try:
+            yield watch
+        finally:
+            handle.remove()
+
+    def _call(
+        self,
+        index: int,
+        input_tokens: int,
+        generated: list[int],
+        request: LLMRequest,
+        likeliest_ids: Sequence[Sequence[tuple[int, float]]],
+    ) -> Call:
+        stop = str(dict(request.sampling).get("stop") or "")
         ends = [position for position, token in enumerate(generated) if token in self._end_tokens()]
         written = generated[: ends[0]] if ends else generated
         text = str(self._tokenizer.decode(written, skip_special_tokens=True))
-        stopped = stop is not None and stop in text
+        stopped = bool(stop) and stop in text
         text = text.split(stop)[0] if stop else text
         output_tokens = len(written) + bool(ends)
+        logprobs = tuple(self._tokens(pairs) for pairs in likeliest_ids[:output_tokens])
         result: CompletionResult
-        if not ends and not stopped:
+        if not ends and not stopped and not wants_one_token(request):
             result = CompletionFailed("length")
-        elif not text.strip():
+        elif not text.strip() and not logprobs:
             result = CompletionFailed("empty text")
         else:
-            result = Completion(text.strip(), input_tokens, output_tokens)
+            result = Completion(text.strip(), input_tokens, output_tokens, True, logprobs)
         return Call(index, result, 1, input_tokens, output_tokens, 0.0)
+
+    def _tokens(self, pairs: Sequence[tuple[int, float]]) -> Tokens:
+        return likeliest([(str(self._tokenizer.decode([token])), value) for token, value in pairs])
 
     def _end_tokens(self) -> set[int]:
         config = self._model.generation_config
@@ -150,7 +182,34 @@ class LocalLLM:
         return set(ends) if isinstance(ends, list) else {ends} if isinstance(ends, int) else set()
 
 
+class _Watch:
+    """Keeps the log probabilities of every token written and of the likeliest beside it: a hook of the model sees the
+    logits, and as a stopping criterion, which never stops, it sees the token. Keeping all logits instead, as `generate`
+    offers, takes gigabytes where a text is long."""
+
+    def __init__(self, top: int):
+        self._top = top
+        self._logprobs: Any = None
+        self._steps: list[tuple[list[list[int]], list[list[float]]]] = []
+
+    def see(self, module: Any, inputs: Any, output: Any) -> None:
+        self._logprobs = output.logits[:, -1].float().log_softmax(-1)
+
+    def __call__(self, input_ids: Any, scores: Any, **more: Any) -> Any:
+        import torch
+
+        best = self._logprobs.topk(min(self._top, self._logprobs.shape[-1])).indices
+        ids = torch.cat([input_ids[:, -1:], best], dim=-1)
+        self._steps.append((ids.tolist(), self._logprobs.gather(-1, ids).tolist()))
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+    def row(self, number: int) -> list[list[tuple[int, float]]]:
+        """For every step of a row of the batch, (id, log probability) of the token written and of the likeliest."""
+        return [list(zip(ids[number], values[number], strict=True)) for ids, values in self._steps]
+
+
 def _load(source: str, device: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    check_model_place(source)
     try:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -201,6 +260,11 @@ def _check_sampling(request: LLMRequest) -> None:
     unknown = sorted(set(sampling) - KNOWN_SAMPLING)
     if unknown or sampling.get("temperature", 0) != 0:
         raise ConfigurationError(
-            f"Sampling parameters of a local model are {sampling}; it decodes greedily and knows only max_tokens, stop "
-            "and temperature 0. Leave the others out."
+            f"Sampling parameters of a local model are {sampling}; it decodes greedily and knows only max_tokens, "
+            "stop, logprobs, top_logprobs and temperature 0. Leave the others out."
+        )
+    top = sampling.get("top_logprobs", 0)
+    if not isinstance(top, int) or top < 0 or (top and not wants_logprobs(request)):
+        raise ConfigurationError(
+            f"Sampling parameter top_logprobs is {top!r}; wanted a whole number from 0 on, beside logprobs true."
         )

@@ -9,7 +9,15 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from rankwright.types import Completion, CompletionFailed, CompletionResult
+from rankwright.llms.logprobs import (
+    BAD_LOGPROBS,
+    NO_LOGPROBS,
+    read_logprobs,
+    top_wanted,
+    wants_logprobs,
+    wants_one_token,
+)
+from rankwright.types import Completion, CompletionFailed, CompletionResult, LLMRequest
 
 EMPTY_TEXT = "empty text"
 LENGTH = "length"
@@ -48,11 +56,13 @@ class Reply:
     """False where no HTTP response came back."""
 
 
-def read_completion(body: bytes) -> Reply:
+def read_completion(body: bytes, request: LLMRequest) -> Reply:
     """Reply for the body of a 200.
 
     Malformed bodies are retried: they come from proxies and crashing servers. What the model itself decided (an empty
     text, a refusal, a stop at the length limit) is not: at temperature 0 it would decide the same again.
+
+    Of a request for log probabilities they are the answer: a text may then be empty, and one token needs no end.
     """
     try:
         data = json.loads(body)
@@ -71,19 +81,30 @@ def read_completion(body: bytes) -> Reply:
     if not isinstance(content, str | None):
         return _malformed(WRONG_TYPE)
     input_tokens, output_tokens = _usage(data.get("usage"))
-    reason = _failure(content, message, choice.get("finish_reason"))
-    result = CompletionFailed(reason) if reason else Completion(content or "", input_tokens, output_tokens)
+    asked = wants_logprobs(request)
+    logprobs = read_logprobs(choice.get("logprobs"), top_wanted(request)) if asked else ()
+    if logprobs == BAD_LOGPROBS:
+        return _malformed(BAD_LOGPROBS)
+    given = () if isinstance(logprobs, str) else logprobs
+    reason = _failure(content, message, choice.get("finish_reason"), request, bool(given))
+    result = CompletionFailed(reason) if reason else Completion(content or "", input_tokens, output_tokens, True, given)
     return Reply(result, input_tokens=input_tokens, output_tokens=output_tokens)
 
 
-def _failure(content: str | None, message: dict[str, Any], finish_reason: object) -> str | None:
+def _failure(
+    content: str | None, message: dict[str, Any], finish_reason: object, request: LLMRequest, has_logprobs: bool
+) -> str | None:
+    empty = not (content and content.strip())
     if message.get("refusal"):
         return REFUSAL
-    if finish_reason == "length":
-        return LENGTH
     if finish_reason == "content_filter":
         return CONTENT_FILTER
-    return None if content and content.strip() else EMPTY_TEXT
+    # A model that wrote nothing has no token to tell of.
+    if wants_logprobs(request) and not has_logprobs and (not empty or finish_reason == "length"):
+        return NO_LOGPROBS
+    if finish_reason == "length":
+        return None if wants_one_token(request) else LENGTH
+    return EMPTY_TEXT if empty and not has_logprobs else None
 
 
 def _usage(usage: object) -> tuple[int | None, int | None]:

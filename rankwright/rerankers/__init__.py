@@ -6,27 +6,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankwright.errors import ConfigurationError
+from rankwright.llms.endpoint import check_model_place
 
 if TYPE_CHECKING:
-    from rankwright.rerankers.cross_encoder import CrossEncoderReranker
+    from rankwright.rerankers.causal import Kind
+    from rankwright.rerankers.scoring import ScoringReranker
 
 REFERENCE = "reference"
 
 
 def load(
-    path: str | Path, backend: str = "torch", *, device: str = "cpu", max_length: int | None = None
-) -> CrossEncoderReranker:
+    path: str | Path,
+    backend: str = "torch",
+    *,
+    device: str = "cpu",
+    max_length: int | None = None,
+    kind: Kind | None = None,
+) -> ScoringReranker:
     """Opens a reranker: a folder, a hub name, or `reference` (the embedded one).
 
     Args:
-        path: folder of a sequence-classification model with one label, its hub name, or "reference".
+        path: folder of a sequence-classification model with one label or of a scoring language model that rankwright
+            saved, its hub name, or "reference".
         backend: "torch" (fp32).
         device: a torch device; the default is the CPU, where scores are reproducible.
         max_length: tokens of query and document together; by default what the model's tokenizer says.
+        kind: "yes-no", "integer" or "single-token": any causal language model, scored that way with a prompt of ours.
+            Published ones were trained on their own prompts (`CausalReranker.from_pretrained` takes them); untested
+            with any of them.
 
     Raises:
         ResourceNotFoundError: nothing is found under that name.
-        ModelError: what is found is not a cross-encoder with one label.
+        ModelError: what is found is neither a cross-encoder with one label nor a scoring language model.
+        ConfigurationError: a label of the kind is not one token of the model.
     """
     if backend != "torch":
         raise ConfigurationError(f"Backend is '{backend}'; wanted 'torch', the only one of this version.")
@@ -34,7 +46,24 @@ def load(
 
     if str(path) == REFERENCE:
         return load_reference(device=device, max_length=max_length)
+    check_model_place(str(path))
+    if kind is not None or _is_causal(str(path)):
+        from rankwright.rerankers.causal import CausalReranker
+
+        return CausalReranker.from_pretrained(str(path), kind=kind, device=device, max_length=max_length)
     return CrossEncoderReranker.from_pretrained(str(path), device=device, max_length=max_length)
+
+
+def _is_causal(path: str) -> bool:
+    """Whether a config.json says that rankwright saved a scoring language model; what cannot be read is not one."""
+    from transformers import PreTrainedConfig
+
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(path)
+    except (OSError, ValueError):
+        return False
+    own = config.get("rankwright")
+    return isinstance(own, dict) and own.get("kind") == "causal"
 
 
 __all__ = ["REFERENCE", "load"]

@@ -7,55 +7,34 @@ Any `AutoModelForSequenceClassification` with one label will do. The folder that
 from __future__ import annotations
 
 import json
-import re
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    BertConfig,
-    BertForSequenceClassification,
-)
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from rankwright.backbone import ASSETS, apply_adapter, backbone_folder, load_adapter
 from rankwright.batching import token_batches
-from rankwright.errors import (
-    ConfigurationError,
-    MissingDependencyError,
-    ModelError,
-    ResourceNotFoundError,
-    StorageError,
-)
+from rankwright.errors import ConfigurationError, ModelError
 from rankwright.prompts.passage import checked_template
-from rankwright.types import Document, Query, Ranking, RerankRequest, as_documents, as_query
+from rankwright.rerankers.scoring import (
+    DEFAULT_TEMPLATE,
+    ScoringReranker,
+    input_length,
+    offset_table,
+    opened,
+    padded,
+    render,
+)
+from rankwright.types import Document, Query, RerankRequest
 
-DEFAULT_TEMPLATE = "{title}: {text}"
 REFERENCE_ADAPTER = ASSETS / "reference.safetensors"
 IDENTITY = "torch.nn.modules.linear.Identity"
 
 
-def render(template: str, document: Document) -> str:
-    """Text that stands for a document; a document without a title is its bare text.
-
-    >>> render("{title}: {text}", Document("1", "It rains.", "Weather"))
-    'Weather: It rains.'
-    >>> render("{title}: {text}", Document("1", "It rains."))
-    'It rains.'
-    """
-    if not document.title:
-        return document.text
-    # Not str.format: braces inside a passage or title are text.
-    return re.sub(r"\{(title|text)\}", lambda field: getattr(document, field[1]), template)
-
-
-class CrossEncoderReranker(nn.Module):
+class CrossEncoderReranker(ScoringReranker):
     """A Reranker and a ScoringPolicy over a sequence-classification model.
 
     Args:
@@ -75,92 +54,29 @@ class CrossEncoderReranker(nn.Module):
         name: str = "model",
         max_tokens: int = 8192,
     ) -> None:
-        super().__init__()
-        self.model = model
-        self.tokenizer = tokenizer
-        self.template = template
-        self.max_tokens = max_tokens
-        self._name = name
-        self.pairs_seen = 0
-        self.pairs_cut = 0
-        self.first_cut = ""
-        """The first pair that was cut, for a message: its tokens and ids."""
+        super().__init__(model, tokenizer, template=template, name=name, max_tokens=max_tokens)
 
     @classmethod
     def from_pretrained(cls, path: str, *, device: str = "cpu", max_length: int | None = None) -> CrossEncoderReranker:
         """Opens a folder or hub name; weights are fp32 safetensors, code in the repository is never run."""
-        try:
-            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+
+        def check(config: Any) -> None:
             if getattr(config, "num_labels", None) != 1:
                 raise ModelError(
                     f"Model '{path}' has {getattr(config, 'num_labels', 'no')} labels; wanted 1. "
                     "Use a reranker (cross-encoder) checkpoint, not a classifier or an embedding model."
                 )
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                path,
-                config=config,
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-            if report["missing_keys"]:  # transformers fills them with random numbers
-                raise ModelError(
-                    f"Model '{path}' has no weights for {', '.join(sorted(report['missing_keys']))}; wanted a complete "
-                    "cross-encoder. Use a reranker checkpoint, not an embedding model or a bare encoder."
-                )
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-            if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a folder without one
-                raise ModelError(
-                    f"Model '{path}' has a tokenizer that knows no word; wanted tokenizer.json or a vocabulary "
-                    "file beside the weights. Save the tokenizer there with save_pretrained."
-                )
-        except ModelError:
-            raise
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            if isinstance(error, OSError) and not Path(path).is_dir():
-                raise ResourceNotFoundError(
-                    f"Model '{path}' is neither a model folder nor a hub name that could be fetched "
-                    f"({_first_line(error)}). Check the path, or the connection and HF_TOKEN for a hub name."
-                ) from error
-            raise ModelError(
-                f"Model '{path}' cannot be opened as a cross-encoder ({_first_line(error)}); wanted config.json, "
-                "tokenizer files and safetensors weights that fit together. Save it again with save_pretrained."
-            ) from error
+
+        instead = "Use a reranker checkpoint, not an embedding model or a bare encoder."
+        model, tokenizer, config = opened(path, AutoModelForSequenceClassification, "cross-encoder", instead, check)
         _settle_padding(path, tokenizer, model)
-        tokenizer.model_max_length = _pair_length(tokenizer, model, max_length)
+        tokenizer.model_max_length = input_length(tokenizer, model, max_length)
         template = _own_template(path, getattr(config, "rankwright", None))
         reranker = cls(model, tokenizer, template=template, name=str(path))
         return reranker.to(device).eval()
 
-    @property
-    def template(self) -> str:
-        """Joins title and text; setting one that cannot do so raises ConfigurationError."""
-        return self._template
-
-    @template.setter
-    def template(self, template: str) -> None:
-        """Checked as the constructor's."""
-        self._template = checked_template(template)
-
-    @property
-    def name(self) -> str:
-        """How it was asked for: folder, hub name or "reference"."""
-        return self._name
-
-    @property
-    def max_length(self) -> int:
-        """Tokens of query and document together."""
-        return int(self.tokenizer.model_max_length)
-
-    @property
-    def share_cut(self) -> float:
-        """Share of pairs that were longer than max_length in all scoring so far."""
-        return self.pairs_cut / self.pairs_seen if self.pairs_seen else 0.0
-
     def forward(self, requests: Sequence[RerankRequest]) -> Tensor:
         """scores_QD, with gradient when grad is on; -inf where a query has fewer documents than the longest list."""
-        width = max(len(request.documents) for request in requests)
         pairs = [(request.query, document) for request in requests for document in request.documents]
         # A text that comes twice is scored once: its scores are then equal, which kernels do not promise for the rows
         # of one batch.
@@ -170,8 +86,7 @@ class CrossEncoderReranker(nn.Module):
             once.setdefault(text, pair)
         row_of = {text: row for row, text in enumerate(once)}
         flat = self._score_pairs(once)[[row_of[text] for text in texts]]
-        rows = torch.split(flat, [len(request.documents) for request in requests])
-        return torch.stack([nn.functional.pad(row, (0, width - len(row)), value=-torch.inf) for row in rows])
+        return padded(flat, [len(request.documents) for request in requests])
 
     def _score_pairs(self, pair_of: Mapping[tuple[str, str], tuple[Query, Document]]) -> Tensor:
         """Raw logits of pairs, each under its two texts, in order."""
@@ -208,106 +123,21 @@ class CrossEncoderReranker(nn.Module):
                 self.first_cut = f"{length} tokens with passage '{document.doc_id}' for question '{query.query_id}'"
         return sum(length > self.max_length for length in lengths)
 
-    @torch.no_grad()
-    def rerank_batch(self, requests: Sequence[RerankRequest]) -> list[Ranking]:
-        """One Ranking per request, best first, equal scores in input order.
-
-        Raises:
-            ModelError: a score is not finite.
-        """
-        filled = [request for request in requests if request.documents]
-        training = self.training
-        self.eval()
-        scores = iter(self(filled).double().cpu().tolist() if filled else [])
-        self.train(training)
-        return [self._ranking(r, next(scores) if r.documents else []) for r in requests]
-
-    def _ranking(self, request: RerankRequest, row: list[float]) -> Ranking:
-        documents = request.documents
-        scores = row[: len(documents)]
-        for document, score in zip(documents, scores, strict=True):
-            if score - score != 0:  # NaN or infinite
-                raise ModelError(
-                    f"Model '{self.name}' scored document '{document.doc_id}' of query '{request.query.query_id}' "
-                    f"{score}; "
-                    "wanted a finite number. The weights are damaged or training diverged: use an earlier checkpoint."
-                )
-        order = sorted(range(len(documents)), key=lambda i: -scores[i])
-        return Ranking(
-            request.query.query_id, tuple(documents[i].doc_id for i in order), tuple(scores[i] for i in order)
-        )
-
-    def rerank(self, query: str | Query, documents: Sequence[str | Document], top_k: int | None = None) -> Ranking:
-        """Orders strings or Documents for one query.
-
-        Args:
-            query: the question.
-            documents: passages; plain strings get the ids "0", "1", ... by position.
-            top_k: keep only the best; None keeps all.
-        """
-        return self.rerank_batch([RerankRequest(as_query(query), as_documents(documents))])[0].best(top_k)
-
-    def add_lora(self, rank: int, alpha: int, *, seed: int = 0) -> None:
-        """Freezes the model and trains low-rank updates of its linear layers plus the classification head; `seed` is
-        that of the updates' random halves."""
-        try:
-            from peft import LoraConfig, TaskType, get_peft_model
-        except ImportError as error:
-            raise MissingDependencyError('LoRA needs peft; run pip install "rankwright[train]".') from error
-        linear = {n.rsplit(".", 1)[-1] for n, m in self.model.named_modules() if isinstance(m, nn.Linear)}
+    def _lora_parts(self, linear: set[str]) -> tuple[str, set[str], list[str]]:
         heads = [name for name in ("classifier", "score") if name in linear or hasattr(self.model, name)]
-        # The head stays frozen unless it is named here.
-        config = LoraConfig(
-            task_type=TaskType.SEQ_CLS,
-            r=rank,
-            lora_alpha=alpha,
-            target_modules=sorted(linear - set(heads)),
-            modules_to_save=heads,
-        )
-        with warnings.catch_warnings(), torch.random.fork_rng():
-            torch.manual_seed(seed)
-            # peft 0.21 asks transformers by a name that is about to change; nothing that a user could do about it.
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-            self.model = get_peft_model(self.model, config)
-
-    def merge_lora(self) -> None:
-        """Adds the low-rank updates to the weights, so that the saved folder is a plain model."""
-        if hasattr(self.model, "merge_and_unload"):
-            self.model = cast(Any, self.model).merge_and_unload()
-
-    def save(self, folder: Path) -> None:
-        """Writes a folder that CrossEncoder, AutoModelForSequenceClassification, TEI and vLLM open.
-
-        The activation is written twice: sentence-transformers 6 reads it from its own file, versions 4 to 5 from
-            config.json and would otherwise put a sigmoid on the scores.
-
-        Raises:
-            StorageError: the folder cannot be written.
-        """
-        self.merge_lora()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._write(folder)
-        except (OSError, SafetensorError) as error:
-            raise StorageError(
-                f"Model folder {folder} cannot be written ({_first_line(error)}); wanted a writable folder and "
-                "free space. Free some, or name another place."
-            ) from error
+        return "SEQ_CLS", linear - set(heads), heads
 
     def _write(self, folder: Path) -> None:
+        """A folder that CrossEncoder, AutoModelForSequenceClassification, TEI and vLLM open.
+
+        The activation is written twice: sentence-transformers 6 reads it from its own file, versions 4 to 5 from
+        config.json and would otherwise put a sigmoid on the scores.
+        """
         config = self.model.config
         config.id2label, config.label2id = {0: "LABEL_0"}, {"LABEL_0": 0}
         config.sentence_transformers = {"activation_fn": IDENTITY, "version": "4.0.0"}
         config.rankwright = {"kind": "cross_encoder", "template": self.template}
-        self.model.save_pretrained(str(folder))
-        for weights in folder.glob("*.safetensors"):
-            # The library leaves them readable by their owner alone; a server is often another user.
-            weights.chmod((folder / "config.json").stat().st_mode)
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is not None:  # what the last call set would be saved, and another call sets its own
-            backend.no_truncation()
-            backend.no_padding()
-        self.tokenizer.save_pretrained(folder)
+        self._write_model(folder)
         for name, content in _sentence_transformers_files().items():
             (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -332,29 +162,6 @@ def _sentence_transformers_files() -> dict[str, Any]:
     }
 
 
-def _pair_length(tokenizer: Any, model: Any, max_length: int | None) -> int:
-    """The length asked for, or the tokenizer's own, never more than the model has positions for."""
-    return int(min(max_length or tokenizer.model_max_length, _positions(model)))
-
-
-def _positions(model: Any) -> int:
-    """Tokens that the model has positions for."""
-    table = _offset_table(model)
-    if table is not None:
-        return len(table.weight) - table.padding_idx - 1
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 0
-    return positions if positions > 0 else 512  # XLNet, which has no limit, says -1
-
-
-def _offset_table(model: Any) -> Any:
-    """The position table of RoBERTa and its kin, which number positions from padding_idx + 1; None in other models.
-
-    Only their table has a padding_idx: pad tokens stand at that position.
-    """
-    tables = (getattr(module, "position_embeddings", None) for module in model.modules())
-    return next((table for table in tables if getattr(table, "padding_idx", None) is not None), None)
-
-
 def _settle_padding(path: str, tokenizer: Any, model: Any) -> None:
     """Gives tokenizer and model the same pad token: a classifier on a decoder reads its score at the last token that
     is not the pad token of its config."""
@@ -367,7 +174,7 @@ def _settle_padding(path: str, tokenizer: Any, model: Any) -> None:
         )
     if token != tokenizer.pad_token:
         tokenizer.pad_token = token
-    if _offset_table(model) is None:  # RoBERTa's positions hang on the id: its config keeps the one of its training
+    if offset_table(model) is None:  # RoBERTa's positions hang on the id: its config keeps the one of its training
         config.pad_token_id = tokenizer.pad_token_id
 
 
@@ -400,10 +207,6 @@ def _own_template(path: str, own: Any) -> str:
         ) from error
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200]
-
-
 def untrained_reference() -> CrossEncoderReranker:
     """The offline backbone with a fresh one-label head: where the reference's own training starts."""
     from safetensors.torch import load_file
@@ -425,5 +228,5 @@ def load_reference(
     apply_adapter(reranker.model, tensors)
     reranker.template = settings["template"]
     length = max_length or int(settings["max_length"])
-    reranker.tokenizer.model_max_length = _pair_length(reranker.tokenizer, reranker.model, length)
+    reranker.tokenizer.model_max_length = input_length(reranker.tokenizer, reranker.model, length)
     return reranker.to(device).eval()

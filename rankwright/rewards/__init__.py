@@ -1,8 +1,10 @@
-"""What an answer is worth: rewards from accepted answers, or from the user's own function.
+"""What an answer or a written ranking is worth: rewards from accepted answers, from relevance labels, or from the
+user's own function.
 
 from rankwright.rewards import resolve_reward
 reward = resolve_reward("f1")
 reward = resolve_reward("my_rewards:cites_a_year")
+reward = ranking_reward("rearank")
 """
 
 from __future__ import annotations
@@ -10,9 +12,17 @@ from __future__ import annotations
 from rankwright.errors import ConfigurationError
 from rankwright.rewards.answer import ANSWER_METRICS, answer_reward
 from rankwright.rewards.function import function_reward
+from rankwright.rewards.ranking import RANKING_REWARDS, ranking_reward
 from rankwright.types import Reward
 
-__all__ = ["ANSWER_METRICS", "answer_reward", "function_reward", "resolve_reward"]
+__all__ = [
+    "ANSWER_METRICS",
+    "RANKING_REWARDS",
+    "answer_reward",
+    "function_reward",
+    "ranking_reward",
+    "resolve_reward",
+]
 
 
 def resolve_reward(name_or_spec: str) -> Reward:

@@ -149,7 +149,7 @@ MUTANTS = [
     Mutant(
         gate="R1",
         tests=GATE,
-        file="rankwright/rerankers/cross_encoder.py",
+        file="rankwright/rerankers/scoring.py",
         old="        order = sorted(range(len(documents)), key=lambda i: -scores[i])\n",
         new="        order = [scores.index(score) for score in sorted(scores, reverse=True)]\n",
     ),

@@ -1,0 +1,275 @@
+"""What rerankers that score with a transformer have in common: rankings out of scores, counts of what was cut, LoRA,
+folders. Each is a ScoringPolicy, so RRPO trains it."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoTokenizer
+
+from rankwright.errors import MissingDependencyError, ModelError, ResourceNotFoundError, StorageError
+from rankwright.prompts.passage import checked_template
+from rankwright.types import Document, Query, Ranking, RerankRequest, as_documents, as_query
+
+DEFAULT_TEMPLATE = "{title}: {text}"
+
+
+def render(template: str, document: Document) -> str:
+    """Text that stands for a document; a document without a title is its bare text.
+
+    >>> render("{title}: {text}", Document("1", "It rains.", "Weather"))
+    'Weather: It rains.'
+    >>> render("{title}: {text}", Document("1", "It rains."))
+    'It rains.'
+    """
+    if not document.title:
+        return document.text
+    # Not str.format: braces inside a passage or title are text.
+    return re.sub(r"\{(title|text)\}", lambda field: getattr(document, field[1]), template)
+
+
+def padded(flat: Tensor, counts: Sequence[int]) -> Tensor:
+    """scores_QD out of the scores of all documents in a row, -inf where a query has fewer than the longest list."""
+    rows, width = torch.split(flat, list(counts)), max(counts)
+    return torch.stack([nn.functional.pad(row, (0, width - len(row)), value=-torch.inf) for row in rows])
+
+
+class ScoringReranker(nn.Module):
+    """A Reranker and a ScoringPolicy; a subclass says how documents get their scores (`forward`) and what its folder
+    holds (`_write`).
+
+    Args:
+        model: a model of transformers.
+        tokenizer: its tokenizer; `model_max_length` is the length that inputs are cut to.
+        template: joins title and text, with the fields {title} and {text}.
+        name: how it appears in tables.
+        max_tokens: padded tokens of one forward pass.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, template: str, name: str, max_tokens: int) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.template = template
+        self.max_tokens = max_tokens
+        self._name = name
+        self.pairs_seen = 0
+        self.pairs_cut = 0
+        self.first_cut = ""
+        """The first pair that was cut, for a message: its tokens and ids."""
+
+    @property
+    def template(self) -> str:
+        """Joins title and text; setting one that cannot do so raises ConfigurationError."""
+        return self._template
+
+    @template.setter
+    def template(self, template: str) -> None:
+        """Checked as the constructor's."""
+        self._template = checked_template(template)
+
+    @property
+    def name(self) -> str:
+        """How it was asked for: folder, hub name or "reference"."""
+        return self._name
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that are read at once: of query and document, or of a whole prompt."""
+        return int(self.tokenizer.model_max_length)
+
+    @property
+    def share_cut(self) -> float:
+        """Share of pairs of query and document that were cut to fit into max_length in all scoring so far."""
+        return self.pairs_cut / self.pairs_seen if self.pairs_seen else 0.0
+
+    @abstractmethod
+    def forward(self, requests: Sequence[RerankRequest]) -> Tensor:
+        """scores_QD, with gradient when grad is on; -inf where a query has fewer documents than the longest list."""
+
+    @abstractmethod
+    def _write(self, folder: Path) -> None:
+        """Writes the model into an existing folder."""
+
+    @abstractmethod
+    def _lora_parts(self, linear: set[str]) -> tuple[str, set[str], list[str]]:
+        """peft's name of the task, and out of the names of all linear layers those that get low-rank updates and those
+        that are trained whole."""
+
+    @torch.no_grad()
+    def rerank_batch(self, requests: Sequence[RerankRequest]) -> list[Ranking]:
+        """One Ranking per request, best first, equal scores in input order.
+
+        Raises:
+            ModelError: a score is not finite.
+        """
+        filled = [request for request in requests if request.documents]
+        training = self.training
+        self.eval()
+        scores = iter(self(filled).double().cpu().tolist() if filled else [])
+        self.train(training)
+        return [self._ranking(r, next(scores) if r.documents else []) for r in requests]
+
+    def _ranking(self, request: RerankRequest, row: list[float]) -> Ranking:
+        documents = request.documents
+        scores = row[: len(documents)]
+        for document, score in zip(documents, scores, strict=True):
+            if score - score != 0:  # NaN or infinite
+                raise ModelError(
+                    f"Model '{self.name}' scored document '{document.doc_id}' of query '{request.query.query_id}' "
+                    f"{score}; "
+                    "wanted a finite number. The weights are damaged or training diverged: use an earlier checkpoint."
+                )
+        order = sorted(range(len(documents)), key=lambda i: -scores[i])
+        return Ranking(
+            request.query.query_id, tuple(documents[i].doc_id for i in order), tuple(scores[i] for i in order)
+        )
+
+    def rerank(self, query: str | Query, documents: Sequence[str | Document], top_k: int | None = None) -> Ranking:
+        """Orders strings or Documents for one query.
+
+        Args:
+            query: the question.
+            documents: passages; plain strings get the ids "0", "1", ... by position.
+            top_k: keep only the best; None keeps all.
+        """
+        return self.rerank_batch([RerankRequest(as_query(query), as_documents(documents))])[0].best(top_k)
+
+    def add_lora(self, rank: int, alpha: int, *, seed: int = 0) -> None:
+        """Freezes the model and trains low-rank updates of its linear layers, plus the head of a classifier; `seed` is
+        that of the updates' random halves."""
+        try:
+            from peft import LoraConfig, get_peft_model
+        except ImportError as error:
+            raise MissingDependencyError('LoRA needs peft; run pip install "rankwright[train]".') from error
+        linear = {n.rsplit(".", 1)[-1] for n, m in self.model.named_modules() if isinstance(m, nn.Linear)}
+        task, targets, heads = self._lora_parts(linear)
+        # A head stays frozen unless it is named here.
+        config = LoraConfig(
+            task_type=task, r=rank, lora_alpha=alpha, target_modules=sorted(targets), modules_to_save=heads or None
+        )
+        with warnings.catch_warnings(), torch.random.fork_rng():
+            torch.manual_seed(seed)
+            # peft 0.21 asks transformers by a name that is about to change; nothing that a user could do about it.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            self.model = get_peft_model(self.model, config)
+
+    def merge_lora(self) -> None:
+        """Adds the low-rank updates to the weights, so that the saved folder is a plain model."""
+        if hasattr(self.model, "merge_and_unload"):
+            self.model = cast(Any, self.model).merge_and_unload()
+
+    def save(self, folder: Path) -> None:
+        """Writes a folder that `rankwright.load` opens with equal scores, and other tools as a plain model of its kind.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
+        self.merge_lora()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._write(folder)
+        except (OSError, SafetensorError) as error:
+            raise StorageError(
+                f"Model folder {folder} cannot be written ({first_line(error)}); wanted a writable folder and "
+                "free space. Free some, or name another place."
+            ) from error
+
+    def _write_model(self, folder: Path) -> None:
+        """Weights, config and tokenizer."""
+        self.model.save_pretrained(str(folder))
+        for weights in folder.glob("*.safetensors"):
+            # The library leaves them readable by their owner alone; a server is often another user.
+            weights.chmod((folder / "config.json").stat().st_mode)
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None:  # what the last call set would be saved, and another call sets its own
+            backend.no_truncation()
+            backend.no_padding()
+        self.tokenizer.save_pretrained(folder)
+
+
+def opened(path: str, model_class: Any, what: str, instead: str, check: Callable[[Any], None]) -> tuple[Any, Any, Any]:
+    """Model, tokenizer and config of a folder or hub name; weights are fp32 safetensors, code there is never run.
+
+    Args:
+        path: the folder or hub name.
+        model_class: the class of transformers that opens it.
+        what: what it is to be, for messages.
+        instead: the next step where weights are missing.
+        check: raises ModelError where the config is not that of such a model.
+
+    Raises:
+        ResourceNotFoundError: nothing is found under that name.
+        ModelError: what is found is something else, incomplete or damaged.
+    """
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        check(config)
+        model, report = model_class.from_pretrained(
+            path,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        if report["missing_keys"]:  # transformers fills them with random numbers
+            raise ModelError(
+                f"Model '{path}' has no weights for {', '.join(sorted(report['missing_keys']))}; wanted a complete "
+                f"{what}. {instead}"
+            )
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a folder without one
+            raise ModelError(
+                f"Model '{path}' has a tokenizer that knows no word; wanted tokenizer.json or a vocabulary "
+                "file beside the weights. Save the tokenizer there with save_pretrained."
+            )
+    except ModelError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, OSError) and not Path(path).is_dir():
+            raise ResourceNotFoundError(
+                f"Model '{path}' is neither a model folder nor a hub name that could be fetched "
+                f"({first_line(error)}). Check the path, or the connection and HF_TOKEN for a hub name."
+            ) from error
+        raise ModelError(
+            f"Model '{path}' cannot be opened as a {what} ({first_line(error)}); wanted config.json, "
+            "tokenizer files and safetensors weights that fit together. Save it again with save_pretrained."
+        ) from error
+    return model, tokenizer, config
+
+
+def input_length(tokenizer: Any, model: Any, max_length: int | None) -> int:
+    """The length asked for, or the tokenizer's own, never more than the model has positions for."""
+    return int(min(max_length or tokenizer.model_max_length, _positions(model)))
+
+
+def _positions(model: Any) -> int:
+    """Tokens that the model has positions for."""
+    table = offset_table(model)
+    if table is not None:
+        return len(table.weight) - table.padding_idx - 1
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 0
+    return positions if positions > 0 else 512  # XLNet, which has no limit, says -1
+
+
+def offset_table(model: Any) -> Any:
+    """The position table of RoBERTa and its kin, which number positions from padding_idx + 1; None in other models.
+
+    Only their table has a padding_idx: pad tokens stand at that position.
+    """
+    tables = (getattr(module, "position_embeddings", None) for module in model.modules())
+    return next((table for table in tables if getattr(table, "padding_idx", None) is not None), None)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, short."""
+    return str(error).strip().split("\n")[0][:200]
