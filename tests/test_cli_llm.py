@@ -1,0 +1,244 @@
+"""`rankwright rerank --llm`: every strategy against a server that can read, and what is told of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankwright.cli.app import run
+from rankwright.cli.llm import WAYS
+from rankwright.cli.rerank import STRATEGIES
+from rankwright.data import read_trec_run
+from tests.cli_kit import body_of, feed, one_line, reply, serving, write_rows
+
+GRADES = {"q1": [3, 9, 0, 7, 5, 1, 8, 2], "q2": [0, 4, 10, 6]}
+CALLS = {
+    "sliding": 4,
+    "topk": 4,
+    "heapsort": None,
+    "bubblesort": None,
+    "pointwise": 12,
+    "groupwise": 3,
+    "single-token": 4,
+}
+"""Of both questions, with windows of 4 by 2 (topk keeps 2, groups of 4): of 8 documents 3, of 4 one."""
+
+
+def label_grades(words: str) -> dict[str, int]:
+    return {label: int(grade) for label, grade in re.findall(r"\[(\w+)\] grade (\d+)", words)}
+
+
+def said(words: str) -> tuple[str, list[dict[str, float]]]:
+    """What a model says that can read the grades of its passages, and the log probabilities of its tokens."""
+    alone = re.search(r"Passage: grade (\d+)", words)
+    if alone:
+        likely = (int(alone[1]) + 0.5) / 11
+        verdict = {"yes": math.log(likely), "no": math.log(1 - likely)}
+        word = max(verdict, key=lambda name: verdict[name])
+        return word, [{word: verdict[word], **verdict}]
+    grades = label_grades(words)
+    best = sorted(grades, key=lambda label: -grades[label])
+    if "JSON" in words:
+        return f"<reason>-</reason><answer>{json.dumps({f'[{label}]': grades[label] for label in grades})}</answer>", []
+    if "Which one" in words:
+        return f"[{best[0]}]", []
+    if best[0].isalpha():
+        return best[0], [{label: -1.0 - rank for rank, label in enumerate(best)}]
+    return " > ".join(f"[{label}]" for label in best), []
+
+
+@pytest.fixture
+def seen() -> list[dict[str, Any]]:
+    """Bodies of the requests."""
+    return []
+
+
+@pytest.fixture
+def server(seen: list[dict[str, Any]]) -> Iterator[str]:
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        body = json.loads(body_of(request))
+        seen.append(body)
+        text, tokens = said("\n".join(message["content"] for message in body["messages"]))
+        choice: dict[str, Any] = {
+            "index": 0,
+            "message": {"role": "assistant", "content": text},
+            "finish_reason": "stop",
+        }
+        if body.get("logprobs"):
+            content = [
+                {
+                    "token": next(iter(top)),
+                    "logprob": next(iter(top.values())),
+                    "top_logprobs": [{"token": token, "logprob": value} for token, value in top.items()],
+                }
+                for top in tokens
+            ]
+            choice["logprobs"] = {"content": content}
+        usage = {"prompt_tokens": 100, "completion_tokens": 10}
+        reply(request, {"choices": [choice], "usage": usage})
+
+    with serving(answer) as url:
+        yield url
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {
+            "query": {"text": f"what is {query_id}?", "qid": query_id},
+            "candidates": [
+                {"docid": f"{query_id}-{i}", "score": 20.0 - i, "doc": {"contents": f"grade {grade}"}}
+                for i, grade in enumerate(grades)
+            ],
+        }
+        for query_id, grades in GRADES.items()
+    ]
+    return write_rows(tmp_path / "candidates.jsonl", rows)
+
+
+def best_first(query_id: str) -> list[str]:
+    grades = GRADES[query_id]
+    return [f"{query_id}-{i}" for i in sorted(range(len(grades)), key=lambda i: -grades[i])]
+
+
+def options_of(strategy: str) -> list[str]:
+    if strategy in ("sliding", "single-token"):
+        return ["--window", "4"]  # by 2
+    if strategy == "topk":
+        return ["--window", "4", "--set", "top_k=2"]
+    if strategy == "groupwise":
+        return ["--set", "group=4"]
+    return [] if strategy == "pointwise" else ["--set", "children=3", "--set", "top_k=2"]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_finds_the_best_and_tells_what_it_took(
+    strategy: str, server: str, data: Path, seen: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["rerank", "--llm", server, "--llm-model", "m", "--strategy", strategy, "--data", str(data)]
+    arguments += ["--format", "rank_llm", "--output", "json", *options_of(strategy)]
+    assert run(arguments) == 0
+    found = one_line(capsys.readouterr().out)
+    for ranking in found["rankings"]:
+        whole = strategy in ("pointwise", "groupwise")
+        wanted = best_first(ranking["query_id"])
+        assert ranking["doc_ids"][: None if whole else 2] == wanted[: None if whole else 2]
+        assert sorted(ranking["doc_ids"]) == sorted(wanted)
+        assert ranking["scores"] == sorted(ranking["scores"], reverse=True)
+    assert [ranking["query_id"] for ranking in found["rankings"]] == list(GRADES)
+    assert found["calls"] == found["paid_calls"] == len(seen)
+    assert CALLS[strategy] in (None, found["calls"])
+    assert found["tokens"] == {"input": 100 * len(seen), "output": 10 * len(seen), "unknown": 0}
+    assert found["outcomes"] == {"ok": len(seen), "repaired": 0, "malformed": 0}
+    assert 1 <= found["sequential_depth"] <= found["calls"]
+    assert WAYS[strategy].prompt in found["reranker"]
+
+    assert run(arguments) == 0  # the cache answers
+    again = one_line(capsys.readouterr().out)
+    assert (again["paid_calls"], again["rankings"]) == (0, found["rankings"])
+
+
+def test_the_names_in_the_help_are_those_that_are_there() -> None:
+    assert tuple(WAYS) == STRATEGIES
+
+
+def test_text_is_a_run_and_the_report_goes_to_people(
+    server: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["rerank", "--llm", server, "--llm-model", "m", "--data", str(data), "--format", "rank_llm"]
+    assert run(arguments) == 0
+    written = capsys.readouterr()
+    (tmp_path / "out.run").write_text(written.out)
+    assert [list(ranking.doc_ids) for ranking in read_trec_run(tmp_path / "out.run")] == [
+        best_first(query_id) for query_id in GRADES
+    ]
+    assert "2 calls (2 paid), sequential depth 1" in written.err
+    assert "answers: 2 ok, 0 repaired, 0 malformed" in written.err
+
+
+def test_one_question(server: str, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    passages = [f"grade {grade}" for grade in GRADES["q2"]]
+    arguments = ["rerank", "what?", *passages, "--llm", server, "--llm-model", "m", "--strategy", "pointwise"]
+    assert run([*arguments, "--output", "json"]) == 0
+    found = one_line(capsys.readouterr().out)
+    assert [row["doc_id"] for row in found["results"]] == ["2", "3", "1", "0"]
+    assert (found["calls"], found["sequential_depth"]) == (4, 1)
+
+
+def test_requests_one_by_one(
+    server: str, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    feed(monkeypatch, {"query": "what?", "documents": ["grade 1", "grade 2"]})
+    assert run(["rerank", "--llm", server, "--llm-model", "m"]) == 0
+    found = one_line(capsys.readouterr().out)
+    assert ([row["doc_id"] for row in found["results"]], found["calls"]) == (["1", "0"], 1)
+
+
+def test_the_first_stage_takes_its_share(server: str, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["rerank", "--llm", server, "--llm-model", "m", "--strategy", "pointwise", "--data", str(data)]
+    assert run([*arguments, "--format", "rank_llm", "--fuse", "1", "--output", "json"]) == 0
+    found = one_line(capsys.readouterr().out)
+    assert found["rankings"][0]["doc_ids"] == [f"q1-{i}" for i in range(8)]
+    assert "first-stage(min-max,weight=1.0)" in found["reranker"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--strategy", "quicksort"], "Strategy 'quicksort' is unknown; use one of sliding"),
+        (["--prompt", "setwise-1", "--strategy", "sliding"], "wanted a listwise one, for example listwise-1"),
+        (["--prompt", "listwise-1", "--strategy", "single-token"], "wanted one with the parser first-token"),
+        (["--set", "widow=3"], "Strategy sliding was given 'widow'; its settings are window, stride, passes"),
+        (["--set", "passes=many"], "Setting passes is 'many'"),
+        (["--window", "1"], "has window 1; wanted 2 or more"),
+        (["--fuse", "2"], "wanted 0 to 1"),
+        (["--set", "fuse.scale=z-score"], "--set fuse.scale was given without --fuse"),
+        (["--set", "sampling=3"], "wanted for example --set sampling.max_tokens=2048"),
+        (["--set", "sampling.api_key=x"], "looks like a secret"),
+        (["--prompt", "nowhere"], "Ranking prompt 'nowhere' is neither"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_anything_is_asked(
+    options: list[str],
+    message: str,
+    server: str,
+    data: Path,
+    seen: list[dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["rerank", "--llm", server, "--llm-model", "m", "--data", str(data), "--format", "rank_llm"]
+    assert run([*arguments, *options]) != 0
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not seen
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--strategy", "topk"], "--strategy was given without --llm"),
+        (["--llm-model", "m"], "--llm-model was given without --llm"),
+        (["--set", "window=3"], "--set was given without --llm"),
+        (["--price-input", "1"], "--price-input was given without --llm"),
+    ],
+)
+def test_a_scoring_model_has_no_use_for_them(
+    options: list[str], message: str, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["rerank", "--data", str(data), "--format", "rank_llm", "--model", "first-stage", *options]) != 0
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_scoring_model_ranks_a_file_too(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["rerank", "--data", str(data), "--format", "rank_llm", "--model", "first-stage", "--output", "json"]
+    assert run([*arguments, "--depth", "2"]) == 0
+    found = one_line(capsys.readouterr().out)
+    assert [ranking["doc_ids"] for ranking in found["rankings"]] == [["q1-0", "q1-1"], ["q2-0", "q2-1"]]
+    assert "calls" not in found
