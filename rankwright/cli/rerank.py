@@ -171,8 +171,8 @@ def _check_arguments(
         raise ConfigurationError(f"--format was given with --run {run}, which is a TREC run; wanted it with --data.")
     if file is not None and (question is not None or passages_file is not None):
         raise ConfigurationError(
-            f"A question or --passages was given beside {'--run' if run else '--data'} {file}; wanted one of the two. A file brings its own questions "
-            "and passages."
+            f"A question or --passages was given beside {'--run' if run else '--data'} {file}; wanted one of the two. "
+            "A file brings its own questions and passages."
         )
     if question is not None and not question.strip():
         raise ConfigurationError("The question is empty; wanted text. Quote it if it has spaces.")
