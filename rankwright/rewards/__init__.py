@@ -12,7 +12,16 @@ from rankwright.rewards.answer import ANSWER_METRICS, answer_reward
 from rankwright.rewards.function import function_reward
 from rankwright.types import Reward
 
-__all__ = ["ANSWER_METRICS", "answer_reward", "function_reward", "resolve_reward"]
+__all__ = ["ANSWER_METRICS", "answer_reward", "function_reward", "needs_reader", "resolve_reward"]
+
+
+def needs_reader(name_or_spec: str) -> bool:
+    """Whether a reward looks at a reader's answer: an answer metric, or a user's function, which may."""
+    return ":" in name_or_spec or _known(name_or_spec) in ANSWER_METRICS
+
+
+def _known(name: str) -> str:
+    return name.strip().lower().replace("-", "_")
 
 
 def resolve_reward(name_or_spec: str) -> Reward:
@@ -23,7 +32,7 @@ def resolve_reward(name_or_spec: str) -> Reward:
     """
     if ":" in name_or_spec:
         return function_reward(name_or_spec)
-    name = name_or_spec.strip().lower().replace("-", "_")
+    name = _known(name_or_spec)
     if name in ANSWER_METRICS:
         return answer_reward(name)
     raise ConfigurationError(
