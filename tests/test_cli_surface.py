@@ -11,8 +11,27 @@ import pytest
 from rankwright.cli.app import app, run
 from tests.cli_kit import run_process
 
-VERBS = ["demo", "diagnose", "train", "eval", "rerank", "retrieve", "validate", "report", "push", "cache", "doctor"]
-ALL_COMMANDS = [*([verb] for verb in VERBS), ["cache", "info"], ["cache", "runs"], ["cache", "clear"]]
+VERBS = [
+    "demo",
+    "diagnose",
+    "train",
+    "eval",
+    "rerank",
+    "prompts",
+    "retrieve",
+    "validate",
+    "report",
+    "push",
+    "cache",
+    "doctor",
+]
+ALL_COMMANDS = [
+    *([verb] for verb in VERBS),
+    ["cache", "info"],
+    ["cache", "runs"],
+    ["cache", "clear"],
+    *(["prompts", name] for name in ("list", "show", "render")),
+]
 
 
 def test_the_verbs_are_those_of_the_documents() -> None:

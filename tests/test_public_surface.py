@@ -31,6 +31,7 @@ LIGHT_MODULES = [
     "rankwright.llms",
     "rankwright.llms.http",
     "rankwright.llms.cache",
+    "rankwright.rerankers.generating",
     "rankwright.rewards",
     "rankwright.algorithms.config",
     "rankwright.algorithms.arguments",

@@ -1,0 +1,140 @@
+"""A language model and a prompt that judge a few documents at once; strategies.py covers long lists with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rankwright.errors import ConfigurationError
+from rankwright.llms.calls import output_limit
+from rankwright.prompts.ranking import RankingPrompt, Rendered
+from rankwright.types import (
+    LLM,
+    Choice,
+    Completion,
+    CompletionFailed,
+    CompletionResult,
+    Judged,
+    Judgement,
+    LLMRequest,
+    Permutation,
+    RerankRequest,
+    Scores,
+)
+
+CALL_FAILED = "call failed: "
+TOO_LONG = "prompt too long"
+"""How the reason of a failed call begins whose prompt does not fit into the model."""
+
+LOGPROBS: Mapping[str, float | int | str] = {"logprobs": True, "top_logprobs": 20}
+"""As many as OpenAI's interface gives."""
+ONE_WORD, ONE_ANSWER, WITH_THOUGHTS = 1, 512, 4096
+"""Tokens for the first token alone, for a permutation or scores of a window, and where thoughts come first."""
+
+
+class LLMPolicy:
+    """A GeneratingPolicy: each window is one call of the language model, read leniently.
+
+    Arguments: `llm`, wrapped in CachedLLM to keep its answers; `prompt`; `sampling`, parameters that replace those of
+    the prompt, where None leaves one out (some reasoning models want `max_completion_tokens` and no `max_tokens` or
+    temperature).
+
+    A prompt file may name its sampling; what it leaves open is temperature 0 and as many tokens as its form needs, with
+    log probabilities where it reads them. A call that fails is a malformed judgement. Nothing is cut silently: passages
+    longer than the prompt's limit are counted in `cut`, and a prompt that is longer than the model's context is an
+    error.
+    """
+
+    def __init__(
+        self,
+        llm: LLM,
+        prompt: RankingPrompt,
+        *,
+        sampling: Mapping[str, float | int | str | None] | None = None,
+    ):
+        self.llm = llm
+        self.prompt = prompt
+        merged = {**default_sampling(prompt), **(sampling or {})}
+        self._sampling = tuple(sorted((name, value) for name, value in merged.items() if value is not None))
+        self.shown = 0
+        """Passages shown so far, repetitions included."""
+        self.cut = 0
+        """Those of them that were longer than the prompt's limit."""
+
+    @property
+    def name(self) -> str:
+        """Model, prompt version and sampling."""
+        sampling = ",".join(f"{name}={value}" for name, value in self._sampling)
+        return f"{self.llm.name}|prompt:{self.prompt.version}|{sampling}"
+
+    def judge(self, windows: Sequence[RerankRequest]) -> list[Judged]:
+        """One judgement per window, in order. Windows that need no judgement take no call: without documents, or with
+        one that is only to be ordered.
+
+        Raises:
+            ConfigurationError: more documents than the prompt has identifiers, or a prompt that is longer than the
+                model's context.
+        """
+        asked = [number for number, window in enumerate(windows) if not self._is_settled(window)]
+        rendered = [self.prompt.rendered(windows[number].query, windows[number].documents) for number in asked]
+        requests = [self._request(one) for one in rendered]
+        self.shown += sum(len(windows[number].documents) for number in asked)
+        self.cut += sum(one.cut for one in rendered)
+        judged = [Judged(self._settled(len(window.documents)), 0, 0, paid=False) for window in windows]
+        results = self.llm.complete(requests) if requests else []
+        for number, request, result in zip(asked, requests, results, strict=True):
+            judged[number] = self._judged(windows[number], request, result)
+        return judged
+
+    def request(self, window: RerankRequest) -> LLMRequest:
+        """What the language model is asked about a window.
+
+        Raises:
+            ConfigurationError: more documents than the prompt has identifiers.
+        """
+        return self._request(self.prompt.rendered(window.query, window.documents))
+
+    def _request(self, rendered: Rendered) -> LLMRequest:
+        return LLMRequest(rendered.messages, self._sampling, self.prompt.version)
+
+    def _is_settled(self, window: RerankRequest) -> bool:
+        """A single document has an order, but no score before it was judged."""
+        return len(window.documents) <= (1 if self.prompt.kind in ("listwise", "setwise") else 0)
+
+    def _settled(self, count: int) -> Judgement:
+        if self.prompt.kind == "listwise":
+            return Permutation(tuple(range(count)))
+        return Choice(0 if count else None) if self.prompt.kind == "setwise" else Scores(())
+
+    def _judged(self, window: RerankRequest, request: LLMRequest, result: CompletionResult) -> Judged:
+        count = len(window.documents)
+        if isinstance(result, Completion):
+            judgement = self.prompt.parse(result, count)
+            return Judged(judgement, result.input_tokens, result.output_tokens, result.paid)
+        if result.reason.startswith(TOO_LONG):
+            raise self._too_long(window, request, result)
+        return Judged(self.prompt.malformed(count, f"{CALL_FAILED}{result.reason}"), paid=result.paid)
+
+    def _too_long(self, window: RerankRequest, request: LLMRequest, result: CompletionFailed) -> ConfigurationError:
+        tokens = getattr(self.llm, "input_tokens", None)
+        size = f"{tokens(request)} tokens" if callable(tokens) else f"{_characters(request)} characters"
+        room = output_limit(dict(self._sampling))
+        return ConfigurationError(
+            f"Prompt '{self.prompt.version}' with {len(window.documents)} documents of query '{window.query.query_id}' "
+            f"has {size}, which {self.llm.name} cannot take ({result.reason}); wanted a prompt that fits its context "
+            f"together with {room or 'the'} tokens of an answer. Lower --window, passages.limit of the prompt file or "
+            "max_tokens."
+        )
+
+
+def default_sampling(prompt: RankingPrompt) -> dict[str, float | int | str]:
+    """The sampling parameters of a prompt: its own, and for the rest temperature 0, as many tokens as its form needs,
+    and log probabilities where they are read."""
+    thinks = bool(prompt.tags.thinking)
+    tokens = WITH_THOUGHTS if thinks else ONE_WORD if prompt.needs_logprobs and not prompt.tags.answer else ONE_ANSWER
+    logprobs = LOGPROBS if prompt.needs_logprobs else {}
+    limit = {} if "max_completion_tokens" in prompt.sampling else {"max_tokens": tokens}
+    return {"temperature": 0.0, **limit, **logprobs, **prompt.sampling}
+
+
+def _characters(request: LLMRequest) -> int:
+    return sum(len(text) for _, text in request.messages)
