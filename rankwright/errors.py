@@ -66,6 +66,10 @@ class RewardError(RankwrightError, RuntimeError):
     """The user's reward function raised, or returned something that is not a reward. The cause is kept."""
 
 
+class IncompleteQuestionError(RankwrightError, RuntimeError):
+    """A reward that compares all documents and rollouts of a question was shown only some of them."""
+
+
 class StorageError(RankwrightError, OSError):
     """A file cannot be written or is damaged: full disk, read-only folder, broken database."""
 

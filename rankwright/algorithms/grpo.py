@@ -39,24 +39,6 @@ Gather = Callable[[list[Any]], list[Any]]
 """What every process gives, one list after the other in the order of the processes."""
 
 
-class RankingPrompt(Protocol):
-    """What is needed of a prompt here."""
-
-    kind: str
-
-    def identifiers(self, count: int) -> tuple[str, ...]:
-        """Names of so many documents, in order."""
-        ...
-
-    def messages(self, query: Query, documents: Sequence[Document]) -> tuple[tuple[str, str], ...]:
-        """(role, content) of the prompt about these documents."""
-        ...
-
-    def parse(self, completion: Completion, count: int, *, strict: bool = False) -> Judgement:
-        """What a completion says of `count` documents."""
-        ...
-
-
 @dataclass(frozen=True)
 class PromptRow:
     """One prompt of a question."""

@@ -296,7 +296,7 @@ class RunSettings:
     expansion: ExpansionSettings = field(default_factory=ExpansionSettings)
     reward: str = "f1"
     """f1, em, sub_em, rouge_l (of the reader's answer) or package.module:function; for method grpo also the reward of a
-    paper: rearank, rank-r1, reasonrank, grouprank, erank, prorank."""
+    paper (docs/ranking-rewards.md), and with --reader none a function that prices completions."""
     loop: TrainConfig = field(default_factory=TrainConfig)
     rrpo: RRPOConfig = field(default_factory=RRPOConfig)
     generating: GeneratingConfig = field(default_factory=GeneratingConfig)
@@ -337,7 +337,8 @@ class RunSettings:
     @property
     def asks_reader(self) -> bool:
         """Whether training asks the reader."""
-        return self.method == "rrpo" or (self.method == "grpo" and needs_reader(self.reward))
+        of_the_user = ":" in self.reward and self.reader.reader != "none"
+        return self.method == "rrpo" or (self.method == "grpo" and (needs_reader(self.reward) or of_the_user))
 
     def _check_what_writes(self) -> None:
         if self.model.name == "reference":
@@ -345,7 +346,7 @@ class RunSettings:
                 f"Method {self.method} was given --model reference, which scores and cannot write; wanted a causal "
                 "language model. Give a folder or a hub name, for example --model Qwen/Qwen2.5-0.5B-Instruct."
             )
-        if self.asks_reader and self.reader.reader == "none":
+        if self.method == "grpo" and needs_reader(self.reward) and self.reader.reader == "none":
             raise ConfigurationError(
                 f"Reward {self.reward} pays a reader's answer, but --reader none was given; wanted a reader, or a "
                 "reward of the ranking alone. Give --reader, or --reward rearank."

@@ -1,8 +1,10 @@
-"""What an answer is worth: rewards from accepted answers, or from the user's own function.
+"""What an answer or a written ranking is worth: rewards from accepted answers, from relevance labels, or from the
+user's own function.
 
 from rankwright.rewards import resolve_reward
 reward = resolve_reward("f1")
 reward = resolve_reward("my_rewards:cites_a_year")
+reward = ranking_reward("rearank")
 """
 
 from __future__ import annotations
@@ -10,14 +12,23 @@ from __future__ import annotations
 from rankwright.errors import ConfigurationError
 from rankwright.rewards.answer import ANSWER_METRICS, answer_reward
 from rankwright.rewards.function import function_reward
+from rankwright.rewards.ranking import RANKING_REWARDS, ranking_reward
 from rankwright.types import Reward
 
-__all__ = ["ANSWER_METRICS", "answer_reward", "function_reward", "needs_reader", "resolve_reward"]
+__all__ = [
+    "ANSWER_METRICS",
+    "RANKING_REWARDS",
+    "answer_reward",
+    "function_reward",
+    "needs_reader",
+    "ranking_reward",
+    "resolve_reward",
+]
 
 
 def needs_reader(name_or_spec: str) -> bool:
-    """Whether a reward looks at a reader's answer: an answer metric, or a user's function, which may."""
-    return ":" in name_or_spec or _known(name_or_spec) in ANSWER_METRICS
+    """Whether a reward is that of a reader's answer and of nothing else: an answer metric in any spelling."""
+    return _known(name_or_spec) in ANSWER_METRICS
 
 
 def _known(name: str) -> str:
