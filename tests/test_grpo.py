@@ -11,21 +11,16 @@ import pytest
 
 from rankwright import processes
 from rankwright.algorithms.grpo import PromptRows, TRLReward, check_complete, order_of, prompt_rows
-from rankwright.errors import ConfigurationError, TrainingError
-from rankwright.rewards import answer_reward
+from rankwright.errors import TrainingError
 from rankwright.types import (
-    Answer,
     Choice,
     Completion,
-    Context,
     Document,
     Example,
     Judgement,
     Outcome,
     Permutation,
     Query,
-    ReadFailed,
-    ReadResult,
     RewardValue,
     Scores,
 )
@@ -76,21 +71,6 @@ class Seen:
         return RewardValue(1 / (1 + best.index(True)))
 
 
-class LastReader:
-    """Says the text of the first document that it is given; fails where there are more than `at_most`."""
-
-    name = "first"
-
-    def __init__(self, fails_on: str = "") -> None:
-        self.fails_on = fails_on
-        self.asked: list[Context] = []
-
-    def answer(self, contexts: Sequence[Context]) -> list[ReadResult]:
-        self.asked += contexts
-        texts = [context.documents[0].text for context in contexts]
-        return [ReadFailed("planned") if text == self.fails_on else Answer(text) for text in texts]
-
-
 def rewarded(reward: Any, written: Sequence[tuple[int, str]], **arguments: Any) -> list[float | None]:
     """What TRL would be given for completions in conversational form."""
     completions = [[{"role": "assistant", "content": text}] for _, text in written]
@@ -114,9 +94,12 @@ def test_a_pointwise_prompt_has_a_row_for_each_document_side_by_side() -> None:
     assert [[d.doc_id for d in row.documents] for row in rows.rows[:3]] == [["a0"], ["a1"], ["a2"]]
 
 
-def test_only_the_window_is_shown_and_passages_are_cut() -> None:
-    rows = prompt_rows([question("a", 5)], Numbers(), 2, lambda document: Document(document.doc_id, document.text[:3]))
-    assert rows.rows[0].messages[1][1] == "a? tex | tex"
+def test_only_the_window_is_shown_and_shorter_questions_may_be_kept() -> None:
+    given = [question("a", 5), question("b", 2), question("c", 1)]
+    assert prompt_rows(given, Numbers(), 3).rows[0].messages[1][1] == "a? text 0 | text 1 | text 2"
+    kept = prompt_rows(given, Numbers(), 3, shorter=True)
+    assert [len(row.documents) for row in kept.rows] == [3, 2]
+    assert prompt_rows(given, Numbers("pointwise"), 3, shorter=True).questions == 1
 
 
 def test_questions_that_are_all_too_short_are_an_error() -> None:
@@ -143,23 +126,6 @@ def test_a_failed_reward_is_none_and_never_zero() -> None:
     logged: dict[str, float] = {}
     assert rewarded(reward, [(0, "3 1 2"), (0, "no value")], log_metric=logged.__setitem__) == [1.0, None]
     assert logged == {"ok": 0.5, "repaired": 0.0, "malformed": 0.5, "failed_rewards": 0.5}
-
-
-def test_a_reader_answers_from_the_generated_order_and_equal_readings_are_one_call() -> None:
-    reader = LastReader(fails_on="text 1")
-    rows = prompt_rows([question("a")], Numbers(), 3)
-    reward = TRLReward(answer_reward("em"), Numbers(), rows, 5, reader, top_k=1)
-    written = [(0, "3 2 1"), (0, "3 1 2"), (0, "1 2 3"), (0, "2 1 3"), (0, "what?")]
-    logged: dict[str, float] = {}
-    assert rewarded(reward, written, log_metric=logged.__setitem__) == [1.0, 1.0, 0.0, None, 0.0]
-    assert [[d.doc_id for d in context.documents] for context in reader.asked] == [["a2"], ["a0"], ["a1"]]
-    assert logged["reader_calls"] == 3
-
-
-def test_a_reader_cannot_read_a_pointwise_prompt() -> None:
-    rows = prompt_rows([question("a")], Numbers("pointwise"), 3)
-    with pytest.raises(ConfigurationError, match="a pointwise prompt ranks nothing"):
-        TRLReward(answer_reward("em"), Numbers("pointwise"), rows, 2, LastReader())
 
 
 def two_questions() -> PromptRows:
@@ -201,12 +167,12 @@ def test_each_process_prices_whole_questions_and_keeps_its_share(monkeypatch: py
 @pytest.mark.parametrize(
     ("judgement", "order"),
     [
-        (Permutation((1, 0, 2)), (1, 0, 2)),
-        (Choice(1), (1,)),
-        (Choice(None), ()),
+        (Permutation((1, 0, 2, 3)), (1, 0, 2, 3)),
+        (Choice(1), (1, 0, 2, 3)),
+        (Choice(None), (0, 1, 2, 3)),
         (Scores((0.5, None, 2.0, 0.5)), (2, 0, 3, 1)),
-        (Scores((-1.0, 0.0)), (1, 0)),
+        (Scores((-1.0, 0.0, -2.0, None)), (1, 0, 2, 3)),
     ],
 )
-def test_a_judgement_is_an_order(judgement: Judgement, order: tuple[int, ...]) -> None:
-    assert order_of(judgement) == order
+def test_a_judgement_is_an_order_of_all_documents(judgement: Judgement, order: tuple[int, ...]) -> None:
+    assert order_of(judgement, 4) == order

@@ -12,9 +12,9 @@ from benchmarks.ranking_language.language import (
     WINDOWS,
     WORDS,
     PerfectReader,
-    SmallPrompt,
     best_order,
     is_held_out,
+    prompt,
     questions,
     taught_order,
     worth,
@@ -86,7 +86,7 @@ def test_the_reader_answers_with_the_best_of_what_it_is_given() -> None:
 def test_what_is_written_is_read_as_it_was_meant(kind: str) -> None:
     for example in questions(30, 7):
         order = best_order(example)
-        found = SmallPrompt(kind).parse(Completion(written(example.query.text, order, kind)), len(order))
+        found = prompt(kind).parse(Completion(written(example.query.text, order, kind)), len(order), strict=True)
         assert found == (Permutation(order) if kind == "listwise" else Choice(order[0]))
 
 
@@ -97,21 +97,22 @@ def test_what_is_written_is_read_as_it_was_meant(kind: str) -> None:
      "<think> a </think> <answer> [1] [2] </answer>", "<think> a </think> <answer> [2] > [1] </answer> x"],
 )  # fmt: skip
 def test_any_other_form_is_malformed(text: str) -> None:
-    assert SmallPrompt().parse(Completion(text), 2) == Permutation((0, 1), "malformed", ("not the agreed form",))
+    found = prompt().parse(Completion(text), 2, strict=True)
+    assert (found.outcome, found) == ("malformed", Permutation((0, 1), "malformed", found.repairs))
 
 
 def test_the_tokenizer_knows_every_word_and_gives_the_text_back() -> None:
     words = tokenizer()
     for window in WINDOWS:
         (example,) = questions(1, 0, window=window)
-        messages = [{"role": r, "content": t} for r, t in SmallPrompt().messages(example.query, example.candidates)]
-        prompt = words.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        messages = [{"role": r, "content": t} for r, t in prompt().messages(example.query, example.candidates)]
+        asked = words.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         completion = written(example.query.text, best_order(example))
-        for text in (str(prompt), completion):
+        for text in (str(asked), completion):
             ids = words(text, add_special_tokens=False)["input_ids"]
             assert words.unk_token_id not in ids
             assert words.decode(ids) == text.strip()
-        assert len(words(str(prompt))["input_ids"]) == 2 + window * 5 + 1 <= LONGEST_PROMPT
+        assert len(words(str(asked))["input_ids"]) == 2 + window * 5 + 1 <= LONGEST_PROMPT
         assert len(words(completion)["input_ids"]) + 1 == 6 + 2 * window <= LONGEST_COMPLETION
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks.ranking_language.decoder import LONGEST_COMPLETION, decoder, tokenizer
-from benchmarks.ranking_language.language import SmallPrompt, best_order, questions, written
+from benchmarks.ranking_language.language import best_order, prompt, questions, written
 from rankwright.algorithms.config import TrainConfig
 from rankwright.algorithms.generating import GeneratingConfig, GRPOConfig, SFTConfig
 from rankwright.algorithms.grpo import PromptRows, TRLReward, prompt_rows
@@ -75,11 +75,11 @@ class Says:
 
 
 def rows() -> PromptRows:
-    return prompt_rows(QUESTIONS, SmallPrompt(), 6)
+    return prompt_rows(QUESTIONS, prompt(), 6)
 
 
 def run(start: Path, folder: Path, reward: Says | None = None, config: GRPOConfig = SMALL, **more: Any) -> Tuned:
-    wrapped = TRLReward(reward or Says("[3]"), SmallPrompt(), rows(), config.rollouts)
+    wrapped = TRLReward(reward or Says("[3]"), prompt(), rows(), config.rollouts)
     loop = more.pop("loop", LOOP)
     return tune_by_reward(start, tokenizer(), wrapped, config, loop, folder, **more)
 
@@ -163,9 +163,9 @@ def test_grpo_learns_what_it_is_paid_for_and_sees_whole_questions(start: Path, t
 
 @needs_trl
 def test_a_pointwise_question_comes_with_all_documents_and_rollouts(start: Path, tmp_path: Path) -> None:
-    prompt = replace(SmallPrompt(), kind="pointwise")
+    each = replace(prompt(), kind="pointwise", parser="integer", options={"scale": [0, 10], "score": "weighted"})
     reward = Says("[3]")
-    wrapped = TRLReward(reward, prompt, prompt_rows(QUESTIONS, prompt, 3), 4)
+    wrapped = TRLReward(reward, each, prompt_rows(QUESTIONS, each, 3), 4)
     loop = replace(LOOP, batch_size=2, trainer={**LOOP.trainer, "max_steps": 4})
     tune_by_reward(start, tokenizer(), wrapped, SMALL, loop, tmp_path)
     assert len(reward.seen) == 2  # two optimizer steps of each generation
@@ -257,7 +257,7 @@ def taught(count: int = 12, identifiers: bool = False) -> list[Taught]:
     for example in QUESTIONS[:count]:
         order = best_order(example)
         names = tuple(f"[{i + 1}]" for i in order) if identifiers else ()
-        messages = SmallPrompt().messages(example.query, example.candidates)
+        messages = prompt().messages(example.query, example.candidates)
         found.append(Taught(messages, written(example.query.text, order), names))
     return found
 

@@ -16,22 +16,11 @@ the value of the best passage that it is given.
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
 
-from rankwright.types import (
-    Answer,
-    Choice,
-    Completion,
-    Context,
-    Document,
-    Example,
-    Judgement,
-    Permutation,
-    Query,
-    ReadResult,
-)
+from rankwright.prompts.ranking import RankingPrompt, load_ranking_prompt
+from rankwright.types import Answer, Context, Document, Example, Query, ReadResult
 
 TOPICS = tuple(f"t{number}" for number in range(8))
 WORDS = tuple(f"w{number:02}" for number in range(32))
@@ -146,42 +135,10 @@ class PerfectReader:
 
 # --- prompts and answers, in the form of the listwise and the setwise prompt
 
-THOUGHT = re.compile(r"\s*<think>(?:(?!<think>|</think>).)*</think>\s*<answer>\s*(.*?)\s*</answer>\s*", re.DOTALL)
-ORDER = re.compile(r"\[\d+\](?:\s*>\s*\[\d+\])*")
 
-
-@dataclass(frozen=True)
-class SmallPrompt:
-    """A prompt of a few words, so that a small decoder has all of its length for the passages."""
-
-    kind: str = "listwise"
-    """listwise or setwise."""
-
-    @property
-    def version(self) -> str:
-        """Name and version."""
-        return f"ranking-language-{self.kind}-1"
-
-    def identifiers(self, count: int) -> tuple[str, ...]:
-        """Numbers from 1."""
-        return tuple(str(number) for number in range(1, count + 1))
-
-    def messages(self, query: Query, documents: Sequence[Document]) -> tuple[tuple[str, str], ...]:
-        """One user turn: the query, then the passages with their identifiers."""
-        passages = " ".join(f"[{number}] {document.text}" for number, document in enumerate(documents, 1))
-        return (("user", f"{query.text} {passages}"),)
-
-    def parse(self, completion: Completion, count: int, *, strict: bool = False) -> Judgement:
-        """Strict and lenient are the same here: anything but the agreed form is malformed."""
-        form = THOUGHT.fullmatch(completion.text)
-        inside = form[1] if form and ORDER.fullmatch(form[1]) else ""
-        order = tuple(int(number) - 1 for number in re.findall(r"\d+", inside))
-        if self.kind == "setwise":
-            good = len(order) == 1 and 0 <= order[0] < count
-            return Choice(order[0]) if good else Choice(None, "malformed", ("not the agreed form",))
-        if sorted(order) == list(range(count)):
-            return Permutation(order)
-        return Permutation(tuple(range(count)), "malformed", ("not the agreed form",))
+def prompt(kind: str = "listwise") -> RankingPrompt:
+    """A prompt of a few words: listwise.yaml or setwise.yaml beside this file."""
+    return load_ranking_prompt(Path(__file__).with_name(f"{kind}.yaml"))
 
 
 def written(query: str, order: Sequence[int], kind: str = "listwise") -> str:

@@ -17,9 +17,9 @@ class GeneratingConfig:
     """Name of a shipped ranking prompt or a file."""
     window: int = 20
     """First candidates of a question that are judged in training: in one prompt, or with a pointwise prompt in one
-    prompt each. A question with fewer is left out."""
+    prompt each. Questions with fewer are kept, but for a pointwise prompt, which leaves them out."""
     passage_limit: int = 0
-    """Longest passage, in `passage_unit`; what lies beyond is cut off. 0 cuts nothing."""
+    """How much of a passage is shown, in `passage_unit`; 0 leaves it to the prompt."""
     passage_unit: Literal["characters", "words", "tokens"] = "words"
     """What `passage_limit` counts."""
     max_prompt_length: int = 0

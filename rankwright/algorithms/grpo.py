@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rankwright import processes
-from rankwright.errors import ConfigurationError, TrainingError
+from rankwright.errors import TrainingError
 from rankwright.reading import priced
 from rankwright.types import (
     Choice,
@@ -28,15 +28,35 @@ from rankwright.types import (
     Outcome,
     Permutation,
     Query,
-    Reader,
     ReadFailed,
-    ReadResult,
     Reward,
 )
 
-NOT_ASKED = ReadFailed("no reader asked", paid=False)
+NOT_READ = ReadFailed("not read", paid=False)
+"""Whether and what a reader reads of a written ranking is the reward's business."""
 Gather = Callable[[list[Any]], list[Any]]
 """What every process gives, one list after the other in the order of the processes."""
+
+
+class Prompt(Protocol):
+    """What is needed here of a prompt (prompts.ranking.RankingPrompt)."""
+
+    @property
+    def kind(self) -> str:
+        """listwise, setwise, groupwise or pointwise."""
+        ...
+
+    def identifiers(self, count: int) -> tuple[str, ...]:
+        """Names of so many documents, in order."""
+        ...
+
+    def messages(self, query: Query, documents: Sequence[Document]) -> tuple[tuple[str, str], ...]:
+        """(role, content) of the prompt about these documents."""
+        ...
+
+    def parse(self, completion: Completion, count: int, *, strict: bool = False) -> Judgement:
+        """What a completion says of `count` documents."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -70,80 +90,62 @@ class PromptRows:
         ]
 
 
-def prompt_rows(
-    examples: Iterable[Example],
-    prompt: RankingPrompt,
-    window: int,
-    cut: Callable[[Document], Document] = lambda document: document,
-) -> PromptRows:
+def prompt_rows(examples: Iterable[Example], prompt: Prompt, window: int, *, shorter: bool = False) -> PromptRows:
     """The prompts of questions about their first `window` candidates: one for each document with a pointwise prompt,
-    else one for all. Questions with fewer candidates are left out.
+    else one for all.
 
     Args:
         examples: training questions with candidates.
         prompt: what the model is shown.
         window: documents of a question.
-        cut: shortens a passage.
+        shorter: keep questions with fewer candidates, two at least; else they are left out. Not with a pointwise
+            prompt, with which all questions must have as many prompts.
 
     Raises:
         TrainingError: no question is left.
     """
-    examples = list(examples)
-    usable = [example for example in examples if len(example.candidates) >= window]
+    examples, each = list(examples), prompt.kind == "pointwise"
+    fewest = 2 if shorter and not each else window
+    usable = [example for example in examples if len(example.candidates) >= fewest]
     if not usable:
         raise TrainingError(
-            f"None of the {len(examples)} training questions has {window} candidates (generating.window); wanted that "
+            f"None of the {len(examples)} training questions has {fewest} candidates (generating.window); wanted that "
             "many of each. Raise --depth, or lower generating.window."
         )
     rows: list[PromptRow] = []
     for example in usable:
-        documents = tuple(cut(document) for document in example.candidates[:window])
-        groups = [(document,) for document in documents] if prompt.kind == "pointwise" else [documents]
+        documents = example.candidates[:window]
+        groups = [(document,) for document in documents] if each else [documents]
         rows += [PromptRow(example, group, prompt.messages(example.query, group)) for group in groups]
     return PromptRows(tuple(rows), len(rows) // len(usable))
 
 
-def order_of(judgement: Judgement) -> tuple[int, ...]:
-    """Positions in the prompt, best first: as written; the chosen one and then the others; by scores, those without
-    one last, equal ones as they stood.
+def order_of(judgement: Judgement, count: int) -> tuple[int, ...]:
+    """All positions of a prompt of `count` documents, best first: as written; the chosen one and then the others; by
+    scores, those without one last, equal ones as they stood.
 
-    >>> order_of(Choice(2)), order_of(Choice(None)), order_of(Permutation((1, 0)))
-    ((2,), (), (1, 0))
+    >>> order_of(Choice(2), 3), order_of(Choice(None), 2), order_of(Permutation((1, 0)), 2)
+    ((2, 0, 1), (0, 1), (1, 0))
     """
     if isinstance(judgement, Permutation):
         return judgement.order
     if isinstance(judgement, Choice):
-        return () if judgement.position is None else (judgement.position,)
-    scored = [i for i, value in enumerate(judgement.values) if value is not None]
-    missing = [i for i, value in enumerate(judgement.values) if value is None]
-    return (*sorted(scored, key=lambda i: -(judgement.values[i] or 0.0)), *missing)
+        return tuple(sorted(range(count), key=lambda i: i != judgement.position))
+    values = judgement.values
+    return tuple(sorted(range(count), key=lambda i: (values[i] is None, -(values[i] or 0.0))))
 
 
 @dataclass
 class TRLReward:
-    """A Reward as TRL calls one: a number for each completion of this process, None where there is none.
-
-    With a reader, it reads the first `top_k` documents of what was written, and the reward prices its answer; of a
-    malformed completion nothing is read and the reward is 0, because there is no ranking (ours: no paper rewards
-    generated rankings so). A reading that failed has no reward.
-    """
+    """A Reward as TRL calls one: a number for each completion of this process, None where there is none."""
 
     reward: Reward
-    prompt: RankingPrompt
+    prompt: Prompt
     rows: PromptRows
     rollouts: int
-    reader: Reader | None = None
-    top_k: int = 1
     gather: Gather = lambda share: share
-    metrics: Counter[str] = field(default_factory=Counter)
-    """Since they were last taken: outcomes by name, `failed_rewards`, `reader_calls`, `completions`."""
 
     def __post_init__(self) -> None:
-        if self.reader is not None and self.prompt.kind == "pointwise":
-            raise ConfigurationError(
-                f"Reward {self.reward.name} pays the answer after a ranking, and a pointwise prompt ranks nothing by "
-                "itself; wanted a prompt for several documents. Give generating.prompt, or another --reward."
-            )
         self.__name__ = self.reward.name
 
     def __call__(
@@ -158,75 +160,30 @@ class TRLReward:
         shares = self.gather([mine])
         written = [pair for share in shares for pair in share]
         check_complete([number for number, _ in written], self.rows, self.rollouts)
-        values, metrics = processes.from_first(lambda: (self.price(written), self.take_metrics()))
+        values, metrics = processes.from_first(lambda: self.price(written))
         if log_metric is not None:
             for name, value in metrics.items():
                 log_metric(name, value)
         begin = sum(len(share) for share in shares[: processes.rank()])
         return values[begin : begin + len(mine)]
 
-    def price(self, written: Sequence[tuple[int, str]]) -> list[float | None]:
-        """Rewards of whole questions.
+    def price(self, written: Sequence[tuple[int, str]]) -> tuple[list[float | None], dict[str, float]]:
+        """Rewards of whole questions, and for the log the shares of parse outcomes and of failed rewards.
 
         Args:
             written: row number and completion of each.
         """
-        judged = [self._judged(*pair) for pair in written]
-        results = self._read(judged)
-        outcomes = [
-            Outcome(
-                one.row.example,
-                Context(one.row.example.query, one.row.documents),
-                result,
-                len(order_of(one.judgement)[: self.top_k]),
-                one.row.example.query.query_id,
-                one.judgement,
-                one.text,
-            )
-            for one, result in zip(judged, results, strict=True)
-        ]
+        outcomes = [self._outcome(number, text) for number, text in written]
         values = priced(outcomes, self.reward)
-        if self.reader is not None:
-            malformed = [one.judgement.outcome == "malformed" for one in judged]
-            values = [0.0 if bad else value for bad, value in zip(malformed, values, strict=True)]
-        self.metrics.update(one.judgement.outcome for one in judged)
-        self.metrics.update(completions=len(judged), failed_rewards=sum(value is None for value in values))
-        return values
+        named = Counter(outcome.judgement.outcome for outcome in outcomes if outcome.judgement)
+        shares = {name: named[name] / len(outcomes) for name in ("ok", "repaired", "malformed")}
+        return values, {**shares, "failed_rewards": sum(value is None for value in values) / len(values)}
 
-    def _judged(self, number: int, text: str) -> _Judged:
+    def _outcome(self, number: int, text: str) -> Outcome:
         row = self.rows.rows[number]
-        return _Judged(row, text, self.prompt.parse(Completion(text), len(row.documents), strict=True))
-
-    def _read(self, judged: Sequence[_Judged]) -> list[ReadResult]:
-        """An answer for each; equal contexts are read once."""
-        if self.reader is None:
-            return [NOT_ASKED] * len(judged)
-        contexts = [one.read(self.top_k) for one in judged]
-        distinct = list(dict.fromkeys(context for context in contexts if context.documents))
-        answers = dict(zip(distinct, self.reader.answer(distinct) if distinct else [], strict=True))
-        self.metrics.update(reader_calls=sum(answer.paid for answer in answers.values()))
-        return [answers.get(context, NOT_ASKED) for context in contexts]
-
-    def take_metrics(self) -> dict[str, float]:
-        """Shares of outcomes and failures, and calls, since this was last asked."""
-        count = self.metrics["completions"]
-        names = ("ok", "repaired", "malformed", "failed_rewards")
-        taken = {name: self.metrics[name] / count for name in names} if count else {}
-        taken |= {"reader_calls": float(self.metrics["reader_calls"])} if self.reader is not None else {}
-        self.metrics.clear()
-        return taken
-
-
-@dataclass(frozen=True)
-class _Judged:
-    row: PromptRow
-    text: str
-    judgement: Judgement
-
-    def read(self, top_k: int) -> Context:
-        """What the reader is given; no documents where nothing well-formed was written."""
-        order = () if self.judgement.outcome == "malformed" else order_of(self.judgement)[:top_k]
-        return Context(self.row.example.query, tuple(self.row.documents[i] for i in order))
+        query = row.example.query
+        judgement = self.prompt.parse(Completion(text), len(row.documents), strict=True)
+        return Outcome(row.example, Context(query, row.documents), NOT_READ, 0, query.query_id, judgement, text)
 
 
 def text_of(completion: Any) -> str:

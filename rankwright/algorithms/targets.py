@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
-from rankwright.algorithms.grpo import PromptRow, PromptRows, RankingPrompt
+from rankwright.algorithms.grpo import Prompt, PromptRow, PromptRows
 from rankwright.errors import ConfigurationError
 from rankwright.types import Choice, Completion, Document, Judgement, Permutation
 
@@ -31,7 +31,7 @@ def label_order(documents: Sequence[Document], relevance: Mapping[str, int]) -> 
     return tuple(sorted(range(len(documents)), key=lambda i: -relevance.get(documents[i].doc_id, 0)))
 
 
-def targets(rows: PromptRows, prompt: RankingPrompt) -> list[str]:
+def targets(rows: PromptRows, prompt: Prompt) -> list[str]:
     """The completion of each prompt row.
 
     Raises:
@@ -41,7 +41,7 @@ def targets(rows: PromptRows, prompt: RankingPrompt) -> list[str]:
     return [_target(row, prompt, max(highest, 1)) for row in rows.rows]
 
 
-def _target(row: PromptRow, prompt: RankingPrompt, highest: int) -> str:
+def _target(row: PromptRow, prompt: Prompt, highest: int) -> str:
     for text in _texts(row, prompt, highest):
         judgement = prompt.parse(Completion(text), len(row.documents), strict=True)
         if judgement.outcome == "ok" and _means(judgement, row):
@@ -52,11 +52,11 @@ def _target(row: PromptRow, prompt: RankingPrompt, highest: int) -> str:
     )
 
 
-def _texts(row: PromptRow, prompt: RankingPrompt, highest: int) -> Iterator[str]:
+def _texts(row: PromptRow, prompt: Prompt, highest: int) -> Iterator[str]:
     return (frame.format(said) for said in _said(row, prompt, highest) for frame in FRAMES)
 
 
-def _said(row: PromptRow, prompt: RankingPrompt, highest: int) -> list[str]:
+def _said(row: PromptRow, prompt: Prompt, highest: int) -> list[str]:
     """What is to be said, in the ways in which a prompt of this kind may want it."""
     grades = [row.example.relevance.get(document.doc_id, 0) for document in row.documents]
     if prompt.kind == "pointwise":
