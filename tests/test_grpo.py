@@ -37,6 +37,7 @@ class Numbers:
     """A prompt whose answer is numbers from 1 in order; anything else is malformed."""
 
     kind: str = "listwise"
+    parser: str = "permutation"
 
     def identifiers(self, count: int) -> tuple[str, ...]:
         return tuple(str(number) for number in range(1, count + 1))

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from rankwright.algorithms.grpo import prompt_rows
+from rankwright.algorithms.grpo import order_of, prompt_rows
 from rankwright.algorithms.targets import label_order, targets
 from rankwright.errors import ConfigurationError
+from rankwright.prompts.ranking import load_ranking_prompt, shipped_prompts
 from rankwright.types import Choice, Completion, Document, Example, Judgement, Permutation, Query, Scores
 
 DOCUMENTS = tuple(Document(f"d{i}", f"text {i}") for i in range(3))
@@ -26,6 +27,7 @@ class Prompt:
     kind: str
     read: Parse
     letters: bool = False
+    parser: str = "permutation"
 
     def identifiers(self, count: int) -> tuple[str, ...]:
         return tuple("ABCDEF"[:count]) if self.letters else tuple(str(i + 1) for i in range(count))
@@ -107,3 +109,23 @@ def test_a_parser_that_reads_something_else_than_was_meant_is_refused() -> None:
 def test_equal_grades_stay_in_the_order_of_the_first_stage() -> None:
     assert label_order(DOCUMENTS, {"d1": 1, "d2": 1}) == (1, 2, 0)
     assert label_order(DOCUMENTS, {}) == (0, 1, 2)
+
+
+@pytest.mark.parametrize("name", shipped_prompts())
+def test_every_shipped_prompt_can_be_taught(name: str) -> None:
+    prompt = load_ranking_prompt(name)
+    rows = prompt_rows([EXAMPLE], prompt, 3)
+    if prompt.parser == "first-token":
+        assert targets(rows, prompt) == ["C > B > A"]
+        return
+    judged = [
+        prompt.parse(Completion(text), len(row.documents), strict=True)
+        for text, row in zip(targets(rows, prompt), rows.rows, strict=True)
+    ]
+    assert {judgement.outcome for judgement in judged} == {"ok"}
+    if prompt.kind == "pointwise":
+        values = [judgement.values[0] for judgement in judged if isinstance(judgement, Scores)]
+        assert values == sorted(values, key=lambda value: value or 0.0)
+        assert len({*values}) > 1
+    else:
+        assert order_of(judged[0], 3)[0] == BEST[0]

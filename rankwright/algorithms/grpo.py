@@ -46,6 +46,11 @@ class Prompt(Protocol):
         """listwise, setwise, groupwise or pointwise."""
         ...
 
+    @property
+    def parser(self) -> str:
+        """Name of what reads the answer."""
+        ...
+
     def identifiers(self, count: int) -> tuple[str, ...]:
         """Names of so many documents, in order."""
         ...

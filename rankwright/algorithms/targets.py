@@ -12,9 +12,11 @@ from rankwright.types import Choice, Completion, Document, Judgement, Permutatio
 
 TOP = 10
 """Highest score of prompts that ask for one, 0 to 10."""
+WORDS = {False: ("no", "0", "false"), True: ("yes", "1", "true")}
 FRAMES = (
     "{}",
     "<answer>{}</answer>",
+    "<think>\n\n</think>\n{}",
     "<think>\n\n</think>\n<answer>{}</answer>",
     "<reason>\n\n</reason>\n<answer>{}</answer>",
     "<reason>\n\n</reason>\n<answer>\n```json\n{}\n```\n</answer>",
@@ -42,13 +44,15 @@ def targets(rows: PromptRows, prompt: Prompt) -> list[str]:
 
 
 def _target(row: PromptRow, prompt: Prompt, highest: int) -> str:
+    if prompt.parser == "first-token":  # it reads probabilities, and its prompt asks for bare letters
+        return _said(row, prompt, highest)[-1]
     for text in _texts(row, prompt, highest):
         judgement = prompt.parse(Completion(text), len(row.documents), strict=True)
         if judgement.outcome == "ok" and _means(judgement, row):
             return text
     raise ConfigurationError(
         f"Prompt of kind {prompt.kind} reads none of the forms in which relevance labels can be written; wanted an "
-        "order, a label, scores as JSON, a number, or yes and no. Give another generating.prompt."
+        "order, a label, scores as JSON, a number, or a word. Give another generating.prompt."
     )
 
 
@@ -60,7 +64,7 @@ def _said(row: PromptRow, prompt: Prompt, highest: int) -> list[str]:
     """What is to be said, in the ways in which a prompt of this kind may want it."""
     grades = [row.example.relevance.get(document.doc_id, 0) for document in row.documents]
     if prompt.kind == "pointwise":
-        return [str(round(TOP * grades[0] / highest)), "yes" if grades[0] else "no", str(int(grades[0] > 0))]
+        return [str(round(TOP * grades[0] / highest)), *WORDS[grades[0] > 0]]
     names = prompt.identifiers(len(row.documents))
     if prompt.kind == "groupwise":
         scores = {name: round(TOP * grade / highest) for name, grade in zip(names, grades, strict=True)}
