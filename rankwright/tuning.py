@@ -417,8 +417,9 @@ class _Watch(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         last = state.global_step >= state.max_steps
         if last or state.global_step % self.every == 0:
+            log = control.should_log
             self._score()
-            control.should_save = True
+            control.should_log, control.should_save = log, True  # a logged score takes the wish to log the step away
         if state.global_step % self.cycle == 0 and time.monotonic() > self.until and not last:
             self.stopped = control.should_save = control.should_training_stop = True
 

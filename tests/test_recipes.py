@@ -14,7 +14,9 @@ from rankwright.algorithms.generating import GRPOConfig, SFTConfig
 from rankwright.cli.app import run
 from rankwright.cli.recipes import FOLDER, SOURCES, load_recipe, recipe_names
 from rankwright.cli.settings import load_settings
+from rankwright.cli.tune import check_reward
 from rankwright.errors import ConfigurationError
+from rankwright.prompts.ranking import load_ranking_prompt
 from tests.cli_kit import one_line, rows, run_process, write_rows
 from tests.test_cli_surface import WITHOUT_TORCH
 
@@ -49,7 +51,9 @@ def test_every_value_of_a_recipe_has_a_source_and_a_place(name: str, stage: str)
     recipe = load_recipe(name, stage)
     assert {setting.source for setting in recipe.settings.values()} <= set(SOURCES)
     assert [key for key, setting in recipe.settings.items() if not setting.where] == []
-    load_settings(None, [], {}, recipe.values())  # known names, allowed values
+    settings = load_settings(None, [], {}, recipe.values())  # known names, allowed values
+    check_reward(settings)
+    assert load_ranking_prompt(settings.generating.prompt).version == settings.generating.prompt
 
 
 @pytest.mark.parametrize(("name", "stage"), STAGES)

@@ -179,6 +179,7 @@ def test_a_broken_run_goes_on_as_an_unbroken_one(start: Path, tmp_path: Path) ->
     config = replace(SMALL, beta=0.01, iterations=2)
     loop = replace(LOOP, epochs=2, eval_steps=4)
     whole = run(start, tmp_path / "whole", config=config, loop=loop, score=lambda model: {"eval_x": 1.0})
+    assert sum("loss" in row for row in whole.history) == 24 // 4  # a score hides no step
     broken = run(start, tmp_path / "broken", config=config, loop=loop, seconds=0, score=lambda model: {"eval_x": 1.0})
     assert (broken.steps, broken.stopped) == (4, True)
     assert is_complete(tmp_path / "broken" / "checkpoint-4")

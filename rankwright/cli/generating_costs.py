@@ -9,9 +9,12 @@ from typing import Any
 
 from rich.table import Table
 
+from rankwright.cli.build import Splits, build_reader, load_splits
 from rankwright.cli.common import print_out
+from rankwright.cli.costs import tokens_at_most
 from rankwright.cli.recipes import USER, Recipe
 from rankwright.cli.settings import RunSettings, flat, settings_tree
+from rankwright.prompts.ranking import load_ranking_prompt
 from rankwright.types import Context, Example
 
 SHOWN = ("method", "reward", "seed", "model", "generating", "loop", "grpo", "sft")
@@ -33,7 +36,7 @@ def record(settings: RunSettings, recipe: Recipe | None, given: Mapping[str, Any
     shown = [name for name in values if name in named or name.split(".")[0] in set(SHOWN) - silent]
     return {
         "settings": {name: {"value": values[name], "source": _source(name, recipe, given)} for name in shown},
-        "budget": budget(settings) if settings.data.train else None,
+        "budget": budget(settings, load_splits(settings)) if settings.data.train else None,
     }
 
 
@@ -44,17 +47,15 @@ def _source(name: str, recipe: Recipe | None, given: Mapping[str, Any]) -> str:
     return recipe.settings[name].source if recipe and name in recipe.settings else "ours"
 
 
-def budget(settings: RunSettings) -> dict[str, Any]:
+def budget(settings: RunSettings, splits: Splits) -> dict[str, Any]:
     """What the run generates and reads at most, and the price of it: that of the reader, since the model that learns
     generates on this machine.
 
     Raises:
-        RankwrightError: the data are bad, or a reader cannot be made of the settings.
+        RankwrightError: a reader cannot be made of the settings.
     """
-    from rankwright.cli.build import load_splits
-
-    splits = load_splits(settings)
-    usable = [example for example in splits.train if len(example.candidates) >= settings.generating.window]
+    fewest = settings.generating.window if _is_pointwise(settings) else 2
+    usable = [example for example in splits.train if len(example.candidates) >= fewest]
     visits = _visits(settings, len(usable))
     prompts = visits * _prompts_of_a_question(settings)
     completions = prompts * settings.grpo.rollouts if settings.method == "grpo" else 0
@@ -80,14 +81,15 @@ def _visits(settings: RunSettings, questions: int) -> int:
 
 
 def _prompts_of_a_question(settings: RunSettings) -> int:
-    return settings.generating.window if settings.generating.prompt.startswith("pointwise") else 1
+    return settings.generating.window if _is_pointwise(settings) else 1
+
+
+def _is_pointwise(settings: RunSettings) -> bool:
+    return load_ranking_prompt(settings.generating.prompt).kind == "pointwise"
 
 
 def _price(settings: RunSettings, examples: Sequence[Example], calls: int) -> float | None:
     """Of so many reads, each as long as the longest can be; None where it is not known."""
-    from rankwright.cli.build import build_reader
-    from rankwright.cli.costs import tokens_at_most
-
     reader = settings.reader
     if not reader.is_endpoint:
         return 0.0

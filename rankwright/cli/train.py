@@ -326,7 +326,7 @@ def train(
     if dry_run:
         return _dry_run(settings, name, resume, output)
     if settings.writes:
-        raise ConfigurationError(f"Method {settings.method} is not there yet.")
+        return _tune(settings, name, resume, overwrite, output)
     outcome = run_training(settings, name, resume=resume, overwrite=overwrite, command=command_line())
     if output is OutputKind.json:
         emit(outcome.result)
@@ -360,3 +360,15 @@ def _sourced_dry_run(settings: RunSettings, recipe: Recipe | None, given: Mappin
     else:
         generating_costs.show(found, recipe)
     return 0
+
+
+def _tune(settings: RunSettings, name: str, resume: bool, overwrite: bool, output: OutputKind) -> int:
+    """Trains a language model that writes its judgement."""
+    from rankwright.cli import tune
+
+    tune.check_reward(settings)
+    result = tune.run_tuning(settings, name, resume=resume, overwrite=overwrite, command=command_line())
+    if output is OutputKind.json:
+        emit(result)
+    tune.show(result, name)
+    return tune.exit_code_of(result)
