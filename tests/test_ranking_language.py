@@ -9,30 +9,32 @@ import pytest
 from benchmarks.ranking_language.decoder import LONGEST_COMPLETION, LONGEST_PROMPT, decoder, tokenizer
 from benchmarks.ranking_language.language import (
     TOPICS,
+    VALUES,
     WINDOWS,
     WORDS,
     PerfectReader,
-    best_order,
     is_held_out,
+    order_by,
     prompt,
     questions,
-    taught_order,
+    taught_levels,
+    true_levels,
     worth,
     written,
 )
 from rankwright.types import Answer, Choice, Completion, Context, Permutation
 
-PAIRS = [f"{one} {other}" for one, other in itertools.product(TOPICS, TOPICS)]
+QUERIES = [f"{topic} {value}" for topic, value in itertools.product(TOPICS, VALUES)]
 
 
 def test_a_seed_decides_the_questions_and_held_out_pairs_are_apart() -> None:
     assert questions(20, 3) == questions(20, 3)
     assert questions(20, 3) != questions(20, 4)
-    train = {example.query.text for example in questions(500, 0)}
-    held_out = {example.query.text for example in questions(300, 0, held_out=True)}
+    train = {example.query.text for example in questions(2000, 0)}
+    held_out = {example.query.text for example in questions(2000, 0, held_out=True)}
     assert not train & held_out
-    assert {pair for pair in PAIRS if is_held_out(pair)} == held_out
-    assert 0.2 < len(held_out) / len(PAIRS) < 0.3
+    assert {pair for pair in QUERIES if is_held_out(pair)} == held_out
+    assert 0.2 < len(held_out) / len(QUERIES) < 0.3
 
 
 def test_windows_grades_and_answers_are_as_described() -> None:
@@ -48,30 +50,32 @@ def test_windows_grades_and_answers_are_as_described() -> None:
     assert grades == {0, 1, 2, 3}
 
 
-def test_every_word_counts_alike_wherever_it_stands_and_no_query_word_is_in_a_passage() -> None:
+def test_every_word_counts_alike_wherever_it_stands_and_topics_are_of_two_kinds() -> None:
     assert not set(TOPICS) & set(WORDS)
-    for pair in PAIRS:
-        assert worth(pair, "w00 w05 w10 v00") == worth(pair, "w10 w00 w05 v31")
-        assert worth(pair, "w00 w05 w10 v00") == worth(" ".join(reversed(pair.split())), "w00 w05 w10 v00")
-        assert min(worth(pair, f"{word} {word} {word} v00") for word in WORDS) >= 0
-        assert max(worth(pair, f"{word} {word} {word} v00") for word in WORDS) <= 12
+    for query in QUERIES:
+        assert worth(query, "w00 w05 w10 v00") == worth(query, "w10 w00 w05 v31")
+        assert {worth(query, f"{word} {word} {word} v00") for word in WORDS} == {0, 3, 6}
+    kinds = {tuple(worth(f"{topic} v00", f"{w} {w} {w} v00") for w in WORDS) for topic in TOPICS}
+    assert len(kinds) == 2
 
 
-def test_the_best_order_is_by_worth_and_the_teacher_is_partly_wrong() -> None:
+def test_levels_say_the_best_order_of_grades_and_the_teacher_is_partly_wrong() -> None:
     examples = questions(400, 5)
     right = 0
     for example in examples:
-        worths = [worth(example.query.text, example.candidates[i].text) for i in best_order(example)]
-        assert worths == sorted(worths, reverse=True)
-        taught = taught_order(example, 0)
-        assert sorted(taught) == list(range(len(worths)))
-        right += worth(example.query.text, example.candidates[taught[0]].text) == worths[0]
+        worths = [worth(example.query.text, document.text) for document in example.candidates]
+        levels, taught = true_levels(example), taught_levels(example, 0)
+        grades = [example.relevance[example.candidates[i].doc_id] for i in order_by(levels)]
+        assert grades == sorted(grades, reverse=True)
+        assert levels == tuple(worths)
+        assert sorted(order_by(taught)) == list(range(len(worths)))
+        right += levels[order_by(taught)[0]] == max(levels)
     assert 0.3 < right / len(examples) < 0.9
 
 
 def test_the_reader_answers_with_the_best_of_what_it_is_given() -> None:
     (example,) = questions(1, 0)
-    reader, order = PerfectReader(), best_order(example)
+    reader, order = PerfectReader(), order_by(true_levels(example))
     whole = Context(example.query, example.candidates)
     assert isinstance(reader.answer([whole])[0], Answer)
     assert reader.answer([whole])[0].text in example.answers  # pyright: ignore[reportAttributeAccessIssue]
@@ -85,8 +89,9 @@ def test_the_reader_answers_with_the_best_of_what_it_is_given() -> None:
 @pytest.mark.parametrize("kind", ["listwise", "setwise"])
 def test_what_is_written_is_read_as_it_was_meant(kind: str) -> None:
     for example in questions(30, 7):
-        order = best_order(example)
-        found = prompt(kind).parse(Completion(written(example.query.text, order, kind)), len(order), strict=True)
+        levels = true_levels(example)
+        order = order_by(levels)
+        found = prompt(kind).parse(Completion(written(levels, kind)), len(order), strict=True)
         assert found == (Permutation(order) if kind == "listwise" else Choice(order[0]))
 
 
@@ -107,13 +112,13 @@ def test_the_tokenizer_knows_every_word_and_gives_the_text_back() -> None:
         (example,) = questions(1, 0, window=window)
         messages = [{"role": r, "content": t} for r, t in prompt().messages(example.query, example.candidates)]
         asked = words.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        completion = written(example.query.text, best_order(example))
+        completion = written(true_levels(example))
         for text in (str(asked), completion):
             ids = words(text, add_special_tokens=False)["input_ids"]
             assert words.unk_token_id not in ids
             assert words.decode(ids) == text.strip()
         assert len(words(str(asked))["input_ids"]) == 2 + window * 5 + 1 <= LONGEST_PROMPT
-        assert len(words(completion)["input_ids"]) + 1 == 6 + 2 * window <= LONGEST_COMPLETION
+        assert len(words(completion)["input_ids"]) + 1 == 4 + 4 * window <= LONGEST_COMPLETION
 
 
 def test_the_decoder_has_about_a_million_weights() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +16,7 @@ import pytest
 import torch
 
 from benchmarks.ranking_language.decoder import LONGEST_COMPLETION, decoder, tokenizer
-from benchmarks.ranking_language.language import best_order, prompt, questions, written
+from benchmarks.ranking_language.language import order_by, prompt, questions, true_levels, written
 from rankwright.algorithms.config import TrainConfig
 from rankwright.algorithms.generating import GeneratingConfig, GRPOConfig, SFTConfig
 from rankwright.algorithms.grpo import PromptRows, TRLReward, prompt_rows
@@ -32,6 +35,7 @@ from rankwright.tuning import (
     tune_by_reward,
 )
 from rankwright.types import LLMRequest, Outcome, RewardValue
+from tests.cli_kit import ROOT
 
 needs_trl = pytest.mark.skipif(
     importlib.util.find_spec("trl") is None, reason='trl is not installed; pip install "rankwright[grpo]"'
@@ -173,6 +177,42 @@ def test_a_pointwise_question_comes_with_all_documents_and_rollouts(start: Path,
         assert {seen.count(name) for name in seen} == {3 * 4}
 
 
+TWO = """
+import json, sys
+from dataclasses import replace
+from pathlib import Path
+from rankwright import processes
+processes.meet("cpu")
+from tests.test_tuning import *
+
+each = replace(prompt(), kind="pointwise", parser="integer", options={"scale": [0, 10], "score": "weighted"})
+reward, here = Says("[3]"), Path(sys.argv[2])
+wrapped = TRLReward(reward, each, prompt_rows(QUESTIONS, each, 3), 4)
+loop = replace(LOOP, batch_size=2, trainer={**LOOP.trainer, "max_steps": 4})
+tuned = tune_by_reward(Path(sys.argv[1]), tokenizer(), wrapped, replace(SMALL, completions_per_pass=6), loop, here)
+seen = [sorted({seen.count(name) for name in seen}) for seen in reward.seen]
+digest = sum(float(weight.double().abs().sum()) for weight in tuned.model.parameters())
+(here / f"seen-{processes.rank()}.json").write_text(json.dumps([processes.count(), seen, digest]))
+"""
+
+
+@needs_trl
+def test_two_processes_price_whole_questions_once(start: Path, tmp_path: Path) -> None:
+    """Each generates half of the completions; the first one prices all of them together."""
+    (tmp_path / "two.py").write_text(TWO, encoding="utf-8")
+    launcher = ["-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *launcher, str(tmp_path / "two.py"), str(start), str(tmp_path / "run")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / "run" / f"seen-{rank}.json").read_text()) for rank in (0, 1))
+    assert first[:2] == [2, [[12], [12]]]  # three documents, four rollouts, in both generations
+    assert second[:2] == [2, []]
+    assert first[2] == second[2]
+    assert is_complete(tmp_path / "run" / "checkpoint-4")
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2  # one line a generation
+
+
 @needs_trl
 def test_a_broken_run_goes_on_as_an_unbroken_one(start: Path, tmp_path: Path) -> None:
     """At the end of a generation, where the checkpoint is: the same completions, rewards and weights."""
@@ -243,7 +283,7 @@ def test_without_trl_the_command_to_install_it_is_named(
 ) -> None:
     from rankwright import tuning
 
-    monkeypatch.setitem(__import__("sys").modules, "trl", None)
+    monkeypatch.setitem(sys.modules, "trl", None)
     tuning._grouped_trainer.cache_clear()
     with pytest.raises(MissingDependencyError, match=r'pip install "rankwright\[grpo\]"'):
         run(start, tmp_path)
@@ -256,10 +296,10 @@ def test_without_trl_the_command_to_install_it_is_named(
 def taught(count: int = 12, identifiers: bool = False) -> list[Taught]:
     found = []
     for example in QUESTIONS[:count]:
-        order = best_order(example)
-        names = tuple(f"[{i + 1}]" for i in order) if identifiers else ()
+        levels = true_levels(example)
+        names = tuple(f"[{i + 1}]" for i in order_by(levels)) if identifiers else ()
         messages = prompt().messages(example.query, example.candidates)
-        found.append(Taught(messages, written(example.query.text, order), names))
+        found.append(Taught(messages, written(levels), names))
     return found
 
 
@@ -290,12 +330,13 @@ def test_the_ranking_loss_orders_the_first_identifiers_logits(start: Path, tmp_p
     config = SFTConfig(ranking_loss="ranknet", ranking_weight=10.0)
     loop = replace(LOOP, epochs=100)
     (row,) = taught(1, identifiers=True)
+    row = replace(row, completion=" > ".join(row.identifiers))
     with_loss = tune_by_completions(start, tokenizer(), [row], config, loop, tmp_path / "with")
     words = tokenizer()
     tokens = [words.convert_tokens_to_ids(name) for name in row.identifiers]
-    prompt = f"{row.messages[0][1]} <ask> {row.completion.split(' [')[0]}"
+    shown = f"{row.messages[0][1]} <ask>"
     with torch.no_grad():
-        logits = with_loss.model(**words(prompt, return_tensors="pt", return_token_type_ids=False)).logits[0, -1]
+        logits = with_loss.model(**words(shown, return_tensors="pt", return_token_type_ids=False)).logits[0, -1]
     assert sorted(tokens, key=lambda token: -logits[token].item()) == tokens
 
 

@@ -10,16 +10,17 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.ranking_language.language import TOPICS, VALUES, WINDOWS, WORDS
+from benchmarks.ranking_language.language import LEVELS, TOPICS, VALUES, WINDOWS, WORDS
 
 PAD, UNKNOWN, END, ASK = "<pad>", "<unk>", "</s>", "<ask>"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>", ">")
 IDENTIFIERS = tuple(f"[{number}]" for number in range(1, max(WINDOWS) + 1))
-VOCABULARY = {word: i for i, word in enumerate((PAD, UNKNOWN, END, ASK, *TAGS, *IDENTIFIERS, *TOPICS, *WORDS, *VALUES))}
+EVERY = (PAD, UNKNOWN, END, ASK, *TAGS, *IDENTIFIERS, *LEVELS, *TOPICS, *WORDS, *VALUES)
+VOCABULARY = {word: number for number, word in enumerate(EVERY)}
 TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if add_generation_prompt %}<ask> {% endif %}"
 LONGEST_PROMPT = 2 + max(WINDOWS) * 5 + 1
-LONGEST_COMPLETION = 6 + 2 * max(WINDOWS) + 1
-"""Tokens: tags, the thought, identifiers with > between them, the end."""
+LONGEST_COMPLETION = 4 + 4 * max(WINDOWS)
+"""Tokens: four tags, an identifier and a level each, identifiers with > between them, the end."""
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
