@@ -348,7 +348,8 @@ def test_an_identifier_of_several_tokens_is_refused(start: Path, tmp_path: Path)
 
 
 def test_rows_that_are_too_long_and_none_at_all_are_refused(start: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"longest row has 51 tokens .* wanted 30 at most"):
+    tokens = (2 + 6 * 5 + 1) + (4 + 4 * 6)  # prompt, completion
+    with pytest.raises(ConfigurationError, match=rf"longest row has {tokens} tokens .* wanted 30 at most"):
         learn(start, tmp_path, SFTConfig(max_length=30))
     with pytest.raises(TrainingError, match="nothing to learn"):
         tune_by_completions(start, tokenizer(), [], SFTConfig(), LOOP, tmp_path)

@@ -22,7 +22,7 @@ from benchmarks.ranking_language.language import (
 )
 from rankwright.algorithms.config import TrainConfig
 from rankwright.algorithms.generating import GRPOConfig, SFTConfig
-from rankwright.algorithms.grpo import TRLReward, order_of, prompt_rows
+from rankwright.algorithms.grpo import PromptRow, PromptRows, TRLReward, order_of
 from rankwright.metrics.ranking import ranking_metrics
 from rankwright.metrics.significance import bootstrap_interval, holm, paired_permutation_test
 from rankwright.rewards import answer_reward, ranking_reward
@@ -72,11 +72,21 @@ WARM_UP = Row(
     seeds=SEEDS,
     loop=TrainConfig(
         batch_size=64,
-        learning_rate=2e-3,
+        learning_rate=5e-4,
         eval_steps=100,
-        trainer={"max_steps": 400, "lr_scheduler_type": "cosine", "warmup_steps": 30, "weight_decay": 0.01},
+        trainer={"max_steps": 300, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 30},
     ),
 )
+FIRST_LESSON = replace(
+    WARM_UP,
+    loop=replace(
+        WARM_UP.loop,
+        learning_rate=1e-3,
+        eval_steps=600,
+        trainer={"max_steps": 600, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 30},
+    ),
+)
+"""Windows of one and two passages: what words are worth, before long prompts."""
 ROWS = {
     row.name: row
     for row in (
@@ -160,7 +170,7 @@ class Score:
         from rankwright.tuning import greedy
 
         asked = prompt(self.kind)
-        rows = prompt_rows(self.examples, asked, 8, shorter=True).rows
+        rows = _rows(self.examples, asked).rows
         texts = greedy(model, self.tokenizer, [row.messages for row in rows], LONGEST_COMPLETION, 300)
         sizes = [len(row.documents) for row in rows]
         judged = [asked.parse(Completion(text), size) for text, size in zip(texts, sizes, strict=True)]
@@ -186,12 +196,13 @@ class Score:
 
 def kept_at(row: Row, seed: int) -> tuple[Path, dict[str, Any]]:
     """File of a run's record, and what decides it."""
-    return PLACE / f"{row.name}-{seed}.json", {"row": asdict(row), "seed": seed, **digests(DECIDING)}
+    made_with = {"row": asdict(row), "first lesson": asdict(FIRST_LESSON), "seed": seed, **digests(DECIDING)}
+    return PLACE / f"{row.name}-{seed}.json", made_with
 
 
 def run(row: Row, seed: int) -> dict[str, Any]:
     """The record of one run, measured or kept."""
-    return measured(*kept_at(row, seed), lambda: _run(row, seed, None))
+    return measured(*kept_at(row, seed), lambda: _run(row, seed))
 
 
 def warm_model(kind: str, seed: int) -> Path:
@@ -199,17 +210,24 @@ def warm_model(kind: str, seed: int) -> Path:
     row = replace(WARM_UP, kind=kind, name=f"{WARM_UP.name}{'' if kind == 'listwise' else f'-{kind}'}")
     folder = PLACE / f"{row.name}-{seed}"
     if not (folder / "config.json").exists():
-        record = _run(row, seed, folder)
+        first = _first_lesson(kind, seed)
+        record = _run(row, seed, folder, first)
         measured(*kept_at(row, seed), lambda: record)
     return folder
 
 
-def _start(row: Row, seed: int) -> Path:
-    """What a run starts from."""
+def _first_lesson(kind: str, seed: int) -> Path:
+    folder = PLACE / f"first-{kind}-{seed}"
+    short = [one for window in (1, 2) for one in questions(19_200, window, window=window)]
+    if not (folder / "config.json").exists():
+        _run(replace(FIRST_LESSON, kind=kind), seed, folder, _random(seed), short)
+    return folder
+
+
+def _random(seed: int) -> Path:
+    """Folder of the decoder before it has learned anything."""
     from benchmarks.ranking_language.decoder import decoder, tokenizer
 
-    if row.warm:
-        return warm_model(row.kind, seed)
     folder = PLACE / f"random-{seed}"
     if not (folder / "config.json").exists():
         tokenizer().save_pretrained(folder)
@@ -217,22 +235,34 @@ def _start(row: Row, seed: int) -> Path:
     return folder
 
 
-def _run(row: Row, seed: int, save: Path | None) -> dict[str, Any]:
+def _run(
+    row: Row, seed: int, save: Path | None = None, start: Path | None = None, lessons: Sequence[Example] = ()
+) -> dict[str, Any]:
+    """The record of one run.
+
+    Args:
+        row: what is run.
+        seed: of training.
+        save: where the model is to lie.
+        start: what it starts from, by default what the row says.
+        lessons: questions of SFT, by default those of long windows.
+    """
     from benchmarks.ranking_language.decoder import tokenizer
     from rankwright.tuning import Taught, save_tuned, tune_by_completions, tune_by_reward
 
-    words, start = tokenizer(), _start(row, seed)
+    words = tokenizer()
+    start = start or (warm_model(row.kind, seed) if row.warm else _random(seed))
     score = Score(row.kind, words, tuple(questions(300, 2, held_out=True)))
     more: dict[str, Any] = {"seed": seed, "score": score, "seconds": SECONDS}
     before = score.values(_loaded(start))
     asked = prompt(row.kind)
     with tempfile.TemporaryDirectory() as folder:
         if row.reward:
-            rows = prompt_rows(questions(4_000, 1), asked, 8, shorter=True)
+            rows = _rows(questions(4_000, 1), asked)
             reward = TRLReward(reward_of(row.reward), asked, rows, row.grpo.rollouts)
             tuned = tune_by_reward(start, words, reward, row.grpo, row.loop, Path(folder), **more)
         else:
-            rows = prompt_rows(questions(20_000, 0), asked, 8, shorter=True)
+            rows = _rows(lessons or questions(20_000, 0), asked)
             taught = [Taught(one.messages, written(taught_levels(one.example, seed), row.kind)) for one in rows.rows]
             tuned = tune_by_completions(start, words, taught, SFTConfig(), row.loop, Path(folder), **more)
     if save is not None:
@@ -247,6 +277,12 @@ def _run(row: Row, seed: int, save: Path | None) -> dict[str, Any]:
         "stopped": tuned.stopped,
         "hardware": hardware(),
     }
+
+
+def _rows(examples: Sequence[Example], asked: Any) -> PromptRows:
+    """Prompts of all of them, those of one passage too."""
+    rows = tuple(PromptRow(e, e.candidates, asked.messages(e.query, e.candidates)) for e in examples)
+    return PromptRows(rows, 1)
 
 
 def _loaded(folder: Path) -> Any:
