@@ -72,16 +72,15 @@ WARM_UP = Row(
     seeds=SEEDS,
     loop=TrainConfig(
         batch_size=64,
-        learning_rate=5e-4,
-        eval_steps=100,
-        trainer={"max_steps": 300, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 30},
+        learning_rate=1e-3,
+        eval_steps=150,
+        trainer={"max_steps": 450, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 30},
     ),
 )
 FIRST_LESSON = replace(
     WARM_UP,
     loop=replace(
         WARM_UP.loop,
-        learning_rate=1e-3,
         eval_steps=600,
         trainer={"max_steps": 600, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 30},
     ),
@@ -262,7 +261,7 @@ def _run(
             reward = TRLReward(reward_of(row.reward), asked, rows, row.grpo.rollouts)
             tuned = tune_by_reward(start, words, reward, row.grpo, row.loop, Path(folder), **more)
         else:
-            rows = _rows(lessons or questions(20_000, 0), asked)
+            rows = _rows(lessons or questions(28_800, 0), asked)
             taught = [Taught(one.messages, written(taught_levels(one.example, seed), row.kind)) for one in rows.rows]
             tuned = tune_by_completions(start, words, taught, SFTConfig(), row.loop, Path(folder), **more)
     if save is not None:

@@ -188,7 +188,7 @@ def with_exchanged_answers(examples: Sequence[Example], seed: int) -> list[Examp
 
 def train(
     data: str = typer.Option("", "--data", help="Training questions: file or folder in one of the formats."),
-    name: str = typer.Option("", help="Name of the run; it is written to runs/NAME."),
+    name: str | None = typer.Option(None, help="Name of the run; it is written to runs/NAME."),
     recipe: str | None = typer.Option(
         None,
         help=f"Begin with the settings of a paper: {', '.join(recipe_names())}; --config, flags and --set replace "
@@ -319,10 +319,10 @@ def train(
     given = given_names(config, set_, flags)
     chosen = load_recipe(recipe, given.get("method")) if recipe else None
     settings = load_settings(config, set_, flags, chosen.values() if chosen else None)
-    if not name and not (dry_run and settings.writes):
-        raise ConfigurationError("No name was given for the run; add --name NAME. It becomes a folder in runs/.")
     if dry_run and settings.writes:
         return _sourced_dry_run(settings, chosen, given, output)
+    if name is None:
+        raise ConfigurationError("No name was given for the run; add --name NAME. It becomes a folder in runs/.")
     if dry_run:
         return _dry_run(settings, name, resume, output)
     if settings.writes:
