@@ -5,6 +5,7 @@ warm-up is made once a seed and form, and its weights stay in work/."""
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -196,7 +197,7 @@ class Score:
 def kept_at(row: Row, seed: int) -> tuple[Path, dict[str, Any]]:
     """File of a run's record, and what decides it."""
     made_with = {"row": asdict(row), "first lesson": asdict(FIRST_LESSON), "seed": seed, **digests(DECIDING)}
-    return PLACE / f"{row.name}-{seed}.json", made_with
+    return PLACE / f"{row.name}-{seed}.json", json.loads(json.dumps(made_with))  # as it is read back
 
 
 def run(row: Row, seed: int) -> dict[str, Any]:
