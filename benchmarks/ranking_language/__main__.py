@@ -52,7 +52,7 @@ class Row:
     seeds: tuple[int, ...] = (0,)
     grpo: GRPOConfig = field(
         default_factory=lambda: GRPOConfig(
-            rollouts=8, max_completion_length=40, beta=0.001, completions_per_pass=128, completions_at_once=128
+            rollouts=8, max_completion_length=36, beta=0.001, completions_per_pass=128, completions_at_once=128
         )
     )
     loop: TrainConfig = field(
@@ -271,7 +271,7 @@ def _run(
     return {
         "before": before,
         "after": score.values(tuned.model),
-        "log": [{name: line[name] for name in logged if name in line} for line in tuned.history],
+        "log": [one for line in tuned.history if len(one := {n: line[n] for n in logged if n in line}) > 1],
         "steps": tuned.steps,
         "seconds": tuned.seconds,
         "stopped": tuned.stopped,
