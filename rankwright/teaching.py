@@ -329,7 +329,7 @@ class FusedLabels:
             single: gives points of single passages.
         """
         prepared = Prepared()
-        long = [self._long(example) for example in _with_enough(examples, prepared, self.until, self.smallest)]
+        long = [self.long_list(example) for example in _with_enough(examples, prepared, self.until, self.smallest)]
         for example, order, points in _labelled(long, lists, single, prepared, self.smallest):
             labels = fused_labels(order, points)
             best = sorted(order, key=lambda doc_id: -labels[doc_id])
@@ -344,7 +344,7 @@ class FusedLabels:
                 prepared.rows.append(PreparedRow(renamed(only_among(graded, short), number), note))
         return prepared
 
-    def _long(self, example: Example) -> Example:
+    def long_list(self, example: Example) -> Example:
         """What the teachers see, in the order of the first stage."""
         rest = range(self.top, len(example.candidates))
         drawn = Random(repr((self.seed, example.query.query_id))).sample(rest, min(self.drawn, len(rest)))

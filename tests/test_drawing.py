@@ -174,12 +174,12 @@ def test_a_relevant_passage_that_the_first_stage_missed() -> None:
     ("source", "settings", "reason"),
     [
         (example("q", 9, {}), {}, "questions without a relevant label"),
-        (example("q", 9, {"d0": 1}), {}, "questions with fewer than 19 candidates that are not relevant"),
-        (example("q", 30, {"d0": 1}), {"depth": 19}, "questions with fewer than 19 candidates that are not relevant"),
+        (example("q", 9, {"d0": 1}), {}, "questions with fewer than 19 candidates not relevant"),
+        (example("q", 30, {"d0": 1}), {"depth": 19}, "questions with fewer than 19 candidates not relevant"),
         (
             example("q", 1, {"d0": 1}),
             {"count": "drawn"},
-            "questions with fewer than 1 candidates that are not relevant",
+            "questions with fewer than 1 candidate not relevant",
         ),
     ],
 )

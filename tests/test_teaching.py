@@ -100,7 +100,8 @@ def test_the_teacher_sees_the_first_candidates_and_labels_may_stay() -> None:
 def test_what_cannot_be_read_is_left_out_and_counted(fault: str, reason: str) -> None:
     """Of a long list a single window is enough: the order would be in part that of the first stage."""
     examples, grades = questions(200, 6)
-    taught = teacher(grades, seed=1, **{fault: 0.1})
+    faults: dict[str, Any] = {fault: 0.1}
+    taught = teacher(grades, seed=1, **faults)
     prepared = TaughtOrders(depth=6).prepare(examples, taught)
     bad = taught.report.outcomes["malformed"]
     left = prepared.left_out[f"questions without an order ({reason})"]
@@ -289,7 +290,7 @@ def test_every_recipe_by_its_name(name: str) -> None:
     source = Example(Query("q", "?"), documents, (), {"d29": 1, "d3": 2})
     grades = {"q": {"d29": 10.0, "d3": 9.0}}
     lists, single = teacher(grades, strategy=Sliding()), teacher(grades, "scores")
-    settings = {"relevant_from": 5} if name == "reasonrank" else {}
+    settings: dict[str, Any] = {"relevant_from": 5} if name == "reasonrank" else {}
     prepared = rankwright.prepare(name, [source], lists=lists, single=single, **settings)
     assert prepared.rows
     assert (lists.report.calls > 0, single.report.calls > 0) == (RECIPES[name].teachers > 0, RECIPES[name].teachers > 1)

@@ -249,7 +249,7 @@ class OneRelevant:
         if not positives:
             return "questions whose relevant passages are not known"
         if len(negatives) < least:
-            return f"questions with fewer than {least} candidates that are not relevant"
+            return f"questions with fewer than {least} candidate{'s' * (least > 1)} not relevant"
         chance = Random(repr((self.seed, example.query.query_id)))
         positive = positives[0] if self.positive == "first" else chance.choice(positives)
         drawn = [positive, *chance.sample(negatives, self._negatives(len(negatives), chance))]
