@@ -35,6 +35,7 @@ LIGHT_MODULES = [
     "rankwright.rewards",
     "rankwright.algorithms.config",
     "rankwright.algorithms.arguments",
+    "rankwright.algorithms.generating",
     "rankwright.checkpoints",
     "rankwright.diagnosis",
     "rankwright.budget",
