@@ -12,7 +12,7 @@ import pytest
 import rankwright
 from rankwright.data.drawing import Prepared
 from rankwright.errors import ConfigurationError, DataError, ReaderError
-from rankwright.strategies import HeapSort, Pointwise, Sliding, Strategy
+from rankwright.strategies import Groupwise, HeapSort, Pointwise, Sliding, Strategy
 from rankwright.teaching import (
     RECIPES,
     FusedLabels,
@@ -111,6 +111,13 @@ def test_what_cannot_be_read_is_left_out_and_counted(fault: str, reason: str) ->
     assert all(row == whole[query_id] for query_id, row in rows_of(prepared).items())
 
 
+def test_an_order_by_scores_of_which_one_is_missing_is_left_out() -> None:
+    said = Scripted({"q": Scores((1.0, None, 2.0), "repaired", ("id missing",)), "r": Scores((1.0, 0.0, 2.0))})
+    prepared = TaughtOrders().prepare([example("q", 3), example("r", 3)], Teacher(said, Groupwise(group=3)))
+    assert [row.metadata["query_id"] for row in prepared.rows] == ["r"]
+    assert dict(prepared.left_out) == {"questions without an order (id missing)": 1}
+
+
 def test_a_root_that_stays_because_nothing_was_read_is_no_order() -> None:
     examples, grades = questions(50, 6)
     taught = teacher(grades, "choice", HeapSort(children=2, top_k=6), malformed=0.2)
@@ -155,7 +162,7 @@ def test_batches_are_put_together_in_order() -> None:
 )
 def test_an_order_is_kept_where_it_agrees_with_the_points(order: tuple[int, ...], value: float) -> None:
     """One relevant passage, q-0: nDCG is 1 / log2(rank + 1)."""
-    source, points = example("q", 3), {"q-0": 9.0, "q-1": 4.9, "q-2": 0.0}
+    source, points = example("q", 3), {"q-0": 5.0, "q-1": 4.9, "q-2": 0.0}
     said = Scripted({"q": Permutation(order)})
 
     def prepared(least: float) -> Prepared:
