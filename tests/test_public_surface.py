@@ -42,6 +42,7 @@ LIGHT_MODULES = [
     "rankwright.alarms",
     "rankwright.evaluation",
     "rankwright.strategies",
+    "rankwright.teaching",
     "rankwright.reading",
     "rankwright.reporting",
 ]

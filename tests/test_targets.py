@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from rankwright.algorithms.grpo import order_of, prompt_rows
 from rankwright.algorithms.targets import label_order, targets
+from rankwright.data import load_examples
+from rankwright.data.drawing import write_prepared
 from rankwright.errors import ConfigurationError
 from rankwright.prompts.ranking import load_ranking_prompt, shipped_prompts
+from rankwright.strategies import Sliding
+from rankwright.teaching import TaughtOrders, Teacher
 from rankwright.types import Choice, Completion, Document, Example, Judgement, Permutation, Query, Scores
+from tests.simulated_llm import SimulatedJudge
 
 DOCUMENTS = tuple(Document(f"d{i}", f"text {i}") for i in range(3))
 EXAMPLE = Example(Query("q", "?"), DOCUMENTS, (), {"d2": 3, "d1": 1})
@@ -107,8 +114,26 @@ def test_a_parser_that_reads_something_else_than_was_meant_is_refused() -> None:
 
 
 def test_equal_grades_stay_in_the_order_of_the_first_stage() -> None:
-    assert label_order(DOCUMENTS, {"d1": 1, "d2": 1}) == (1, 2, 0)
-    assert label_order(DOCUMENTS, {}) == (0, 1, 2)
+    assert label_order(DOCUMENTS, replace(EXAMPLE, relevance={"d1": 1, "d2": 1})) == (1, 2, 0)
+    assert label_order(DOCUMENTS, replace(EXAMPLE, relevance={})) == (0, 1, 2)
+
+
+def test_a_teachers_order_goes_before_grades() -> None:
+    """d2 has the highest grade and is not in the order, as d1, which has a lower one."""
+    assert label_order(DOCUMENTS, replace(EXAMPLE, order=("elsewhere", "d0"))) == (0, 2, 1)
+    assert label_order(DOCUMENTS, replace(EXAMPLE, order=("d1", "d2", "d0"))) == (1, 2, 0)
+
+
+@pytest.mark.parametrize(("labels", "name"), [("order", "listwise-1"), ("kept", "listwise-think-1")])
+def test_a_prepared_file_teaches_its_order(labels: Literal["order", "kept"], name: str, tmp_path: Path) -> None:
+    documents = tuple(Document(f"d{i}", f"text {i}") for i in range(6))
+    source = Example(Query("q", "?"), documents, (), {"d0": 1})
+    judge = SimulatedJudge({"q": {"d4": 9, "d1": 5, "d5": 3}}, "permutation")
+    write_prepared(tmp_path / "taught.jsonl", TaughtOrders(6, labels).prepare([source], Teacher(judge, Sliding())))
+    examples = load_examples(tmp_path / "taught.jsonl", "jsonl").examples
+    prompt = load_ranking_prompt(name)
+    (text,) = targets(prompt_rows(examples, prompt, 6), prompt)
+    assert prompt.parse(Completion(text), 6, strict=True) == Permutation((4, 1, 5, 0, 2, 3))
 
 
 @pytest.mark.parametrize("name", shipped_prompts())

@@ -4,11 +4,11 @@ form that the prompt's own strict parser reads. Imports no torch."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from rankwright.algorithms.grpo import Prompt, PromptRow, PromptRows
 from rankwright.errors import ConfigurationError
-from rankwright.types import Choice, Completion, Document, Judgement, Permutation
+from rankwright.types import Choice, Completion, Document, Example, Judgement, Permutation
 
 TOP = 10
 """Highest score of prompts that ask for one, 0 to 10."""
@@ -24,13 +24,20 @@ FRAMES = (
 """Where a prompt may want its answer; without reasoning, because labels have none."""
 
 
-def label_order(documents: Sequence[Document], relevance: Mapping[str, int]) -> tuple[int, ...]:
-    """Positions by grade, best first; equal grades as they stand.
+def label_order(documents: Sequence[Document], example: Example) -> tuple[int, ...]:
+    """Positions, best first: as a teacher ordered them, where one did; then by grade, equal grades as they stand.
 
-    >>> label_order((Document("a", ""), Document("b", ""), Document("c", "")), {"c": 2, "b": 2})
+    >>> from rankwright.types import Query
+    >>> documents = (Document("a", ""), Document("b", ""), Document("c", ""))
+    >>> label_order(documents, Example(Query("q", ""), relevance={"c": 2, "b": 2}))
     (1, 2, 0)
+    >>> label_order(documents, Example(Query("q", ""), relevance={"c": 2, "b": 2}, order=("a", "c")))
+    (0, 2, 1)
     """
-    return tuple(sorted(range(len(documents)), key=lambda i: -relevance.get(documents[i].doc_id, 0)))
+    rank_of = {doc_id: rank for rank, doc_id in enumerate(example.order)}
+    ids = [document.doc_id for document in documents]
+    grades = [example.relevance.get(doc_id, 0) for doc_id in ids]
+    return tuple(sorted(range(len(ids)), key=lambda i: (rank_of.get(ids[i], len(rank_of)), -grades[i])))
 
 
 def targets(rows: PromptRows, prompt: Prompt) -> list[str]:
@@ -69,7 +76,7 @@ def _said(row: PromptRow, prompt: Prompt, highest: int) -> list[str]:
     if prompt.kind == "groupwise":
         scores = {name: round(TOP * grade / highest) for name, grade in zip(names, grades, strict=True)}
         return [json.dumps({f"[{name}]": score for name, score in scores.items()}), json.dumps(scores)]
-    order = label_order(row.documents, row.example.relevance)
+    order = label_order(row.documents, row.example)
     said = order[:1] if prompt.kind == "setwise" else order
     return [" > ".join(f"[{names[i]}]" for i in said), " > ".join(names[i] for i in said)]
 
@@ -77,7 +84,7 @@ def _said(row: PromptRow, prompt: Prompt, highest: int) -> list[str]:
 def _means(judgement: Judgement, row: PromptRow) -> bool:
     """Whether what was read is what the labels say."""
     grades = [row.example.relevance.get(document.doc_id, 0) for document in row.documents]
-    order = label_order(row.documents, row.example.relevance)
+    order = label_order(row.documents, row.example)
     if isinstance(judgement, Permutation):
         return judgement.order == order
     if isinstance(judgement, Choice):

@@ -151,7 +151,7 @@ class _Work:
             reward = TRLReward(_reward(settings, reader), self.prompt, self.rows, settings.grpo.rollouts)
             return tune_by_reward(model.name, self.tokenizer, reward, settings.grpo, settings.loop, folder, **more)
         taught = [
-            Taught(row.messages, said, tuple(names[i] for i in label_order(row.documents, row.example.relevance)))
+            Taught(row.messages, said, tuple(names[i] for i in label_order(row.documents, row.example)))
             for row, said in zip(self.rows.rows, targets(self.rows, self.prompt), strict=True)
             for names in [self.prompt.identifiers(len(row.documents))]
         ]
