@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 
 from rankwright.cli.app import run
-from rankwright.cli.llm import WAYS
+from rankwright.cli.llm import WAYS, llm_settings
 from rankwright.cli.rerank import STRATEGIES
 from rankwright.data import read_trec_run
+from rankwright.prompts.ranking import load_ranking_prompt
+from rankwright.types import Document, Query
 from tests.cli_kit import body_of, feed, one_line, reply, serving, write_rows
+from tests.tiny_lm import make_chain_model
 
 GRADES = {"q1": [3, 9, 0, 7, 5, 1, 8, 2], "q2": [0, 4, 10, 6]}
 CALLS = {
@@ -255,3 +258,16 @@ def test_a_scoring_model_ranks_a_file_too(data: Path, capsys: pytest.CaptureFixt
     found = one_line(capsys.readouterr().out)
     assert [ranking["doc_ids"] for ranking in found["rankings"]] == [["q1-0", "q1-1"], ["q2-0", "q2-1"]]
     assert "calls" not in found
+
+
+def test_a_limit_in_tokens_takes_the_tokenizer_beside_the_prompt_or_that_of_a_local_model(tmp_path: Path) -> None:
+    model, prompt = make_chain_model(tmp_path / "model", ["paris"]), load_ranking_prompt("pointwise-yes-no-1")
+    short = prompt.limited(2, "tokens", str.__getitem__)
+    for folder, llm in ((model, "http://localhost:9/v1"), (tmp_path / "alone", str(model))):
+        short.save(folder)
+        settings = llm_settings("pointwise", str(folder), None, [], {"reader.reader": llm})
+        assert settings.prompt.version == short.version
+        shown = settings.prompt.rendered(Query("q", "capital"), [Document("d", "paris rome oslo bern")])
+        assert shown.cut == 1
+        assert "paris rome" in shown.messages[-1][1]
+        assert "oslo" not in shown.messages[-1][1]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
@@ -106,6 +107,7 @@ def llm_settings(
         raise ConfigurationError(f"Strategy '{name}' is unknown; use one of {', '.join(WAYS)}.")
     loaded = loaded or load_ranking_prompt(WAYS[name].prompt)
     _check_prompt(name, loaded)
+    loaded = _with_tokenizer(loaded, prompt or "", str(flags.get("reader.reader") or ""))
     chosen = _made(name, tree)
     if fuse is not None:
         chosen = Fused(chosen, fuse, **fusion)
@@ -138,6 +140,28 @@ def _check_prompt(name: str, prompt: RankingPrompt) -> None:
             f"Strategy {name} was given the {prompt.kind} prompt '{prompt.version}' (parser {prompt.parser}); wanted "
             f"{wanted}, for example {way.prompt}. See rankwright prompts list."
         )
+
+
+def _with_tokenizer(prompt: RankingPrompt, of_prompt: str, llm: str) -> RankingPrompt:
+    """The prompt with what cuts passages where its limit counts tokens: the tokenizer that `train` saved beside it,
+    else that of a local language model."""
+    beside = (Path(of_prompt) / "tokenizer_config.json").is_file()
+    if prompt.shown.unit != "tokens" or not (beside or Path(llm).is_dir()):
+        return prompt
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(of_prompt if beside else llm, trust_remote_code=False)
+    return prompt.limited(prompt.shown.limit, "tokens", shortener(tokenizer))
+
+
+def shortener(tokenizer: Any) -> Callable[[str, int], str]:
+    """(text, limit) -> the text's first tokens."""
+
+    def shorten(text: str, limit: int) -> str:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return text if len(ids) <= limit else str(tokenizer.decode(ids[:limit]))
+
+    return shorten
 
 
 def _made(name: str, settings: Mapping[str, Any]) -> Strategy:
