@@ -1,4 +1,4 @@
-"""`make docs`: writes the pages that come from code (api, cli, settings) and the tables of recipes inside of other pages,
+"""`make docs`: writes the pages that come from code (api, cli, settings) and the tables of recipes inside of others,
 and checks what the other pages say of files.
 
 Plain Markdown is read where it lies, so there is no site to build. tests/test_docs.py calls the same functions.
@@ -305,7 +305,7 @@ def recipe_table(name: str) -> str:
 
 
 def with_recipes(text: str) -> str:
-    """A page's text with each recipe's values anew between its markers, `<!-- recipe NAME -->` and `<!-- end of recipe -->`."""
+    """A page's text with each recipe's values anew between `<!-- recipe NAME -->` and `<!-- end of recipe -->`."""
     return RECIPE.sub(lambda mark: f"{mark[1]}{recipe_table(mark[2])}\n{mark[3]}", text)
 
 
@@ -407,7 +407,8 @@ def tree_differences(page: Path = README) -> list[str]:
 
 
 def main() -> None:
-    """Write the pages, renew lines in links and tables of recipes, then end with an error where a link or a path leads nowhere."""
+    """Write the pages, renew lines in links and tables of recipes, then end with an error where a link or a path leads
+    nowhere."""
     for path, content in ((API_PAGE, api_page()), (CLI_PAGE, cli_page()), (SETTINGS_PAGE, settings_page())):
         path.write_text(content, encoding="utf-8")
     for page in pages():
