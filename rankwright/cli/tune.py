@@ -227,12 +227,9 @@ def _prompt(settings: RunSettings, tokenizer: Any) -> RankingPrompt:
 
 def _reward(settings: RunSettings, reader: Reader | None) -> Reward:
     """The reward that the settings name."""
-    name = settings.reward
-    if reader is not None:
-        return ranking_reward("reader", reader=reader, reward=resolve_reward(name), depth=settings.top_k)
-    if ":" in name:
-        return resolve_reward(name)
-    return ranking_reward(name)
+    if reader is None:
+        return ranking_reward(settings.reward)
+    return ranking_reward("reader", reader=reader, reward=resolve_reward(settings.reward), depth=settings.top_k)
 
 
 def check_reward(settings: RunSettings) -> None:
