@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 
 import pytest
 
 from rankwright.errors import ConfigurationError
+from rankwright.llms.cache import CachedLLM, ReadStore
+from rankwright.llms.http import HTTPLLM
 from rankwright.prompts.ranking import RankingPrompt, load_ranking_prompt, shipped_prompts
 from rankwright.rerankers.generating import LLMPolicy, default_sampling
 from rankwright.types import (
@@ -22,6 +26,7 @@ from rankwright.types import (
     RerankRequest,
     Scores,
 )
+from tests.cli_kit import body_of, reply, serving
 
 
 class ScriptedLLM:
@@ -118,13 +123,26 @@ def test_an_answer_from_a_cache_is_not_paid() -> None:
 
 
 def test_a_prompt_that_does_not_fit_is_an_error_and_is_not_cut() -> None:
-    judge, llm = policy("listwise-1", CompletionFailed("prompt too long", paid=False))
+    judge, _ = policy("listwise-1", CompletionFailed("prompt too long", paid=False, detail="777 tokens"))
     size = sum(len(text) for _, text in judge.request(window(3)).messages)
-    with pytest.raises(ConfigurationError, match=rf"3 documents of query 'q' has {size} characters.*Lower --window"):
+    with pytest.raises(
+        ConfigurationError,
+        match=rf"3 documents of query 'q' has {size} characters.*cannot take \(777 tokens\).*512 tokens of.*--window",
+    ):
         judge.judge([window(3)])
-    llm.input_tokens = lambda request: 777  # pyright: ignore[reportAttributeAccessIssue]
-    with pytest.raises(ConfigurationError, match=r"has 777 tokens.*together with 512 tokens"):
-        judge.judge([window(3)])
+
+
+def test_a_prompt_that_a_server_finds_too_long_is_an_error_in_its_words_and_no_judgement(tmp_path: Path) -> None:
+    said = "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens"
+
+    def refuse(request: BaseHTTPRequestHandler) -> None:
+        body_of(request)
+        reply(request, {"error": {"message": said, "type": "BadRequestError", "code": 400}}, 400)
+
+    with serving(refuse) as url, ReadStore(tmp_path / "reads.sqlite") as store:
+        judge = LLMPolicy(CachedLLM(HTTPLLM("m", url, stop_after=3), store), load_ranking_prompt("listwise-1"))
+        with pytest.raises(ConfigurationError, match=rf"2 documents of query 'q0' .*\(http 400: {said}\); wanted"):
+            judge.judge([window(2, f"q{number}") for number in range(9)])
 
 
 def test_more_documents_than_identifiers_are_an_error_before_any_call() -> None:

@@ -16,6 +16,7 @@ from rankwright.errors import ConfigurationError, MissingDependencyError, ModelE
 from rankwright.llms.calls import Call, CallsReport, collect
 from rankwright.llms.endpoint import check_model_place
 from rankwright.llms.logprobs import likeliest, top_wanted, wants_logprobs, wants_one_token
+from rankwright.llms.replies import TOO_LONG
 from rankwright.types import Completion, CompletionFailed, CompletionResult, LLMRequest
 
 if TYPE_CHECKING:
@@ -68,10 +69,12 @@ class LocalLLM:
         prompts = [self._prompt(request) for request in requests]
         fitting: list[int] = []
         for index, prompt in enumerate(prompts):
-            if self._fits(prompt, requests[index]):
+            positions, answer = self._positions(), self._limit(requests[index])
+            if positions is None or len(prompt) + answer <= positions:
                 fitting.append(index)
             else:
-                on_calls([Call(index, CompletionFailed("prompt too long", paid=False), 0, 0, 0, 0.0)])
+                detail = f"{len(prompt)} tokens and {answer} of an answer, where {positions} fit"
+                on_calls([Call(index, CompletionFailed(TOO_LONG, paid=False, detail=detail), 0, 0, 0, 0.0)])
         for batch in self._batches(fitting, prompts, requests):
             on_calls(self._generate(batch, prompts, requests[batch[0]]))
 
@@ -89,9 +92,9 @@ class LocalLLM:
         # The template writes the special tokens itself; a second beginning-of-text token would shift every answer.
         return self._tokenizer(text, add_special_tokens=not self._has_template)["input_ids"]  # pyright: ignore[reportReturnType]
 
-    def _fits(self, prompt: Sequence[int], request: LLMRequest) -> bool:
-        positions = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        return positions is None or len(prompt) + self._limit(request) <= positions
+    def _positions(self) -> int | None:
+        """Tokens that the model has positions for; None where it has no limit."""
+        return getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
 
     def _limit(self, request: LLMRequest) -> int:
         wanted = int(dict(request.sampling).get("max_tokens", DEFAULT_NEW_TOKENS))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rankwright.errors import ConfigurationError
 from rankwright.llms.calls import output_limit
+from rankwright.llms.replies import TOO_LONG
 from rankwright.prompts.ranking import RankingPrompt, Rendered
 from rankwright.types import (
     CALL_FAILED,
@@ -21,9 +22,6 @@ from rankwright.types import (
     RerankRequest,
     Scores,
 )
-
-TOO_LONG = "prompt too long"
-"""How the reason of a failed call begins whose prompt does not fit into the model."""
 
 LOGPROBS: Mapping[str, float | int | str] = {"logprobs": True, "top_logprobs": 20}
 """As many as OpenAI's interface gives."""
@@ -110,19 +108,18 @@ class LLMPolicy:
         if isinstance(result, Completion):
             judgement = self.prompt.parse(result, count)
             return Judged(judgement, result.input_tokens, result.output_tokens, result.paid)
-        if result.reason.startswith(TOO_LONG):
+        if result.reason == TOO_LONG:
             raise self._too_long(window, request, result)
         return Judged(self.prompt.malformed(count, f"{CALL_FAILED}{result.reason}"), paid=result.paid)
 
     def _too_long(self, window: RerankRequest, request: LLMRequest, result: CompletionFailed) -> ConfigurationError:
-        tokens = getattr(self.llm, "input_tokens", None)
-        size = f"{tokens(request)} tokens" if callable(tokens) else f"{_characters(request)} characters"
         room = output_limit(dict(self._sampling))
         return ConfigurationError(
             f"Prompt '{self.prompt.version}' with {len(window.documents)} documents of query '{window.query.query_id}' "
-            f"has {size}, which {self.llm.name} cannot take ({result.reason}); wanted a prompt that fits its context "
-            f"together with {room or 'the'} tokens of an answer. Lower --window, passages.limit of the prompt file or "
-            "max_tokens."
+            f"has {_characters(request)} characters, which {self.llm.name} cannot take "
+            f"({result.detail or result.reason}); wanted a prompt that fits its context together with {room or 'the'} "
+            "tokens of an answer. Show fewer documents at once (--window; children of heapsort and bubblesort, group "
+            "of groupwise), less of each (passages.limit of the prompt file), or lower max_tokens."
         )
 
 
