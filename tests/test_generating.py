@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from rankwright.errors import ConfigurationError
 from rankwright.llms.cache import CachedLLM, ReadStore
 from rankwright.llms.http import HTTPLLM
+from rankwright.prompts.answers import Tags
 from rankwright.prompts.ranking import RankingPrompt, load_ranking_prompt, shipped_prompts
 from rankwright.rerankers.generating import LLMPolicy, default_sampling
 from rankwright.types import (
@@ -175,3 +177,11 @@ def test_every_prompt_asks_for_as_much_as_its_form_needs(name: str) -> None:
         )
         one_token = prompt.needs_logprobs and not prompt.tags.thinking
         assert (sampling["max_tokens"] == 1) is one_token
+
+
+def test_a_bare_number_may_be_of_several_tokens_and_a_bracket_stands_before_the_second() -> None:
+    letters, number = load_ranking_prompt("listwise-letters-1"), load_ranking_prompt("pointwise-integer-1")
+    second = replace(letters, sampling={}, options={"token": 2})
+    assert default_sampling(second)["max_tokens"] == 2
+    bare = replace(number, sampling={}, tags=Tags())
+    assert default_sampling(bare)["max_tokens"] == 512  # 10 is two tokens to many models: cut after one it would be 1

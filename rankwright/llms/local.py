@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rankwright.errors import ConfigurationError, MissingDependencyError, ModelError, ReaderError, ResourceNotFoundError
 from rankwright.llms.calls import Call, CallsReport, collect
 from rankwright.llms.endpoint import check_model_place
-from rankwright.llms.logprobs import likeliest, top_wanted, wants_logprobs, wants_one_token
+from rankwright.llms.logprobs import likeliest, top_wanted, wants_first_tokens, wants_logprobs
 from rankwright.llms.replies import TOO_LONG
 from rankwright.types import Completion, CompletionFailed, CompletionResult, LLMRequest
 
@@ -37,8 +37,8 @@ class LocalLLM:
     A tokenizer with a chat template gets the messages through it, one without gets their bare texts. Decoding is
     greedy, so a temperature other than 0 is an error. A text that does not end within its tokens, and a prompt that
     leaves no room for an answer, is a failure and not a shortened answer; a request for log probabilities may be for
-    one token, and its text empty, as with a server. Log probabilities are float32 of the model's own logits, before any
-    penalty of its generation config; those of bfloat16 weights come in steps of a hundredth part.
+    one or two tokens, and its text empty, as with a server. Log probabilities are float32 of the model's own logits,
+    before any penalty of its generation config; those of bfloat16 weights come in steps of a hundredth part.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class LocalLLM:
         output_tokens = len(written) + bool(ends)
         logprobs = tuple(self._tokens(pairs) for pairs in likeliest_ids[:output_tokens])
         result: CompletionResult
-        if not ends and not stopped and not wants_one_token(request):
+        if not ends and not stopped and not wants_first_tokens(request):
             result = CompletionFailed("length")
         elif not text.strip() and not logprobs:
             result = CompletionFailed("empty text")

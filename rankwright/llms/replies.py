@@ -15,8 +15,8 @@ from rankwright.llms.logprobs import (
     NO_LOGPROBS,
     read_logprobs,
     top_wanted,
+    wants_first_tokens,
     wants_logprobs,
-    wants_one_token,
 )
 from rankwright.types import Completion, CompletionFailed, CompletionResult, LLMRequest
 
@@ -75,7 +75,7 @@ def read_completion(body: bytes, request: LLMRequest) -> Reply:
     Malformed bodies are retried: they come from proxies and crashing servers. What the model itself decided (an empty
     text, a refusal, a stop at the length limit) is not: at temperature 0 it would decide the same again.
 
-    Of a request for log probabilities they are the answer: a text may then be empty, and one token needs no end.
+    Of a request for log probabilities they are the answer: a text may then be empty, and one or two tokens need no end.
     """
     try:
         data = json.loads(body)
@@ -116,7 +116,7 @@ def _failure(
     if wants_logprobs(request) and not has_logprobs and (not empty or finish_reason == "length"):
         return NO_LOGPROBS
     if finish_reason == "length":
-        return None if wants_one_token(request) else LENGTH
+        return None if wants_first_tokens(request) else LENGTH
     return EMPTY_TEXT if empty and not has_logprobs else None
 
 

@@ -224,7 +224,7 @@ OPTIONS: Mapping[str, Mapping[str, tuple[Any, Callable[[Any], bool], str]]] = {
     "yes-no": {"score": ("probability", *_SCORE), **_VERDICT},
     "true-false": {"score": ("probability", *_SCORE), **_VERDICT},
     "binary": {"score": ("logit", *_SCORE), **_VERDICT},
-    "first-token": {"token": (1, lambda value: type(value) is int and 1 <= value <= 20, "a whole number from 1 to 20")},
+    "first-token": {"token": (1, lambda value: type(value) is int and value in (1, 2), "1 or 2")},
 }
 """Options of every parser: default, whether a value is one, what is wanted."""
 

@@ -25,8 +25,8 @@ from rankwright.types import (
 
 LOGPROBS: Mapping[str, float | int | str] = {"logprobs": True, "top_logprobs": 20}
 """As many as OpenAI's interface gives."""
-ONE_WORD, ONE_ANSWER, WITH_THOUGHTS = 1, 512, 4096
-"""Tokens for the first token alone, for a permutation or scores of a window, and where thoughts come first."""
+ONE_ANSWER, WITH_THOUGHTS = 512, 4096
+"""Tokens for a permutation, scores or a number, and where thoughts come first."""
 
 
 class LLMPolicy:
@@ -126,11 +126,18 @@ class LLMPolicy:
 def default_sampling(prompt: RankingPrompt) -> dict[str, float | int | str]:
     """The sampling parameters of a prompt: its own, and for the rest temperature 0, as many tokens as its form needs,
     and log probabilities where they are read."""
-    thinks = bool(prompt.tags.thinking)
-    tokens = WITH_THOUGHTS if thinks else ONE_WORD if prompt.needs_logprobs and not prompt.tags.answer else ONE_ANSWER
+    tokens = WITH_THOUGHTS if prompt.tags.thinking else _of_a_word(prompt) or ONE_ANSWER
     logprobs = LOGPROBS if prompt.needs_logprobs else {}
     limit = {} if "max_completion_tokens" in prompt.sampling else {"max_tokens": tokens}
     return {"temperature": 0.0, **limit, **logprobs, **prompt.sampling}
+
+
+def _of_a_word(prompt: RankingPrompt) -> int | None:
+    """Tokens up to the one that is read, where that is the first or second; None where more are written. A number may
+    take several: many tokenizers cut 10 into digits."""
+    if prompt.parser == "first-token":
+        return int(prompt.options.get("token", 1))
+    return 1 if prompt.needs_logprobs and prompt.parser != "integer" and not prompt.tags.answer else None
 
 
 def _characters(request: LLMRequest) -> int:
