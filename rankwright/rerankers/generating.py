@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rankwright.errors import ConfigurationError
 from rankwright.llms.calls import output_limit
@@ -40,6 +42,8 @@ class LLMPolicy:
     log probabilities where it reads them. A call that fails is a malformed judgement. Nothing is cut silently: passages
     longer than the prompt's limit are counted in `cut`, and a prompt that is longer than the model's context is an
     error.
+
+    Raises ConfigurationError for a sampling parameter that JSON cannot hold.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class LLMPolicy:
         self.prompt = prompt
         merged = {**default_sampling(prompt), **(sampling or {})}
         self._sampling = tuple(sorted((name, value) for name, value in merged.items() if value is not None))
+        _check_values(self._sampling)
         self.shown = 0
         """Passages shown so far, repetitions included."""
         self.cut = 0
@@ -138,6 +143,17 @@ def _of_a_word(prompt: RankingPrompt) -> int | None:
     if prompt.parser == "first-token":
         return int(prompt.options.get("token", 1))
     return 1 if prompt.needs_logprobs and prompt.parser != "integer" and not prompt.tags.answer else None
+
+
+def _check_values(sampling: Sequence[tuple[str, Any]]) -> None:
+    for name, value in sampling:
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            raise ConfigurationError(
+                f"Sampling parameter {name} is {str(value)[:80]}; wanted a finite number, text, true, false, or a "
+                "list or names of them. Correct it in the prompt file or on the command line."
+            ) from None
 
 
 def _characters(request: LLMRequest) -> int:
