@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,26 @@ def test_every_strategy_finds_the_best_and_tells_what_it_took(
     assert run(arguments) == 0  # the cache answers
     again = one_line(capsys.readouterr().out)
     assert (again["paid_calls"], again["rankings"]) == (0, found["rankings"])
+
+
+def test_progress_is_shown_in_one_place_at_a_time(server: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, int, int]] = []
+    shown: list[int] = [0]
+
+    @contextmanager
+    def bars() -> Iterator[Callable[[str, int, int], None]]:
+        shown.append(shown[-1] + 1)
+        yield lambda what, done, total: told.append((what, done, total))
+        shown.append(shown[-1] - 1)
+
+    monkeypatch.setattr("rankwright.cli.llm.progress_bars", bars)
+    monkeypatch.setattr("rankwright.cli.rerank.progress_bars", bars)
+    arguments = ["rerank", "--data", str(data), "--format", "rank_llm"]
+    assert run([*arguments, "--llm", server, "--llm-model", "m"]) == 0
+    assert run([*arguments, "--model", "first-stage"]) == 0
+    assert max(shown) == 1  # rich below 14.1 ends the run with a LiveError at the second
+    assert told[-1] == ("rerank", 2, 2)
+    assert ("rank by sliding(window=20,stride=10,passes=1)", 2, 2) in told
 
 
 def test_the_names_in_the_help_are_those_that_are_there() -> None:

@@ -459,7 +459,9 @@ def _answer_file(
     from rankwright.strategies import LLMReranker, StrategyReport
 
     report, rankings = StrategyReport(), []
-    with progress_bars() as progress:
+    # A language model has bars of its own, and the oldest rich that we take shows only one set of bars at a time.
+    own = reranker.on_progress if isinstance(reranker, LLMReranker) else None
+    with progress_bars() if own is None else contextlib.nullcontext(own) as progress:
         for start in range(0, len(requests), _QUERIES_AT_ONCE):
             batch = requests[start : start + _QUERIES_AT_ONCE]
             ranked = [ranking.best(top_k) for ranking in reranker.rerank_batch(batch)]
