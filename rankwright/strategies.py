@@ -643,7 +643,7 @@ class Fused:
     query; equal sums keep the order of the strategy.
 
     A strategy that compares (all but Pointwise and Groupwise) has no scores but places, n - 1 to 0; these are mixed
-    then.
+    then. A document without a score counts as the one that was scored lowest.
 
     Args:
         weight: share of the first stage, from 0 to 1. Published: 0.1 (Rank-R1, min-max), 0.2 (ERank, z-score),
@@ -691,15 +691,24 @@ def _check_first_stage(request: RerankRequest) -> None:
         )
 
 
+_SAME = 1e-12
+"""Scores that differ by less than this share of the largest are the same: rescaling would blow up the steps behind the
+lowest score, which stand for no score at all."""
+
+
 def _rescaled(scores: Sequence[float], scale: str) -> list[float]:
     """
     >>> _rescaled([3.0, 1.0, 2.0], "min-max")
     [1.0, 0.0, 0.5]
     >>> _rescaled([3.0, 1.0], "z-score")
     [1.0, -1.0]
+    >>> _rescaled([0.5, math.nextafter(0.5, 0)], "min-max")  # the second has no score, see _by_score
+    [0.0, 0.0]
     """
     if not scores:
         return []
+    if max(scores) - min(scores) <= _SAME * max(map(abs, scores)):
+        return [0.0] * len(scores)
     mean = math.fsum(scores) / len(scores)
     if scale == "min-max":
         centre, unit = min(scores), max(scores) - min(scores)
