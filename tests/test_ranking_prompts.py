@@ -257,6 +257,15 @@ def test_more_documents_than_identifiers_are_refused(tmp_path: Path, changes: di
 # --- files --------------------------------------------------------------------------------------------------------
 
 
+def test_a_file_that_grows_when_it_is_written_out_is_named_and_does_not_fill_the_memory(tmp_path: Path) -> None:
+    rows = ["&a0 [x, x, x, x, x, x, x, x, x, x]"]
+    rows += [f"&a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 20)]
+    (tmp_path / "p.yaml").write_text("kind:\n" + "".join(f"  - {row}\n" for row in rows))
+    with pytest.raises(ConfigurationError, match=r"Field 'kind' .* wanted listwise") as raised:
+        load_ranking_prompt(tmp_path / "p.yaml")
+    assert len(str(raised.value)) < 400
+
+
 def test_the_version_of_a_file_is_the_hash_of_its_bytes(tmp_path: Path) -> None:
     path = written(tmp_path / "p.yaml")
     assert load_ranking_prompt(path).version == f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -113,7 +114,7 @@ class _Fields:
     values: Mapping[Any, Any]
 
     def wrong(self, name: str, wanted: str) -> ConfigurationError:
-        found = f"is {str(self.values[name])[:80]!r}" if name in self.values else "is missing"
+        found = f"is {_short(self.values[name])!r}" if name in self.values else "is missing"
         return ConfigurationError(
             f"Field '{self.prefix}{name}' of ranking prompt '{self.where}' {found}; wanted {wanted}. Correct the file."
         )
@@ -158,6 +159,11 @@ class _Fields:
         if not isinstance(value, list) or not value or not all(isinstance(row, dict) for row in value):
             raise self.wrong(name, "a list of messages, each with role and text")
         return [_Fields(self.where, f"{self.prefix}{name}.{number}.", row) for number, row in enumerate(value, start=1)]
+
+
+def _short(value: object) -> str:
+    """A value for a message. Not str: lists of lists that a file names and repeats would fill the memory."""
+    return (value if isinstance(value, str) else reprlib.repr(value))[:80]
 
 
 def _shown(group: _Fields) -> Shown:

@@ -94,7 +94,8 @@ class RankingPrompt:
         if self.most is not None and count > self.most:
             raise ConfigurationError(
                 f"Prompt '{self.version}' was given {count} documents at once and has identifiers for {self.most}; "
-                f"wanted {self.most} at most. Lower --window, or take a prompt with more identifiers."
+                f"wanted {self.most} at most. Show fewer (--window; children of heapsort and bubblesort, group of "
+                "groupwise), or take a prompt with more identifiers."
             )
         return self._labels(count)
 
