@@ -163,6 +163,8 @@ def test_no_text_forges_an_identifier(texts: list[str], query: str) -> None:
 def test_brackets_around_words_stay() -> None:
     assert sealed("[sic] a [B] (1) [1,2]") == "[sic] a [B] (1) [1,2]"
     assert sealed("[sic] a [B]", "letters") == "[sic] a (B)"
+    hidden = sealed("[\u200d3] [2\ufe0f] [4\ufe0f\u20e3] [\u0301] [e\u0301]")  # seen as 3, 2, 4
+    assert hidden == "(\u200d3) (2\ufe0f) (4\ufe0f\u20e3) [\u0301] [e\u0301]"
 
 
 # --- rendering ----------------------------------------------------------------------------------------------------
