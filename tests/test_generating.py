@@ -119,6 +119,32 @@ def test_a_failed_call_is_a_malformed_judgement_with_its_reason(prompt: str) -> 
     assert type(judged.judgement) is expected[judge.prompt.kind]
 
 
+@pytest.mark.parametrize(
+    ("prompt", "say", "sizes"),
+    [
+        ("setwise-1", "[2]", [1024, 176]),
+        ("pointwise-yes-no-1", "yes", [1024, 176]),
+        ("pointwise-integer-1", "7", [*[128] * 9, 48]),  # the log probabilities of whole texts fill the memory
+    ],
+)
+def test_very_many_windows_are_asked_about_in_batches(prompt: str, say: str, sizes: list[int]) -> None:
+    at_once: list[int] = []
+
+    class Counting(ScriptedLLM):
+        def complete(self, requests: Sequence[LLMRequest]) -> list[CompletionResult]:
+            at_once.append(len(requests))
+            return super().complete(requests)
+
+    llm = Counting(lambda request: Completion(say))
+    judge = LLMPolicy(llm, load_ranking_prompt(prompt))
+    count = 1 if judge.prompt.kind == "pointwise" else 2
+    judged = judge.judge([window(count, f"q{number}") for number in range(1200)])
+    assert (at_once, len(judged), judge.shown) == (sizes, 1200, 1200 * count)
+    assert [request.messages for request in llm.asked] == [
+        judge.request(window(count, f"q{number}")).messages for number in range(1200)
+    ]
+
+
 def test_an_answer_from_a_cache_is_not_paid() -> None:
     judge, _ = policy("listwise-1", Completion("[2] > [1]", 10, 5, paid=False))
     assert not judge.judge([window(2)])[0].paid

@@ -8,6 +8,7 @@ from typing import Any
 
 from rankwright.errors import ConfigurationError
 from rankwright.llms.calls import output_limit
+from rankwright.llms.logprobs import FIRST_TOKENS
 from rankwright.llms.replies import TOO_LONG
 from rankwright.prompts.ranking import RankingPrompt, Rendered
 from rankwright.types import (
@@ -29,6 +30,11 @@ LOGPROBS: Mapping[str, float | int | str] = {"logprobs": True, "top_logprobs": 2
 """As many as OpenAI's interface gives."""
 ONE_ANSWER, WITH_THOUGHTS = 512, 4096
 """Tokens for a permutation, scores or a number, and where thoughts come first."""
+
+
+AT_ONCE, LONG_AT_ONCE = 1024, 128
+"""Windows that are asked about in one batch, and where each answer brings the log probabilities of a whole text: at 20
+of 2,000 tokens these are some 6 MB."""
 
 
 class LLMPolicy:
@@ -71,22 +77,35 @@ class LLMPolicy:
 
     def judge(self, windows: Sequence[RerankRequest]) -> list[Judged]:
         """One judgement per window, in order. Windows that need no judgement take no call: without documents, or with
-        one that is only to be ordered.
+        one that is only to be ordered. Many are asked about in several batches, so that prompts and log probabilities
+        of a part of them are held at once.
 
         Raises:
             ConfigurationError: more documents than the prompt has identifiers, or a prompt that is longer than the
                 model's context.
         """
         asked = [number for number, window in enumerate(windows) if not self._is_settled(window)]
-        rendered = [self.prompt.rendered(windows[number].query, windows[number].documents) for number in asked]
-        requests = [self._request(one) for one in rendered]
-        self.shown += sum(len(windows[number].documents) for number in asked)
-        self.cut += sum(one.cut for one in rendered)
+        for number in asked:
+            self.prompt.identifiers(len(windows[number].documents))  # before any call
         judged = [Judged(self._settled(len(window.documents)), 0, 0, paid=False) for window in windows]
-        results = self.llm.complete(requests) if requests else []
-        for number, request, result in zip(asked, requests, results, strict=True):
-            judged[number] = self._judged(windows[number], request, result)
+        size = self._batch_size()
+        for start in range(0, len(asked), size):
+            batch = asked[start : start + size]
+            for number, one in zip(batch, self._judge([windows[number] for number in batch]), strict=True):
+                judged[number] = one
         return judged
+
+    def _judge(self, windows: Sequence[RerankRequest]) -> list[Judged]:
+        rendered = [self.prompt.rendered(window.query, window.documents) for window in windows]
+        self.shown += sum(len(window.documents) for window in windows)
+        self.cut += sum(one.cut for one in rendered)
+        requests = [self._request(one) for one in rendered]
+        answered = zip(windows, requests, self.llm.complete(requests), strict=True)
+        return [self._judged(window, request, result) for window, request, result in answered]
+
+    def _batch_size(self) -> int:
+        tokens = output_limit(dict(self._sampling)) or WITH_THOUGHTS
+        return LONG_AT_ONCE if self.prompt.needs_logprobs and tokens > FIRST_TOKENS else AT_ONCE
 
     def request(self, window: RerankRequest) -> LLMRequest:
         """What the language model is asked about a window.
