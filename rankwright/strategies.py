@@ -219,6 +219,10 @@ def _together(parts: Sequence[Asking[T]]) -> Asking[list[T]]:
     return [results[part] for part in range(len(parts))]
 
 
+_NEXT_STEPS = {"length": "Raise max_tokens, within which these answers did not end,"}
+"""Reason of failed calls -> what helps."""
+
+
 def _check_failures(policy: GeneratingPolicy, report: StrategyReport, max_failed: float, least: int) -> None:
     calls = report.outcomes.total()
     if calls < least or report.failures.total() <= max_failed * calls:
@@ -227,7 +231,7 @@ def _check_failures(policy: GeneratingPolicy, report: StrategyReport, max_failed
     raise ReaderError(
         f"Model '{policy.name}' failed on {report.failures.total()} of {calls} calls, most often with '{reason}' "
         f"({times} times); at most {max_failed:.0%} may fail. "
-        "Correct the cause and run again: answers in the cache are kept."
+        f"{_NEXT_STEPS.get(reason, 'Correct the cause')} and run again: answers in the cache are kept."
     )
 
 

@@ -194,6 +194,20 @@ def test_one_question(server: str, data: Path, capsys: pytest.CaptureFixture[str
     assert (found["calls"], found["sequential_depth"]) == (4, 1)
 
 
+def test_an_answer_that_nobody_can_read_is_told_of_beside_the_ranking(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def mute(request: BaseHTTPRequestHandler) -> None:
+        body_of(request)
+        message = {"role": "assistant", "content": "I cannot rank these."}
+        reply(request, {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+
+    with serving(mute) as url:
+        assert run(["rerank", "what?", "one", "two", "--llm", url, "--llm-model", "m"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "answers: 0 ok, 0 repaired, 1 malformed. Repairs: no id 1." in said
+
+
 def test_requests_one_by_one(
     server: str, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -151,6 +151,7 @@ def rerank(
             (ranking,) = reranker.rerank_batch([request])
             answer = _answer(request, ranking.best(top_k), llm or model, skipped)
             _print({**answer, **_taken(reranker)}, output)
+            _say_taken(reranker)
     else:
         with opened as reranker:
             failed = _answer_requests(reranker, llm or model, top_k, on_bad_row)
@@ -227,6 +228,15 @@ def _taken(reranker: Reranker) -> dict[str, Any]:
     if not isinstance(reranker, LLMReranker):
         return {}
     return {"reranker": reranker.name, **told(reranker.report)}
+
+
+def _say_taken(reranker: Reranker) -> None:
+    """The same for people: an answer that nobody could read leaves a ranking that looks like any other."""
+    from rankwright.cli.llm import say_report
+    from rankwright.strategies import LLMReranker
+
+    if isinstance(reranker, LLMReranker):
+        say_report(reranker.report)
 
 
 # --- one question ------------------------------------------------------------------------------------------------
@@ -454,7 +464,6 @@ def _answer_file(
     whole: bool,
 ) -> None:
     """A TREC run; for json one object with all rankings where `whole`, else a line for each question."""
-    from rankwright.cli.llm import say_report
     from rankwright.data import trec_run_lines
     from rankwright.strategies import LLMReranker, StrategyReport
 
@@ -476,7 +485,7 @@ def _answer_file(
             progress("rerank", start + len(batch), len(requests))
     if isinstance(reranker, LLMReranker):
         reranker.report = report
-        say_report(report)
+    _say_taken(reranker)
     if whole and output is OutputKind.json:
         rows = [{"query_id": r.query_id, "doc_ids": list(r.doc_ids), "scores": list(r.scores)} for r in rankings]
         emit({"model": model, "skipped": skipped, **_taken(reranker), "rankings": rows})

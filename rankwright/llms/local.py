@@ -90,7 +90,8 @@ class LocalLLM:
         else:
             text = "\n\n".join(text for _, text in request.messages)
         # The template writes the special tokens itself; a second beginning-of-text token would shift every answer.
-        return self._tokenizer(text, add_special_tokens=not self._has_template)["input_ids"]  # pyright: ignore[reportReturnType]
+        encoded = self._tokenizer(text, add_special_tokens=not self._has_template, verbose=False)
+        return encoded["input_ids"]  # pyright: ignore[reportReturnType]
 
     def _positions(self) -> int | None:
         """Tokens that the model has positions for; None where it has no limit."""
