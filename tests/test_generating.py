@@ -192,6 +192,13 @@ def test_sampling_of_the_user_goes_before_that_of_the_prompt() -> None:
     assert dict(llm.asked[0].sampling) == {"max_completion_tokens": 99}
 
 
+def test_without_log_probabilities_the_likeliest_tokens_are_not_asked_for_either() -> None:
+    judge, llm = policy("pointwise-integer-1", "<think>-</think><answer>7</answer>", logprobs=None)
+    (judged,) = judge.judge([window(1)])
+    assert dict(llm.asked[0].sampling) == {"max_tokens": 2048, "temperature": 0}
+    assert judged.judgement == Scores((7.0,), "repaired", ("no probability",))
+
+
 @pytest.mark.parametrize("name", shipped_prompts())
 def test_every_prompt_asks_for_as_much_as_its_form_needs(name: str) -> None:
     prompt = load_ranking_prompt(name)

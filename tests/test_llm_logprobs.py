@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tiny_lm import END, VOCABULARY, WORDS, make_chain_model, make_random_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rankwright.errors import ConfigurationError, ReaderError
+from rankwright.errors import ConfigurationError, ModelError, ReaderError
 from rankwright.llms.cache import CachedLLM, ReadStore, request_key
 from rankwright.llms.local import LocalLLM
 from rankwright.llms.logprobs import LEAST, read_logprobs
@@ -296,6 +296,14 @@ def test_of_one_token_a_local_model_needs_no_end_and_no_text(tmp_path: Path) -> 
     (nothing,) = silent.complete([ask("it")])
     assert isinstance(nothing, Completion)
     assert (nothing.text, next(iter(nothing.top_logprobs[0]))) == ("", END)
+
+
+def test_logits_that_are_no_numbers_are_an_error_and_no_answer(tmp_path: Path) -> None:
+    broken = LocalLLM(make_chain_model(tmp_path / "chain", ["answer", END]), device="cpu", dtype="float32")
+    for weights in broken._model.parameters():
+        weights.data.fill_(math.nan)
+    with pytest.raises(ModelError, match=r"chain@\S+ gave log probabilities that are no numbers"):
+        broken.complete([ask("it")])
 
 
 def test_a_longer_local_text_without_end_is_still_a_failure(tmp_path: Path) -> None:

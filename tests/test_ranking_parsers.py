@@ -596,3 +596,9 @@ def test_an_object_without_scores_behind_the_scores_takes_nothing_away() -> None
     form = Form(("1", "2"), options={"scale": (0, 10)})
     read = parsers.json_scores(Completion('{"[1]": 7, "[2]": 3} as asked: {}'), form, strict=False)
     assert read == Scores((7.0, 3.0), "repaired", ("several objects",))
+
+
+def test_a_number_whose_own_probability_is_not_known_is_not_taken_for_certain() -> None:
+    form = Form(("1",), options={"scale": (0, 10), "score": "weighted"})
+    read = parsers.integer(Completion("7", top_logprobs=({"7": -math.inf, "8": -1.0},)), form, strict=False)
+    assert read == Scores((7.0,), "repaired", ("no probability",))

@@ -6,6 +6,7 @@ The only module of its floor that needs torch, and it imports it when a model is
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -178,6 +179,11 @@ class LocalLLM:
         return Call(index, result, 1, input_tokens, output_tokens, 0.0)
 
     def _tokens(self, pairs: Sequence[tuple[int, float]]) -> Tokens:
+        if any(math.isnan(value) for _, value in pairs):
+            raise ModelError(
+                f"{self.name} gave log probabilities that are no numbers; wanted finite logits. The weights are "
+                "damaged or overflow in their dtype: use another checkpoint, or float32."
+            )
         return likeliest([(str(self._tokenizer.decode([token])), value) for token, value in pairs])
 
     def _end_tokens(self) -> set[int]:

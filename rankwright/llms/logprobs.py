@@ -103,5 +103,6 @@ def without_logprobs(llm_name: str, request: LLMRequest, found: str = "left them
     return ReaderError(
         f"{llm_name} was asked for log probabilities of tokens ({asked}) and {found}; wanted a server that gives them. "
         "Strategies that work without: sliding, heapsort, bubblesort, groupwise, topk; those that do not: pointwise by "
-        "logit, single-token. Choose one of the former, or another server."
+        "logit, single-token. Choose one of the former, or another server; a pointwise prompt that reads words as well "
+        "(pointwise-integer-1) works with sampling.logprobs null."
     )

@@ -62,6 +62,8 @@ class LLMPolicy:
         self.llm = llm
         self.prompt = prompt
         merged = {**default_sampling(prompt), **(sampling or {})}
+        if not merged.get("logprobs"):
+            merged.pop("top_logprobs", None)  # servers refuse it alone
         self._sampling = tuple(sorted((name, value) for name, value in merged.items() if value is not None))
         _check_values(self._sampling)
         self.shown = 0
