@@ -17,7 +17,9 @@ from rankwright.cli.app import run
 from rankwright.cli.llm import WAYS
 from rankwright.cli.rerank import STRATEGIES
 from rankwright.data import read_trec_run
+from rankwright.prompts.ranking import load_ranking_prompt
 from tests.cli_kit import body_of, feed, one_line, reply, serving, write_rows
+from tests.tiny_lm import make_chain_model
 
 GRADES = {"q1": [3, 9, 0, 7, 5, 1, 8, 2], "q2": [0, 4, 10, 6]}
 CALLS = {
@@ -206,6 +208,22 @@ def test_an_answer_that_nobody_can_read_is_told_of_beside_the_ranking(
         assert run(["rerank", "what?", "one", "two", "--llm", url, "--llm-model", "m"]) == 0
     said = " ".join(capsys.readouterr().err.split())
     assert "answers: 0 ok, 0 repaired, 1 malformed. Repairs: no id 1." in said
+
+
+def test_a_local_model_is_asked_with_the_prompt_that_its_folder_keeps(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_chain_model(tmp_path / "model", ["paris"])
+    load_ranking_prompt("pointwise-binary-1").save(folder)
+    assert run(["rerank", "what?", "one", "two", "--llm", str(folder), "--output", "json"]) == 0
+    found = one_line(capsys.readouterr().out)
+    assert "|prompt:pointwise-binary-1|" in found["reranker"]
+    assert found["reranker"].endswith(" pointwise")
+    given = ["--prompt", "pointwise-yes-no-1", "--output", "json"]
+    assert run(["rerank", "what?", "one", "two", "--llm", str(folder), *given]) == 0
+    assert "|prompt:pointwise-yes-no-1|" in one_line(capsys.readouterr().out)["reranker"]
+    assert run(["rerank", "what?", "one", "two", "--llm", str(folder), "--strategy", "sliding"]) == 2
+    assert "was given the pointwise prompt 'pointwise-binary-1'" in " ".join(capsys.readouterr().err.split())
 
 
 def test_requests_one_by_one(

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
@@ -16,7 +17,7 @@ from rankwright.cli.settings import ReaderSettings, filled, load_reader_settings
 from rankwright.errors import ConfigurationError
 from rankwright.llms.cache import CachedLLM
 from rankwright.llms.endpoint import check_sampling_names
-from rankwright.prompts.ranking import RankingPrompt, load_ranking_prompt
+from rankwright.prompts.ranking import PROMPT_FILE, RankingPrompt, load_ranking_prompt
 from rankwright.rerankers.generating import LLMPolicy
 from rankwright.strategies import (
     BubbleSort,
@@ -80,7 +81,8 @@ def llm_settings(
 
     Args:
         strategy: a name of WAYS; by default the first that takes the prompt.
-        prompt: a shipped prompt, a file, or a model's folder; by default the strategy's.
+        prompt: a shipped prompt, a file, or a model's folder; by default the one that the language model's own folder
+            keeps, else the strategy's.
         fuse: the first stage's share of the scores.
         assignments: NAME=VALUE: settings of the strategy, `sampling.NAME`, `fuse.scale`, `reader.NAME` for the
             endpoint.
@@ -100,7 +102,7 @@ def llm_settings(
             "--set sampling.max_tokens=2048 or --set fuse.scale=z-score."
         )
     check_sampling_names(sampling)
-    loaded = load_ranking_prompt(prompt) if prompt else None
+    loaded = load_ranking_prompt(prompt) if prompt else _kept_prompt(flags.get("reader.reader"))
     name = strategy or _strategy_for(loaded)
     if name not in WAYS:
         raise ConfigurationError(f"Strategy '{name}' is unknown; use one of {', '.join(WAYS)}.")
@@ -119,6 +121,12 @@ def llm_settings(
         chosen,
         sampling,
     )
+
+
+def _kept_prompt(place: str | None) -> RankingPrompt | None:
+    """The prompt that a model was trained with, where its folder keeps it: with another one it ranks worse, and nothing
+    would say so."""
+    return load_ranking_prompt(place) if place and (Path(place) / PROMPT_FILE).is_file() else None
 
 
 def _strategy_for(prompt: RankingPrompt | None) -> str:

@@ -88,7 +88,9 @@ def rerank(
         None, help=f"How a language model covers the candidates: {', '.join(STRATEGIES)}. Default sliding."
     ),
     prompt: str | None = typer.Option(
-        None, help="Shipped prompt (rankwright prompts list), file, or a model's folder. Default: the strategy's."
+        None,
+        help="Shipped prompt (rankwright prompts list), file, or a model's folder. Default: the one that the folder of "
+        "--llm keeps, else the strategy's.",
     ),
     window: int | None = typer.Option(None, help="Passages that the language model sees at once. Default 20."),
     stride: int | None = typer.Option(None, help="Steps of a sliding window. Default: half of the window."),
