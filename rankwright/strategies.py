@@ -676,7 +676,7 @@ class Fused:
         Raises:
             DataError: a document has no finite score of the first stage.
         """
-        _check_first_stage(request)
+        check_first_stage(request)
         ranking = yield from self.strategy.rank(request)
         own = _rescaled(ranking.scores, self.scale)
         first = _rescaled([request.first_stage[doc_id] for doc_id in ranking.doc_ids], self.scale)
@@ -685,7 +685,8 @@ class Fused:
         return Ranking(ranking.query_id, tuple(ranking.doc_ids[i] for i in order), tuple(mixed[i] for i in order))
 
 
-def _check_first_stage(request: RerankRequest) -> None:
+def check_first_stage(request: RerankRequest) -> None:
+    """Raises DataError where a document has no finite score of the first stage."""
     unknown = [d.doc_id for d in request.documents if not math.isfinite(request.first_stage.get(d.doc_id, math.nan))]
     if unknown:
         raise DataError(

@@ -226,6 +226,23 @@ def test_a_local_model_is_asked_with_the_prompt_that_its_folder_keeps(
     assert "was given the pointwise prompt 'pointwise-binary-1'" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_missing_score_of_the_first_stage_is_found_before_anything_is_asked(
+    server: str,
+    data: Path,
+    seen: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("rankwright.cli.rerank._QUERIES_AT_ONCE", 1)
+    lines = [json.loads(line) for line in data.read_text().splitlines()]
+    del lines[1]["candidates"][2]["score"]
+    write_rows(data, lines)
+    arguments = ["rerank", "--llm", server, "--llm-model", "m", "--data", str(data), "--format", "rank_llm"]
+    assert run([*arguments, "--fuse", "0.1"]) != 0
+    assert "Query 'q2' has no finite first-stage score for 1 of 4 documents" in capsys.readouterr().err
+    assert not seen
+
+
 def test_requests_one_by_one(
     server: str, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

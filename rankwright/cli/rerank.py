@@ -467,9 +467,12 @@ def _answer_file(
 ) -> None:
     """A TREC run; for json one object with all rankings where `whole`, else a line for each question."""
     from rankwright.data import trec_run_lines
-    from rankwright.strategies import LLMReranker, StrategyReport
+    from rankwright.strategies import Fused, LLMReranker, StrategyReport, check_first_stage
 
     report, rankings = StrategyReport(), []
+    if isinstance(reranker, LLMReranker) and isinstance(reranker.strategy, Fused):
+        for request in requests:
+            check_first_stage(request)  # before the first batch is paid for
     # A language model has bars of its own, and the oldest rich that we take shows only one set of bars at a time.
     own = reranker.on_progress if isinstance(reranker, LLMReranker) else None
     with progress_bars() if own is None else contextlib.nullcontext(own) as progress:
