@@ -252,6 +252,15 @@ def test_requests_one_by_one(
     assert ([row["doc_id"] for row in found["results"]], found["calls"]) == (["1", "0"], 1)
 
 
+def test_scores_in_a_request_are_those_of_the_first_stage(
+    server: str, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    feed(monkeypatch, json.loads(data.read_text().splitlines()[0]))
+    assert run(["rerank", "--llm", server, "--llm-model", "m", "--fuse", "1"]) == 0
+    found = one_line(capsys.readouterr().out)
+    assert [row["doc_id"] for row in found["results"]] == [f"q1-{i}" for i in range(8)]
+
+
 def test_the_first_stage_takes_its_share(server: str, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["rerank", "--llm", server, "--llm-model", "m", "--strategy", "pointwise", "--data", str(data)]
     assert run([*arguments, "--format", "rank_llm", "--fuse", "1", "--output", "json"]) == 0

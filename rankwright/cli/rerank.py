@@ -426,16 +426,16 @@ def _request(row: Mapping[str, Any]) -> tuple[str | None, RerankRequest]:
     if isinstance(row.get("query"), dict):
         example = rank_llm.parse_row({**row, "candidates": row[names[0]]})
         documents = {document.doc_id: document for document in example.candidates}
-        query_id, query = example.query.query_id, example.query
+        query_id, query, first_stage = example.query.query_id, example.query, example.first_stage
     else:
-        documents = {}
+        documents, first_stage = {}, {}
         for position, value in enumerate(list_field(row, names[0])):
             _take(documents, _document(value, position))
         query_id = id_field(row, *QUERY_ID_FIELDS)
         query = Query(query_id or "0", text_field(row, "query"))
     if not documents:
         raise RowError(f"field '{names[0]}' is empty", "at least one passage", "Add passages, or leave the line out.")
-    return query_id, RerankRequest(query, tuple(documents.values()))
+    return query_id, RerankRequest(query, tuple(documents.values()), first_stage)
 
 
 # --- a file of questions -----------------------------------------------------------------------------------------
