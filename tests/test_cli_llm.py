@@ -282,6 +282,8 @@ def test_the_first_stage_takes_its_share(server: str, data: Path, capsys: pytest
         (["--set", "fuse.scale=z-score"], "--set fuse.scale was given without --fuse"),
         (["--set", "sampling=3"], "wanted for example --set sampling.max_tokens=2048"),
         (["--set", "sampling.api_key=x"], "looks like a secret"),
+        (["--set", "reader.sampling.max_tokens=3"], "says nothing of a reranker; wanted --set sampling.NAME=VALUE"),
+        (["--set", "reader.prompt=reader-1"], "says nothing of a reranker; wanted --prompt"),
         (["--set", "sampling.temperature=.nan"], "Sampling parameter temperature is nan; wanted a finite number"),
         (["--set", "sampling.seed=2026-01-01"], "Sampling parameter seed is 2026-01-01; wanted a finite number"),
         (["--prompt", "nowhere"], "Ranking prompt 'nowhere' is neither"),

@@ -94,6 +94,7 @@ def llm_settings(
     """
     own = {name: value for name, value in flags.items() if not name.startswith("reader.")}
     of_endpoint = [text for text in assignments if text.lstrip().startswith("reader.")]
+    _check_endpoint(of_endpoint)
     tree = filled({}, [text for text in assignments if text not in of_endpoint], own)
     sampling, fusion = tree.pop("sampling", {}), tree.pop("fuse", {})
     if not isinstance(sampling, dict) or not isinstance(fusion, dict) or set(fusion) - {"scale"}:
@@ -121,6 +122,21 @@ def llm_settings(
         chosen,
         sampling,
     )
+
+
+_OF_A_READER = {"reader": "--llm", "prompt": "--prompt", "sampling": "--set sampling.NAME=VALUE"}
+"""Settings of a reader that a reranker has elsewhere -> where."""
+
+
+def _check_endpoint(assignments: Sequence[str]) -> None:
+    """What a reranker does not look at would be passed over without a word."""
+    for text in assignments:
+        name = text.split("=")[0].strip()
+        instead = _OF_A_READER.get(name.split(".")[1])
+        if instead:
+            raise ConfigurationError(
+                f"--set was given {name}, which says nothing of a reranker; wanted {instead}, which does."
+            )
 
 
 def _kept_prompt(place: str | None) -> RankingPrompt | None:
