@@ -283,6 +283,7 @@ def test_the_first_stage_takes_its_share(server: str, data: Path, capsys: pytest
         (["--set", "sampling=3"], "wanted for example --set sampling.max_tokens=2048"),
         (["--set", "sampling.api_key=x"], "looks like a secret"),
         (["--set", "reader.sampling.max_tokens=3"], "says nothing of a reranker; wanted --set sampling.NAME=VALUE"),
+        (["--model", "first-stage"], "were both given; wanted one of them"),
         (["--set", "reader.prompt=reader-1"], "says nothing of a reranker; wanted --prompt"),
         (["--set", "sampling.temperature=.nan"], "Sampling parameter temperature is nan; wanted a finite number"),
         (["--set", "sampling.seed=2026-01-01"], "Sampling parameter seed is 2026-01-01; wanted a finite number"),

@@ -138,6 +138,10 @@ def rerank(
         "reader.cache": cache,
     }
     asked = {"--strategy": strategy, "--prompt": prompt, "--fuse": fuse, "--set": set_ or None, **own, **of_endpoint}
+    if llm is not None and model != "reference":
+        raise ConfigurationError(
+            f"--model {model} and --llm {llm} were both given; wanted one of them, since one ranks."
+        )
     settings = _llm(llm, asked, own | {"reader.reader": llm} | of_endpoint)
     opened = _opened(settings, model, device)
     failed = 0
