@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from benchmarks import kept
 from benchmarks.embedded.sets import LOADERS, Question, load_sets, passages, side
@@ -25,10 +29,10 @@ from benchmarks.embedded.split import shown
 from benchmarks.kept import DEVICE, READER, REFERENCE, SPLIT, digests, hardware, measured, read
 from rankwright.metrics.significance import bootstrap_interval, paired_permutation_test
 from rankwright.retrieval import BM25, with_candidates
-from rankwright.types import Example, Query, Ranking, RerankRequest
+from rankwright.types import Context, Example, Query, Ranking, ReadResult, RerankRequest
 
 if TYPE_CHECKING:
-    from rankwright.readers import EmbeddedReader
+    from rankwright.readers import CachedReader, EmbeddedReader
 
 WORK = Path(__file__).parent / "work" / "protocol"
 PAGE = Path(__file__).parent / "results" / "protocol.md"
@@ -53,6 +57,47 @@ CHOSEN = {
 TRAINED = [f"{method}-{seed}" for seed in SEEDS for method in METHODS]
 
 
+class Remembered(nn.Module):
+    """The reference with its scores of the training questions in a file: it is frozen, so every row of these pages has
+    the same ones."""
+
+    def __init__(self, model: nn.Module, file: Path) -> None:
+        super().__init__()
+        self.model, self.file = model, file
+        self.rows: dict[str, Tensor] = torch.load(file, weights_only=True) if file.exists() else {}
+        self.told = len(self.rows)
+
+    def forward(self, requests: Sequence[RerankRequest]) -> Tensor:
+        """scores_QD of one question."""
+        (request,) = requests
+        key = " ".join([request.query.query_id, *(document.doc_id for document in request.documents)])
+        if key not in self.rows:
+            self.rows[key] = self.model([request])
+        return self.rows[key]
+
+    def keep(self) -> None:
+        """Writes the file, where there is more to keep."""
+        if len(self.rows) > self.told:
+            aside = self.file.with_suffix(f".{os.getpid()}")
+            torch.save(self.rows, aside)
+            aside.replace(self.file)
+
+
+class Paid:
+    """A reader whose answers are taken as paid, though a cache behind it has given them."""
+
+    def __init__(self, reader: CachedReader) -> None:
+        self.reader, self.name = reader, reader.name
+
+    def cache_key(self, context: Context) -> str:
+        """Of the reader behind."""
+        return self.reader.reader.cache_key(context)
+
+    def answer(self, contexts: Sequence[Context]) -> list[ReadResult]:
+        """Its answers."""
+        return [replace(result, paid=True) for result in self.reader.answer(contexts)]
+
+
 class Mixed:
     """A reranker that scores in bf16 autocast, as every row of these pages does, on dev and on test; its reader does
     not."""
@@ -62,8 +107,6 @@ class Mixed:
 
     def rerank_batch(self, requests: Sequence[RerankRequest]) -> list[Ranking]:
         """Its rankings."""
-        import torch
-
         with torch.autocast(torch.device(DEVICE).type, torch.bfloat16):
             return self.model.rerank_batch(requests)
 
@@ -96,7 +139,7 @@ def train_one(
     settings: Mapping[str, Any],
     name: str,
     cache: Path = WORK / "reads.sqlite",
-    teacher: EmbeddedReader | None = None,
+    teacher: EmbeddedReader | Paid | None = None,
 ) -> dict[str, Any]:
     """Trains one model, saves it under WORK/name/model, returns what it took. Resumes a killed run.
 
@@ -124,9 +167,12 @@ def train_one(
         rrpo = RRPOConfig(**settings.get("rrpo", {}))
         algorithm = RRPO(rrpo, reader, reward, seed) if method == "rrpo" else Supervised()
         policy = load("reference", device=DEVICE, max_length=LENGTH)
+        known = WORK / f"reference-{'-'.join(digests([REFERENCE]).values())}-{LENGTH}.pt"
+        known.parent.mkdir(parents=True, exist_ok=True)
+        reference = Remembered(load("reference", device=DEVICE, max_length=LENGTH), known)
         result = train(
             policy,
-            load("reference", device=DEVICE, max_length=LENGTH),
+            reference,
             algorithm,
             data["train"],
             config,
@@ -143,11 +189,11 @@ def train_one(
                 flush=True,
             ),
         )
+    reference.keep()
     policy.save(folder / "model")
     return {
         "hardware": hardware(),
         "seconds": result.seconds,
-        "seconds_by_part": dict(result.seconds_by_part),
         "steps": result.steps,
         "best_step": result.best_step,
         "dev_before": result.dev_before,
@@ -288,17 +334,6 @@ def table(set_name: str) -> list[str]:
     return lines
 
 
-def step_seconds(record: Mapping[str, Any]) -> str:
-    """Seconds per step without dev, by part, then dev's seconds and training questions per second."""
-    parts, steps = record["seconds_by_part"], max(1, record["steps"])
-    dev = parts.get("dev", 0.0)
-    training = record["seconds"] - dev
-    each = [parts.get(part, 0.0) / steps for part in ("forward", "reference", "collect")]
-    step = training / steps
-    shown = " | ".join(f"{value:.1f}" for value in (step, *each, step - sum(each)))
-    return f"{shown} | {dev:.0f} | {BATCH_SIZE / step:.2f}"
-
-
 def settings_of(name: str) -> dict[str, Any] | None:
     """The settings that a trained row was trained with; None where it is not there."""
     path = WORK / name / "train.json"
@@ -361,24 +396,22 @@ def page() -> str:
         "",
         "## Training",
         "",
-        f"A step is {BATCH_SIZE} questions. The parts of a step's seconds are forward (the policy's scores), "
-        "reference (its scores, once per",
-        "question), collect (sampling and the reader's reads) and the rest (backward, optimizer, checkpoints); dev is "
-        "given apart.",
+        "Rows share the reference's scores and the reader's answers, so the seconds of one say little of a step: those "
+        "are in [cost.md](cost.md).",
+        "Reader calls are those that no earlier row had made.",
         "Every row was trained in a process of its own; peak MiB is that process's.",
         "",
-        "| run | steps | best step | dev reward before -> best | seconds | seconds per step | forward | reference | "
-        "collect | rest | dev seconds | questions/s | reader calls | cache hits | peak MiB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| run | steps | best step | dev reward before -> best | seconds | reader calls | cache hits | peak MiB |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name in sorted(TRAINED):
         if name not in records:
-            lines.append(f"| {name} | not run |" + " |" * 13)
+            lines.append(f"| {name} | not run |" + " |" * 6)
             continue
         r = records[name]
         lines.append(
             f"| {name} | {r['steps']} | {r['best_step']} | {r['dev_before']:.4f} -> {r['dev_best']:.4f} | "
-            f"{r['seconds']:.0f} | {step_seconds(r)} | {r['reader_calls']} | {r['cache_hits']} | "
+            f"{r['seconds']:.0f} | {r['reader_calls']} | {r['cache_hits']} | "
             f"{r['peak_memory_mib']:.0f} |"
         )
     return "\n".join(lines) + "\n"

@@ -187,6 +187,7 @@ def settings_page() -> str:
 
     own = ROOT / "rankwright/cli/settings.py"
     config = ROOT / "rankwright/algorithms/config.py"
+    generating = ROOT / "rankwright/algorithms/generating.py"
     defaults = RunSettings()
     parts = [SETTINGS_INTRODUCTION, "## Run", _settings_table("", fields_of(own, "RunSettings"), defaults)]
     groups = (
@@ -196,6 +197,9 @@ def settings_page() -> str:
         ("expansion", "Expansion", fields_of(own, "ExpansionSettings")),
         ("loop", "Loop", fields_of(config, "TrainConfig")),
         ("rrpo", "RRPO", fields_of(config, "RRPOConfig")),
+        ("generating", "Generating", fields_of(generating, "GeneratingConfig")),
+        ("grpo", "GRPO", fields_of(generating, "GRPOConfig")),
+        ("sft", "SFT", fields_of(generating, "SFTConfig")),
         ("budget", "Budget", fields_of(ROOT / "rankwright/budget.py", "BudgetConfig")),
     )
     for prefix, title, fields in groups:
@@ -206,11 +210,12 @@ def settings_page() -> str:
 
 SETTINGS_INTRODUCTION = """# Settings
 
-Written by `make docs` from the docstrings under the fields of `rankwright/cli/settings.py`, `algorithms/config.py` and
-`budget.py`.
+Written by `make docs` from the docstrings under the fields of `rankwright/cli/settings.py`, `algorithms/config.py`,
+`algorithms/generating.py` and `budget.py`.
 
-A run is decided by one tree of settings. Three things fill it, the later wins: a YAML file (`--config FILE`), the flags
-of [`rankwright train`](cli.md#rankwright-train), and `--set NAME=VALUE` with the names below, which may be repeated.
+A run is decided by one tree of settings. Four things fill it, the later wins: a paper's recipe (`--recipe NAME`), a
+YAML file (`--config FILE`), the flags of [`rankwright train`](cli.md#rankwright-train), and `--set NAME=VALUE` with the
+names below, which may be repeated.
 
 ```yaml
 method: rrpo

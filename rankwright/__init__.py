@@ -33,6 +33,7 @@ _WHERE = {
     "Query2Doc": "rankwright.expansion",
     "write_report": "rankwright.reporting",
     "validate": "rankwright.data",
+    "prepare": "rankwright.teaching",
     "eval": "rankwright.evaluation",
     "diagnose": "rankwright.diagnosis",
     "demo": "rankwright.verbs",
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from rankwright.retrieval import BM25 as BM25
     from rankwright.retrieval import with_candidates as with_candidates
     from rankwright.rewards import answer_reward as answer_reward
+    from rankwright.teaching import prepare as prepare
     from rankwright.training import dev_scorer as dev_scorer
     from rankwright.types import Answer as Answer
     from rankwright.types import Context as Context

@@ -692,7 +692,7 @@ def check_first_stage(request: RerankRequest) -> None:
         raise DataError(
             f"Query '{request.query.query_id}' has no finite first-stage score for {len(unknown)} of "
             f"{len(request.documents)} documents, for example '{unknown[0]}'; fusion needs all. "
-            "Take a TREC run or a rank_llm file with scores, or leave fusion out."
+            "Take a TREC run, a rank_llm file with scores or what retrieve writes, or leave fusion out."
         )
 
 

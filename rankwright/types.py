@@ -54,6 +54,8 @@ class Example:
     """doc_id -> relevance grade; empty where no labels are known."""
     first_stage: Mapping[str, float] = field(default_factory=dict)
     """doc_id -> score that the first stage gave a candidate; empty where none is known."""
+    order: tuple[str, ...] = ()
+    """doc_ids in a teacher's order, best first, each once; empty where nobody ordered them."""
 
 
 class ScoredDoc(NamedTuple):

@@ -1,5 +1,5 @@
-"""The verbs of the command line as functions. `rankwright.eval` (the same as `evaluate`), `rankwright.diagnose` and
-`rankwright.validate` come from their own modules."""
+"""The verbs of the command line as functions. `rankwright.eval` (the same as `evaluate`), `rankwright.diagnose`,
+`rankwright.validate` and `rankwright.prepare` come from their own modules."""
 
 from __future__ import annotations
 

@@ -37,7 +37,9 @@ def test_candidates_are_written_with_all_that_is_known(questions: Path, capsys: 
     found = load_examples(out, "jsonl").examples
     source = load_examples(questions, "jsonl", corpus=questions.with_name("corpus.jsonl"))
     index = BM25(source.corpus)
-    assert [e.candidates for e in found] == index.retrieve([e.query for e in source.examples], 5)
+    retrieved = index.retrieve_with_scores([e.query for e in source.examples], 5)
+    assert [e.candidates for e in found] == [tuple(document for document, _ in row) for row in retrieved]
+    assert [e.first_stage for e in found] == [{d.doc_id: score for d, score in row} for row in retrieved]
     assert [(e.query, e.answers, e.relevance) for e in found] == [
         (e.query, e.answers, e.relevance) for e in source.examples
     ]

@@ -269,6 +269,19 @@ def test_the_first_stage_takes_its_share(server: str, data: Path, capsys: pytest
     assert "first-stage(min-max,weight=1.0)" in found["reranker"]
 
 
+def test_what_retrieve_wrote_can_be_fused(server: str, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    passages = [{"doc_id": str(grade), "text": f"grade {grade} " + "kelp " * (9 - grade)} for grade in (3, 9, 0)]
+    corpus = write_rows(data.with_name("corpus.jsonl"), passages)
+    questions = write_rows(data.with_name("questions.jsonl"), [{"query_id": "q", "question": "what is kelp?"}])
+    found = data.with_name("found.jsonl")
+    assert run(["retrieve", "--data", str(questions), "--corpus", str(corpus), "--out", str(found)]) == 0
+    capsys.readouterr()
+    arguments = ["rerank", "--llm", server, "--llm-model", "m", "--strategy", "pointwise", "--data", str(found)]
+    for share, wanted in (("0", ["9", "3", "0"]), ("1", ["0", "3", "9"])):  # BM25 counts the kelp
+        assert run([*arguments, "--fuse", share, "--output", "json"]) == 0
+        assert one_line(capsys.readouterr().out)["rankings"][0]["doc_ids"] == wanted
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

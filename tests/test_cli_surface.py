@@ -20,6 +20,7 @@ VERBS = [
     "prompts",
     "retrieve",
     "validate",
+    "prepare",
     "report",
     "push",
     "cache",

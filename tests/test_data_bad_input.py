@@ -50,6 +50,19 @@ BAD_ROWS = [
         "jsonl", {"question": "?", "candidates": [{"text": ""}]}, "neither title nor text", id="passage blank"
     ),
     pytest.param("jsonl", {"question": "?", "candidates": PAIR[:1] * 2}, "'a' stands twice", id="candidate twice"),
+    *(
+        pytest.param(
+            "jsonl",
+            {"question": "?", "candidates": [{"doc_id": "a", "text": "x", "score": score}]},
+            "field 'score' of candidate 'a' is .*; wanted a finite number",
+            id=f"score {name}",
+        )
+        for name, score in (("text", "1"), ("true", True), ("nan", float("nan")), ("endless", 10**400))
+    ),
+    pytest.param(
+        "jsonl", {"question": "?", "order": ["a", "b", "a"]}, "'a' stands 2 times in field 'order'", id="order"
+    ),
+    pytest.param("jsonl", {"question": "?", "order": "a"}, "field 'order' is 'a'.*wanted a list", id="order no list"),
     pytest.param("jsonl", {"question": "?", "relevance": {"a": 0.5}}, "0.5; wanted a whole number", id="half a grade"),
     pytest.param("jsonl", {"question": "?", "relevance": ["a"]}, "wanted a JSON object", id="labels no object"),
     pytest.param("hotpotqa", {"question": "?", "answer": "x"}, "wanted an id in field '_id' or 'id'", id="id missing"),

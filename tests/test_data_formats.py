@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import math
 import resource
 import zipfile
 from pathlib import Path
@@ -143,11 +144,12 @@ def test_jsonl_gives_every_part_of_an_example(tmp_path: Path) -> None:
         "question": "What is kelp?",
         "answers": ["a seaweed"],
         "candidates": [
-            {"doc_id": "k", "title": "Kelp", "text": "A seaweed."},
-            {"_id": "c", "contents": '"Crab"\nWalks.'},
+            {"doc_id": "k", "title": "Kelp", "text": "A seaweed.", "score": 7},
+            {"_id": "c", "contents": '"Crab"\nWalks.', "score": None},
             "Bare text.",
         ],
         "relevance": {"k": 2},
+        "order": ["c", 4, "k"],
     }
     assert only(load_rows(tmp_path, "jsonl", row)) == Example(
         Query("3", "What is kelp?"),
@@ -158,6 +160,8 @@ def test_jsonl_gives_every_part_of_an_example(tmp_path: Path) -> None:
         ),
         ("a seaweed",),
         {"k": 2},
+        {"k": 7.0},
+        ("c", "4", "k"),
     )
 
 
@@ -339,6 +343,14 @@ def test_passages_without_ids_take_those_of_the_corpus(tmp_path: Path) -> None:
     assert dataset.examples[0].relevance == {"11": 1, CRAB.doc_id: 0}
 
 
+def test_scores_and_order_follow_the_ids_of_the_corpus(tmp_path: Path) -> None:
+    corpus = write(tmp_path / "corpus.jsonl", json_lines({"id": 11, "title": "Kelp", "text": KELP.text}))
+    given = {"title": "Kelp", "text": KELP.text, "score": 2.5}
+    row = {"question": "?", "candidates": [given, {**given, "score": 1.0}], "order": [content_id("Kelp", KELP.text)]}
+    (example,) = load_rows(tmp_path, "jsonl", row, corpus=corpus).examples
+    assert (example.first_stage, example.order) == ({"11": 2.5}, ("11",))
+
+
 def test_labels_that_all_miss_the_corpus_are_reported(tmp_path: Path) -> None:
     corpus = write(tmp_path / "corpus.jsonl", json_lines(*CORPUS))
     (warning,) = load_rows(tmp_path, "hotpotqa", HOTPOT_AS_LISTS, corpus=corpus).warnings
@@ -494,7 +506,13 @@ ID = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, ma
 DOCUMENTS = st.dictionaries(ID, st.tuples(TEXT, st.text(st.characters(codec="utf-8"), max_size=9)), max_size=4)
 EXAMPLES = st.dictionaries(
     ID,
-    st.tuples(TEXT, DOCUMENTS, st.lists(TEXT, unique=True, max_size=3), st.dictionaries(ID, st.integers(-2, 3))),
+    st.tuples(
+        TEXT,
+        DOCUMENTS,
+        st.lists(TEXT, unique=True, max_size=3),
+        st.dictionaries(ID, st.integers(-2, 3)),
+        st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=4, max_size=4),
+    ),
     min_size=1,
     max_size=3,
 )
@@ -509,12 +527,22 @@ def test_written_examples_read_back_equal(tmp_path_factory: pytest.TempPathFacto
             tuple(Document(f"{query_id}-{doc_id}", *passage) for doc_id, passage in documents.items()),
             tuple(answers),
             relevance,
+            {f"{query_id}-{doc_id}": score for doc_id, score in zip(documents, scores, strict=False)},
+            tuple(reversed(documents)),
         )
-        for query_id, (question, documents, answers, relevance) in content.items()
+        for query_id, (question, documents, answers, relevance, scores) in content.items()
     ]
     path = tmp_path_factory.mktemp("round") / "set.jsonl.gz"
     write_jsonl(path, examples)
     assert list(load_examples(path, "jsonl").examples) == examples
+
+
+def test_a_score_that_is_no_number_is_not_written(tmp_path: Path) -> None:
+    """rank_llm's may be infinite, and our own reader would refuse it."""
+    document = Document("d", "Text.")
+    scores = {"d": math.inf}
+    write_jsonl(tmp_path / "set.jsonl", [Example(Query("q", "?"), (document,), first_stage=scores)])
+    assert load_examples(tmp_path / "set.jsonl", "jsonl").examples[0] == Example(Query("q", "?"), (document,))
 
 
 SCORES = st.lists(st.floats(allow_nan=False), max_size=5)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rankwright import batching, maths
 from rankwright.batching import token_batches
 from rankwright.maths import check_shapes, ranking_losses
-from rankwright.maths.ranking_losses import softmax_loss
+from rankwright.maths.ranking_losses import softmax_loss, weighted_ranknet_loss
 
 INF = math.inf
 few = settings(max_examples=40, deadline=None)
@@ -91,3 +91,24 @@ def test_token_batches_hold_every_item_once_within_the_budget(lengths: list[int]
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
     for group in groups:
         assert len(group) == 1 or len(group) * max(lengths[i] for i in group) <= budget
+
+
+@given(st.lists(st.floats(-6, 6), min_size=1, max_size=6), st.integers(0, 3))
+@few
+def test_weighted_ranknet_by_formula(scores: list[float], padding: int) -> None:
+    """Places from 1, best first; padding takes no part."""
+    places = range(len(scores))
+    losses = [
+        math.log1p(math.exp(scores[j] - scores[i])) / ((i + 1) + (j + 1)) for i in places for j in places if i < j
+    ]
+    mask = torch.tensor([[True] * len(scores) + [False] * padding])
+    found = weighted_ranknet_loss(torch.tensor([scores + [5.0] * padding]), mask)
+    assert found.item() == pytest.approx(math.fsum(losses) / len(losses) if losses else 0.0, abs=1e-5)
+
+
+def test_weighted_ranknet_pulls_the_best_up_most() -> None:
+    scores = torch.zeros(1, 4, requires_grad=True)
+    weighted_ranknet_loss(scores, torch.ones(1, 4, dtype=torch.bool)).backward()
+    assert scores.grad is not None
+    (slopes,) = scores.grad.tolist()
+    assert slopes[0] < slopes[1] < 0 < slopes[3]

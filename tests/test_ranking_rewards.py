@@ -197,6 +197,9 @@ def test_reasonrank_with_a_teachers_order() -> None:
     right = outcome([0, 1, 0, 2], order(3, 1, 4, 2), said("x"))
     assert reward([right])[0].parts["overlap"] == 1
     assert reward([replace(right, judgement=order(3, 1, 2, 4))])[0].parts["overlap"] == pytest.approx((3 + 2 / 3) / 4)
+    of_the_data = replace(right, example=replace(right.example, order=gold["q"]))
+    own = ranking_reward("reasonrank", recall_weight=0, overlap_weight=1)
+    assert own([of_the_data])[0] == reward([right])[0] != own([right])[0]
 
 
 @pytest.mark.parametrize(

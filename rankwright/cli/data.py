@@ -201,7 +201,14 @@ def _write(out: Path, dataset: Dataset, index: BM25, first: Query2Doc | None, de
             write_trec_run(out, rankings, tag="bm25+query2doc" if first else "bm25")
         else:
             notes = {q.query_id: {"expanded_query": q.text} for q, old in zip(queries, asked, strict=True) if q != old}
-            examples = (replace(example, candidates=tuple(d for d, _ in rows)) for example, rows in found)
+            examples = (
+                replace(
+                    example,
+                    candidates=tuple(d for d, _ in rows),
+                    first_stage={d.doc_id: score for d, score in rows},
+                )
+                for example, rows in found
+            )
             write_jsonl(out, examples, notes)
 
 

@@ -179,13 +179,21 @@ def _made(name: str, settings: Mapping[str, Any]) -> Strategy:
 
 @contextlib.contextmanager
 def llm_reranker(settings: LLMSettings, device: str) -> Iterator[LLMReranker]:
-    """The reranker, with the cache around its model; at the end calls and cut passages are told, after an error too."""
-    endpoint, run = settings.endpoint, command_run("rerank")
-    with open_store(endpoint.cache) as store, progress_bars() as progress:
+    """The reranker; see llm_policy."""
+    with llm_policy(settings, device, "rerank") as policy, progress_bars() as progress:
+        yield LLMReranker(policy, settings.strategy, on_progress=progress)
+
+
+@contextlib.contextmanager
+def llm_policy(settings: LLMSettings, device: str, verb: str) -> Iterator[LLMPolicy]:
+    """Model and prompt, with a cache around the model; at the end calls and cut passages are told, after an error
+    too."""
+    endpoint, run = settings.endpoint, command_run(verb)
+    with open_store(endpoint.cache) as store:
         llm = CachedLLM(build_llm(endpoint, device, LLM_ROLE), store, run=run)
         policy = LLMPolicy(llm, settings.prompt, sampling=settings.sampling)
         try:
-            yield LLMReranker(policy, settings.strategy, on_progress=progress)
+            yield policy
         finally:
             tell_of_calls(store, endpoint.cache, run, LLM_ROLE)
             if policy.cut:

@@ -150,7 +150,7 @@ def _prepared(
     run_id = _run_id(folder, settings, resume, overwrite)
     splits = splits or load_splits(settings, run_id, read_passages(folder) if resume else None)
     make_folder(folder)
-    environment = {"command": command or f"rankwright train --name {name}", **_environment()}
+    environment = environment_record(command, name)
     say(
         f"{len(splits.train)} training, {len(splits.dev)} dev and {len(splits.test)} test questions; run folder "
         f"{folder}"
@@ -628,14 +628,16 @@ def _result(settings: RunSettings, evaluation: Evaluation, trained: Any, calls: 
     }
 
 
-def _environment() -> dict[str, Any]:
+def environment_record(command: str, name: str) -> dict[str, Any]:
+    """What a run keeps of how it was begun, and with which packages."""
     packages = {}
-    for name in ("torch", "transformers", "accelerate", "peft", "bm25s", "numpy", "openai"):
+    for name in ("torch", "transformers", "accelerate", "peft", "trl", "bm25s", "numpy", "openai"):
         try:
             packages[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             packages[name] = "not installed"
     return {
+        "command": command or f"rankwright train --name {name}",
         "rankwright": rankwright.__version__,
         "python": sys.version.split()[0],
         "platform": platform.platform(),

@@ -16,6 +16,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from rankwright.algorithms.config import RRPOConfig, TrainConfig, above_zero, at_least, require, share
+from rankwright.algorithms.generating import GeneratingConfig, GRPOConfig, SFTConfig
 from rankwright.budget import FREE, BudgetConfig
 from rankwright.errors import ConfigurationError, ResourceNotFoundError
 from rankwright.expansion import MAX_FAILED, PROMPT, REPEATS
@@ -24,6 +25,7 @@ from rankwright.llms.endpoint import SECRET_NAME, check_sampling_names, checked_
 from rankwright.llms.local import DEFAULT_NEW_TOKENS
 from rankwright.prompts.passage import checked_template
 from rankwright.readers.llm import SAMPLING
+from rankwright.rewards import needs_reader
 
 _STRICT = ConfigDict(extra="forbid")
 LARGEST_SEED = 2**32 - 1
@@ -285,16 +287,21 @@ class RunSettings:
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
-    method: Literal["rrpo", "supervised"] = "rrpo"
-    """Learn from the reader's answers, or from relevance labels."""
+    method: Literal["rrpo", "supervised", "grpo", "sft"] = "rrpo"
+    """What learns, and from what. rrpo and supervised: a model that scores, from the reader's answers or from relevance
+    labels. grpo and sft: a language model that writes its judgement (model.name), from a reward or from labels."""
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     reader: ReaderSettings = field(default_factory=ReaderSettings)
     expansion: ExpansionSettings = field(default_factory=ExpansionSettings)
     reward: str = "f1"
-    """f1, em, sub_em, rouge_l or package.module:function."""
+    """f1, em, sub_em, rouge_l (of the reader's answer) or package.module:function; for method grpo also the reward of a
+    paper (docs/ranking-rewards.md), and with --reader none a function that prices completions."""
     loop: TrainConfig = field(default_factory=TrainConfig)
     rrpo: RRPOConfig = field(default_factory=RRPOConfig)
+    generating: GeneratingConfig = field(default_factory=GeneratingConfig)
+    grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    sft: SFTConfig = field(default_factory=SFTConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     top_k: int = 3
     """Passages that the reader sees on dev and test."""
@@ -316,9 +323,39 @@ class RunSettings:
                 "Method rrpo was given --reader none; it learns from a reader's answers. Give a reader or --method "
                 "supervised."
             )
+        if self.writes:
+            self._check_what_writes()
         check_expansion(self.expansion, self.reader.reader, self.data.retriever)
         if self.budget.cost:
             self._check_that_cost_can_be_known()
+
+    @property
+    def writes(self) -> bool:
+        """Whether what learns is a language model that writes its judgement."""
+        return self.method in ("grpo", "sft")
+
+    @property
+    def asks_reader(self) -> bool:
+        """Whether training asks the reader."""
+        of_the_user = ":" in self.reward and self.reader.reader != "none"
+        return self.method == "rrpo" or (self.method == "grpo" and (needs_reader(self.reward) or of_the_user))
+
+    def _check_what_writes(self) -> None:
+        if self.model.name == "reference":
+            raise ConfigurationError(
+                f"Method {self.method} was given --model reference, which scores and cannot write; wanted a causal "
+                "language model. Give a folder or a hub name, for example --model Qwen/Qwen2.5-0.5B-Instruct."
+            )
+        if self.method == "grpo" and needs_reader(self.reward) and self.reader.reader == "none":
+            raise ConfigurationError(
+                f"Reward {self.reward} pays a reader's answer, but --reader none was given; wanted a reader, or a "
+                "reward of the ranking alone. Give --reader, or --reward rearank."
+            )
+        if self.generating.window > self.data.depth:
+            raise ConfigurationError(
+                f"Setting generating.window is {self.generating.window}, but a training question has data.depth "
+                f"{self.data.depth} candidates; wanted as many at least. Raise --depth or lower generating.window."
+            )
 
     def _check_that_cost_can_be_known(self) -> None:
         if self.reader.prices is None:
@@ -341,18 +378,44 @@ _PARTS: Mapping[str, TypeAdapter[Any]] = {
 }
 
 
-def load_settings(config: Path | None, assignments: Sequence[str], flags: Mapping[str, Any]) -> RunSettings:
-    """Settings out of a YAML file, then flags that were given, then `--set a.b=c`; the later wins.
+def load_settings(
+    config: Path | None,
+    assignments: Sequence[str],
+    flags: Mapping[str, Any],
+    recipe: Mapping[str, Any] | None = None,
+) -> RunSettings:
+    """Settings out of a recipe, then a YAML file, then flags that were given, then `--set a.b=c`; the later wins.
 
     Args:
         config: YAML file with the fields of RunSettings, or config.json of a run.
         assignments: texts like "rrpo.samples=8".
         flags: dotted name -> value; None means not given.
+        recipe: dotted name -> value.
 
     Raises:
         ConfigurationError: an unknown name, a value of the wrong kind or out of range.
     """
-    return settings_from(filled(_read_yaml(config) if config else {}, assignments, flags))
+    tree = filled({}, [], recipe or {})
+    return settings_from(filled(_merged(tree, _read_yaml(config) if config else {}), assignments, flags))
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two trees; where both have a value, that of `above`."""
+    both = {name for name in above if isinstance(above[name], Mapping) and isinstance(below.get(name), Mapping)}
+    return {**below, **above, **{name: _merged(below[name], above[name]) for name in both}}
+
+
+def given_names(config: Path | None, assignments: Sequence[str], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted name -> value of all that a user gave, by the same rules."""
+    return flat(filled(_read_yaml(config) if config else {}, assignments, flags))
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree of settings as dotted name -> value; an empty group stays a value."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else {f"{prefix}{name}": value}
+    return found
 
 
 def load_reader_settings(config: Path | None, assignments: Sequence[str], flags: Mapping[str, Any]) -> ReaderSettings:

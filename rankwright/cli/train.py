@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,8 @@ from rankwright.cli.options import (
     RequestsPerMinute,
     TokensPerMinute,
 )
-from rankwright.cli.settings import RunSettings, load_settings
+from rankwright.cli.recipes import Recipe, load_recipe, recipe_names
+from rankwright.cli.settings import RunSettings, given_names, load_settings
 from rankwright.errors import ConfigurationError
 from rankwright.metrics.answer import normalise
 from rankwright.types import Example
@@ -80,6 +81,13 @@ What that costs at most, before anything is spent; then with a limit:
     rankwright train --name bge --data train.jsonl --corpus corpus.jsonl --model BAAI/bge-reranker-base
       --reader http://localhost:8000/v1 --reader-model Qwen/Qwen2.5-7B-Instruct
       --price-input 0.1 --price-output 0.4 --max-cost 5
+
+A language model learns to write rankings as in a paper (GRPO); first what the recipe says and where each value is from:
+
+    rankwright train --recipe rearank --dry-run
+
+    rankwright train --recipe rearank --name rearank --data train.jsonl --corpus corpus.jsonl --depth 20
+      --model Qwen/Qwen2.5-0.5B-Instruct --lora-rank 16 --device cuda
 
 Go on after an interruption or with a higher limit, otherwise with the same settings:
 
@@ -180,7 +188,12 @@ def with_exchanged_answers(examples: Sequence[Example], seed: int) -> list[Examp
 
 def train(
     data: str = typer.Option("", "--data", help="Training questions: file or folder in one of the formats."),
-    name: str = typer.Option(..., help="Name of the run; it is written to runs/NAME."),
+    name: str | None = typer.Option(None, help="Name of the run; it is written to runs/NAME."),
+    recipe: str | None = typer.Option(
+        None,
+        help=f"Begin with the settings of a paper: {', '.join(recipe_names())}; --config, flags and --set replace "
+        "them. With --dry-run each is printed with its source: paper, code or ours.",
+    ),
     dev: str | None = typer.Option(None, help="Questions that choose the checkpoint; without it, a share of --data."),
     test: str | None = typer.Option(None, help="Questions of the comparison; without it, a share of --data."),
     format: str | None = typer.Option(None, help=f"{FORMAT_HELP} Default jsonl."),
@@ -195,7 +208,11 @@ def train(
         None, help="Labels of --test; without it, for beir the split test, else those of --qrels."
     ),
     topics: str | None = typer.Option(None, help="Questions of TREC runs; else topics* or queries* beside each run."),
-    method: str | None = typer.Option(None, help="rrpo learns from the reader, supervised from labels. Default rrpo."),
+    method: str | None = typer.Option(
+        None,
+        help="rrpo learns from the reader, supervised from labels; a language model that writes rankings learns by "
+        "grpo from a reward, by sft from labels. Default rrpo, or the recipe's.",
+    ),
     model: str | None = typer.Option(
         None, help="Reranker to start from: reference, a folder or a hub name. Default reference."
     ),
@@ -299,9 +316,17 @@ def train(
         raise ConfigurationError(
             "--resume and --overwrite were both given; wanted one: go on with the run or replace it."
         )
-    settings = load_settings(config, set_, flags)
+    given = given_names(config, set_, flags)
+    chosen = load_recipe(recipe, given.get("method")) if recipe else None
+    settings = load_settings(config, set_, flags, chosen.values() if chosen else None)
+    if dry_run and settings.writes:
+        return _sourced_dry_run(settings, chosen, given, output)
+    if name is None:
+        raise ConfigurationError("No name was given for the run; add --name NAME. It becomes a folder in runs/.")
     if dry_run:
         return _dry_run(settings, name, resume, output)
+    if settings.writes:
+        return _tune(settings, name, resume, overwrite, output)
     outcome = run_training(settings, name, resume=resume, overwrite=overwrite, command=command_line())
     if output is OutputKind.json:
         emit(outcome.result)
@@ -323,3 +348,27 @@ def _dry_run(settings: RunSettings, name: str, resume: bool, output: OutputKind)
     else:
         dry_run.show(settings, found)
     return 0
+
+
+def _sourced_dry_run(settings: RunSettings, recipe: Recipe | None, given: Mapping[str, Any], output: OutputKind) -> int:
+    """Of a language model's training: every setting with its source, and what the run costs at most."""
+    from rankwright.cli import generating_costs
+
+    found = generating_costs.record(settings, recipe, given)
+    if output is OutputKind.json:
+        emit(found)
+    else:
+        generating_costs.show(found, recipe)
+    return 0
+
+
+def _tune(settings: RunSettings, name: str, resume: bool, overwrite: bool, output: OutputKind) -> int:
+    """Trains a language model that writes its judgement."""
+    from rankwright.cli import tune
+
+    tune.check_reward(settings)
+    result = tune.run_tuning(settings, name, resume=resume, overwrite=overwrite, command=command_line())
+    if output is OutputKind.json:
+        emit(result)
+    tune.show(result, name)
+    return tune.exit_code_of(result)

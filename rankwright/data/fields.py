@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -129,6 +130,17 @@ def grade_of(value: object, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise RowError(f"{name} is {shown(value)}", "a whole number as relevance grade", _FIX_ROW)
     return value
+
+
+def finite_number(value: object, name: str) -> float:
+    """A number that can be added and compared: not NaN, not infinite, within the range of a float."""
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
+    except OverflowError:  # JSON's whole numbers have any length
+        number = math.nan
+    if not math.isfinite(number):
+        raise RowError(f"{name} is {shown(value)}", "a finite number", _FIX_ROW)
+    return number
 
 
 def answers_field(row: Row, *names: str) -> tuple[str, ...]:

@@ -199,6 +199,7 @@ class Intake:
             candidates=tuple(renamed[document.doc_id] for document in example.candidates),
             relevance={ids.get(doc_id, doc_id): grade for doc_id, grade in example.relevance.items()},
             first_stage={ids.get(doc_id, doc_id): score for doc_id, score in example.first_stage.items()},
+            order=tuple(dict.fromkeys(ids.get(doc_id, doc_id) for doc_id in example.order)),
         )
 
     def _same_in_corpus(self, document: Document) -> Document:

@@ -1,15 +1,18 @@
 """Our own format: one question per line.
 
     {"query_id": "q1", "question": "...", "answers": ["..."],
-     "candidates": [{"doc_id": "d1", "title": "...", "text": "..."}], "relevance": {"d1": 1}}
+     "candidates": [{"doc_id": "d1", "title": "...", "text": "...", "score": 7.5}], "relevance": {"d1": 1},
+     "order": ["d1"]}
 
 Only `question` is required. A row without query_id is named by a hash of its question, a candidate without doc_id by a
-hash of its title and text; a candidate may be a plain string.
+hash of its title and text; a candidate may be a plain string. `score` is the first stage's, `order` a teacher's.
 """
 
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -21,14 +24,18 @@ from rankwright.data.fields import (
     content_id,
     distinct,
     document,
+    finite_number,
     grade_of,
     id_field,
+    identifier,
     list_field,
     object_of,
     passage,
+    shown,
     text_field,
 )
 from rankwright.data.files import write_lines
+from rankwright.data.problems import RowError
 from rankwright.data.rows import RowFormat
 from rankwright.types import Document, Example, Query
 
@@ -38,17 +45,23 @@ def parse_row(row: Row) -> Example:
     question = text_field(row, "question")
     query_id = id_field(row, "query_id", "_id", "id") or content_id("", question)
     relevance = object_of(row.get("relevance") or {}, "field 'relevance'")
+    candidates = [_candidate(value) for value in list_field(row, "candidates")]
     return Example(
         query=Query(query_id, question),
-        candidates=distinct(_candidate(value) for value in list_field(row, "candidates")),
+        candidates=distinct(document for document, _ in candidates),
         answers=answers_field(row, "answers", "answer"),
         relevance={doc_id: grade_of(grade, f"relevance of '{doc_id}'") for doc_id, grade in relevance.items()},
+        # the same passage twice is kept once, with its first score
+        first_stage={document.doc_id: score for document, score in reversed(candidates) if score is not None},
+        order=_order(row),
     )
 
 
 FORMAT = RowFormat(
     parse_row,
-    frozenset({"query_id", "_id", "id", "question", "answers", "answer", "candidates", "relevance", "metadata"}),
+    frozenset(
+        {"query_id", "_id", "id", "question", "answers", "answer", "candidates", "relevance", "order", "metadata"}
+    ),
     ("candidates",),
     {"candidates": CANDIDATE_FIELDS},
 )
@@ -66,10 +79,25 @@ def write_jsonl(
     write_lines(path, (json.dumps(_row(e, notes.get(e.query.query_id)), ensure_ascii=False) for e in examples))
 
 
-def _candidate(value: object) -> Document:
+def _candidate(value: object) -> tuple[Document, float | None]:
+    """A passage, and the score that the first stage gave it."""
     if isinstance(value, str):
-        return document("", checked_text(value, "candidates"))
-    return passage(object_of(value, "candidate"))
+        return document("", checked_text(value, "candidates")), None
+    row = object_of(value, "candidate")
+    found, score = passage(row), row.get("score")
+    return found, None if score is None else finite_number(score, f"field 'score' of candidate '{found.doc_id}'")
+
+
+def _order(row: Row) -> tuple[str, ...]:
+    order = tuple(identifier(doc_id, "order") for doc_id in list_field(row, "order"))
+    if len(set(order)) < len(order):
+        twice, times = Counter(order).most_common(1)[0]
+        raise RowError(
+            f"doc_id {shown(twice)} stands {times} times in field 'order'",
+            "every doc_id once",
+            "Correct the row, or leave bad rows out with on_bad_row='skip' (--on-bad-row skip).",
+        )
+    return order
 
 
 def _row(example: Example, metadata: Mapping[str, object] | None) -> dict[str, object]:
@@ -79,9 +107,18 @@ def _row(example: Example, metadata: Mapping[str, object] | None) -> dict[str, o
         "answers": list(example.answers),
     }
     if example.candidates:
-        row["candidates"] = [{"doc_id": d.doc_id, "title": d.title, "text": d.text} for d in example.candidates]
+        row["candidates"] = [_written(d, example.first_stage.get(d.doc_id)) for d in example.candidates]
     if example.relevance:
         row["relevance"] = dict(example.relevance)
+    if example.order:
+        row["order"] = list(example.order)
     if metadata:
         row["metadata"] = dict(metadata)
     return row
+
+
+def _written(candidate: Document, score: float | None) -> dict[str, object]:
+    row: dict[str, object] = {"doc_id": candidate.doc_id, "title": candidate.title, "text": candidate.text}
+    return (
+        {**row, "score": score} if score is not None and math.isfinite(score) else row
+    )  # else nobody can read it back

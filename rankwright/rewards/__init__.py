@@ -20,9 +20,19 @@ __all__ = [
     "RANKING_REWARDS",
     "answer_reward",
     "function_reward",
+    "needs_reader",
     "ranking_reward",
     "resolve_reward",
 ]
+
+
+def needs_reader(name_or_spec: str) -> bool:
+    """Whether a reward is that of a reader's answer and of nothing else: an answer metric in any spelling."""
+    return _known(name_or_spec) in ANSWER_METRICS
+
+
+def _known(name: str) -> str:
+    return name.strip().lower().replace("-", "_")
 
 
 def resolve_reward(name_or_spec: str) -> Reward:
@@ -33,7 +43,7 @@ def resolve_reward(name_or_spec: str) -> Reward:
     """
     if ":" in name_or_spec:
         return function_reward(name_or_spec)
-    name = name_or_spec.strip().lower().replace("-", "_")
+    name = _known(name_or_spec)
     if name in ANSWER_METRICS:
         return answer_reward(name)
     raise ConfigurationError(

@@ -119,8 +119,9 @@ class ReasonRank:
     relevant_from: int = 1
     """Lowest grade that counts as relevant."""
     gold: Mapping[str, Sequence[str]] | None = None
-    """query_id -> doc_ids in a teacher's order, as the authors have it. Ours: a question or document that is not in it
-    (by default none is) comes after those that are, by descending grade, equal grades in the prompt's order."""
+    """query_id -> doc_ids in a teacher's order, as the authors have it; by default the `order` of the question's data.
+    Ours: a document that is not in it comes after those that are, by descending grade, equal grades in the prompt's
+    order."""
     ladder: Ladder = LADDERS["reasonrank"]
 
     name = "reasonrank"
@@ -148,7 +149,7 @@ class ReasonRank:
         return _weighted(parts, {"ndcg": 1.0, "recall": self.recall_weight, "overlap": self.overlap_weight})
 
     def _gold_order(self, outcome: Outcome, grades: Sequence[int]) -> list[int]:
-        taught = (self.gold or {}).get(outcome.example.query.query_id, ())
+        taught = (self.gold or {}).get(outcome.example.query.query_id, outcome.example.order)
         rank_of = {doc_id: rank for rank, doc_id in enumerate(taught)}
         ranks = [rank_of.get(document.doc_id, len(rank_of)) for document in outcome.context.documents]
         return sorted(range(len(grades)), key=lambda i: (ranks[i], -grades[i]))

@@ -1,0 +1,167 @@
+"""The language: words have a hidden class, a query names a topic, and a topic likes classes more or less.
+
+A passage is three words and a value: `w07 w21 w30 v14`. A word's class is its number modulo 4. Words of class 0 are
+worth 1 to every topic and those of class 3 nothing; even topics like class 1 and odd ones class 2, which are worth 2 to
+them and nothing to the others. What a passage is worth to a query is the sum over its words, 0 to 6; the grade is 0 up
+to 2, then one more for each, at most 3. The best order is that by worth, so nDCG of any order is known. Nothing of this
+can be read off the surface: classes and likes have to be learned. A query has a second word, a value, which means
+nothing, as much in real queries does.
+
+Pairs of topic and value are divided: held-out questions have queries that no training question has.
+
+A completion thinks before it answers, as the papers' models do: for each passage the level that it thinks it is worth,
+then the order by these levels, equal ones as they stand.
+
+The teacher of the warm-up is partly wrong: it adds noise to the worth, and it takes two of the eight topics for topics
+of the other kind. The answer to a question is the value of its best passage; the reader answers with the value of the
+best passage that it is given.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from rankwright.prompts.ranking import RankingPrompt, load_ranking_prompt
+from rankwright.types import Answer, Context, Document, Example, Query, ReadResult
+
+TOPICS = tuple(f"t{number}" for number in range(8))
+WORDS = tuple(f"w{number:02}" for number in range(32))
+LEVELS = tuple(f"s{number}" for number in range(7))
+VALUES = tuple(f"v{number:02}" for number in range(32))
+CLASSES = 4
+AFFINITY = ((1, 2, 0, 0), (1, 0, 2, 0))
+"""What a word of each class is worth to an even topic and to an odd one."""
+MISLED = (2, 5)
+"""Topics that the teacher knows wrongly."""
+PASSAGE_WORDS = 3
+WINDOWS = (6, 7, 8)
+TEACHER_NOISE = 0.7
+"""Standard deviation; neighbouring worths differ by 1."""
+
+
+def likes(topic: str, word: str, *, misled: bool = False) -> int:
+    """How much a topic likes a word; with `misled` what the teacher thinks.
+
+    >>> likes("t0", "w00"), likes("t0", "w01"), likes("t1", "w01"), likes("t2", "w01", misled=True)
+    (1, 2, 0, 0)
+    """
+    number = int(topic[1:])
+    wrong = misled and number in MISLED
+    return AFFINITY[(number + wrong) % 2][int(word[1:]) % CLASSES]
+
+
+def worth(query: str, passage: str, *, misled: bool = False) -> int:
+    """What a passage is worth to a query, 0 to 6.
+
+    >>> worth("t0 v09", "w00 w04 w08 v01"), worth("t0 v09", "w01 w05 w09 v01"), worth("t1 v09", "w01 w05 w06 v01")
+    (3, 6, 2)
+    """
+    topic = query.split()[0]
+    return sum(likes(topic, word, misled=misled) for word in passage.split()[:PASSAGE_WORDS])
+
+
+def grade(value: int) -> int:
+    """Relevance of a worth, 0 to 3.
+
+    >>> [grade(value) for value in range(7)]
+    [0, 0, 0, 1, 2, 3, 3]
+    """
+    return max(0, min(3, value - 2))
+
+
+def is_held_out(query: str) -> bool:
+    """Whether a query is kept for the comparison: a quarter of them.
+
+    >>> is_held_out("t0 v04"), is_held_out("t0 v01")
+    (True, False)
+    """
+    return sum(int(word[1:]) for word in query.split()) % 4 == 0
+
+
+def questions(count: int, seed: int, *, held_out: bool = False, window: int | None = None) -> list[Example]:
+    """Questions with their candidates in random order, at least one of which has a grade.
+
+    Args:
+        count: how many.
+        seed: decides them, together with `held_out`.
+        held_out: of held-out queries.
+        window: documents of each; None draws it out of WINDOWS.
+    """
+    draw = random.Random(f"{seed} {held_out}")
+    found: list[Example] = []
+    while len(found) < count:
+        text = f"{draw.choice(TOPICS)} {draw.choice(VALUES)}"
+        size = window or draw.choice(WINDOWS)
+        values = draw.sample(VALUES, size)
+        passages = [" ".join([*draw.choices(WORDS, k=PASSAGE_WORDS), value]) for value in values]
+        worths = [worth(text, passage) for passage in passages]
+        if is_held_out(text) == held_out and grade(max(worths)):
+            found.append(_example(f"{'h' if held_out else 'q'}{seed}-{len(found)}", text, passages, worths))
+    return found
+
+
+def _example(query_id: str, text: str, passages: Sequence[str], worths: Sequence[int]) -> Example:
+    documents = tuple(Document(str(number), passage) for number, passage in enumerate(passages))
+    best = tuple(passage.split()[-1] for passage, value in zip(passages, worths, strict=True) if value == max(worths))
+    relevance = {document.doc_id: grade(value) for document, value in zip(documents, worths, strict=True)}
+    return Example(Query(query_id, text), documents, best, relevance)
+
+
+def true_levels(example: Example) -> tuple[int, ...]:
+    """What each candidate is worth."""
+    return tuple(worth(example.query.text, document.text) for document in example.candidates)
+
+
+def taught_levels(example: Example, seed: int) -> tuple[int, ...]:
+    """What the partly wrong teacher thinks of each candidate."""
+    draw = random.Random(f"{seed} {example.query.query_id}")
+    thought = [
+        worth(example.query.text, document.text, misled=True) + draw.gauss(0, TEACHER_NOISE)
+        for document in example.candidates
+    ]
+    return tuple(max(0, min(len(LEVELS) - 1, round(value))) for value in thought)
+
+
+def order_by(levels: Sequence[int]) -> tuple[int, ...]:
+    """Positions by level, best first, equal ones as they stand.
+
+    >>> order_by((1, 3, 3))
+    (1, 2, 0)
+    """
+    return tuple(sorted(range(len(levels)), key=lambda position: -levels[position]))
+
+
+class PerfectReader:
+    """Answers with the value of the best passage that it is given."""
+
+    name = "ranking-language"
+
+    def answer(self, contexts: Sequence[Context]) -> list[ReadResult]:
+        return [Answer(self._one(context)) for context in contexts]
+
+    def _one(self, context: Context) -> str:
+        best = max(context.documents, key=lambda document: worth(context.query.text, document.text), default=None)
+        return best.text.split()[-1] if best else ""
+
+
+# --- prompts and answers, in the form of the listwise and the setwise prompt
+
+
+def prompt(kind: str = "listwise") -> RankingPrompt:
+    """A prompt of a few words: listwise.yaml or setwise.yaml beside this file."""
+    return load_ranking_prompt(Path(__file__).with_name(f"{kind}.yaml"))
+
+
+def written(levels: Sequence[int], kind: str = "listwise") -> str:
+    """The completion that thinks these levels and answers with their order.
+
+    >>> written((1, 0, 4))
+    '<think> [1] s1 [2] s0 [3] s4 </think> <answer> [3] > [1] > [2] </answer>'
+    >>> written((1, 0, 4), "setwise")
+    '<think> [1] s1 [2] s0 [3] s4 </think> <answer> [3] </answer>'
+    """
+    thought = " ".join(f"[{number}] {LEVELS[level]}" for number, level in enumerate(levels, 1))
+    said = order_by(levels)[: 1 if kind == "setwise" else None]
+    return f"<think> {thought} </think> <answer> {' > '.join(f'[{position + 1}]' for position in said)} </answer>"

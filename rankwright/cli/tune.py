@@ -1,0 +1,338 @@
+"""`train --method grpo|sft`: one tuning run from settings to a saved model, with what it came to on questions that it
+was not trained on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rankwright import processes
+from rankwright.algorithms.grpo import PromptRows, TRLReward, order_of, prompt_rows
+from rankwright.algorithms.targets import label_order, targets
+from rankwright.cli.build import Splits, build_reader, checked_device, counted_store, load_splits
+from rankwright.cli.common import WORSE_EXIT_CODE, say
+from rankwright.cli.generating_costs import budget
+from rankwright.cli.run import environment_record, run_folder
+from rankwright.cli.settings import RunSettings, settings_tree
+from rankwright.data.files import replace_text
+from rankwright.errors import ConfigurationError, LimitReachedError, ResumeError
+from rankwright.evaluation import digest_of
+from rankwright.metrics.ranking import ranking_metrics
+from rankwright.metrics.significance import bootstrap_interval, paired_permutation_test
+from rankwright.prompts.ranking import RankingPrompt, load_ranking_prompt
+from rankwright.rewards import RANKING_REWARDS, needs_reader, ranking_reward, resolve_reward
+from rankwright.types import Completion, Example, Ranking, Reader, Reward, Scores
+
+METRIC = "nDCG@10"
+
+
+def run_tuning(
+    settings: RunSettings, name: str, *, resume: bool = False, overwrite: bool = False, command: str = ""
+) -> dict[str, Any]:
+    """Tunes a language model and writes runs/NAME: config, log, checkpoints, model/ with the prompt that it was trained
+    with, result.json.
+
+    Returns the content of result.json: nDCG@10 of the test questions before and after, over the first
+    `generating.window` candidates of each, with interval and test of the difference.
+
+    Raises:
+        LimitReachedError: a limit of the run could be exceeded, or --max-hours is over.
+        RankwrightError: settings, data or the run folder are not as wanted.
+    """
+    folder = run_folder(name)
+    checked_device(settings.model.device)
+    processes.meet(settings.model.device)
+    _check_folder(folder, resume, overwrite)
+    splits = load_splits(settings)
+    _check_limits(settings, splits)
+    work = _Work.of(settings, splits)
+    if not processes.rank():
+        _begin(folder, settings, name, resume, command)
+    say(f"{len(splits.train)} training, {len(splits.dev)} dev, {len(splits.test)} test questions; run folder {folder}")
+    before = work.values(work.started(), splits.test)
+    with _reader(settings, name) as reader:
+        tuned = work.tuned(folder, resume, reader)
+    if tuned.stopped:
+        raise LimitReachedError(
+            f"--max-hours {settings.budget.hours:g} is over at step {tuned.steps}. All is saved there: go on by the "
+            "same command with --resume and a higher limit."
+        )
+    result = {**_compared(before, work.values(tuned.model, splits.test), settings.seed), "steps": tuned.steps}
+    result |= {"seconds": round(tuned.seconds, 1), "method": settings.method, "prompt": work.prompt.version}
+    if not processes.rank():
+        from rankwright.tuning import save_tuned
+
+        save_tuned(tuned, work.tokenizer, folder / "model")
+        work.prompt.save(folder / "model")
+        replace_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def exit_code_of(result: Mapping[str, Any]) -> int:
+    """0, or 8 where the tuned model is worse than what it started from."""
+    return WORSE_EXIT_CODE if result["verdict"] == "worse" else 0
+
+
+def show(result: Mapping[str, Any], name: str) -> None:
+    """The outcome, on standard error."""
+    say(f"Model {run_folder(name) / 'model'}, {result['steps']} steps in {result['seconds']:.0f} s.")
+    if result["delta"] is None:
+        say("Nothing was compared: no test question has labels, or the prompt's answer is no text.")
+        return
+    words = {"better": "is BETTER than before", "not shown": "shows NO DIFFERENCE", "worse": "is WORSE than before"}
+    say(
+        f"The tuned model {words[result['verdict']]}: {METRIC} {result['reference']:.3f} -> {result['trained']:.3f} "
+        f"({result['delta']:+.3f}, 95 % interval {result['ci_low']:+.3f} to {result['ci_high']:+.3f}, p = "
+        f"{result['p_value']:.4f}, n = {result['n']}); malformed {result['malformed_reference']:.1%} -> "
+        f"{result['malformed_trained']:.1%}."
+    )
+
+
+@dataclass(frozen=True)
+class _Values:
+    """How a model does on questions."""
+
+    metric: Mapping[str, float]
+    """Question -> nDCG@10."""
+    malformed: float
+    """Share of completions."""
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a tuning needs besides its folder."""
+
+    settings: RunSettings
+    splits: Splits
+    tokenizer: Any
+    prompt: RankingPrompt
+    rows: PromptRows
+
+    @classmethod
+    def of(cls, settings: RunSettings, splits: Splits) -> _Work:
+        """Loads tokenizer and prompt, and makes the prompt rows."""
+        tokenizer = _tokenizer(settings.model.name)
+        prompt = _prompt(settings, tokenizer)
+        rows = prompt_rows(splits.train, prompt, settings.generating.window, shorter=True)
+        return cls(settings, splits, tokenizer, prompt, rows)
+
+    def started(self) -> Any:
+        """The model before training."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            self.settings.model.name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+        return loaded.to(processes.own_device(self.settings.model.device))
+
+    def tuned(self, folder: Path, resume: bool, reader: Reader | None) -> Any:
+        """Trains."""
+        from rankwright.tuning import LoRA, Taught, tune_by_completions, tune_by_reward
+
+        settings = self.settings
+        model, generating = settings.model, settings.generating
+        lora = LoRA(model.lora_rank, model.lora_alpha, generating.lora_dropout, generating.lora_targets)
+        more: dict[str, Any] = {
+            "generating": generating,
+            "lora": lora if model.lora_rank else None,
+            "seed": settings.seed,
+            "device": model.device,
+            "resume": resume,
+            "score": self._dev_score if self._can_be_scored else None,
+            "seconds": settings.budget.hours * 3600 or float("inf"),
+            "settings": self._deciding(),
+        }
+        if settings.method == "grpo":
+            reward = TRLReward(_reward(settings, reader), self.prompt, self.rows, settings.grpo.rollouts)
+            return tune_by_reward(model.name, self.tokenizer, reward, settings.grpo, settings.loop, folder, **more)
+        taught = [
+            Taught(row.messages, said, tuple(names[i] for i in label_order(row.documents, row.example)))
+            for row, said in zip(self.rows.rows, targets(self.rows, self.prompt), strict=True)
+            for names in [self.prompt.identifiers(len(row.documents))]
+        ]
+        return tune_by_completions(model.name, self.tokenizer, taught, settings.sft, settings.loop, folder, **more)
+
+    def _deciding(self) -> dict[str, Any]:
+        """What of settings and data decides the result, for the check of --resume."""
+        settings = self.settings
+        return {
+            "model": settings_tree(settings)["model"],
+            "generating": settings_tree(settings)["generating"],
+            "reward": settings.reward,
+            "prompt": self.prompt.version,
+            "training questions": digest_of(self.splits.train),
+        }
+
+    @property
+    def _can_be_scored(self) -> bool:
+        """Whether words alone say what the model judges."""
+        return self.prompt.parser != "first-token"
+
+    def _dev_score(self, model: Any) -> dict[str, float]:
+        found = self.values(model, self.splits.dev)
+        scores = list(found.metric.values())
+        return {"eval_malformed": found.malformed} | ({"eval_reward": sum(scores) / len(scores)} if scores else {})
+
+    def values(self, model: Any, examples: Sequence[Example]) -> _Values:
+        """nDCG@10 of the orders that greedy completions say, and how many are malformed."""
+        from rankwright.tuning import greedy
+
+        labelled = [example for example in examples if any(example.relevance.values())]
+        if not labelled or not self._can_be_scored:
+            return _Values({}, 0.0)
+        window, most = self.settings.generating.window, self.settings.grpo.max_completion_length
+        rows = prompt_rows(labelled, self.prompt, window, shorter=True)
+        written = greedy(model, self.tokenizer, [row.messages for row in rows.rows], most)
+        judged = [
+            self.prompt.parse(Completion(text), len(row.documents), strict=self.prompt.needs_logprobs)
+            for text, row in zip(written, rows.rows, strict=True)
+        ]
+        rankings = []
+        for start in range(0, len(judged), rows.per_question):
+            row, found = rows.rows[start], judged[start : start + rows.per_question]
+            documents = row.example.candidates[:window]
+            whole = found[0]
+            if self.prompt.kind == "pointwise":
+                whole = Scores(tuple(one.values[0] if isinstance(one, Scores) else None for one in found))
+            order = order_of(whole, len(documents))
+            ids = tuple(documents[i].doc_id for i in order)
+            rankings.append(Ranking(row.example.query.query_id, ids, tuple(map(float, range(len(ids), 0, -1)))))
+        relevance = {example.query.query_id: example.relevance for example in labelled}
+        malformed = sum(judgement.outcome == "malformed" for judgement in judged) / len(judged)
+        return _Values(ranking_metrics(rankings, relevance, [METRIC])[METRIC], malformed)
+
+
+def _tokenizer(model: str) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False, padding_side="left")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _prompt(settings: RunSettings, tokenizer: Any) -> RankingPrompt:
+    """The prompt with the passages as long as the settings say."""
+    prompt, generating = load_ranking_prompt(settings.generating.prompt), settings.generating
+    if not generating.passage_limit:
+        return prompt
+    return prompt.limited(generating.passage_limit, generating.passage_unit, _shorten(tokenizer))
+
+
+def _shorten(tokenizer: Any) -> Callable[[str, int], str]:
+    def shorten(text: str, limit: int) -> str:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return text if len(ids) <= limit else str(tokenizer.decode(ids[:limit]))
+
+    return shorten
+
+
+def _reward(settings: RunSettings, reader: Reader | None) -> Reward:
+    """The reward that the settings name."""
+    name = settings.reward
+    if reader is not None:
+        return ranking_reward("reader", reader=reader, reward=resolve_reward(name), depth=settings.top_k)
+    if ":" in name:
+        return resolve_reward(name)
+    return ranking_reward(name)
+
+
+def check_reward(settings: RunSettings) -> None:
+    """Whether the reward of a GRPO run is known; imports nothing heavy.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    name = settings.reward
+    known = name.strip().lower().replace("_", "-")
+    if settings.method == "grpo" and not needs_reader(name) and ":" not in name and known not in RANKING_REWARDS:
+        raise ConfigurationError(
+            f"Reward '{name}' is unknown; wanted one of {', '.join(RANKING_REWARDS)}, an answer metric (f1, em, "
+            "sub_em, rouge_l), or package.module:function."
+        )
+
+
+@contextlib.contextmanager
+def _reader(settings: RunSettings, run: str) -> Any:
+    """The reader with its cache, where the reward asks one; of several processes the first one alone has it."""
+    if not settings.asks_reader or processes.rank():
+        yield _Elsewhere() if settings.asks_reader else None
+        return
+    with counted_store(settings.reader.cache, run) as store:
+        yield build_reader(settings.reader, store, run, settings.model.device)
+
+
+class _Elsewhere:
+    """The reader of a process that asks none."""
+
+    name = "read by the first process"
+
+    def answer(self, contexts: Sequence[Any]) -> list[Any]:
+        raise AssertionError("Only the first process reads.")
+
+
+def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+    there = (folder / "config.json").exists()
+    if there and not (resume or overwrite):
+        raise ConfigurationError(
+            f"Run folder {folder} already holds a run; wanted a new name. Go on with it by --resume, replace it by "
+            "--overwrite, or give another --name."
+        )
+    if resume and not there:
+        raise ResumeError(f"Run folder {folder} holds no run to resume; leave --resume out to start one.")
+
+
+def _check_limits(settings: RunSettings, splits: Splits) -> None:
+    """Whether the bounds of the whole run keep its limits: inside a run, calls are not held against them.
+
+    Raises:
+        LimitReachedError: they do not.
+    """
+    limits = settings.budget
+    if not settings.asks_reader or not (limits.reader_calls or limits.cost):
+        return
+    bounds = budget(settings, splits)
+    over = limits.reader_calls and bounds["reader_calls"] > limits.reader_calls
+    if over or (limits.cost and (bounds["price"] is None or bounds["price"] > limits.cost)):
+        price = "unknown" if bounds["price"] is None else f"{bounds['price']:.4f}"
+        raise LimitReachedError(
+            f"The run could make {bounds['reader_calls']} reader calls at a price of {price}; --max-reader-calls "
+            f"{limits.reader_calls} and --max-cost {limits.cost:g} (0 sets no limit) allow less. Nothing was begun: "
+            "give higher limits, or lower loop.epochs or grpo.rollouts."
+        )
+
+
+def _begin(folder: Path, settings: RunSettings, name: str, resume: bool, command: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "result.json").unlink(missing_ok=True)
+    if not resume:
+        replace_text(folder / "config.json", json.dumps(settings_tree(settings), indent=2) + "\n")
+        replace_text(folder / "environment.json", json.dumps(environment_record(command, name), indent=2) + "\n")
+
+
+def _compared(before: _Values, after: _Values, seed: int) -> dict[str, Any]:
+    """Means, difference, interval, test and verdict over the questions of both."""
+    common = sorted(before.metric.keys() & after.metric.keys())
+    nothing = dict.fromkeys(("reference", "trained", "delta", "ci_low", "ci_high", "p_value"))
+    result = {"metric": METRIC, "n": len(common), **nothing, "verdict": "not shown"}
+    result |= {"malformed_reference": before.malformed, "malformed_trained": after.malformed}
+    if not common:
+        return result
+    differences = [after.metric[name] - before.metric[name] for name in common]
+    low, high = bootstrap_interval(differences, seed=seed)
+    p, delta = paired_permutation_test(differences, seed=seed), sum(differences) / len(common)
+    shown = p < 0.05 and (low > 0 or high < 0)
+    return result | {
+        "reference": sum(before.metric[name] for name in common) / len(common),
+        "trained": sum(after.metric[name] for name in common) / len(common),
+        "delta": delta,
+        "ci_low": low,
+        "ci_high": high,
+        "p_value": p,
+        "verdict": ("better" if delta > 0 else "worse") if shown else "not shown",
+    }

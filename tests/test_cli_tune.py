@@ -1,0 +1,116 @@
+"""`train --method sft` and `--method grpo`, from a file of questions to a model that opens again, on a decoder of a few
+thousand weights in the ranking language."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.ranking_language import language
+from benchmarks.ranking_language.decoder import decoder, tokenizer
+from rankwright.checkpoints import sorted_checkpoints
+from rankwright.cli.app import run
+from rankwright.llms.local import LocalLLM
+from rankwright.prompts.ranking import load_ranking_prompt
+from rankwright.types import Example
+from tests.cli_kit import one_line, write_rows
+
+PROMPT = Path(language.__file__).with_name("listwise.yaml")
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+
+
+def row(example: Example) -> dict[str, Any]:
+    return {
+        "query_id": example.query.query_id,
+        "question": f"{example.query.text}",
+        "answers": list(example.answers),
+        "candidates": [{"doc_id": f"{example.query.query_id}-{d.doc_id}", "text": d.text} for d in example.candidates],
+        "relevance": {f"{example.query.query_id}-{doc_id}": grade for doc_id, grade in example.relevance.items()},
+    }
+
+
+def distinct(count: int, seed: int, held_out: bool = False) -> list[Example]:
+    """Questions of different words: the splits may share none."""
+    found = {example.query.text: example for example in language.questions(300, seed, held_out=held_out, window=6)}
+    return list(found.values())[:count]
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.chdir(tmp_path)
+    decoder(0, width=16, layers=1).save_pretrained("start")
+    tokenizer().save_pretrained("start")
+    held_out = distinct(8, 1, held_out=True)
+    sides = {"train": distinct(12, 0), "dev": held_out[:3], "test": held_out[3:]}
+    for side, examples in sides.items():
+        write_rows(tmp_path / f"{side}.jsonl", [row(example) for example in examples])
+    files = [part for side in sides for part in ("--data" if side == "train" else f"--{side}", f"{side}.jsonl")]
+    sets = {
+        "generating.prompt": PROMPT,
+        "generating.window": 6,
+        "loop.batch_size": 4,
+        "loop.eval_steps": 2,
+        "grpo.max_completion_length": 20,
+        "grpo.rollouts": 2,
+        "grpo.completions_per_pass": 8,
+    }
+    set_ = [part for name, value in sets.items() for part in ("--set", f"{name}={value}")]
+    return ["train", *files, "--retriever", "given", "--model", "start", "--learning-rate", "0.005", *set_]
+
+
+def test_sft_teaches_the_form_and_saves_a_model_with_its_prompt(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run([*command, "--method", "sft", "--name", "a", "--epochs", "120", "--output", "json"])
+    result = one_line(capsys.readouterr().out)
+    assert code in (0, 8)
+    assert result["n"] == 5
+    assert (result["malformed_reference"], result["method"]) == (1.0, "sft")
+    assert result["malformed_trained"] < 1.0
+    assert json.loads(Path("runs/a/result.json").read_text()) == result
+    assert load_ranking_prompt("runs/a/model") == load_ranking_prompt(PROMPT)
+    assert LocalLLM("runs/a/model", device="cpu").name
+    assert json.loads(Path("runs/a/config.json").read_text())["method"] == "sft"
+    logged = [json.loads(line) for line in Path("runs/a/metrics.jsonl").read_text().splitlines()]
+    assert next(row["step"] for row in logged if "eval_malformed" in row) == 0
+
+
+@pytest.mark.parametrize("reward", ["rearank", "f1"])
+def test_grpo_runs_from_questions_to_model(command: list[str], reward: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*command, "--method", "grpo", "--name", "a", "--epochs", "1", "--reward", reward]) in (0, 8)
+    assert "3 steps" in capsys.readouterr().err
+    logged = [json.loads(line) for line in Path("runs/a/metrics.jsonl").read_text().splitlines()]
+    assert sum("reward" in row for row in logged) == 3
+    assert all(row["malformed"] == 1.0 for row in logged if "reward" in row)
+    assert (Path("runs/a/model") / "model.safetensors").is_file()
+
+
+def test_a_run_that_is_out_of_time_goes_on(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    tune = [*command, "--method", "grpo", "--name", "a", "--epochs", "1", "--reward", "rearank"]
+    assert run([*tune, "--max-hours", "0.0000001"]) == 9
+    assert "--max-hours 1e-07 is over at step 1" in " ".join(capsys.readouterr().err.split())
+    assert [path.name for path in sorted_checkpoints(Path("runs/a"))] == ["checkpoint-1"]
+    assert run(tune) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert run([*tune, "--resume", "--set", "grpo.rollouts=4"]) == 2
+    assert "grpo.rollouts is 4" in " ".join(capsys.readouterr().err.split())
+    assert run([*tune, "--resume"]) in (0, 8)
+    assert "3 steps" in capsys.readouterr().err
+
+
+def test_what_cannot_be_tuned_is_refused_before_anything_is_read(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = {
+        ("--reward", "rerank"): "Reward 'rerank' is unknown; wanted one of rearank",
+        ("--resume", "--reward", "rearank"): "holds no run to resume",
+        ("--reward", "f1", "--max-reader-calls", "3"): "could make 24 reader calls",
+        ("--reward", "rearank", "--set", "generating.prompt=nobody"): "neither a file",
+    }
+    for more, words in cases.items():
+        assert run([*command, "--method", "grpo", "--name", "b", "--epochs", "1", *more]) != 0
+        assert words in " ".join(capsys.readouterr().err.split()), more
+    assert not Path("runs").exists()
