@@ -17,7 +17,7 @@ from rankwright.cli.settings import ReaderSettings, filled, load_reader_settings
 from rankwright.errors import ConfigurationError
 from rankwright.llms.cache import CachedLLM
 from rankwright.llms.endpoint import check_sampling_names
-from rankwright.prompts.ranking import RankingPrompt, load_ranking_prompt
+from rankwright.prompts.ranking import PROMPT_FILE, RankingPrompt, load_ranking_prompt
 from rankwright.rerankers.generating import LLMPolicy
 from rankwright.strategies import (
     BubbleSort,
@@ -81,7 +81,8 @@ def llm_settings(
 
     Args:
         strategy: a name of WAYS; by default the first that takes the prompt.
-        prompt: a shipped prompt, a file, or a model's folder; by default the strategy's.
+        prompt: a shipped prompt, a file, or a model's folder; by default the one that the language model's own folder
+            keeps, else the strategy's.
         fuse: the first stage's share of the scores.
         assignments: NAME=VALUE: settings of the strategy, `sampling.NAME`, `fuse.scale`, `reader.NAME` for the
             endpoint.
@@ -93,6 +94,7 @@ def llm_settings(
     """
     own = {name: value for name, value in flags.items() if not name.startswith("reader.")}
     of_endpoint = [text for text in assignments if text.lstrip().startswith("reader.")]
+    _check_endpoint(of_endpoint)
     tree = filled({}, [text for text in assignments if text not in of_endpoint], own)
     sampling, fusion = tree.pop("sampling", {}), tree.pop("fuse", {})
     if not isinstance(sampling, dict) or not isinstance(fusion, dict) or set(fusion) - {"scale"}:
@@ -101,7 +103,7 @@ def llm_settings(
             "--set sampling.max_tokens=2048 or --set fuse.scale=z-score."
         )
     check_sampling_names(sampling)
-    loaded = load_ranking_prompt(prompt) if prompt else None
+    loaded = load_ranking_prompt(prompt) if prompt else _kept_prompt(flags.get("reader.reader"))
     name = strategy or _strategy_for(loaded)
     if name not in WAYS:
         raise ConfigurationError(f"Strategy '{name}' is unknown; use one of {', '.join(WAYS)}.")
@@ -121,6 +123,27 @@ def llm_settings(
         chosen,
         sampling,
     )
+
+
+_OF_A_READER = {"reader": "--llm", "prompt": "--prompt", "sampling": "--set sampling.NAME=VALUE"}
+"""Settings of a reader that a reranker has elsewhere -> where."""
+
+
+def _check_endpoint(assignments: Sequence[str]) -> None:
+    """What a reranker does not look at would be passed over without a word."""
+    for text in assignments:
+        name = text.split("=")[0].strip()
+        instead = _OF_A_READER.get(name.split(".")[1])
+        if instead:
+            raise ConfigurationError(
+                f"--set was given {name}, which says nothing of a reranker; wanted {instead}, which does."
+            )
+
+
+def _kept_prompt(place: str | None) -> RankingPrompt | None:
+    """The prompt that a model was trained with, where its folder keeps it: with another one it ranks worse, and nothing
+    would say so."""
+    return load_ranking_prompt(place) if place and (Path(place) / PROMPT_FILE).is_file() else None
 
 
 def _strategy_for(prompt: RankingPrompt | None) -> str:
