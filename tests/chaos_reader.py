@@ -9,7 +9,8 @@ A question without a script, and one whose script is used up, is answered with "
     ChaosReader(tokens=lambda question: [{"yes": -0.1, "no": -2.3}])
 
 answers requests for log probabilities with these tokens, the first of each position being the one written; without
-`tokens` it drops them without a word, as some servers do. It is a stub: tests/gates/test_gate_llama.py has a real one.
+`tokens` it drops them without a word, as some servers do. It is a stub; the real one is
+tests/gates/test_llama_server.py.
 
 It speaks both dialects, /v1/chat/completions and /v1/completions.
 """

@@ -113,6 +113,7 @@ def test_the_form_of_each_dialect_is_malformed_in_the_other() -> None:
 def test_log_probabilities_begin_with_the_token_written() -> None:
     with ChaosReader(tokens=lambda question: [MAYBE, YES]) as server:
         (result,) = client(server, api="completions").complete([with_logprobs(max_tokens=8)])
+    assert isinstance(result, Completion)
     assert result == Completion("maybeyes", 10, 3, True, (MAYBE, {"yes": -0.1, "no": -2.3}))
     assert [list(tokens) for tokens in result.top_logprobs] == [["maybe", "yes", "no"], ["yes", "no"]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -82,12 +83,13 @@ def make_label_model(folder: Path, *, template: str | None = TEMPLATE, seed: int
     labels, words = ([vocabulary[word] for word in some] for some in (LABELS, PASSAGE_WORDS))
     torch.manual_seed(seed)
     model = LlamaForCausalLM(_config(size, layers=1, heads=1, vocabulary=vocabulary, positions=4096))
-    attention = model.model.layers[0].self_attn
+    layer: Any = model.model.layers[0]
+    attention = layer.self_attn
     with torch.no_grad():
         for weights in model.parameters():
             weights.zero_()
         model.model.norm.weight.fill_(1.0)
-        model.model.layers[0].input_layernorm.weight.fill_(1.0)
+        layer.input_layernorm.weight.fill_(1.0)
         model.model.embed_tokens.weight.copy_(torch.eye(size)[: len(vocabulary)])
         for weights in (attention.q_proj.weight, attention.k_proj.weight):
             weights.normal_(0.0, 0.1)

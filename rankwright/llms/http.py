@@ -86,7 +86,7 @@ class HTTPLLM:
     ):
         self.model = model
         self.base_url = checked_url(base_url)
-        self.api = checked_api(api)
+        self.api: Api = checked_api(api)
         self.api_key_env = checked_variable(api_key_env)
         self.concurrency = _at_least("concurrency", concurrency, 1)
         self.max_retries = _at_least("max_retries", max_retries, 0)
