@@ -5,7 +5,7 @@
 #   PIP_ARGS      further pip options, empty by default. A plain pip on Linux fetches the CUDA build of PyTorch;
 #                 for the CPU build give the index that pytorch.org names for it, as an *extra* index.
 #   TEST_WORKERS  processes that run tests side by side, one thread each
-#   JOBS          rows of a benchmark side by side
+#   JOBS          rows of a benchmark, or compilers of gates-llama, side by side
 #   PYTEST_ARGS   further pytest arguments, for example PYTEST_ARGS="-k metrics"
 
 PYTHON ?= python3
@@ -26,7 +26,7 @@ DEMO_INSTALLED := $(VENV)/.installed-demo
 ALL_INSTALLED := $(VENV)/.installed-all
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check gates-quick gates-full gates-mutants gates-alarms benchmarks format interop-st5 docs clean
+.PHONY: help install demo test check gates-quick gates-full gates-mutants gates-alarms gates-llama benchmarks format interop-st5 docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,14 @@ gates-mutants: $(ALL_INSTALLED) ## break the guarded code, one fault after the o
 
 gates-alarms: $(ALL_INSTALLED) ## plant ten kinds of failure in training and see which alarms go off, with the proof that the gate can fail
 	$(BIN)/python -m pytest -m gates -n $(TEST_WORKERS) --dist loadfile tests/gates/test_gate_alarms.py
+
+# The server is built from source, with little optimization, of which a model of a few thousand weights needs none.
+gates-llama: $(ALL_INSTALLED) ## log probabilities against a real llama.cpp server, built in .venv-llama (some minutes; needs a C++ compiler)
+	test -e .venv-llama/.made || ($(PYTHON) -m venv .venv-llama && CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) \
+		CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF -DCMAKE_C_FLAGS_RELEASE=-O1 -DCMAKE_CXX_FLAGS_RELEASE=-O1" \
+		.venv-llama/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
+		'llama-cpp-python[server]==0.3.36' 'gguf==0.19.0' && touch .venv-llama/.made)
+	$(BIN)/python -m pytest -m gates $(PYTEST_ARGS) tests/gates/test_llama_server.py
 
 benchmarks: $(ALL_INSTALLED) ## calls, cost and the paper's questions, for days on two cores; what is done is kept, and missing rows say so
 	$(BIN)/python -m benchmarks.cost run

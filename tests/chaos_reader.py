@@ -9,7 +9,10 @@ A question without a script, and one whose script is used up, is answered with "
     ChaosReader(tokens=lambda question: [{"yes": -0.1, "no": -2.3}])
 
 answers requests for log probabilities with these tokens, the first of each position being the one written; without
-`tokens` it drops them without a word, as some servers do.
+`tokens` it drops them without a word, as some servers do. It is a stub; the real one is
+tests/gates/test_llama_server.py.
+
+It speaks both dialects, /v1/chat/completions and /v1/completions.
 """
 
 from __future__ import annotations
@@ -121,7 +124,7 @@ class ChaosReader:
         first, *lines = head.decode("latin-1").strip().split("\r\n")
         headers = {name.lower(): value.strip() for name, value in (line.split(":", 1) for line in lines)}
         body = json.loads(await reader.readexactly(int(headers["content-length"])))
-        question = body["messages"][-1]["content"]
+        question = body["messages"][-1]["content"] if "messages" in body else body["prompt"].split("\n\n")[-1]
         faults = self._script.get(question, [])
         seen = Seen(
             question,
@@ -137,12 +140,12 @@ class ChaosReader:
     async def _misbehave(self, seen: Seen, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(self._seconds)
         fault = FAULTS.get(seen.fault) or LOGPROB_FAULTS[seen.fault]
-        if seen.fault == "ok" and self._tokens and seen.body.get("logprobs"):
+        if seen.fault == "ok" and self._tokens and seen.body.get("logprobs") is not None:
             fault = with_logprobs(self._tokens(seen.question), seen.body)
-        await fault(self, seen.question, writer)
+        await fault(self, seen, writer)
 
 
-Fault = Callable[[ChaosReader, str, asyncio.StreamWriter], Awaitable[None]]
+Fault = Callable[[ChaosReader, Seen, asyncio.StreamWriter], Awaitable[None]]
 
 
 def completion(question: str, **changes: Any) -> dict[str, Any]:
@@ -153,6 +156,19 @@ def completion(question: str, **changes: Any) -> dict[str, Any]:
     choice |= {name: changes[name] for name in changes if name == "logprobs"}
     usage = {"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13}
     return {"id": "x", "object": "chat.completion", "choices": [choice], "usage": usage}
+
+
+def answered(seen: Seen, **changes: Any) -> dict[str, Any]:
+    """A good body in the dialect of the request, with some of its choice or message changed."""
+    body = completion(seen.question, **changes)
+    return body if seen.path.endswith("/chat/completions") else as_text_completion(body)
+
+
+def as_text_completion(body: Mapping[str, Any]) -> dict[str, Any]:
+    """A body of the chat dialect in that of completions, which knows no refusals."""
+    (choice,) = body["choices"]
+    changed = {name: value for name, value in choice.items() if name != "message"}
+    return {**body, "object": "text_completion", "choices": [{**changed, "text": choice["message"]["content"]}]}
 
 
 def http(status: int, body: bytes, headers: Mapping[str, str] | None = None, length: int | None = None) -> bytes:
@@ -167,7 +183,7 @@ def reply(status: int, body: Any, **headers: str) -> Fault:
     """A fault that is a whole response; `{question}` in a completion is filled in by `good`."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
 
-    async def fault(server: ChaosReader, question: str, writer: asyncio.StreamWriter) -> None:
+    async def fault(server: ChaosReader, seen: Seen, writer: asyncio.StreamWriter) -> None:
         writer.write(http(status, raw, {name.replace("_", "-"): value for name, value in headers.items()}))
 
     return fault
@@ -176,8 +192,8 @@ def reply(status: int, body: Any, **headers: str) -> Fault:
 def good(**changes: Any) -> Fault:
     """A completion, changed."""
 
-    async def fault(server: ChaosReader, question: str, writer: asyncio.StreamWriter) -> None:
-        writer.write(http(200, json.dumps(completion(question, **changes)).encode()))
+    async def fault(server: ChaosReader, seen: Seen, writer: asyncio.StreamWriter) -> None:
+        writer.write(http(200, json.dumps(answered(seen, **changes)).encode()))
 
     return fault
 
@@ -188,12 +204,27 @@ def said(tokens: Mapping[str, float], top: int) -> dict[str, Any]:
     return {**entries[0], "top_logprobs": sorted(entries, key=lambda entry: -entry["logprob"])[:top]}
 
 
+def said_in_columns(tokens: Sequence[Mapping[str, float]], top: int) -> dict[str, Any]:
+    """All positions in the form of completions, where the token written is among its alternatives."""
+    written = [next(iter(position)) for position in tokens]
+    likeliest = [sorted(position, key=lambda token: -position[token])[:top] for position in tokens]
+    rows = list(zip(written, tokens, likeliest, strict=True))
+    return {
+        "tokens": written,
+        "token_logprobs": [position[token] for token, position, _ in rows],
+        "top_logprobs": [{name: position[name] for name in (*best, token)} for token, position, best in rows],
+        "text_offset": [0] * len(tokens),
+    }
+
+
 def with_logprobs(tokens: Sequence[Mapping[str, float]], body: Mapping[str, Any]) -> Fault:
     """A completion that says these tokens, cut where the request's tokens end."""
     kept = tokens[: body.get("max_tokens")]
     text = "".join(next(iter(position)) for position in kept)
-    content = [said(position, body.get("top_logprobs", 0)) for position in kept]
     ending = "stop" if len(kept) == len(tokens) and len(kept) < body.get("max_tokens", 99) else "length"
+    if "prompt" in body:
+        return good(content=text, finish_reason=ending, logprobs=said_in_columns(kept, body["logprobs"]))
+    content = [said(position, body.get("top_logprobs", 0)) for position in kept]
     return good(content=text, finish_reason=ending, logprobs={"content": content})
 
 
@@ -202,16 +233,16 @@ def error(code: str = "", kind: str = "server_error", message: str = "something 
     return {"error": {"message": message, "type": kind, "code": code or None}}
 
 
-async def retry_date(server: ChaosReader, question: str, writer: asyncio.StreamWriter) -> None:
+async def retry_date(server: ChaosReader, seen: Seen, writer: asyncio.StreamWriter) -> None:
     writer.write(http(429, b"{}", {"retry-after": formatdate(time.time() + 1, usegmt=True)}))
 
 
-async def hang(server: ChaosReader, question: str, writer: asyncio.StreamWriter) -> None:
+async def hang(server: ChaosReader, seen: Seen, writer: asyncio.StreamWriter) -> None:
     server.hanging.set()
     await asyncio.sleep(3600)
 
 
-async def drip(server: ChaosReader, question: str, writer: asyncio.StreamWriter) -> None:
+async def drip(server: ChaosReader, seen: Seen, writer: asyncio.StreamWriter) -> None:
     writer.write(http(200, b"", length=100_000))
     while True:
         writer.write(b" ")
@@ -219,7 +250,7 @@ async def drip(server: ChaosReader, question: str, writer: asyncio.StreamWriter)
         await asyncio.sleep(0.02)
 
 
-async def slow_headers(server: ChaosReader, question: str, writer: asyncio.StreamWriter) -> None:
+async def slow_headers(server: ChaosReader, seen: Seen, writer: asyncio.StreamWriter) -> None:
     writer.write(b"HTTP/1.1 200 Chaos\r\n")
     while True:
         writer.write(b"x-wait: a little\r\n")
@@ -233,29 +264,29 @@ def chunked(body: bytes) -> bytes:
     return head + b"transfer-encoding: chunked\r\n\r\n" + body
 
 
-async def duplicate_chunk(server: ChaosReader, question: str, writer: asyncio.StreamWriter) -> None:
-    body = json.dumps(completion(question)).encode()
+async def duplicate_chunk(server: ChaosReader, seen: Seen, writer: asyncio.StreamWriter) -> None:
+    body = json.dumps(answered(seen)).encode()
     first, last = (b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:40], body[40:]))
     writer.write(chunked(first + first + last + b"0\r\n\r\n"))
 
 
-async def bad_chunk(server: ChaosReader, question: str, writer: asyncio.StreamWriter) -> None:
+async def bad_chunk(server: ChaosReader, seen: Seen, writer: asyncio.StreamWriter) -> None:
     writer.write(chunked(b"many\r\n{}\r\n0\r\n\r\n"))
 
 
-async def cut_body(server: ChaosReader, question: str, writer: asyncio.StreamWriter) -> None:
-    body = json.dumps(completion(question)).encode()
+async def cut_body(server: ChaosReader, seen: Seen, writer: asyncio.StreamWriter) -> None:
+    body = json.dumps(answered(seen)).encode()
     writer.write(http(200, body[: len(body) // 2], length=len(body)))
 
 
-async def close(server: ChaosReader, question: str, writer: asyncio.StreamWriter) -> None:
+async def close(server: ChaosReader, seen: Seen, writer: asyncio.StreamWriter) -> None:
     writer.close()
 
 
 def reset(first: bytes) -> Fault:
     """Sends some bytes, then a TCP reset."""
 
-    async def fault(server: ChaosReader, question: str, writer: asyncio.StreamWriter) -> None:
+    async def fault(server: ChaosReader, seen: Seen, writer: asyncio.StreamWriter) -> None:
         writer.write(first)
         await writer.drain()
         await asyncio.sleep(0.01)
@@ -266,11 +297,11 @@ def reset(first: bytes) -> Fault:
     return fault
 
 
-async def twice(server: ChaosReader, question: str, writer: asyncio.StreamWriter) -> None:
-    writer.write(http(200, json.dumps(completion(question)).encode() * 2))
+async def twice(server: ChaosReader, seen: Seen, writer: asyncio.StreamWriter) -> None:
+    writer.write(http(200, json.dumps(answered(seen)).encode() * 2))
 
 
-async def redirect(server: ChaosReader, question: str, writer: asyncio.StreamWriter) -> None:
+async def redirect(server: ChaosReader, seen: Seen, writer: asyncio.StreamWriter) -> None:
     writer.write(http(307, b"", {"location": server.redirect_to}))
 
 

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +18,7 @@ from rankwright.llms.http import HTTPLLM
 from rankwright.llms.local import LocalLLM
 from rankwright.readers.llm import LLMReader
 from rankwright.types import Answer, Completion, CompletionFailed, Context, Document, LLMRequest, Query
-
-START_SECONDS = 240  # the server imports torch and fastapi on a machine that may be busy
+from tests.served import START_SECONDS, Served, transformers_serve
 
 
 def ask(text: str, **sampling: float | int | str) -> LLMRequest:
@@ -157,34 +150,8 @@ def test_it_reads_through_a_cache(llm: LocalLLM, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def served(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(chain)]
-    command += ["--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
-    log = tmp_path_factory.mktemp("served") / "log.txt"
-    with log.open("w") as output:
-        server = subprocess.Popen(
-            command, stdout=output, stderr=output, env=os.environ | {"HF_HUB_OFFLINE": "1"}, start_new_session=True
-        )
-        try:
-            _wait_until_up(f"http://127.0.0.1:{port}/health", server, log)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.kill()
-            server.wait()
-
-
-def _wait_until_up(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end:
-        assert server.poll() is None, log.read_text()
-        try:
-            with urllib.request.urlopen(address, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.2)
-    pytest.fail(f"transformers serve did not come up: {log.read_text()}")
+    with Served(transformers_serve(chain), tmp_path_factory.mktemp("served"), "/health") as server:
+        yield server.url
 
 
 @pytest.mark.timeout(START_SECONDS + 60)

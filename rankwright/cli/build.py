@@ -116,6 +116,7 @@ def _endpoint(settings: ReaderSettings, role: Role) -> HTTPLLM:
     return HTTPLLM(
         settings.model,
         settings.reader,
+        api=settings.api,
         api_key_env=settings.api_key_env,
         concurrency=settings.concurrency,
         max_retries=settings.max_retries,

@@ -21,6 +21,7 @@ from rankwright.budget import FREE, BudgetConfig
 from rankwright.errors import ConfigurationError, ResourceNotFoundError
 from rankwright.expansion import MAX_FAILED, PROMPT, REPEATS
 from rankwright.llms.calls import Prices, output_limit
+from rankwright.llms.completions import Api
 from rankwright.llms.endpoint import SECRET_NAME, check_sampling_names, checked_url, checked_variable
 from rankwright.llms.local import DEFAULT_NEW_TOKENS
 from rankwright.prompts.passage import checked_template
@@ -136,6 +137,8 @@ class ReaderSettings:
     """embedded, none, the base URL of an OpenAI-compatible endpoint, or a local causal language model."""
     model: str = ""
     """Model name at the endpoint."""
+    api: Api = "chat"
+    """Dialect of the endpoint: chat, or completions for a base model without a chat template."""
     prompt: str = "reader-1"
     """Name of a shipped prompt or a file."""
     sampling: dict[str, float | int | str] = field(default_factory=dict)
@@ -178,6 +181,11 @@ class ReaderSettings:
                 "max_retries": at_least(0, self.max_retries),
             },
         )
+        if self.api != "chat" and not self.is_endpoint:
+            raise ConfigurationError(
+                f"Setting reader.api is {self.api}, but {self.reader} is no endpoint; wanted it with a base URL. A "
+                "local model without a chat template gets bare texts by itself: leave reader.api out."
+            )
         for what, given in (("model name", self.model), ("prompt", "" if self.prompt == "reader-1" else self.prompt)):
             if given and self.reader in ("embedded", "none"):
                 raise ConfigurationError(

@@ -26,6 +26,7 @@ import openai
 from rankwright.errors import BudgetExceededError, ConfigurationError, ReaderError, StorageError
 from rankwright.llms import replies
 from rankwright.llms.calls import Call, CallsReport, Prices, collect
+from rankwright.llms.completions import Api, bare_text, check_logprobs, checked_api, completions_sampling
 from rankwright.llms.endpoint import check_sampling_names, checked_url, checked_variable
 from rankwright.llms.logprobs import NO_LOGPROBS, wants_logprobs, without_logprobs
 from rankwright.llms.pacing import Breaker, TokenBucket, retry_after_seconds, retry_wait
@@ -41,7 +42,7 @@ GRACE_SECONDS = 10.0
 """How long calls in flight may still end when the run has to stop: their answers are paid for."""
 CHARACTERS_PER_TOKEN = 4
 """Rough estimate for the tokens-per-minute limit; corrected as soon as the server has counted."""
-TAKEN_NAMES = frozenset({"model", "messages", "stream", "n"})
+TAKEN_NAMES = frozenset({"model", "messages", "prompt", "echo", "stream", "n"})
 
 Progress = Callable[[int, int], None]
 """Called with (finished, total) after every call."""
@@ -50,7 +51,8 @@ Progress = Callable[[int, int], None]
 class HTTPLLM:
     """An LLM that sends chat completions to `base_url` through the `openai` SDK.
 
-    Arguments: `model`, the name the server knows. `base_url`, an http(s) address; without a path `/v1` is added.
+    Arguments: `model`, the name the server knows. `base_url`, an http(s) address; without a path `/v1` is added. `api`,
+    "chat", or "completions" for a base model without a chat template, which gets the bare texts of the messages.
     `api_key_env`, the environment variable that holds the key (optional except at api.openai.com).
     `concurrency`, requests in flight at most. `max_retries`, further attempts per call (the SDK's own loop is off).
     `deadline`, seconds for a whole call with all its attempts and waits; time spent under our own rate limits does not
@@ -68,6 +70,7 @@ class HTTPLLM:
         model: str,
         base_url: str = OPENAI_URL,
         *,
+        api: Api = "chat",
         api_key_env: str = "OPENAI_API_KEY",
         concurrency: int = 16,
         max_retries: int = 4,
@@ -83,6 +86,7 @@ class HTTPLLM:
     ):
         self.model = model
         self.base_url = checked_url(base_url)
+        self.api: Api = checked_api(api)
         self.api_key_env = checked_variable(api_key_env)
         self.concurrency = _at_least("concurrency", concurrency, 1)
         self.max_retries = _at_least("max_retries", max_retries, 0)
@@ -110,7 +114,12 @@ class HTTPLLM:
 
     @property
     def name(self) -> str:
-        return f"{self.model}@{self.base_url}"
+        """Model and address, to which another dialect than chat adds its own: it has other answers."""
+        return f"{self.model}@{self.base_url}" if self.api == "chat" else f"{self.model}@{self._address}"
+
+    @property
+    def _address(self) -> str:
+        return f"{self.base_url}/{'chat/completions' if self.api == 'chat' else 'completions'}"
 
     def complete(self, requests: Sequence[LLMRequest]) -> list[CompletionResult]:
         """One result per request, in order. Blocks; may be called while an event loop runs (notebooks)."""
@@ -120,6 +129,8 @@ class HTTPLLM:
         """Reports every call as it ends. `on_calls` runs in the thread of the event loop, one report at a time."""
         for request in requests:
             _check_sampling(request)
+            if self.api == "completions":
+                check_logprobs(request)
         if requests:
             _run(_Batch(self, requests, on_calls).run())
 
@@ -192,15 +203,10 @@ class HTTPLLM:
         return reply
 
     async def _send(self, client: openai.AsyncOpenAI, request: LLMRequest, seconds: float) -> Reply:
-        messages: list[Any] = [{"role": role, "content": _sendable(text)} for role, text in request.messages]
+        timeout = openai.Timeout(seconds, connect=min(CONNECT_SECONDS, seconds))
         try:
-            response = await client.chat.completions.with_raw_response.create(
-                model=self.model,
-                messages=messages,
-                extra_body=dict(request.sampling),
-                timeout=openai.Timeout(seconds, connect=min(CONNECT_SECONDS, seconds)),
-            )
-            return replies.read_completion(response.http_response.content, request)
+            response = await self._create(client, request, timeout)
+            return replies.read_completion(response.http_response.content, request, self.api)
         except openai.APITimeoutError:
             return replies.timed_out()
         except openai.APIConnectionError as error:
@@ -209,6 +215,19 @@ class HTTPLLM:
             refusal = error
         # Outside of the except block: what is raised must not chain the SDK's error, whose request holds the key.
         return self._refusal(refusal, request)
+
+    async def _create(self, client: openai.AsyncOpenAI, request: LLMRequest, timeout: openai.Timeout) -> Any:
+        if self.api == "completions":
+            return await client.completions.with_raw_response.create(
+                model=self.model,
+                prompt=_sendable(bare_text(request.messages)),
+                extra_body=completions_sampling(request),
+                timeout=timeout,
+            )
+        messages: list[Any] = [{"role": role, "content": _sendable(text)} for role, text in request.messages]
+        return await client.chat.completions.with_raw_response.create(
+            model=self.model, messages=messages, extra_body=dict(request.sampling), timeout=timeout
+        )
 
     def _refusal(self, error: openai.APIStatusError, request: LLMRequest) -> Reply:
         """A value for what concerns this call; raises for what concerns all calls."""
@@ -228,7 +247,7 @@ class HTTPLLM:
         if status == 404:
             raise ReaderError(
                 f"{self.name} does not exist (http 404{said}); wanted a server that knows model '{self.model}' at "
-                f"{self.base_url}/chat/completions. Check the model name and the address."
+                f"{self._address}. Check the model name and the address."
             )
         if 300 <= status < 400:
             raise ReaderError(

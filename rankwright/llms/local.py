@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rankwright.errors import ConfigurationError, MissingDependencyError, ModelError, ReaderError, ResourceNotFoundError
 from rankwright.llms.calls import Call, CallsReport, collect
+from rankwright.llms.completions import bare_text
 from rankwright.llms.endpoint import check_model_place
 from rankwright.llms.logprobs import likeliest, top_wanted, wants_first_tokens, wants_logprobs
 from rankwright.llms.replies import TOO_LONG
@@ -89,7 +90,7 @@ class LocalLLM:
             messages = [{"role": role, "content": text} for role, text in request.messages]
             text = str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         else:
-            text = "\n\n".join(text for _, text in request.messages)
+            text = bare_text(request.messages)
         # The template writes the special tokens itself; a second beginning-of-text token would shift every answer.
         encoded = self._tokenizer(text, add_special_tokens=not self._has_template, verbose=False)
         return encoded["input_ids"]  # pyright: ignore[reportReturnType]

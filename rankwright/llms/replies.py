@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from rankwright.llms.completions import Api, as_chat
 from rankwright.llms.logprobs import (
     BAD_LOGPROBS,
     NO_LOGPROBS,
@@ -69,7 +70,7 @@ class Reply:
     """False where no HTTP response came back."""
 
 
-def read_completion(body: bytes, request: LLMRequest) -> Reply:
+def read_completion(body: bytes, request: LLMRequest, api: Api = "chat") -> Reply:
     """Reply for the body of a 200.
 
     Malformed bodies are retried: they come from proxies and crashing servers. What the model itself decided (an empty
@@ -87,6 +88,7 @@ def read_completion(body: bytes, request: LLMRequest) -> Reply:
     if not choices:
         return _malformed(NO_CHOICES)
     choice = choices[0] if isinstance(choices, list) else None
+    choice = as_chat(choice) if api == "completions" else choice
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(choice, dict) or not isinstance(message, dict):
         return _malformed(WRONG_TYPE)
