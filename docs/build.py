@@ -1,4 +1,5 @@
-"""`make docs`: writes the pages that come from code (api, cli, settings) and checks what the other pages say of files.
+"""`make docs`: writes the pages that come from code (api, cli, settings) and the tables of recipes inside of others,
+and checks what the other pages say of files.
 
 Plain Markdown is read where it lies, so there is no site to build. tests/test_docs.py calls the same functions.
 """
@@ -8,11 +9,14 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import yaml
 
 import rankwright
 
@@ -21,9 +25,11 @@ API_PAGE = ROOT / "docs" / "api.md"
 CLI_PAGE = ROOT / "docs" / "cli.md"
 SETTINGS_PAGE = ROOT / "docs" / "settings.md"
 README = ROOT / "README.md"
+RECIPES = ROOT / "rankwright" / "recipes"
 LINK = re.compile(r"\]\((?![a-z]+:)([^)#\s]*)(?:#([^)\s]*))?\)")  # target and anchor; absolute URLs are left out
 LINE_LINK = re.compile(r"\[`([\w.]+)`\]\(([^)#\s]+\.py)#L(\d+)\)")  # a name of code, its file, its line
 CODE = re.compile(r"^(```|~~~).*?^\1|`[^`\n]*`", re.MULTILINE | re.DOTALL)
+RECIPE = re.compile(r"(<!-- recipe ([\w-]+) -->\n).*?(<!-- end of recipe -->)", re.DOTALL)
 HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
 NOT_OURS = {("runs",), ("benchmarks", "work"), ("build",), ("dist",)}
 """Folders of outputs."""
@@ -284,6 +290,25 @@ def _table(head: tuple[str, ...], rows: Any) -> str:
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
+# --- recipes, inside of docs/systems/*.md
+
+
+def recipe_table(name: str) -> str:
+    """Every value of a shipped recipe with its source, those of all stages first."""
+    tree = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
+    rows = [
+        (f"`{key}`", stage, f"`{json.dumps(given['value'])}`", given["source"], given["where"])
+        for stage, settings in {"all": tree["settings"], **tree["stages"]}.items()
+        for key, given in settings.items()
+    ]
+    return _table(("setting", "stage", "value", "source", "where, or why"), rows)
+
+
+def with_recipes(text: str) -> str:
+    """A page's text with each recipe's values anew between `<!-- recipe NAME -->` and `<!-- end of recipe -->`."""
+    return RECIPE.sub(lambda mark: f"{mark[1]}{recipe_table(mark[2])}\n{mark[3]}", text)
+
+
 # --- checks
 
 
@@ -382,11 +407,12 @@ def tree_differences(page: Path = README) -> list[str]:
 
 
 def main() -> None:
-    """Write the pages, renew lines in links, then end with an error where a link or a path leads nowhere."""
+    """Write the pages, renew lines in links and tables of recipes, then end with an error where a link or a path leads
+    nowhere."""
     for path, content in ((API_PAGE, api_page()), (CLI_PAGE, cli_page()), (SETTINGS_PAGE, settings_page())):
         path.write_text(content, encoding="utf-8")
     for page in pages():
-        page.write_text(with_lines(page), encoding="utf-8")
+        page.write_text(with_recipes(with_lines(page)), encoding="utf-8")
     wrong = [line for page in pages() for line in (*broken_links(page), *astray_lines(page))] + tree_differences()
     if wrong:
         sys.exit("Pages that do not fit the files; correct them:\n" + "\n".join(wrong))

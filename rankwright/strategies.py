@@ -219,6 +219,10 @@ def _together(parts: Sequence[Asking[T]]) -> Asking[list[T]]:
     return [results[part] for part in range(len(parts))]
 
 
+_NEXT_STEPS = {"length": "Raise max_tokens, within which these answers did not end,"}
+"""Reason of failed calls -> what helps."""
+
+
 def _check_failures(policy: GeneratingPolicy, report: StrategyReport, max_failed: float, least: int) -> None:
     calls = report.outcomes.total()
     if calls < least or report.failures.total() <= max_failed * calls:
@@ -227,7 +231,7 @@ def _check_failures(policy: GeneratingPolicy, report: StrategyReport, max_failed
     raise ReaderError(
         f"Model '{policy.name}' failed on {report.failures.total()} of {calls} calls, most often with '{reason}' "
         f"({times} times); at most {max_failed:.0%} may fail. "
-        "Correct the cause and run again: answers in the cache are kept."
+        f"{_NEXT_STEPS.get(reason, 'Correct the cause')} and run again: answers in the cache are kept."
     )
 
 
@@ -643,7 +647,7 @@ class Fused:
     query; equal sums keep the order of the strategy.
 
     A strategy that compares (all but Pointwise and Groupwise) has no scores but places, n - 1 to 0; these are mixed
-    then.
+    then. A document without a score counts as the one that was scored lowest.
 
     Args:
         weight: share of the first stage, from 0 to 1. Published: 0.1 (Rank-R1, min-max), 0.2 (ERank, z-score),
@@ -672,7 +676,7 @@ class Fused:
         Raises:
             DataError: a document has no finite score of the first stage.
         """
-        _check_first_stage(request)
+        check_first_stage(request)
         ranking = yield from self.strategy.rank(request)
         own = _rescaled(ranking.scores, self.scale)
         first = _rescaled([request.first_stage[doc_id] for doc_id in ranking.doc_ids], self.scale)
@@ -681,7 +685,8 @@ class Fused:
         return Ranking(ranking.query_id, tuple(ranking.doc_ids[i] for i in order), tuple(mixed[i] for i in order))
 
 
-def _check_first_stage(request: RerankRequest) -> None:
+def check_first_stage(request: RerankRequest) -> None:
+    """Raises DataError where a document has no finite score of the first stage."""
     unknown = [d.doc_id for d in request.documents if not math.isfinite(request.first_stage.get(d.doc_id, math.nan))]
     if unknown:
         raise DataError(
@@ -691,15 +696,24 @@ def _check_first_stage(request: RerankRequest) -> None:
         )
 
 
+_SAME = 1e-12
+"""Scores that differ by less than this share of the largest are the same: rescaling would blow up the steps behind the
+lowest score, which stand for no score at all."""
+
+
 def _rescaled(scores: Sequence[float], scale: str) -> list[float]:
     """
     >>> _rescaled([3.0, 1.0, 2.0], "min-max")
     [1.0, 0.0, 0.5]
     >>> _rescaled([3.0, 1.0], "z-score")
     [1.0, -1.0]
+    >>> _rescaled([0.5, math.nextafter(0.5, 0)], "min-max")  # the second has no score, see _by_score
+    [0.0, 0.0]
     """
     if not scores:
         return []
+    if max(scores) - min(scores) <= _SAME * max(map(abs, scores)):
+        return [0.0] * len(scores)
     mean = math.fsum(scores) / len(scores)
     if scale == "min-max":
         centre, unit = min(scores), max(scores) - min(scores)

@@ -26,7 +26,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 from rankwright import processes
 from rankwright.algorithms.config import TrainConfig
 from rankwright.algorithms.generating import GeneratingConfig, GRPOConfig, SFTConfig
-from rankwright.algorithms.grpo import TRLReward
+from rankwright.algorithms.grpo import TRLReward, begun_by
 from rankwright.checkpoints import (
     ALGORITHM_STATE,
     check_fingerprint,
@@ -223,7 +223,7 @@ def tune_by_reward(
     plan = plan_of(config, loop, rows.questions, rows.per_question)
     prompts = [prompt_text(tokenizer, row.messages) for row in rows.rows]
     _check_lengths(tokenizer, prompts, config.max_completion_length, generating.max_prompt_length, str(model))
-    reward.gather = _gather
+    reward.gather, reward.begun = _gather, begun_by(prompts[0])
     session = _Session(folder, loop, seed, resume, {"grpo": _deciding(config), **(settings or {})})
     from datasets import Dataset
 
@@ -307,7 +307,7 @@ def tune_by_completions(
 def greedy(
     model: Any, tokenizer: Any, prompts: Sequence[Messages], max_new_tokens: int, batch_size: int = 64
 ) -> list[str]:
-    """The likeliest completion of each prompt, in order."""
+    """The likeliest completion of each prompt, in order, with the tag of thoughts that the template may have opened."""
     was_training = model.training
     model.eval()
     texts = [prompt_text(tokenizer, messages) for messages in prompts]
@@ -327,7 +327,7 @@ def greedy(
         )
         width = inputs["input_ids"].shape[1]
         for i, text in zip(batch, tokenizer.batch_decode(tokens[:, width:], skip_special_tokens=True), strict=True):
-            written[i] = text
+            written[i] = begun_by(texts[i]) + text
     model.train(was_training)
     return written
 
@@ -630,8 +630,10 @@ class _Row:
 
 
 def _taught_row(tokenizer: Any, taught: Taught, config: SFTConfig) -> _Row:
-    prompt = tokenizer(prompt_text(tokenizer, taught.messages), add_special_tokens=False)["input_ids"]
-    said = [*tokenizer(taught.completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    shown = prompt_text(tokenizer, taught.messages)
+    prompt = tokenizer(shown, add_special_tokens=False)["input_ids"]
+    completion = taught.completion.removeprefix(begun_by(shown))
+    said = [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     if config.ranking_loss == "none":
         return _Row([*prompt, *said], len(prompt), -1, [])
     names = [tokenizer(name, add_special_tokens=False)["input_ids"] for name in taught.identifiers]

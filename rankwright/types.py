@@ -272,6 +272,8 @@ class CompletionFailed:
     reason: str
     paid: bool = True
     """False where nothing was sent."""
+    detail: str = field(default="", compare=False)
+    """What else is known, for a message: sizes, or the server's own words. Failures are counted by `reason` alone."""
 
 
 CompletionResult = Completion | CompletionFailed

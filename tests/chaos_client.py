@@ -55,6 +55,7 @@ RETRIED = {
 FINAL = {
     "429-huge": "http 429",  # asks for more time than the call has
     "400": "http 400",
+    "too-long": "prompt too long",
     "413": "http 413",
     "422": "http 422",
     "content-null": "empty text",

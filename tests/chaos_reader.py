@@ -316,7 +316,8 @@ FAULTS: dict[str, Fault] = {
     "429-nan": reply(429, error(), retry_after="nan"),
     "429-plain": reply(429, b""),
     # statuses
-    "400": reply(400, error("context_length_exceeded", "invalid_request_error", "too many tokens")),
+    "400": reply(400, error("invalid_value", "invalid_request_error", "too many tokens")),
+    "too-long": reply(400, error("context_length_exceeded", "invalid_request_error", "at most 4096 tokens")),
     "401": reply(401, error("invalid_api_key", "auth", "Incorrect API key provided: sk-chaos-secret.")),
     "402": reply(402, error()),
     "403": reply(403, {"detail": "not for you"}),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ from typing import Any
 import pytest
 
 from rankwright.cli.app import run
-from rankwright.cli.llm import WAYS
+from rankwright.cli.llm import WAYS, llm_settings
 from rankwright.cli.rerank import STRATEGIES
 from rankwright.data import read_trec_run
+from rankwright.prompts.ranking import load_ranking_prompt
+from rankwright.types import Document, Query
 from tests.cli_kit import body_of, feed, one_line, reply, serving, write_rows
+from tests.tiny_lm import make_chain_model
 
 GRADES = {"q1": [3, 9, 0, 7, 5, 1, 8, 2], "q2": [0, 4, 10, 6]}
 CALLS = {
@@ -146,6 +150,26 @@ def test_every_strategy_finds_the_best_and_tells_what_it_took(
     assert (again["paid_calls"], again["rankings"]) == (0, found["rankings"])
 
 
+def test_progress_is_shown_in_one_place_at_a_time(server: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, int, int]] = []
+    shown: list[int] = [0]
+
+    @contextmanager
+    def bars() -> Iterator[Callable[[str, int, int], None]]:
+        shown.append(shown[-1] + 1)
+        yield lambda what, done, total: told.append((what, done, total))
+        shown.append(shown[-1] - 1)
+
+    monkeypatch.setattr("rankwright.cli.llm.progress_bars", bars)
+    monkeypatch.setattr("rankwright.cli.rerank.progress_bars", bars)
+    arguments = ["rerank", "--data", str(data), "--format", "rank_llm"]
+    assert run([*arguments, "--llm", server, "--llm-model", "m"]) == 0
+    assert run([*arguments, "--model", "first-stage"]) == 0
+    assert max(shown) == 1  # rich below 14.1 ends the run with a LiveError at the second
+    assert told[-1] == ("rerank", 2, 2)
+    assert ("rank by sliding(window=20,stride=10,passes=1)", 2, 2) in told
+
+
 def test_the_names_in_the_help_are_those_that_are_there() -> None:
     assert tuple(WAYS) == STRATEGIES
 
@@ -173,6 +197,53 @@ def test_one_question(server: str, data: Path, capsys: pytest.CaptureFixture[str
     assert (found["calls"], found["sequential_depth"]) == (4, 1)
 
 
+def test_an_answer_that_nobody_can_read_is_told_of_beside_the_ranking(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def mute(request: BaseHTTPRequestHandler) -> None:
+        body_of(request)
+        message = {"role": "assistant", "content": "I cannot rank these."}
+        reply(request, {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+
+    with serving(mute) as url:
+        assert run(["rerank", "what?", "one", "two", "--llm", url, "--llm-model", "m"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "answers: 0 ok, 0 repaired, 1 malformed. Repairs: no id 1." in said
+
+
+def test_a_local_model_is_asked_with_the_prompt_that_its_folder_keeps(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_chain_model(tmp_path / "model", ["paris"])
+    load_ranking_prompt("pointwise-binary-1").save(folder)
+    assert run(["rerank", "what?", "one", "two", "--llm", str(folder), "--output", "json"]) == 0
+    found = one_line(capsys.readouterr().out)
+    assert "|prompt:pointwise-binary-1|" in found["reranker"]
+    assert found["reranker"].endswith(" pointwise")
+    given = ["--prompt", "pointwise-yes-no-1", "--output", "json"]
+    assert run(["rerank", "what?", "one", "two", "--llm", str(folder), *given]) == 0
+    assert "|prompt:pointwise-yes-no-1|" in one_line(capsys.readouterr().out)["reranker"]
+    assert run(["rerank", "what?", "one", "two", "--llm", str(folder), "--strategy", "sliding"]) == 2
+    assert "was given the pointwise prompt 'pointwise-binary-1'" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_missing_score_of_the_first_stage_is_found_before_anything_is_asked(
+    server: str,
+    data: Path,
+    seen: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("rankwright.cli.rerank._QUERIES_AT_ONCE", 1)
+    lines = [json.loads(line) for line in data.read_text().splitlines()]
+    del lines[1]["candidates"][2]["score"]
+    write_rows(data, lines)
+    arguments = ["rerank", "--llm", server, "--llm-model", "m", "--data", str(data), "--format", "rank_llm"]
+    assert run([*arguments, "--fuse", "0.1"]) != 0
+    assert "Query 'q2' has no finite first-stage score for 1 of 4 documents" in capsys.readouterr().err
+    assert not seen
+
+
 def test_requests_one_by_one(
     server: str, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,6 +251,15 @@ def test_requests_one_by_one(
     assert run(["rerank", "--llm", server, "--llm-model", "m"]) == 0
     found = one_line(capsys.readouterr().out)
     assert ([row["doc_id"] for row in found["results"]], found["calls"]) == (["1", "0"], 1)
+
+
+def test_scores_in_a_request_are_those_of_the_first_stage(
+    server: str, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    feed(monkeypatch, json.loads(data.read_text().splitlines()[0]))
+    assert run(["rerank", "--llm", server, "--llm-model", "m", "--fuse", "1"]) == 0
+    found = one_line(capsys.readouterr().out)
+    assert [row["doc_id"] for row in found["results"]] == [f"q1-{i}" for i in range(8)]
 
 
 def test_the_first_stage_takes_its_share(server: str, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,6 +296,11 @@ def test_what_retrieve_wrote_can_be_fused(server: str, data: Path, capsys: pytes
         (["--set", "fuse.scale=z-score"], "--set fuse.scale was given without --fuse"),
         (["--set", "sampling=3"], "wanted for example --set sampling.max_tokens=2048"),
         (["--set", "sampling.api_key=x"], "looks like a secret"),
+        (["--set", "reader.sampling.max_tokens=3"], "says nothing of a reranker; wanted --set sampling.NAME=VALUE"),
+        (["--model", "first-stage"], "were both given; wanted one of them"),
+        (["--set", "reader.prompt=reader-1"], "says nothing of a reranker; wanted --prompt"),
+        (["--set", "sampling.temperature=.nan"], "Sampling parameter temperature is nan; wanted a finite number"),
+        (["--set", "sampling.seed=2026-01-01"], "Sampling parameter seed is 2026-01-01; wanted a finite number"),
         (["--prompt", "nowhere"], "Ranking prompt 'nowhere' is neither"),
     ],
 )
@@ -255,3 +340,16 @@ def test_a_scoring_model_ranks_a_file_too(data: Path, capsys: pytest.CaptureFixt
     found = one_line(capsys.readouterr().out)
     assert [ranking["doc_ids"] for ranking in found["rankings"]] == [["q1-0", "q1-1"], ["q2-0", "q2-1"]]
     assert "calls" not in found
+
+
+def test_a_limit_in_tokens_takes_the_tokenizer_beside_the_prompt_or_that_of_a_local_model(tmp_path: Path) -> None:
+    model, prompt = make_chain_model(tmp_path / "model", ["paris"]), load_ranking_prompt("pointwise-yes-no-1")
+    short = prompt.limited(2, "tokens", str.__getitem__)
+    for folder, llm in ((model, "http://localhost:9/v1"), (tmp_path / "alone", str(model))):
+        short.save(folder)
+        settings = llm_settings("pointwise", str(folder), None, [], {"reader.reader": llm})
+        assert settings.prompt.version == short.version
+        shown = settings.prompt.rendered(Query("q", "capital"), [Document("d", "paris rome oslo bern")])
+        assert shown.cut == 1
+        assert "paris rome" in shown.messages[-1][1]
+        assert "oslo" not in shown.messages[-1][1]

@@ -110,3 +110,8 @@ def test_the_time_left_follows_the_pace_since_the_work_was_first_seen(monkeypatc
     assert left.of("training", 61, 100) == ", 2 min left"
     assert left.of("training", 100, 100) == ""
     assert left.of("rerank", 0, 5) == ""  # other work has a pace of its own
+    assert left.of("rerank", 5, 5) == ""
+    now = 1000.0
+    assert left.of("rerank", 0, 5) == ""  # and so have the next questions of a file
+    now = 1010.0
+    assert left.of("rerank", 1, 5) == ", 40 s left"

@@ -36,6 +36,7 @@ from rankwright.rewards import resolve_reward
 from rankwright.training import requests_of
 from rankwright.types import Answer, Context, Document, Example, Query, ReadFailed, ReadResult
 from tests.cli_kit import make_model, rows, write_rows
+from tests.tiny_causal import WORDS, save_causal
 
 HERE = {"data.retriever": "given", "data.dev_share": "0.25", "data.test_share": "0.25", "loop.eval_steps": "2"}
 
@@ -487,3 +488,18 @@ def test_the_card_names_data_reader_and_reward_and_has_both_models(
     before, after = (row[head.index("F1")].split()[0] for row in models[1:])
     assert (before, after) == (f"{result['f1_reference']:.3f}", f"{result['f1_trained']:.3f}")
     assert "3 questions of `q-held-out` that were not used in training" in card
+    assert "library_name: sentence-transformers" in card
+    assert "opens in `sentence_transformers.CrossEncoder`" in card
+
+
+def test_the_card_of_a_scoring_language_model_promises_no_cross_encoder(command: list[str], tmp_path: Path) -> None:
+    words = (*WORDS, *(word for row in rows() for word in re.findall(r"\w+", row["question"])))
+    plain = save_causal(tmp_path / "plain", words=tuple(dict.fromkeys(words)))
+    load(plain, kind="yes-no").save(Path("scorer"))
+    assert run([*command, "--model", "scorer"]) in (0, 8)
+    card = Path("runs/a/model/README.md").read_text()
+    assert "library_name: transformers" in card
+    assert "scores (yes-no)" in card
+    assert "AutoModelForCausalLM" in card
+    assert not re.search("cross-?encoder", card, re.IGNORECASE)
+    assert load("runs/a/model").rerank("What is it?", ["moon", "rain"]).scores

@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import json
 import re
+import shlex
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -16,7 +17,10 @@ import yaml
 import rankwright
 from rankwright.algorithms import RRPO, RRPOConfig, Supervised
 from rankwright.algorithms.config import TrainConfig
+from rankwright.cli.app import run
+from rankwright.cli.recipes import load_recipe, recipe_names
 from rankwright.cli.settings import RunSettings
+from rankwright.prompts.ranking import load_ranking_prompt
 from rankwright.training import SUPPORTED_ARGUMENTS, dev_scorer, train
 from tests.toy import ToyPolicy, ToyReader, examples
 
@@ -113,8 +117,63 @@ def test_the_tree_check_finds_what_is_left_out_and_invented(tmp_path: Path) -> N
 
 def test_the_site_lists_every_page() -> None:
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
-    listed = {page for entry in site["nav"] for page in entry.values()}
-    assert listed == {page.name for page in (ROOT / "docs").glob("*.md")}
+    nested = [page for entry in site["nav"] for page in entry.values()]
+    listed = {page for part in nested for page in ([part] if isinstance(part, str) else _pages_of(part))}
+    assert listed == {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+
+
+def _pages_of(part: list[dict[str, str]]) -> list[str]:
+    return [page for entry in part for page in entry.values()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(p.relative_to(ROOT)) for p in PAGES])
+def test_tables_of_recipes_are_what_the_files_say(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert text == build.with_recipes(text), "a table of a recipe is out of date; run `make docs` and commit it"
+
+
+def test_a_table_of_a_recipe_has_every_value_with_its_source() -> None:
+    text = "# A\n<!-- recipe first -->\nold\n<!-- end of recipe -->\nend\n"
+    renewed = build.with_recipes(text)
+    assert "old" not in renewed
+    assert renewed.startswith("# A\n<!-- recipe first -->\n| setting")
+    assert renewed.endswith("|\n<!-- end of recipe -->\nend\n")
+    stage = load_recipe("first").settings
+    rows = re.findall(r"^\| `([\w.]+)` \| (all|sft) \| `(.*)` \| (\w+) \|", renewed, re.MULTILINE)
+    table = {key: (json.loads(value), source) for key, _, value, source in rows}
+    assert table | {"method": ("sft", "paper")} == {key: (s.value, s.source) for key, s in stage.items()}
+
+
+def test_every_recipe_has_a_page_with_its_table() -> None:
+    for name in recipe_names():
+        text = (ROOT / "docs" / "systems" / f"{name}.md").read_text(encoding="utf-8")
+        assert build.RECIPE.findall(text)[0][1] == name
+
+
+def _commands() -> list[list[str]]:
+    """Every command of the pages of systems, as a shell divides it."""
+    texts = [page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs" / "systems").glob("*.md"))]
+    blocks = [block for text in texts for block in re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)]
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line]
+    return [shlex.split(line.partition(" > ")[0]) for line in dict.fromkeys(lines)]
+
+
+@pytest.mark.parametrize("command", _commands(), ids=" ".join)
+def test_commands_of_systems_lack_their_data_alone(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a folder with nothing but the prompts that training would have saved, each is done or misses its own file."""
+    monkeypatch.chdir(tmp_path)
+    for part in command:
+        if part.startswith("runs/") and command[1] == "rerank":
+            name = load_recipe(Path(part).parts[1]).settings["generating.prompt"].value
+            load_ranking_prompt(name).save(tmp_path / part)
+    program, verb, *_ = command
+    assert program == "rankwright"
+    code = run(command[1:] + ["--dry-run"] * (verb == "train" and "--dry-run" not in command))
+    said = " ".join(capsys.readouterr().err.split())
+    files = [part for part in command if part.endswith((".jsonl", ".json", ".run"))]
+    assert code == 0 if not files else any(name in said for name in files), said
 
 
 def test_the_api_page_refuses_a_name_without_docstring(monkeypatch: pytest.MonkeyPatch) -> None:

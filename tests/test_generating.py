@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 
 import pytest
 
 from rankwright.errors import ConfigurationError
+from rankwright.llms.cache import CachedLLM, ReadStore
+from rankwright.llms.http import HTTPLLM
+from rankwright.prompts.answers import Tags
 from rankwright.prompts.ranking import RankingPrompt, load_ranking_prompt, shipped_prompts
 from rankwright.rerankers.generating import LLMPolicy, default_sampling
 from rankwright.types import (
@@ -22,6 +28,7 @@ from rankwright.types import (
     RerankRequest,
     Scores,
 )
+from tests.cli_kit import body_of, reply, serving
 
 
 class ScriptedLLM:
@@ -112,19 +119,58 @@ def test_a_failed_call_is_a_malformed_judgement_with_its_reason(prompt: str) -> 
     assert type(judged.judgement) is expected[judge.prompt.kind]
 
 
+@pytest.mark.parametrize(
+    ("prompt", "say", "sizes"),
+    [
+        ("setwise-1", "[2]", [1024, 176]),
+        ("pointwise-yes-no-1", "yes", [1024, 176]),
+        ("pointwise-integer-1", "7", [*[128] * 9, 48]),  # the log probabilities of whole texts fill the memory
+    ],
+)
+def test_very_many_windows_are_asked_about_in_batches(prompt: str, say: str, sizes: list[int]) -> None:
+    at_once: list[int] = []
+
+    class Counting(ScriptedLLM):
+        def complete(self, requests: Sequence[LLMRequest]) -> list[CompletionResult]:
+            at_once.append(len(requests))
+            return super().complete(requests)
+
+    llm = Counting(lambda request: Completion(say))
+    judge = LLMPolicy(llm, load_ranking_prompt(prompt))
+    count = 1 if judge.prompt.kind == "pointwise" else 2
+    judged = judge.judge([window(count, f"q{number}") for number in range(1200)])
+    assert (at_once, len(judged), judge.shown) == (sizes, 1200, 1200 * count)
+    assert [request.messages for request in llm.asked] == [
+        judge.request(window(count, f"q{number}")).messages for number in range(1200)
+    ]
+
+
 def test_an_answer_from_a_cache_is_not_paid() -> None:
     judge, _ = policy("listwise-1", Completion("[2] > [1]", 10, 5, paid=False))
     assert not judge.judge([window(2)])[0].paid
 
 
 def test_a_prompt_that_does_not_fit_is_an_error_and_is_not_cut() -> None:
-    judge, llm = policy("listwise-1", CompletionFailed("prompt too long", paid=False))
+    judge, _ = policy("listwise-1", CompletionFailed("prompt too long", paid=False, detail="777 tokens"))
     size = sum(len(text) for _, text in judge.request(window(3)).messages)
-    with pytest.raises(ConfigurationError, match=rf"3 documents of query 'q' has {size} characters.*Lower --window"):
+    with pytest.raises(
+        ConfigurationError,
+        match=rf"3 documents of query 'q' has {size} characters.*cannot take \(777 tokens\).*512 tokens of.*--window",
+    ):
         judge.judge([window(3)])
-    llm.input_tokens = lambda request: 777  # pyright: ignore[reportAttributeAccessIssue]
-    with pytest.raises(ConfigurationError, match=r"has 777 tokens.*together with 512 tokens"):
-        judge.judge([window(3)])
+
+
+def test_a_prompt_that_a_server_finds_too_long_is_an_error_in_its_words_and_no_judgement(tmp_path: Path) -> None:
+    said = "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens"
+
+    def refuse(request: BaseHTTPRequestHandler) -> None:
+        body_of(request)
+        reply(request, {"error": {"message": said, "type": "BadRequestError", "code": 400}}, 400)
+
+    with serving(refuse) as url, ReadStore(tmp_path / "reads.sqlite") as store:
+        judge = LLMPolicy(CachedLLM(HTTPLLM("m", url, stop_after=3), store), load_ranking_prompt("listwise-1"))
+        with pytest.raises(ConfigurationError, match=rf"2 documents of query 'q0' .*\(http 400: {said}\); wanted"):
+            judge.judge([window(2, f"q{number}") for number in range(9)])
 
 
 def test_more_documents_than_identifiers_are_an_error_before_any_call() -> None:
@@ -146,6 +192,13 @@ def test_sampling_of_the_user_goes_before_that_of_the_prompt() -> None:
     assert dict(llm.asked[0].sampling) == {"max_completion_tokens": 99}
 
 
+def test_without_log_probabilities_the_likeliest_tokens_are_not_asked_for_either() -> None:
+    judge, llm = policy("pointwise-integer-1", "<think>-</think><answer>7</answer>", logprobs=None)
+    (judged,) = judge.judge([window(1)])
+    assert dict(llm.asked[0].sampling) == {"max_tokens": 2048, "temperature": 0}
+    assert judged.judgement == Scores((7.0,), "repaired", ("no probability",))
+
+
 @pytest.mark.parametrize("name", shipped_prompts())
 def test_every_prompt_asks_for_as_much_as_its_form_needs(name: str) -> None:
     prompt = load_ranking_prompt(name)
@@ -157,3 +210,11 @@ def test_every_prompt_asks_for_as_much_as_its_form_needs(name: str) -> None:
         )
         one_token = prompt.needs_logprobs and not prompt.tags.thinking
         assert (sampling["max_tokens"] == 1) is one_token
+
+
+def test_a_bare_number_may_be_of_several_tokens_and_a_bracket_stands_before_the_second() -> None:
+    letters, number = load_ranking_prompt("listwise-letters-1"), load_ranking_prompt("pointwise-integer-1")
+    second = replace(letters, sampling={}, options={"token": 2})
+    assert default_sampling(second)["max_tokens"] == 2
+    bare = replace(number, sampling={}, tags=Tags())
+    assert default_sampling(bare)["max_tokens"] == 512  # 10 is two tokens to many models: cut after one it would be 1

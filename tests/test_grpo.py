@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rankwright import processes
-from rankwright.algorithms.grpo import PromptRows, TRLReward, check_complete, order_of, prompt_rows
+from rankwright.algorithms.grpo import PromptRows, TRLReward, begun_by, check_complete, order_of, prompt_rows
 from rankwright.errors import TrainingError
 from rankwright.types import (
     Choice,
@@ -119,6 +119,20 @@ def test_the_reward_sees_judgement_words_and_documents_of_all_rollouts_together(
     assert (first.completion, first.group_id, first.context.documents) == ("3 2 1", "a", question("a").candidates)
     assert others[-1].judgement is not None
     assert others[-1].judgement.outcome == "malformed"
+
+
+def test_a_tag_that_the_template_opened_belongs_to_the_completion() -> None:
+    """Models that always think begin behind it; without it every completion would miss a tag."""
+    reward = Seen()
+    rows = prompt_rows([question("a")], Numbers(), 3)
+    wrapped = TRLReward(reward, Numbers(), rows, 1, begun=begun_by("<|user|>?<|assistant|><think>\n"))
+    rewarded(wrapped, [(0, "hm</think>3 1 2")])
+    assert [outcome.completion for outcome in reward.calls[0]] == ["<think>hm</think>3 1 2"]
+
+
+@pytest.mark.parametrize("prompt", ["<|assistant|>", "a <think> of it", "<think>\n\n</think>\n\n", "<user>"])
+def test_other_prompts_begin_no_completion(prompt: str) -> None:
+    assert begun_by(prompt) == ""
 
 
 def test_a_failed_reward_is_none_and_never_zero() -> None:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from openai import DefaultAsyncHttpxClient
 from rankwright.errors import BudgetExceededError, ConfigurationError, ReaderError, StorageError
 from rankwright.llms.calls import Call
 from rankwright.llms.http import HTTPLLM
+from rankwright.llms.replies import is_too_long
 from rankwright.types import Completion, CompletionFailed, CompletionResult, LLMRequest
 from tests.chaos_client import FINAL, KEY, MAX_RETRIES, RETRIED, SLOW, STOPPING, ask, calls_of, client
 from tests.chaos_reader import FAULTS, ChaosReader
+from tests.cli_kit import body_of, reply, serving
 
 CALLS_PER_FAULT = 3
 TESTS = Path(__file__).parent
@@ -60,6 +63,45 @@ def test_a_fault_that_stays_becomes_a_failure_with_its_reason() -> None:
     wanted = {q: 1 + MAX_RETRIES if q.split("#")[0] in RETRIED else 1 for q in questions}
     assert sent == wanted
     assert {q: call.attempts for q, call in zip(questions, calls, strict=True)} == wanted
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (400, {"message": "Input is large.", "code": "context_length_exceeded"}),
+        (400, {"message": "This model's maximum context length is 4096 tokens. However, you requested", "code": 400}),
+        (400, {"message": "You passed 25 input tokens. However, the model's context length is only 24 tokens."}),
+        (400, {"message": "request (4390 tokens) is large", "type": "exceed_context_size_error", "code": 400}),
+        (500, {"message": "the request is large", "type": "exceed_context_size_error", "code": 500}),
+        (413, {"message": "prompt is too long: 210000 tokens > 200000 maximum"}),
+        (422, "Input validation error: `inputs` must have less than 1024 tokens. Given: 2000"),
+    ],
+)
+def test_a_refusal_of_a_prompt_that_is_too_long_is_known_whatever_the_server(status: int, error: object) -> None:
+    def refuse(request: BaseHTTPRequestHandler) -> None:
+        body_of(request)
+        reply(request, {"error": error}, status)
+
+    with serving(refuse) as url:
+        (call,) = calls_of(HTTPLLM("m", url), [ask("q")])
+    assert (call.result, call.attempts) == (CompletionFailed("prompt too long"), 1)
+    said = error["message"] if isinstance(error, dict) else error
+    assert isinstance(call.result, CompletionFailed)
+    assert call.result.detail == f"http {status}: {said}"
+
+
+def test_other_refusals_are_none_of_a_long_prompt() -> None:
+    taken = {"error": {"message": "Context size has been exceeded.", "type": "server_error"}}  # by other requests
+    assert not is_too_long(500, None, "server_error", str(taken))
+    assert not is_too_long(429, None, None, "input token count per minute, reduce the length of your day")
+    assert not is_too_long(400, "invalid_value", "invalid_request_error", "logprobs are not supported")
+
+
+def test_prompts_that_are_too_long_do_not_count_against_a_server_that_has_not_answered_yet() -> None:
+    questions = [f"q{number}" for number in range(9)]
+    with ChaosReader({question: ["too-long"] for question in questions}) as server:
+        results = client(server, stop_after=5, concurrency=1).complete([ask(question) for question in questions])
+    assert results == [CompletionFailed("prompt too long")] * 9
 
 
 def test_a_fault_that_passes_is_retried_to_the_answer() -> None:
@@ -458,6 +500,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, sys.argv[1])
 from chaos_reader import ChaosReader
 from rankwright.llms.http import HTTPLLM
+from rankwright.llms.replies import is_too_long
 from rankwright.types import LLMRequest
 
 answered = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,8 @@ def test_silence_is_a_failure(tmp_path: Path) -> None:
 def test_a_prompt_that_leaves_no_room_is_a_failure_and_the_rest_is_answered(llm: LocalLLM) -> None:
     results = llm.complete([ask("it " * 300), ask("it")])
     assert results == [CompletionFailed("prompt too long", paid=False), Completion("answer is paris", 3, 4)]
+    assert isinstance(results[0], CompletionFailed)
+    assert re.fullmatch(r"3\d\d tokens and 8 of an answer, where \d+ fit", results[0].detail)
 
 
 def test_a_model_without_a_chat_template_gets_the_bare_texts(tmp_path: Path) -> None:

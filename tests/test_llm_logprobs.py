@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tiny_lm import END, VOCABULARY, WORDS, make_chain_model, make_random_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rankwright.errors import ConfigurationError, ReaderError
+from rankwright.errors import ConfigurationError, ModelError, ReaderError
 from rankwright.llms.cache import CachedLLM, ReadStore, request_key
 from rankwright.llms.local import LocalLLM
 from rankwright.llms.logprobs import LEAST, read_logprobs
@@ -58,11 +58,14 @@ def test_the_token_written_comes_first_and_is_there_though_not_among_the_likelie
     assert result.text == "maybeyes"
 
 
-def test_one_token_needs_no_end_but_a_longer_text_does() -> None:
-    with ChaosReader(tokens=lambda question: [YES, YES, YES]) as server:
-        one, two, plain_one = client(server).complete([ask("q"), ask("q", max_tokens=2), plain("q")])
+def test_one_token_or_two_need_no_end_but_a_longer_text_does() -> None:
+    with ChaosReader(tokens=lambda question: [YES, YES, YES, YES]) as server:
+        requests = [ask("q"), ask("q", max_tokens=2), ask("q", max_tokens=3), plain("q")]
+        one, two, three, plain_one = client(server).complete(requests)
     assert isinstance(one, Completion)
-    assert two == CompletionFailed("length")
+    assert isinstance(two, Completion)  # the second is read where a model writes the bracket first
+    assert len(two.top_logprobs) == 2
+    assert three == CompletionFailed("length")
     assert plain_one == Completion("answer to q", 10, 3)  # nothing was asked for, nothing is read
 
 
@@ -295,11 +298,19 @@ def test_of_one_token_a_local_model_needs_no_end_and_no_text(tmp_path: Path) -> 
     assert (nothing.text, next(iter(nothing.top_logprobs[0]))) == ("", END)
 
 
+def test_logits_that_are_no_numbers_are_an_error_and_no_answer(tmp_path: Path) -> None:
+    broken = LocalLLM(make_chain_model(tmp_path / "chain", ["answer", END]), device="cpu", dtype="float32")
+    for weights in broken._model.parameters():
+        weights.data.fill_(math.nan)
+    with pytest.raises(ModelError, match=r"chain@\S+ gave log probabilities that are no numbers"):
+        broken.complete([ask("it")])
+
+
 def test_a_longer_local_text_without_end_is_still_a_failure(tmp_path: Path) -> None:
     chain = LocalLLM(make_chain_model(tmp_path, ["answer", "is", "paris", END]), device="cpu")
-    assert chain.complete([ask("it", 2)]) == [CompletionFailed("length")]
+    assert chain.complete([ask("it", 3)]) == [CompletionFailed("length")]
     capped = LocalLLM(tmp_path, device="cpu", max_new_tokens=1)  # the request was for more
-    assert capped.complete([ask("it", 2)]) == [CompletionFailed("length")]
+    assert capped.complete([ask("it", 3)]) == [CompletionFailed("length")]
 
 
 def test_they_do_not_depend_on_the_batch(tmp_path: Path) -> None:

@@ -113,6 +113,9 @@ def test_strictly_each_tag_stands_once_and_nothing_around_them(text: str, inside
         ("- **[3]** good\n- **[1]** less so, as [2]", (2, 0, 1), ("words around", "other separators", "id missing")),
         ("Of 3 passages: [2] > [3] > [1]. Passage 1 is 100% off topic.", (1, 2, 0), ("words around",)),
         ("[1] > [2]. No: [2] > [3] > [1]", (1, 2, 0), ("words around",)),
+        ("1. 3\n2. 1\n3. 2", (2, 0, 1), ("other separators", "brackets missing")),  # the first number is a place
+        ("[3] (grade 9) > [1] (grade 2) > [2]", (2, 0, 1), ("words around",)),  # 2 > [2] is no ranking
+        ("[3] (9) > [1] (2) > [2] (1)", (2, 0, 1), ("words around",)),
         ("<think>[1] > [2] > [3]</think>[2] > [3] > [1]", (1, 2, 0), ()),
     ],
 )
@@ -131,6 +134,7 @@ def test_lenient_permutations(text: str, order: tuple[int, ...], repairs: tuple[
         ("[] > []", "no id"),
         ("<think>[2] > [3] > [1]", "thinking not closed"),
         (f"[{LONG}]", "id out of range"),
+        ("[3] grade 9 > [1] grade 2 > [2]", "no id"),  # neither 9 > [1] nor 2 > [2] is a ranking
     ],
 )
 def test_what_holds_no_ranking_keeps_the_order_and_says_so(text: str, reason: str) -> None:
@@ -579,3 +583,22 @@ def test_doctests(module: ModuleType) -> None:
     done = doctest.testmod(module)
     assert done.attempted > 0
     assert done.failed == 0
+
+
+@pytest.mark.parametrize(("text", "score"), [("7/10", 7.0), ("7 out of 10", 7.0), ("4/5", None), ("4 out of 5", None)])
+def test_a_grade_of_another_scale_is_no_grade(text: str, score: float | None) -> None:
+    form = Form(("1",), options={"scale": (0, 10), "score": "weighted"})
+    assert parsers.integer(Completion(text), form, strict=False).values == (score,)
+    assert parsers.json_scores(Completion(f'{{"[1]": "{text}"}}'), form, strict=False).values == (score,)
+
+
+def test_an_object_without_scores_behind_the_scores_takes_nothing_away() -> None:
+    form = Form(("1", "2"), options={"scale": (0, 10)})
+    read = parsers.json_scores(Completion('{"[1]": 7, "[2]": 3} as asked: {}'), form, strict=False)
+    assert read == Scores((7.0, 3.0), "repaired", ("several objects",))
+
+
+def test_a_number_whose_own_probability_is_not_known_is_not_taken_for_certain() -> None:
+    form = Form(("1",), options={"scale": (0, 10), "score": "weighted"})
+    read = parsers.integer(Completion("7", top_logprobs=({"7": -math.inf, "8": -1.0},)), form, strict=False)
+    assert read == Scores((7.0,), "repaired", ("no probability",))

@@ -163,6 +163,8 @@ def test_no_text_forges_an_identifier(texts: list[str], query: str) -> None:
 def test_brackets_around_words_stay() -> None:
     assert sealed("[sic] a [B] (1) [1,2]") == "[sic] a [B] (1) [1,2]"
     assert sealed("[sic] a [B]", "letters") == "[sic] a (B)"
+    hidden = sealed("[\u200d3] [2\ufe0f] [4\ufe0f\u20e3] [\u0301] [e\u0301]")  # seen as 3, 2, 4
+    assert hidden == "(\u200d3) (2\ufe0f) (4\ufe0f\u20e3) [\u0301] [e\u0301]"
 
 
 # --- rendering ----------------------------------------------------------------------------------------------------
@@ -255,6 +257,15 @@ def test_more_documents_than_identifiers_are_refused(tmp_path: Path, changes: di
 
 
 # --- files --------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_grows_when_it_is_written_out_is_named_and_does_not_fill_the_memory(tmp_path: Path) -> None:
+    rows = ["&a0 [x, x, x, x, x, x, x, x, x, x]"]
+    rows += [f"&a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 20)]
+    (tmp_path / "p.yaml").write_text("kind:\n" + "".join(f"  - {row}\n" for row in rows))
+    with pytest.raises(ConfigurationError, match=r"Field 'kind' .* wanted listwise") as raised:
+        load_ranking_prompt(tmp_path / "p.yaml")
+    assert len(str(raised.value)) < 400
 
 
 def test_the_version_of_a_file_is_the_hash_of_its_bytes(tmp_path: Path) -> None:

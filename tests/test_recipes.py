@@ -155,6 +155,10 @@ def test_the_budget_counts_prompts_completions_and_reads(tmp_path: Path, capsys:
             ["--recipe", "rearank", "--dry-run", "--reward", "f1", "--reader", "none"],
             "Reward f1 pays a reader's answer",
         ),
+        (
+            ["--recipe", "rearank", "--dry-run", "--reward", "module:function", "--reader", "none"],
+            "Reward module:function pays a reader's answer",
+        ),
         (["--recipe", "rearank", "--dry-run", "--model", "reference"], "cannot write"),
         (["--recipe", "rearank", "--dry-run", "--depth", "10"], "generating.window is 20"),
         (["--recipe", "rearank", "--dry-run", "--set", "grpo.rollout=3"], "Did you mean"),

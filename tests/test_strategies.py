@@ -307,6 +307,18 @@ def test_documents_without_a_score_stand_behind_all_others() -> None:
     assert report.outcomes == {"ok": 3, "malformed": 3}
 
 
+@pytest.mark.parametrize("scale", ["min-max", "z-score"])
+def test_a_document_without_a_score_is_fused_as_the_lowest_and_not_by_the_step_behind_it(scale: Any) -> None:
+    class Silent(SimulatedJudge):
+        def _judgement(self, window: RerankRequest) -> Judgement:
+            read = window.documents[0].doc_id in ("d0", "d1")
+            return Scores((0.7 if read else None,), "ok" if read else "malformed")
+
+    request = replace(request_of(range(5)), first_stage={f"d{i}": float(i) for i in range(5)})
+    (ranking,), _ = run_strategies(Fused(Pointwise(), 0.1, scale), Silent({}, "scores"), [request])
+    assert places(ranking) == [4, 3, 2, 1, 0]  # all that is known of any two of them is the first stage
+
+
 def test_groups_average_over_what_could_be_read() -> None:
     """Three repeats; the first group of the second repeat cannot be read."""
     strategy = Groupwise(group=3, repeats=3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -158,6 +159,19 @@ def test_grpo_learns_what_it_is_paid_for_and_sees_whole_questions(start: Path, t
         assert len(seen) == LOOP.batch_size * SMALL.rollouts
     asked = [name for seen in reward.seen[:3] for name in set(seen)]
     assert sorted(asked) == sorted(example.query.query_id for example in QUESTIONS)  # an epoch
+
+
+def test_the_page_names_what_is_logged_and_nothing_else(start: Path, tmp_path: Path) -> None:
+    dev = {"eval_reward": 0.5, "eval_malformed": 0.0}
+    run(start, tmp_path, config=replace(SMALL, beta=0.1), score=lambda _: dict(dev))
+    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    page = (ROOT / "docs" / "grpo.md").read_text("utf-8").partition("## Logged\n")[2]
+    tables = page.split("Lines of evaluations on dev")
+    for table, of_dev in zip(tables, (False, True), strict=True):
+        cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+        named = [name.replace("NAME", "says") for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+        found = {frozenset(row) for row in logged if ("eval_reward" in row) is of_dev}
+        assert found == {frozenset([*named, "step", "epoch"])}
 
 
 def test_a_pointwise_question_comes_with_all_documents_and_rollouts(start: Path, tmp_path: Path) -> None:

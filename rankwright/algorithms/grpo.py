@@ -10,6 +10,7 @@ error, never a reward of less.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from rankwright.types import (
 
 NOT_READ = ReadFailed("not read", paid=False)
 """Whether and what a reader reads of a written ranking is the reward's business."""
+_BEGUN = re.compile(r"<(?:think|thinking|thought|reason|reasoning)>(?=\s*\Z)", re.IGNORECASE)
 Gather = Callable[[list[Any]], list[Any]]
 """What every process gives, one list after the other in the order of the processes."""
 
@@ -149,6 +151,8 @@ class TRLReward:
     rows: PromptRows
     rollouts: int
     gather: Gather = lambda share: share
+    begun: str = ""
+    """What stands before every completion as its first word, though the model does not write it; see `begun_by`."""
 
     def __post_init__(self) -> None:
         self.__name__ = self.reward.name
@@ -161,7 +165,9 @@ class TRLReward:
         log_metric: Callable[[str, float], None] | None = None,
         **_: Any,
     ) -> list[float | None]:
-        mine = [(int(number), text_of(completion)) for number, completion in zip(row, completions, strict=True)]
+        mine = [
+            (int(number), self.begun + text_of(completion)) for number, completion in zip(row, completions, strict=True)
+        ]
         shares = self.gather([mine])
         written = [pair for share in shares for pair in share]
         check_complete([number for number, _ in written], self.rows, self.rollouts)
@@ -189,6 +195,17 @@ class TRLReward:
         query = row.example.query
         judgement = self.prompt.parse(Completion(text), len(row.documents), strict=True)
         return Outcome(row.example, Context(query, row.documents), NOT_READ, 0, query.query_id, judgement, text)
+
+
+def begun_by(prompt: str) -> str:
+    """The tag at the end of a rendered prompt that opens thoughts: chat templates of models that always think write it,
+    so that it is no part of what the model writes, and still belongs to the form of its answer.
+
+    >>> begun_by("<|assistant|><think>\\n"), begun_by("<|assistant|>")
+    ('<think>', '')
+    """
+    found = _BEGUN.search(prompt)
+    return found[0] if found else ""
 
 
 def text_of(completion: Any) -> str:

@@ -20,9 +20,15 @@ import rankwright
 ranking = rankwright.load("this folder").rerank("question", ["passage", "another passage"])
 ```
 
-The folder also opens in `sentence_transformers.CrossEncoder` and `transformers.AutoModelForSequenceClassification`;
-scores are raw logits.
+{elsewhere}
 """
+CROSS_ENCODER = """\
+The folder also opens in `sentence_transformers.CrossEncoder` and `transformers.AutoModelForSequenceClassification`;
+scores are raw logits."""
+LANGUAGE_MODEL = """\
+It is a causal language model that scores ({kind}) by the logits of agreed words behind a prompt; prompt and words
+stand in `config.json` under `rankwright`. The folder also opens in `transformers.AutoModelForCausalLM`, which writes
+and does not score."""
 
 
 def model_card(
@@ -32,6 +38,7 @@ def model_card(
     result: Mapping[str, Any],
     verdict: str,
     template: str,
+    kind: str | None,
 ) -> str:
     """Data, reader, reward and the table before and after.
 
@@ -42,14 +49,15 @@ def model_card(
         result: the content of result.json.
         verdict: the last word of the run.
         template: joins title and text of a passage.
+        kind: how a scoring language model scores; None for a cross-encoder.
     """
     data = Path(settings.data.train).name or splits.name
     source = "relevance labels"
     if settings.method == "rrpo":
         source = f"the answers of the reader `{evaluation.settings.reader}` (reward {settings.reward})"
     parts = [
-        "---\nlibrary_name: sentence-transformers\npipeline_tag: text-ranking",
-        f"tags: [reranker, cross-encoder, rankwright, {settings.method}]\n---",
+        f"---\nlibrary_name: {'sentence-transformers' if kind is None else 'transformers'}\npipeline_tag: text-ranking",
+        f"tags: [reranker, {'cross-encoder' if kind is None else 'llm'}, rankwright, {settings.method}]\n---",
         "# A reranker trained by rankwright\n",
         f"Trained from `{settings.model.name}` by `{settings.method}` on {len(splits.train)} questions of `{data}`",
         f"({settings.loop.epochs:g} passes planned), learning from {source};",
@@ -60,7 +68,7 @@ def model_card(
         _table(evaluation),
         f"\n{verdict}\n",
         f"Signature: `{result['signature']}`\n",
-        USE,
+        USE.replace("{elsewhere}", CROSS_ENCODER if kind is None else LANGUAGE_MODEL.replace("{kind}", kind)),
     ]
     return "\n".join(parts)
 

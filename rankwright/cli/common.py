@@ -152,9 +152,13 @@ class _TimeLeft:
 
     def __init__(self) -> None:
         self._began: dict[str, tuple[float, int]] = {}
+        self._last: dict[str, int] = {}
 
     def of(self, what: str, done: int, total: int) -> str:
         """ ", 3 min left"; nothing before there is a pace, and after the end."""
+        if done < self._last.get(what, 0):  # the next piece of work under this name
+            del self._began[what]
+        self._last[what] = done
         at, first = self._began.setdefault(what, (time.monotonic(), done))
         if not first < done < total:
             return ""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
@@ -16,7 +17,7 @@ from rankwright.cli.settings import ReaderSettings, filled, load_reader_settings
 from rankwright.errors import ConfigurationError
 from rankwright.llms.cache import CachedLLM
 from rankwright.llms.endpoint import check_sampling_names
-from rankwright.prompts.ranking import RankingPrompt, load_ranking_prompt
+from rankwright.prompts.ranking import PROMPT_FILE, RankingPrompt, load_ranking_prompt
 from rankwright.rerankers.generating import LLMPolicy
 from rankwright.strategies import (
     BubbleSort,
@@ -80,7 +81,8 @@ def llm_settings(
 
     Args:
         strategy: a name of WAYS; by default the first that takes the prompt.
-        prompt: a shipped prompt, a file, or a model's folder; by default the strategy's.
+        prompt: a shipped prompt, a file, or a model's folder; by default the one that the language model's own folder
+            keeps, else the strategy's.
         fuse: the first stage's share of the scores.
         assignments: NAME=VALUE: settings of the strategy, `sampling.NAME`, `fuse.scale`, `reader.NAME` for the
             endpoint.
@@ -92,6 +94,7 @@ def llm_settings(
     """
     own = {name: value for name, value in flags.items() if not name.startswith("reader.")}
     of_endpoint = [text for text in assignments if text.lstrip().startswith("reader.")]
+    _check_endpoint(of_endpoint)
     tree = filled({}, [text for text in assignments if text not in of_endpoint], own)
     sampling, fusion = tree.pop("sampling", {}), tree.pop("fuse", {})
     if not isinstance(sampling, dict) or not isinstance(fusion, dict) or set(fusion) - {"scale"}:
@@ -100,12 +103,13 @@ def llm_settings(
             "--set sampling.max_tokens=2048 or --set fuse.scale=z-score."
         )
     check_sampling_names(sampling)
-    loaded = load_ranking_prompt(prompt) if prompt else None
+    loaded = load_ranking_prompt(prompt) if prompt else _kept_prompt(flags.get("reader.reader"))
     name = strategy or _strategy_for(loaded)
     if name not in WAYS:
         raise ConfigurationError(f"Strategy '{name}' is unknown; use one of {', '.join(WAYS)}.")
     loaded = loaded or load_ranking_prompt(WAYS[name].prompt)
     _check_prompt(name, loaded)
+    loaded = _with_tokenizer(loaded, prompt or "", str(flags.get("reader.reader") or ""))
     chosen = _made(name, tree)
     if fuse is not None:
         chosen = Fused(chosen, fuse, **fusion)
@@ -119,6 +123,27 @@ def llm_settings(
         chosen,
         sampling,
     )
+
+
+_OF_A_READER = {"reader": "--llm", "prompt": "--prompt", "sampling": "--set sampling.NAME=VALUE"}
+"""Settings of a reader that a reranker has elsewhere -> where."""
+
+
+def _check_endpoint(assignments: Sequence[str]) -> None:
+    """What a reranker does not look at would be passed over without a word."""
+    for text in assignments:
+        name = text.split("=")[0].strip()
+        instead = _OF_A_READER.get(name.split(".")[1])
+        if instead:
+            raise ConfigurationError(
+                f"--set was given {name}, which says nothing of a reranker; wanted {instead}, which does."
+            )
+
+
+def _kept_prompt(place: str | None) -> RankingPrompt | None:
+    """The prompt that a model was trained with, where its folder keeps it: with another one it ranks worse, and nothing
+    would say so."""
+    return load_ranking_prompt(place) if place and (Path(place) / PROMPT_FILE).is_file() else None
 
 
 def _strategy_for(prompt: RankingPrompt | None) -> str:
@@ -138,6 +163,28 @@ def _check_prompt(name: str, prompt: RankingPrompt) -> None:
             f"Strategy {name} was given the {prompt.kind} prompt '{prompt.version}' (parser {prompt.parser}); wanted "
             f"{wanted}, for example {way.prompt}. See rankwright prompts list."
         )
+
+
+def _with_tokenizer(prompt: RankingPrompt, of_prompt: str, llm: str) -> RankingPrompt:
+    """The prompt with what cuts passages where its limit counts tokens: the tokenizer that `train` saved beside it,
+    else that of a local language model."""
+    beside = (Path(of_prompt) / "tokenizer_config.json").is_file()
+    if prompt.shown.unit != "tokens" or not (beside or Path(llm).is_dir()):
+        return prompt
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(of_prompt if beside else llm, trust_remote_code=False)
+    return prompt.limited(prompt.shown.limit, "tokens", shortener(tokenizer))
+
+
+def shortener(tokenizer: Any) -> Callable[[str, int], str]:
+    """(text, limit) -> the text's first tokens."""
+
+    def shorten(text: str, limit: int) -> str:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return text if len(ids) <= limit else str(tokenizer.decode(ids[:limit]))
+
+    return shorten
 
 
 def _made(name: str, settings: Mapping[str, Any]) -> Strategy:

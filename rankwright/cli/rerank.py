@@ -88,7 +88,9 @@ def rerank(
         None, help=f"How a language model covers the candidates: {', '.join(STRATEGIES)}. Default sliding."
     ),
     prompt: str | None = typer.Option(
-        None, help="Shipped prompt (rankwright prompts list), file, or a model's folder. Default: the strategy's."
+        None,
+        help="Shipped prompt (rankwright prompts list), file, or a model's folder. Default: the one that the folder of "
+        "--llm keeps, else the strategy's.",
     ),
     window: int | None = typer.Option(None, help="Passages that the language model sees at once. Default 20."),
     stride: int | None = typer.Option(None, help="Steps of a sliding window. Default: half of the window."),
@@ -136,6 +138,10 @@ def rerank(
         "reader.cache": cache,
     }
     asked = {"--strategy": strategy, "--prompt": prompt, "--fuse": fuse, "--set": set_ or None, **own, **of_endpoint}
+    if llm is not None and model != "reference":
+        raise ConfigurationError(
+            f"--model {model} and --llm {llm} were both given; wanted one of them, since one ranks."
+        )
     settings = _llm(llm, asked, own | {"reader.reader": llm} | of_endpoint)
     opened = _opened(settings, model, device)
     failed = 0
@@ -151,6 +157,7 @@ def rerank(
             (ranking,) = reranker.rerank_batch([request])
             answer = _answer(request, ranking.best(top_k), llm or model, skipped)
             _print({**answer, **_taken(reranker)}, output)
+            _say_taken(reranker)
     else:
         with opened as reranker:
             failed = _answer_requests(reranker, llm or model, top_k, on_bad_row)
@@ -227,6 +234,15 @@ def _taken(reranker: Reranker) -> dict[str, Any]:
     if not isinstance(reranker, LLMReranker):
         return {}
     return {"reranker": reranker.name, **told(reranker.report)}
+
+
+def _say_taken(reranker: Reranker) -> None:
+    """The same for people: an answer that nobody could read leaves a ranking that looks like any other."""
+    from rankwright.cli.llm import say_report
+    from rankwright.strategies import LLMReranker
+
+    if isinstance(reranker, LLMReranker):
+        say_report(reranker.report)
 
 
 # --- one question ------------------------------------------------------------------------------------------------
@@ -414,16 +430,16 @@ def _request(row: Mapping[str, Any]) -> tuple[str | None, RerankRequest]:
     if isinstance(row.get("query"), dict):
         example = rank_llm.parse_row({**row, "candidates": row[names[0]]})
         documents = {document.doc_id: document for document in example.candidates}
-        query_id, query = example.query.query_id, example.query
+        query_id, query, first_stage = example.query.query_id, example.query, example.first_stage
     else:
-        documents = {}
+        documents, first_stage = {}, {}
         for position, value in enumerate(list_field(row, names[0])):
             _take(documents, _document(value, position))
         query_id = id_field(row, *QUERY_ID_FIELDS)
         query = Query(query_id or "0", text_field(row, "query"))
     if not documents:
         raise RowError(f"field '{names[0]}' is empty", "at least one passage", "Add passages, or leave the line out.")
-    return query_id, RerankRequest(query, tuple(documents.values()))
+    return query_id, RerankRequest(query, tuple(documents.values()), first_stage)
 
 
 # --- a file of questions -----------------------------------------------------------------------------------------
@@ -454,12 +470,16 @@ def _answer_file(
     whole: bool,
 ) -> None:
     """A TREC run; for json one object with all rankings where `whole`, else a line for each question."""
-    from rankwright.cli.llm import say_report
     from rankwright.data import trec_run_lines
-    from rankwright.strategies import LLMReranker, StrategyReport
+    from rankwright.strategies import Fused, LLMReranker, StrategyReport, check_first_stage
 
     report, rankings = StrategyReport(), []
-    with progress_bars() as progress:
+    if isinstance(reranker, LLMReranker) and isinstance(reranker.strategy, Fused):
+        for request in requests:
+            check_first_stage(request)  # before the first batch is paid for
+    # A language model has bars of its own, and the oldest rich that we take shows only one set of bars at a time.
+    own = reranker.on_progress if isinstance(reranker, LLMReranker) else None
+    with progress_bars() if own is None else contextlib.nullcontext(own) as progress:
         for start in range(0, len(requests), _QUERIES_AT_ONCE):
             batch = requests[start : start + _QUERIES_AT_ONCE]
             ranked = [ranking.best(top_k) for ranking in reranker.rerank_batch(batch)]
@@ -474,7 +494,7 @@ def _answer_file(
             progress("rerank", start + len(batch), len(requests))
     if isinstance(reranker, LLMReranker):
         reranker.report = report
-        say_report(report)
+    _say_taken(reranker)
     if whole and output is OutputKind.json:
         rows = [{"query_id": r.query_id, "doc_ids": list(r.doc_ids), "scores": list(r.scores)} for r in rankings]
         emit({"model": model, "skipped": skipped, **_taken(reranker), "rankings": rows})

@@ -219,7 +219,8 @@ def _finished(run: _Run, trained: TrainResult) -> RunOutcome:
         "pairs_cut": round(run.policy.share_cut, 4),
         "reader_tokens_cut": round(getattr(run.reader, "share_cut", 0.0), 4),
     }
-    card = model_card(settings, splits, evaluation, result, verdict_line(result), run.policy.template)
+    kind = getattr(run.policy, "kind", None)
+    card = model_card(settings, splits, evaluation, result, verdict_line(result), run.policy.template, kind)
     record = {"config": settings_tree(settings), "environment": run.environment, "result": result}
     with _writing(folder):
         _write_results(folder, folder.name, evaluation, card, record)

@@ -345,8 +345,12 @@ class RunSettings:
     @property
     def asks_reader(self) -> bool:
         """Whether training asks the reader."""
-        of_the_user = ":" in self.reward and self.reader.reader != "none"
-        return self.method == "rrpo" or (self.method == "grpo" and (needs_reader(self.reward) or of_the_user))
+        return self.method == "rrpo" or (self.method == "grpo" and self._prices_answers)
+
+    @property
+    def _prices_answers(self) -> bool:
+        """Whether the reward is that of a reader's answer: a metric, or the user's function."""
+        return needs_reader(self.reward) or ":" in self.reward
 
     def _check_what_writes(self) -> None:
         if self.model.name == "reference":
@@ -354,7 +358,7 @@ class RunSettings:
                 f"Method {self.method} was given --model reference, which scores and cannot write; wanted a causal "
                 "language model. Give a folder or a hub name, for example --model Qwen/Qwen2.5-0.5B-Instruct."
             )
-        if self.method == "grpo" and needs_reader(self.reward) and self.reader.reader == "none":
+        if self.method == "grpo" and self._prices_answers and self.reader.reader == "none":
             raise ConfigurationError(
                 f"Reward {self.reward} pays a reader's answer, but --reader none was given; wanted a reader, or a "
                 "reward of the ranking alone. Give --reader, or --reward rearank."

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from rankwright.algorithms.targets import label_order, targets
 from rankwright.cli.build import Splits, build_reader, checked_device, counted_store, load_splits
 from rankwright.cli.common import WORSE_EXIT_CODE, say
 from rankwright.cli.generating_costs import budget
+from rankwright.cli.llm import shortener
 from rankwright.cli.run import environment_record, run_folder
 from rankwright.cli.settings import RunSettings, settings_tree
 from rankwright.data.files import replace_text
@@ -221,25 +222,14 @@ def _prompt(settings: RunSettings, tokenizer: Any) -> RankingPrompt:
     prompt, generating = load_ranking_prompt(settings.generating.prompt), settings.generating
     if not generating.passage_limit:
         return prompt
-    return prompt.limited(generating.passage_limit, generating.passage_unit, _shorten(tokenizer))
-
-
-def _shorten(tokenizer: Any) -> Callable[[str, int], str]:
-    def shorten(text: str, limit: int) -> str:
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return text if len(ids) <= limit else str(tokenizer.decode(ids[:limit]))
-
-    return shorten
+    return prompt.limited(generating.passage_limit, generating.passage_unit, shortener(tokenizer))
 
 
 def _reward(settings: RunSettings, reader: Reader | None) -> Reward:
     """The reward that the settings name."""
-    name = settings.reward
-    if reader is not None:
-        return ranking_reward("reader", reader=reader, reward=resolve_reward(name), depth=settings.top_k)
-    if ":" in name:
-        return resolve_reward(name)
-    return ranking_reward(name)
+    if reader is None:
+        return ranking_reward(settings.reward)
+    return ranking_reward("reader", reader=reader, reward=resolve_reward(settings.reward), depth=settings.top_k)
 
 
 def check_reward(settings: RunSettings) -> None:

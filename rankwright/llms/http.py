@@ -257,7 +257,10 @@ class HTTPLLM:
             )
         if status in (400, 422) and "logprobs" in said and self._lacks_logprobs(request):
             raise without_logprobs(self.name, request, f"refused (http {status}{said})")
-        reply = replies.refused(status, retry_after_seconds(error.response.headers, time.time()))
+        if replies.is_too_long(status, error.code, error.type, _message(error)):
+            reply = replies.too_long(f"http {status}{said}")
+        else:
+            reply = replies.refused(status, retry_after_seconds(error.response.headers, time.time()))
         if not reply.retry and status not in self._told:
             self._told.add(status)
             log.warning("%s refuses a request (http %d%s); such calls count as failed.", self.name, status, said)
@@ -265,9 +268,7 @@ class HTTPLLM:
 
     def _quote(self, error: openai.APIStatusError) -> str:
         """The server's own words, short, printable, and without the key it may repeat."""
-        body = error.body
-        message = (body.get("message") or body.get("detail") or "") if isinstance(body, dict) else body or ""
-        text = " ".join(str(message).split())
+        text = _message(error)
         if self._key:
             text = text.replace(self._key, "***")
         text = "".join(letter for letter in text if letter.isprintable())[:200]
@@ -303,7 +304,8 @@ class HTTPLLM:
             self._gave_logprobs |= bool(result.top_logprobs)
         elif result.reason == NO_LOGPROBS and self._lacks_logprobs(request):
             raise without_logprobs(self.name, request)
-        elif self._failed_before_first_answer is not None:
+        # A prompt that is too long says nothing of the others, and nothing against the model.
+        elif self._failed_before_first_answer is not None and result.reason != replies.TOO_LONG:
             self._failed_before_first_answer += 1
             if self._failed_before_first_answer >= self._breaker.limit:
                 words = self._last_words if result.reason.startswith("http ") else ""
@@ -482,6 +484,13 @@ def _key_from(variable: str, base_url: str) -> str:
             "The key in %s travels unencrypted to %s; use https where the server offers it.", variable, base_url
         )
     return key
+
+
+def _message(error: openai.APIStatusError) -> str:
+    """What a server wrote about a refusal, on one line."""
+    body = error.body
+    message = (body.get("message") or body.get("detail") or "") if isinstance(body, dict) else body or ""
+    return " ".join(str(message).split())
 
 
 def _origin(location: str) -> str:

@@ -6,6 +6,7 @@ The only module of its floor that needs torch, and it imports it when a model is
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -16,7 +17,8 @@ from rankwright.errors import ConfigurationError, MissingDependencyError, ModelE
 from rankwright.llms.calls import Call, CallsReport, collect
 from rankwright.llms.completions import bare_text
 from rankwright.llms.endpoint import check_model_place
-from rankwright.llms.logprobs import likeliest, top_wanted, wants_logprobs, wants_one_token
+from rankwright.llms.logprobs import likeliest, top_wanted, wants_first_tokens, wants_logprobs
+from rankwright.llms.replies import TOO_LONG
 from rankwright.types import Completion, CompletionFailed, CompletionResult, LLMRequest
 
 if TYPE_CHECKING:
@@ -37,8 +39,8 @@ class LocalLLM:
     A tokenizer with a chat template gets the messages through it, one without gets their bare texts. Decoding is
     greedy, so a temperature other than 0 is an error. A text that does not end within its tokens, and a prompt that
     leaves no room for an answer, is a failure and not a shortened answer; a request for log probabilities may be for
-    one token, and its text empty, as with a server. Log probabilities are float32 of the model's own logits, before any
-    penalty of its generation config; those of bfloat16 weights come in steps of a hundredth part.
+    one or two tokens, and its text empty, as with a server. Log probabilities are float32 of the model's own logits,
+    before any penalty of its generation config; those of bfloat16 weights come in steps of a hundredth part.
     """
 
     def __init__(
@@ -69,10 +71,12 @@ class LocalLLM:
         prompts = [self._prompt(request) for request in requests]
         fitting: list[int] = []
         for index, prompt in enumerate(prompts):
-            if self._fits(prompt, requests[index]):
+            positions, answer = self._positions(), self._limit(requests[index])
+            if positions is None or len(prompt) + answer <= positions:
                 fitting.append(index)
             else:
-                on_calls([Call(index, CompletionFailed("prompt too long", paid=False), 0, 0, 0, 0.0)])
+                detail = f"{len(prompt)} tokens and {answer} of an answer, where {positions} fit"
+                on_calls([Call(index, CompletionFailed(TOO_LONG, paid=False, detail=detail), 0, 0, 0, 0.0)])
         for batch in self._batches(fitting, prompts, requests):
             on_calls(self._generate(batch, prompts, requests[batch[0]]))
 
@@ -88,11 +92,12 @@ class LocalLLM:
         else:
             text = bare_text(request.messages)
         # The template writes the special tokens itself; a second beginning-of-text token would shift every answer.
-        return self._tokenizer(text, add_special_tokens=not self._has_template)["input_ids"]  # pyright: ignore[reportReturnType]
+        encoded = self._tokenizer(text, add_special_tokens=not self._has_template, verbose=False)
+        return encoded["input_ids"]  # pyright: ignore[reportReturnType]
 
-    def _fits(self, prompt: Sequence[int], request: LLMRequest) -> bool:
-        positions = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        return positions is None or len(prompt) + self._limit(request) <= positions
+    def _positions(self) -> int | None:
+        """Tokens that the model has positions for; None where it has no limit."""
+        return getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
 
     def _limit(self, request: LLMRequest) -> int:
         wanted = int(dict(request.sampling).get("max_tokens", DEFAULT_NEW_TOKENS))
@@ -166,7 +171,7 @@ class LocalLLM:
         output_tokens = len(written) + bool(ends)
         logprobs = tuple(self._tokens(pairs) for pairs in likeliest_ids[:output_tokens])
         result: CompletionResult
-        if not ends and not stopped and not wants_one_token(request):
+        if not ends and not stopped and not wants_first_tokens(request):
             result = CompletionFailed("length")
         elif not text.strip() and not logprobs:
             result = CompletionFailed("empty text")
@@ -175,6 +180,11 @@ class LocalLLM:
         return Call(index, result, 1, input_tokens, output_tokens, 0.0)
 
     def _tokens(self, pairs: Sequence[tuple[int, float]]) -> Tokens:
+        if any(math.isnan(value) for _, value in pairs):
+            raise ModelError(
+                f"{self.name} gave log probabilities that are no numbers; wanted finite logits. The weights are "
+                "damaged or overflow in their dtype: use another checkpoint, or float32."
+            )
         return likeliest([(str(self._tokenizer.decode([token])), value) for token, value in pairs])
 
     def _end_tokens(self) -> set[int]:

@@ -17,6 +17,9 @@ LEAST = -9999.0
 SLACK = 1e-3
 """So far above 0 a log probability may be by rounding. What is further above is something else, perhaps a raw logit."""
 
+FIRST_TOKENS = 2
+"""So many tokens at most are asked for where no end of the text is waited for."""
+
 NAMES = ("logprobs", "top_logprobs")
 
 
@@ -25,9 +28,11 @@ def wants_logprobs(request: LLMRequest) -> bool:
     return bool(dict(request.sampling).get("logprobs"))
 
 
-def wants_one_token(request: LLMRequest) -> bool:
-    """Whether only the log probabilities of a single token are asked for, which need no end of the text."""
-    return wants_logprobs(request) and output_limit(dict(request.sampling)) == 1
+def wants_first_tokens(request: LLMRequest) -> bool:
+    """Whether only the log probabilities of the first token are asked for, or of the second behind a bracket, which
+    need no end of the text."""
+    limit = output_limit(dict(request.sampling))
+    return wants_logprobs(request) and limit is not None and limit <= FIRST_TOKENS
 
 
 def top_wanted(request: LLMRequest) -> int:
@@ -98,5 +103,6 @@ def without_logprobs(llm_name: str, request: LLMRequest, found: str = "left them
     return ReaderError(
         f"{llm_name} was asked for log probabilities of tokens ({asked}) and {found}; wanted a server that gives them. "
         "Strategies that work without: sliding, heapsort, bubblesort, groupwise, topk; those that do not: pointwise by "
-        "logit, single-token. Choose one of the former, or another server."
+        "logit, single-token. Choose one of the former, or another server; a pointwise prompt that reads words as well "
+        "(pointwise-integer-1) works with sampling.logprobs null."
     )

@@ -6,6 +6,7 @@ A server may say anything. Every reply becomes one `Reply`; nothing here raises.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,8 @@ from rankwright.llms.logprobs import (
     NO_LOGPROBS,
     read_logprobs,
     top_wanted,
+    wants_first_tokens,
     wants_logprobs,
-    wants_one_token,
 )
 from rankwright.types import Completion, CompletionFailed, CompletionResult, LLMRequest
 
@@ -32,6 +33,8 @@ NOT_REACHED = "connection failed"
 BROKEN = "connection broken"
 BAD_ENCODING = "bad encoding"
 ABORTED = "aborted"
+TOO_LONG = "prompt too long"
+"""Prompt and answer do not fit into the model's context together; other passages would have to be sent."""
 
 RETRIED_STATUSES = frozenset({408, 409, 425, 429})
 """Besides all of 5xx. The others would fail the same way again."""
@@ -39,6 +42,16 @@ RETRIED_STATUSES = frozenset({408, 409, 425, 429})
 QUOTA_CODES = ("insufficient_quota", "quota_exceeded", "billing", "budget_exceeded", "insufficient_balance", "credit")
 """Parts of an error's `code` or `type` that mean: no money left. The `message` is not searched, because some servers
 say "you exceeded your current quota" of a limit per minute that ends by itself."""
+
+
+TOO_LONG_CODES = ("context_length", "context_window", "context_size")
+"""Parts of an error's `code` or `type` that mean TOO_LONG: of OpenAI and Azure, of hosted services, of llama.cpp."""
+_TOO_LONG_WORDS = re.compile(
+    r"context (?:length|window|size)|(?:prompt|input) is too long|input token count|reduce the length"
+    r"|maximum (?:input|model|prompt) length|inputs.{0,3} (?:must have less than|tokens \+)",
+    re.IGNORECASE,
+)
+"""What vLLM, SGLang, TGI and others write where they have no such code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +76,7 @@ def read_completion(body: bytes, request: LLMRequest, api: Api = "chat") -> Repl
     Malformed bodies are retried: they come from proxies and crashing servers. What the model itself decided (an empty
     text, a refusal, a stop at the length limit) is not: at temperature 0 it would decide the same again.
 
-    Of a request for log probabilities they are the answer: a text may then be empty, and one token needs no end.
+    Of a request for log probabilities they are the answer: a text may then be empty, and one or two tokens need no end.
     """
     try:
         data = json.loads(body)
@@ -105,7 +118,7 @@ def _failure(
     if wants_logprobs(request) and not has_logprobs and (not empty or finish_reason == "length"):
         return NO_LOGPROBS
     if finish_reason == "length":
-        return None if wants_one_token(request) else LENGTH
+        return None if wants_first_tokens(request) else LENGTH
     return EMPTY_TEXT if empty and not has_logprobs else None
 
 
@@ -150,6 +163,19 @@ def refused(status: int, retry_after: float | None) -> Reply:
     """Reply for a status other than 2xx; servers do not bill these."""
     retry = status in RETRIED_STATUSES or status >= 500
     return Reply(CompletionFailed(f"http {status}"), retry=retry, retry_after=retry_after)
+
+
+def too_long(detail: str) -> Reply:
+    """Reply for a refusal of a prompt that does not fit; `detail` is the server's own words."""
+    return Reply(CompletionFailed(TOO_LONG, detail=detail))
+
+
+def is_too_long(status: int, code: object, kind: object, message: str) -> bool:
+    """True where a refusal means that prompt and answer exceed the context. Of 5xx the words do not say so: llama.cpp
+    uses like ones where other requests have taken its memory, which passes."""
+    if any(mark in f"{code} {kind}".lower() for mark in TOO_LONG_CODES):
+        return True
+    return 400 <= status < 500 and status not in RETRIED_STATUSES and bool(_TOO_LONG_WORDS.search(message))
 
 
 def is_out_of_quota(status: int, code: str | None, kind: str | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -113,7 +114,7 @@ class _Fields:
     values: Mapping[Any, Any]
 
     def wrong(self, name: str, wanted: str) -> ConfigurationError:
-        found = f"is {str(self.values[name])[:80]!r}" if name in self.values else "is missing"
+        found = f"is {_short(self.values[name])!r}" if name in self.values else "is missing"
         return ConfigurationError(
             f"Field '{self.prefix}{name}' of ranking prompt '{self.where}' {found}; wanted {wanted}. Correct the file."
         )
@@ -158,6 +159,11 @@ class _Fields:
         if not isinstance(value, list) or not value or not all(isinstance(row, dict) for row in value):
             raise self.wrong(name, "a list of messages, each with role and text")
         return [_Fields(self.where, f"{self.prefix}{name}.{number}.", row) for number, row in enumerate(value, start=1)]
+
+
+def _short(value: object) -> str:
+    """A value for a message. Not str: lists of lists that a file names and repeats would fill the memory."""
+    return (value if isinstance(value, str) else reprlib.repr(value))[:80]
 
 
 def _shown(group: _Fields) -> Shown:
@@ -224,7 +230,7 @@ OPTIONS: Mapping[str, Mapping[str, tuple[Any, Callable[[Any], bool], str]]] = {
     "yes-no": {"score": ("probability", *_SCORE), **_VERDICT},
     "true-false": {"score": ("probability", *_SCORE), **_VERDICT},
     "binary": {"score": ("logit", *_SCORE), **_VERDICT},
-    "first-token": {"token": (1, lambda value: type(value) is int and 1 <= value <= 20, "a whole number from 1 to 20")},
+    "first-token": {"token": (1, lambda value: type(value) is int and value in (1, 2), "1 or 2")},
 }
 """Options of every parser: default, whether a value is one, what is wanted."""
 

@@ -39,7 +39,6 @@ JSON_BROKEN = "json broken"
 JSON_NESTED = "json nested"
 BRACE_MISSING = "brace missing"
 SEVERAL_OBJECTS = "several objects"
-FENCE_ADDED = "fence added"
 KEY_FORM = "key form"
 SCORE_AS_TEXT = "score as text"
 SCORE_NOT_A_NUMBER = "score is no number"
@@ -59,6 +58,10 @@ _NOUNS = frozenset(("passage", "document", "doc", "text", "candidate", "id", "id
 _SEPARATORS = frozenset((">", "≻", "›", "→", "»", "=", "->", "=>", ">>", "&gt;"))
 _PIECE = re.compile(r"[^\W_]++|(?<![^\W_])-\d++|&gt;|[-=]?+>++|\S")
 _LISTED = re.compile(r"^[ \t]*+(?:[-*•]|\d{1,3}[.):])?[ \t*_]*+(\[\s*+[^\W_]++\s*+\])", re.MULTILINE)
+_NUMBERED = re.compile(r"[ \t]*+\d{1,3}[.):][ \t]*+(\d{1,9})[ \t]*+")
+"""A line that counts the places and names a bare identifier: 1. 3"""
+_NOTE = re.compile(r"(?<=\])[ \t]{0,3}\([^()\[\]>\n]{1,80}+\)(?=[ \t]{0,3}(?:>|$))", re.MULTILINE)
+"""What is said of an identifier between it and the next: [3] (score 9) > [1]"""
 _FENCED = re.compile(r"```[a-z]*+\s(.*?)```", re.DOTALL | re.IGNORECASE)
 _STRICT_FENCE = re.compile(r"```(?:json)?\s(.*)```", re.DOTALL)
 _STRICT_CHAIN = re.compile(r"\[[^\W_]{1,9}\](?:\s*+>\s*+\[[^\W_]{1,9}\])*+", re.ASCII)
@@ -68,7 +71,7 @@ _PAIR = re.compile(
 )
 _NUMBER = re.compile(r"-?\d{1,9}(?:\.\d{1,9})?")
 _NUMBERS = re.compile(r"(?<![\w.,-])(\d++)(?:\.0++)?+(?![\w%]|[.,]\d)")
-_OUT_OF = re.compile(r"(?<=\d)\s{0,3}(?:/|out of|of)\s{0,3}\d++", re.IGNORECASE)
+_OUT_OF = re.compile(r"(?<=\d)\s{0,3}(?:/|out of|of)\s{0,3}(\d++)", re.IGNORECASE)
 _OBJECTS_TRIED = 50
 """Opening braces from which a JSON object is tried to be read."""
 
@@ -245,7 +248,8 @@ def _has_words(text: str, form: Form) -> bool:
 
 def _listed(text: str, form: Form, span: Span) -> tuple[list[str], tuple[str, ...]]:
     """Labels of a ranking in the order in which it names them, and the repairs."""
-    items, has_words = _items(text, form), _has_words(text, form)
+    text, notes = _NOTE.subn("", text)
+    items, has_words = _items(text, form), bool(notes) or _has_words(text, form)
     chain = _longest_chain(items)
     if len(chain) > 1:
         return _said(chain, *((WORDS_AROUND,) if len(chain) < len(items) or has_words else ()))
@@ -254,6 +258,10 @@ def _listed(text: str, form: Form, span: Span) -> tuple[list[str], tuple[str, ..
     if has_words:  # "[3] is off topic, [1] is not" mentions passages and does not rank them
         lines = _items("\n".join(_LISTED.findall(text)), form)
         return _said(lines, WORDS_AROUND, OTHER_SEPARATORS) if len(lines) > 1 else ([], (NO_ID,))
+    lines = [line for line in text.splitlines() if line.strip()]
+    places = [_NUMBERED.fullmatch(line) for line in lines]
+    if len(lines) > 1 and all(places):  # the first number of each line is a place
+        items = _items("\n".join(place[1] for place in places if place), form)
     named = [item for item in items if item.bracketed] or items
     numbered = (WORDS_AROUND,) if len(named) < len(items) else ()
     return _said(named, *numbered, *((OTHER_SEPARATORS,) if len(items) > 1 else ()))
@@ -266,7 +274,10 @@ def _said(items: Sequence[_Item], *repairs: str) -> tuple[list[str], tuple[str, 
 def _longest_chain(items: Sequence[_Item]) -> list[_Item]:
     chains: dict[int, list[_Item]] = {}
     for item in items:
-        chains.setdefault(item.chain, []).append(item)
+        before = chains.setdefault(item.chain, [])
+        if item.bracketed and not any(one.bracketed for one in before):
+            before.clear()  # bare numbers before the first bracket are something else: grade 9 > [1]
+        before.append(item)
     return max(reversed(chains.values()), key=len, default=[])
 
 
@@ -360,8 +371,11 @@ def _pairs(text: str, form: Form, span: Span) -> tuple[list[tuple[str, Any]], tu
     body = fences[-1] if fences else text
     objects = list(_objects(body))
     if objects:
-        last = _innermost(objects[-1], form)
-        nested = (JSON_NESTED,) if last is not objects[-1] else ()
+        inner = [_innermost(one, form) for one in objects]
+        scored = [number for number, one in enumerate(inner) if any(_key(key, form) for key, _ in one)]
+        number = scored[-1] if scored else -1
+        last = inner[number]
+        nested = (JSON_NESTED,) if last is not objects[number] else ()
         return last, (*((SEVERAL_OBJECTS,) if len(objects) > 1 else ()), *nested, *_around(body, fences))
     begin = body.rfind("{")
     closed = _decoded(body[begin:].rstrip().rstrip(",") + "}", 0) if begin >= 0 else None
@@ -435,13 +449,19 @@ def _score(value: object, form: Form) -> tuple[float | None, tuple[str, ...]]:
     """A JSON value as a score of the scale, and what was mended or why it is none."""
     mended: tuple[str, ...] = ()
     if isinstance(value, str):
-        value, mended = _as_number(_OUT_OF.sub("", value[:40]).strip()), (SCORE_AS_TEXT,)
+        value, mended = _as_number(_without_scale(value[:40], form).strip()), (SCORE_AS_TEXT,)
     if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
         return None, (SCORE_NOT_A_NUMBER,)
     low, high = form.options["scale"]
     if not low <= value <= high:
         return None, (SCORE_OUT_OF_RANGE,)
     return float(value), (*mended, *(() if isinstance(value, int) else (SCORE_NOT_AN_INTEGER,)))
+
+
+def _without_scale(text: str, form: Form) -> str:
+    """7/10 and 7 out of 10 as 7, where the scale ends with 10: a 4/5 is no 4 of such a scale."""
+    greatest = str(form.options["scale"][1])
+    return _OUT_OF.sub(lambda said: "" if said[1] == greatest else said[0], text)
 
 
 def _is_finite(value: float) -> bool:
@@ -488,7 +508,7 @@ def _strict_integer(text: str, form: Form) -> Scores:
 
 def _one_integer(text: str, form: Form, span: Span) -> tuple[int, tuple[str, ...]] | str:
     """The one number in a text, if it is of the scale, and the repairs; else why there is none."""
-    found = {number.lstrip("0") or "0" for number in _NUMBERS.findall(_OUT_OF.sub("", text))}
+    found = {number.lstrip("0") or "0" for number in _NUMBERS.findall(_without_scale(text, form))}
     if len(found) != 1:
         return SEVERAL_SCORES if found else NO_SCORE
     if not span.trusted and any(piece[0].isalpha() for piece in _PIECE.findall(text)):

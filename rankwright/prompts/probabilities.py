@@ -76,7 +76,10 @@ def weighted_integer(completion: Completion, value: int, tags: Tags, options: Ma
     digits, logprob = str(value), 0.0
     for number in range(place, len(tokens)):
         piece = _any_case(tokens[number])
-        logprob += _log_mass(completion.top_logprobs[number], piece, _any_case) or 0.0
+        mass = _log_mass(completion.top_logprobs[number], piece, _any_case)
+        if mass is None:
+            return None
+        logprob += mass
         digits = digits.removeprefix(piece)
         if not digits:
             break

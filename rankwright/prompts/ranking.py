@@ -39,6 +39,7 @@ PROBABILITY_PARSERS = frozenset(("first-token", "integer", "yes-no", "binary", "
 """Those that read token probabilities, which not every server gives."""
 
 _FIELD = re.compile(r"\{(query|passages|passage|identifier|count|last)\}")
+_NOT_SEEN = ("Cf", "Mn", "Me")
 _BRACKETED = re.compile(r"[\[［【〔⟦]\s*+([^\s\[\]［］【】〔〕⟦⟧]{1,8}+)\s*+[\]］】〕⟧]")
 
 
@@ -94,7 +95,8 @@ class RankingPrompt:
         if self.most is not None and count > self.most:
             raise ConfigurationError(
                 f"Prompt '{self.version}' was given {count} documents at once and has identifiers for {self.most}; "
-                f"wanted {self.most} at most. Lower --window, or take a prompt with more identifiers."
+                f"wanted {self.most} at most. Show fewer (--window; children of heapsort and bubblesort, group of "
+                "groupwise), or take a prompt with more identifiers."
             )
         return self._labels(count)
 
@@ -231,7 +233,8 @@ def sealed(text: str, identifier_style: str = "numbers") -> str:
     """
 
     def harmless(mark: re.Match[str]) -> str:
-        inner = unicodedata.normalize("NFKC", mark[1])
+        # Joiners and marks that change nothing of what is read: a 3 with a variation selector is a 3.
+        inner = "".join(c for c in unicodedata.normalize("NFKC", mark[1]) if unicodedata.category(c) not in _NOT_SEEN)
         letter = identifier_style == "letters" and len(inner) == 1 and inner.isalpha()
         return f"({mark[1]})" if letter or inner.isdigit() else mark[0]
 

@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM
 
 from rankwright.batching import token_batches
 from rankwright.errors import ConfigurationError, ModelError
+from rankwright.prompts.ranking import sealed
 from rankwright.prompts.reader import quoted
 from rankwright.rerankers.scoring import DEFAULT_TEMPLATE, ScoringReranker, input_length, opened, padded, render
 from rankwright.types import Document, Query, RerankRequest
@@ -194,7 +195,7 @@ class CausalReranker(ScoringReranker):
         if self.kind == "single-token":
             taken = re.compile(rf"\[\s*({'|'.join(map(re.escape, self.labels))})\s*\]")
             pairs = zip(self.labels, texts, strict=False)
-            texts = [f"[{label}] " + taken.sub(r"(\1)", text) for label, text in pairs]
+            texts = [f"[{label}] " + taken.sub(r"(\1)", sealed(text, "letters")) for label, text in pairs]
         last = self.labels[len(documents) - 1 if self.kind == "single-token" else -1]
         fields = {
             "query": quoted(query.text),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rankwright.errors import ConfigurationError
 from rankwright.llms.calls import output_limit
+from rankwright.llms.logprobs import FIRST_TOKENS
+from rankwright.llms.replies import TOO_LONG
 from rankwright.prompts.ranking import RankingPrompt, Rendered
 from rankwright.types import (
     CALL_FAILED,
@@ -22,13 +26,15 @@ from rankwright.types import (
     Scores,
 )
 
-TOO_LONG = "prompt too long"
-"""How the reason of a failed call begins whose prompt does not fit into the model."""
-
 LOGPROBS: Mapping[str, float | int | str] = {"logprobs": True, "top_logprobs": 20}
 """As many as OpenAI's interface gives."""
-ONE_WORD, ONE_ANSWER, WITH_THOUGHTS = 1, 512, 4096
-"""Tokens for the first token alone, for a permutation or scores of a window, and where thoughts come first."""
+ONE_ANSWER, WITH_THOUGHTS = 512, 4096
+"""Tokens for a permutation, scores or a number, and where thoughts come first."""
+
+
+AT_ONCE, LONG_AT_ONCE = 1024, 128
+"""Windows that are asked about in one batch, and where each answer brings the log probabilities of a whole text: at 20
+of 2,000 tokens these are some 6 MB."""
 
 
 class LLMPolicy:
@@ -42,6 +48,8 @@ class LLMPolicy:
     log probabilities where it reads them. A call that fails is a malformed judgement. Nothing is cut silently: passages
     longer than the prompt's limit are counted in `cut`, and a prompt that is longer than the model's context is an
     error.
+
+    Raises ConfigurationError for a sampling parameter that JSON cannot hold.
     """
 
     def __init__(
@@ -54,7 +62,10 @@ class LLMPolicy:
         self.llm = llm
         self.prompt = prompt
         merged = {**default_sampling(prompt), **(sampling or {})}
+        if not merged.get("logprobs"):
+            merged.pop("top_logprobs", None)  # servers refuse it alone
         self._sampling = tuple(sorted((name, value) for name, value in merged.items() if value is not None))
+        _check_values(self._sampling)
         self.shown = 0
         """Passages shown so far, repetitions included."""
         self.cut = 0
@@ -68,22 +79,35 @@ class LLMPolicy:
 
     def judge(self, windows: Sequence[RerankRequest]) -> list[Judged]:
         """One judgement per window, in order. Windows that need no judgement take no call: without documents, or with
-        one that is only to be ordered.
+        one that is only to be ordered. Many are asked about in several batches, so that prompts and log probabilities
+        of a part of them are held at once.
 
         Raises:
             ConfigurationError: more documents than the prompt has identifiers, or a prompt that is longer than the
                 model's context.
         """
         asked = [number for number, window in enumerate(windows) if not self._is_settled(window)]
-        rendered = [self.prompt.rendered(windows[number].query, windows[number].documents) for number in asked]
-        requests = [self._request(one) for one in rendered]
-        self.shown += sum(len(windows[number].documents) for number in asked)
-        self.cut += sum(one.cut for one in rendered)
+        for number in asked:
+            self.prompt.identifiers(len(windows[number].documents))  # before any call
         judged = [Judged(self._settled(len(window.documents)), 0, 0, paid=False) for window in windows]
-        results = self.llm.complete(requests) if requests else []
-        for number, request, result in zip(asked, requests, results, strict=True):
-            judged[number] = self._judged(windows[number], request, result)
+        size = self._batch_size()
+        for start in range(0, len(asked), size):
+            batch = asked[start : start + size]
+            for number, one in zip(batch, self._judge([windows[number] for number in batch]), strict=True):
+                judged[number] = one
         return judged
+
+    def _judge(self, windows: Sequence[RerankRequest]) -> list[Judged]:
+        rendered = [self.prompt.rendered(window.query, window.documents) for window in windows]
+        self.shown += sum(len(window.documents) for window in windows)
+        self.cut += sum(one.cut for one in rendered)
+        requests = [self._request(one) for one in rendered]
+        answered = zip(windows, requests, self.llm.complete(requests), strict=True)
+        return [self._judged(window, request, result) for window, request, result in answered]
+
+    def _batch_size(self) -> int:
+        tokens = output_limit(dict(self._sampling)) or WITH_THOUGHTS
+        return LONG_AT_ONCE if self.prompt.needs_logprobs and tokens > FIRST_TOKENS else AT_ONCE
 
     def request(self, window: RerankRequest) -> LLMRequest:
         """What the language model is asked about a window.
@@ -110,30 +134,47 @@ class LLMPolicy:
         if isinstance(result, Completion):
             judgement = self.prompt.parse(result, count)
             return Judged(judgement, result.input_tokens, result.output_tokens, result.paid)
-        if result.reason.startswith(TOO_LONG):
+        if result.reason == TOO_LONG:
             raise self._too_long(window, request, result)
         return Judged(self.prompt.malformed(count, f"{CALL_FAILED}{result.reason}"), paid=result.paid)
 
     def _too_long(self, window: RerankRequest, request: LLMRequest, result: CompletionFailed) -> ConfigurationError:
-        tokens = getattr(self.llm, "input_tokens", None)
-        size = f"{tokens(request)} tokens" if callable(tokens) else f"{_characters(request)} characters"
         room = output_limit(dict(self._sampling))
         return ConfigurationError(
             f"Prompt '{self.prompt.version}' with {len(window.documents)} documents of query '{window.query.query_id}' "
-            f"has {size}, which {self.llm.name} cannot take ({result.reason}); wanted a prompt that fits its context "
-            f"together with {room or 'the'} tokens of an answer. Lower --window, passages.limit of the prompt file or "
-            "max_tokens."
+            f"has {_characters(request)} characters, which {self.llm.name} cannot take "
+            f"({result.detail or result.reason}); wanted a prompt that fits its context together with {room or 'the'} "
+            "tokens of an answer. Show fewer documents at once (--window; children of heapsort and bubblesort, group "
+            "of groupwise), less of each (passages.limit of the prompt file), or lower max_tokens."
         )
 
 
 def default_sampling(prompt: RankingPrompt) -> dict[str, float | int | str]:
     """The sampling parameters of a prompt: its own, and for the rest temperature 0, as many tokens as its form needs,
     and log probabilities where they are read."""
-    thinks = bool(prompt.tags.thinking)
-    tokens = WITH_THOUGHTS if thinks else ONE_WORD if prompt.needs_logprobs and not prompt.tags.answer else ONE_ANSWER
+    tokens = WITH_THOUGHTS if prompt.tags.thinking else _of_a_word(prompt) or ONE_ANSWER
     logprobs = LOGPROBS if prompt.needs_logprobs else {}
     limit = {} if "max_completion_tokens" in prompt.sampling else {"max_tokens": tokens}
     return {"temperature": 0.0, **limit, **logprobs, **prompt.sampling}
+
+
+def _of_a_word(prompt: RankingPrompt) -> int | None:
+    """Tokens up to the one that is read, where that is the first or second; None where more are written. A number may
+    take several: many tokenizers cut 10 into digits."""
+    if prompt.parser == "first-token":
+        return int(prompt.options.get("token", 1))
+    return 1 if prompt.needs_logprobs and prompt.parser != "integer" and not prompt.tags.answer else None
+
+
+def _check_values(sampling: Sequence[tuple[str, Any]]) -> None:
+    for name, value in sampling:
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            raise ConfigurationError(
+                f"Sampling parameter {name} is {str(value)[:80]}; wanted a finite number, text, true, false, or a "
+                "list or names of them. Correct it in the prompt file or on the command line."
+            ) from None
 
 
 def _characters(request: LLMRequest) -> int:
