@@ -61,7 +61,7 @@ gates-alarms: $(ALL_INSTALLED) ## plant ten kinds of failure in training and see
 	$(BIN)/python -m pytest -m gates -n $(TEST_WORKERS) --dist loadfile tests/gates/test_gate_alarms.py
 
 # The server is built from source, with little optimization, of which a model of a few thousand weights needs none.
-gates-llama: $(ALL_INSTALLED) ## log probabilities against a real llama.cpp server, built in .venv-llama (some minutes; needs a C++ compiler)
+gates-llama: $(ALL_INSTALLED) ## log probabilities against a real llama.cpp server, built in .venv-llama by a C++ compiler (12 minutes on one busy core)
 	test -e .venv-llama/.made || ($(PYTHON) -m venv .venv-llama && CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) \
 		CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF -DCMAKE_C_FLAGS_RELEASE=-O1 -DCMAKE_CXX_FLAGS_RELEASE=-O1" \
 		.venv-llama/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) \

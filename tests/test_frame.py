@@ -111,8 +111,8 @@ def test_pip_args_reach_every_pip_command(tmp_path: Path, given: str) -> None:
     planned = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
     lines = [line for line in planned.replace("\\\n", " ").splitlines() if re.search(r"\bpip\b.* install\b", line)]
     assert [line for line in lines if " --probe one " not in line] == []
-    # pip itself, all extras, the demo's extras, sentence-transformers 5.1
-    assert len(lines) == 4
+    # pip itself, all extras, the demo's extras, llama.cpp, sentence-transformers 5.1
+    assert len(lines) == 5
     assert not (tmp_path / ".venv").exists()
 
 
