@@ -365,6 +365,38 @@ def verdict(test: PairedTest) -> str:
     return "not shown"
 
 
+def paired_test(
+    a: str,
+    b: str,
+    metric: str,
+    values_a: Mapping[str, float],
+    values_b: Mapping[str, float],
+    *,
+    seed: int = 0,
+    resamples: int = 1_000,
+    permutations: int = 10_000,
+) -> PairedTest | None:
+    """Model a against model b over the questions where both have a value; None without any. p_holm is p: there is one
+    pair.
+
+    Args:
+        a: name of a model.
+        b: that of the other.
+        metric: what the values are of.
+        values_a: query_id -> value of a.
+        values_b: likewise of b.
+        seed: of interval and test.
+        resamples: of the bootstrap.
+        permutations: of the test.
+    """
+    differences = np.array([values_a[query_id] - values_b[query_id] for query_id in values_a if query_id in values_b])
+    if differences.size == 0:
+        return None
+    low, high = bootstrap_interval(differences, seed=seed, resamples=resamples)
+    p = paired_permutation_test(differences, seed=seed, permutations=permutations)
+    return PairedTest(a, b, metric, differences.size, float(differences.mean()), low, high, p, p_holm=p)
+
+
 def evaluate(
     rankers: Mapping[str, Reranker],
     examples: Sequence[Example],
@@ -645,13 +677,9 @@ def _tests(values: _Values, settings: EvaluationSettings, progress: Progress) ->
 
 
 def _compare(a: str, b: str, metric: str, values: _Values, settings: EvaluationSettings) -> PairedTest | None:
-    values_a, values_b = values[a][metric], values[b][metric]
-    differences = np.array([values_a[query_id] - values_b[query_id] for query_id in values_a if query_id in values_b])
-    if differences.size == 0:
-        return None
-    low, high = bootstrap_interval(differences, seed=settings.seed, resamples=settings.resamples)
-    p = paired_permutation_test(differences, seed=settings.seed, permutations=settings.permutations)
-    return PairedTest(a, b, metric, differences.size, float(differences.mean()), low, high, p, p_holm=p)
+    of_both = values[a][metric], values[b][metric]
+    draws = {"resamples": settings.resamples, "permutations": settings.permutations}
+    return paired_test(a, b, metric, *of_both, seed=settings.seed, **draws)
 
 
 def _packed(evaluation: Evaluation) -> dict[str, Any]:

@@ -146,14 +146,14 @@ def command_run(verb: str) -> str:
 
 
 @contextlib.contextmanager
-def counted_store(cache: str, run: str) -> Iterator[ReadStore]:
+def counted_store(cache: str, run: str, role: Role = READER) -> Iterator[ReadStore]:
     """The file of all answers; at the end the run's calls are summed up, after an error or Ctrl-C too, because what was
     sent may be on the bill."""
     with open_store(cache) as store:
         try:
             yield store
         finally:
-            tell_of_calls(store, cache, run)
+            tell_of_calls(store, cache, run, role)
 
 
 def tell_of_calls(store: ReadStore, cache: str, run: str, role: Role = READER) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
-from rankwright.cli.build import Role, build_llm, command_run, open_store, tell_of_calls
+from rankwright.cli.build import Role, build_llm, command_run, counted_store
 from rankwright.cli.common import progress_bars, say
 from rankwright.cli.settings import ReaderSettings, filled, load_reader_settings, validated
 from rankwright.errors import ConfigurationError
@@ -212,13 +212,12 @@ def llm_policy(settings: LLMSettings, device: str, verb: str) -> Iterator[LLMPol
     """Model and prompt, with a cache around the model; at the end calls and cut passages are told, after an error
     too."""
     endpoint, run = settings.endpoint, command_run(verb)
-    with open_store(endpoint.cache) as store:
+    with counted_store(endpoint.cache, run, LLM_ROLE) as store:
         llm = CachedLLM(build_llm(endpoint, device, LLM_ROLE), store, run=run)
         policy = LLMPolicy(llm, settings.prompt, sampling=settings.sampling)
         try:
             yield policy
         finally:
-            tell_of_calls(store, endpoint.cache, run, LLM_ROLE)
             if policy.cut:
                 say(
                     f"{policy.cut} of {policy.shown} passages shown were longer than the prompt "

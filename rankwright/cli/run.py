@@ -36,7 +36,7 @@ from rankwright.cli.expansion import PASSAGES_FILE, expansion_run, passages_text
 from rankwright.cli.settings import RunSettings, settings_tree
 from rankwright.data.files import replace_text
 from rankwright.errors import ConfigurationError, ReaderError, ResumeError, StorageError
-from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, digest_of, evaluate, verdict
+from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, PairedTest, digest_of, evaluate, verdict
 from rankwright.metrics.ranking import has_relevant
 from rankwright.reporting import unchanged, write_report
 from rankwright.rewards import resolve_reward
@@ -593,6 +593,18 @@ def _compare(
     return evaluation, len(hits)
 
 
+def tested(test: PairedTest | None) -> dict[str, Any]:
+    """The part of result.json that a comparison makes; None where nothing was compared."""
+    return {
+        "n": test.n if test else 0,
+        "delta": test.delta if test else None,
+        "ci_low": test.ci_low if test else None,
+        "ci_high": test.ci_high if test else None,
+        "p_value": test.p if test else None,
+        "verdict": verdict(test) if test else "not shown",
+    }
+
+
 def _result(settings: RunSettings, evaluation: Evaluation, trained: Any, calls: int, hits: int) -> dict[str, Any]:
     metric = evaluation.headline_metric
     test = evaluation.test(TRAINED_ROW, REFERENCE_ROW, metric)
@@ -603,17 +615,12 @@ def _result(settings: RunSettings, evaluation: Evaluation, trained: Any, calls: 
 
     return {
         "metric": metric,
-        "n": test.n if test else 0,
         "seed": settings.seed,
         "f1_reference": mean(REFERENCE_ROW, "F1"),
         "f1_trained": mean(TRAINED_ROW, "F1"),
         "reference": mean(REFERENCE_ROW, metric),
         "trained": mean(TRAINED_ROW, metric),
-        "delta": test.delta if test else None,
-        "ci_low": test.ci_low if test else None,
-        "ci_high": test.ci_high if test else None,
-        "p_value": test.p if test else None,
-        "verdict": verdict(test) if test else "not shown",
+        **tested(test),
         "reader_calls": calls,
         "cache_hits": hits,
         "skipped": evaluation.settings.skipped,

@@ -17,13 +17,12 @@ from rankwright.cli.build import Splits, build_reader, checked_device, counted_s
 from rankwright.cli.common import WORSE_EXIT_CODE, say
 from rankwright.cli.generating_costs import budget
 from rankwright.cli.llm import shortener
-from rankwright.cli.run import environment_record, run_folder
+from rankwright.cli.run import REFERENCE_ROW, TRAINED_ROW, environment_record, run_folder, tested, verdict_line
 from rankwright.cli.settings import RunSettings, settings_tree
 from rankwright.data.files import replace_text
 from rankwright.errors import ConfigurationError, LimitReachedError, ResumeError
-from rankwright.evaluation import digest_of
+from rankwright.evaluation import digest_of, paired_test
 from rankwright.metrics.ranking import ranking_metrics
-from rankwright.metrics.significance import bootstrap_interval, paired_permutation_test
 from rankwright.prompts.ranking import RankingPrompt, load_ranking_prompt
 from rankwright.rewards import RANKING_REWARDS, needs_reader, ranking_reward, resolve_reward
 from rankwright.types import Completion, Example, Ranking, Reader, Reward, Scores
@@ -84,13 +83,8 @@ def show(result: Mapping[str, Any], name: str) -> None:
     if result["delta"] is None:
         say("Nothing was compared: no test question has labels, or the prompt's answer is no text.")
         return
-    words = {"better": "is BETTER than before", "not shown": "shows NO DIFFERENCE", "worse": "is WORSE than before"}
-    say(
-        f"The tuned model {words[result['verdict']]}: {METRIC} {result['reference']:.3f} -> {result['trained']:.3f} "
-        f"({result['delta']:+.3f}, 95 % interval {result['ci_low']:+.3f} to {result['ci_high']:+.3f}, p = "
-        f"{result['p_value']:.4f}, n = {result['n']}); malformed {result['malformed_reference']:.1%} -> "
-        f"{result['malformed_trained']:.1%}."
-    )
+    malformed = f"Malformed {result['malformed_reference']:.1%} -> {result['malformed_trained']:.1%}."
+    say(f"{verdict_line(result)} {malformed}")
 
 
 @dataclass(frozen=True)
@@ -308,21 +302,10 @@ def _begin(folder: Path, settings: RunSettings, name: str, resume: bool, command
 def _compared(before: _Values, after: _Values, seed: int) -> dict[str, Any]:
     """Means, difference, interval, test and verdict over the questions of both."""
     common = sorted(before.metric.keys() & after.metric.keys())
-    nothing = dict.fromkeys(("reference", "trained", "delta", "ci_low", "ci_high", "p_value"))
-    result = {"metric": METRIC, "n": len(common), **nothing, "verdict": "not shown"}
-    result |= {"malformed_reference": before.malformed, "malformed_trained": after.malformed}
-    if not common:
-        return result
-    differences = [after.metric[name] - before.metric[name] for name in common]
-    low, high = bootstrap_interval(differences, seed=seed)
-    p, delta = paired_permutation_test(differences, seed=seed), sum(differences) / len(common)
-    shown = p < 0.05 and (low > 0 or high < 0)
-    return result | {
-        "reference": sum(before.metric[name] for name in common) / len(common),
-        "trained": sum(after.metric[name] for name in common) / len(common),
-        "delta": delta,
-        "ci_low": low,
-        "ci_high": high,
-        "p_value": p,
-        "verdict": ("better" if delta > 0 else "worse") if shown else "not shown",
+    means = {
+        name: sum(values.metric[query_id] for query_id in common) / len(common) if common else None
+        for name, values in ((REFERENCE_ROW, before), (TRAINED_ROW, after))
     }
+    test = paired_test(TRAINED_ROW, REFERENCE_ROW, METRIC, after.metric, before.metric, seed=seed)
+    malformed = {"malformed_reference": before.malformed, "malformed_trained": after.malformed}
+    return {"metric": METRIC, **tested(test), **means, **malformed}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from rankwright.errors import ConfigurationError
 from rankwright.metrics.orders import average_overlap, averaged_over_ties, cube_rank, dcg, jensen_shannon, ndcg, recall
@@ -20,8 +20,21 @@ from rankwright.rewards.words import answer_of, is_order, numbers_in
 from rankwright.types import Outcome, Permutation, RewardValue
 
 
+class _OfOneCompletion:
+    """A reward that prices each completion by itself."""
+
+    name: ClassVar[str]
+
+    def __call__(self, outcomes: Sequence[Outcome]) -> list[RewardValue]:
+        check_judged(outcomes, self.name)
+        return [self._price(outcome) for outcome in outcomes]
+
+    def _price(self, outcome: Outcome) -> RewardValue:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, kw_only=True)
-class Rearank:
+class Rearank(_OfOneCompletion):
     """0.8 relative nDCG@10 + 0.1 both tags there + 0.1 the answer has the form [a] > [b] (REARANK, Zhang et al., EMNLP
     2025, arXiv 2505.20046, section 3.3).
 
@@ -50,10 +63,6 @@ class Rearank:
         if self.clip is not None and not self.clip > 0:
             raise ConfigurationError(f"Option clip of reward '{self.name}' is {self.clip}; wanted a number above 0.")
 
-    def __call__(self, outcomes: Sequence[Outcome]) -> list[RewardValue]:
-        check_judged(outcomes, self.name)
-        return [self._price(outcome) for outcome in outcomes]
-
     def _price(self, outcome: Outcome) -> RewardValue:
         grades = grades_of(outcome)
         fault = self.ladder.fault_of(outcome)
@@ -79,7 +88,7 @@ class Rearank:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankR1:
+class RankR1(_OfOneCompletion):
     """1 for the label of the most relevant document in the agreed form, else 0 (Rank-R1, Zhuang et al., arXiv
     2503.06034; train_grpo.py of ielab/llm-rankers).
 
@@ -89,10 +98,6 @@ class RankR1:
     ladder: Ladder = LADDERS["rank-r1"]
 
     name = "rank-r1"
-
-    def __call__(self, outcomes: Sequence[Outcome]) -> list[RewardValue]:
-        check_judged(outcomes, self.name)
-        return [self._price(outcome) for outcome in outcomes]
 
     def _price(self, outcome: Outcome) -> RewardValue:
         grades = grades_of(outcome)
@@ -104,7 +109,7 @@ class RankR1:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReasonRank:
+class ReasonRank(_OfOneCompletion):
     """nDCG@10 + 0.2 recall@10 + 0.1 RBO, -1 without the blocks, 0 without a whole order (ReasonRank, Liu et al., arXiv
     2508.07050, eq. 2 to 4; reward_score/ranking.py of the authors' code).
 
@@ -130,10 +135,6 @@ class ReasonRank:
         _require_cutoff(self.name, self.cutoff)
         _require_grade(self.name, self.relevant_from)
 
-    def __call__(self, outcomes: Sequence[Outcome]) -> list[RewardValue]:
-        check_judged(outcomes, self.name)
-        return [self._price(outcome) for outcome in outcomes]
-
     def _price(self, outcome: Outcome) -> RewardValue:
         grades = grades_of(outcome)
         fault = self.ladder.fault_of(outcome)
@@ -156,7 +157,7 @@ class ReasonRank:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupRank:
+class GroupRank(_OfOneCompletion):
     """nDCG@10 + 0.2 recall@10 + 0.1 (1 - JS) of scores for a group of documents, -0.5 without the tags, -0.1 without
     readable scores (GroupRank, Sun et al., arXiv 2511.11653 in its later version, eq. 4 to 6).
 
@@ -190,10 +191,6 @@ class GroupRank:
         if not self.log_base > 1:
             raise ConfigurationError(f"Option log_base of reward '{self.name}' is {self.log_base}; wanted above 1.")
 
-    def __call__(self, outcomes: Sequence[Outcome]) -> list[RewardValue]:
-        check_judged(outcomes, self.name)
-        return [self._price(outcome) for outcome in outcomes]
-
     def _price(self, outcome: Outcome) -> RewardValue:
         grades = grades_of(outcome)
         fault = self.ladder.fault_of(outcome)
@@ -224,7 +221,7 @@ class GroupRank:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProRank:
+class ProRank(_OfOneCompletion):
     """Correct 0 or 1 for one document, and that it is a 0 or 1 at all (stage 1, the prompt warm-up, of ProRank, Li et
     al., arXiv 2506.03487).
 
@@ -249,10 +246,6 @@ class ProRank:
                 "scores from labels: train it with --method sft or supervised."
             )
 
-    def __call__(self, outcomes: Sequence[Outcome]) -> list[RewardValue]:
-        check_judged(outcomes, self.name)
-        return [self._price(outcome) for outcome in outcomes]
-
     def _price(self, outcome: Outcome) -> RewardValue:
         check_single(outcome, self.name)
         fault = self.ladder.fault_of(outcome)
@@ -265,7 +258,7 @@ class ProRank:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MMR5:
+class MMR5(_OfOneCompletion):
     """Cube-rank of a list that may be incomplete, plus its format (MM-R5, arXiv 2506.12364, section 3.3).
 
     Result: sum over ranks j with a relevant document of 1 / j^3, by the same sum for all K relevant ones at the top.
@@ -284,10 +277,6 @@ class MMR5:
 
     def __post_init__(self) -> None:
         _require_grade(self.name, self.relevant_from)
-
-    def __call__(self, outcomes: Sequence[Outcome]) -> list[RewardValue]:
-        check_judged(outcomes, self.name)
-        return [self._price(outcome) for outcome in outcomes]
 
     def _price(self, outcome: Outcome) -> RewardValue:
         hits = [grade >= self.relevant_from for grade in grades_of(outcome)]
