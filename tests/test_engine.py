@@ -149,7 +149,7 @@ def test_models_do_not_share_batches() -> None:
     for reply in replies:
         reply.result(10)
     engine.close(5)
-    assert all(text.startswith("one") for text in sum(gates["one"].batches[3:], []))
+    assert all(text.startswith("one") for batch in gates["one"].batches[3:] for text in batch)
     assert [len(batch) for batch in gates["one"].batches[3:]] == [6]
     assert [len(batch) for batch in gates["two"].batches[2:]] == [3]
 
