@@ -9,9 +9,9 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from rankwright.engine import Reply
 from rankwright.server.problems import Problem
@@ -20,6 +20,14 @@ from rankwright.server.settings import ServerSettings
 from rankwright.types import Document, Query, RerankRequest
 
 Dialect = Literal["jina", "cohere", "tei"]
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+"""3 and 3.0 are one number in JSON, and some languages write the second."""
 
 
 class TextDocument(BaseModel):
@@ -39,13 +47,13 @@ class RerankBody(BaseModel):
     query: str
     documents: list[str | TextDocument] = []
     texts: list[str | TextDocument] = []
-    top_n: int | None = None
-    top_k: int | None = None
+    top_n: Whole | None = None
+    top_k: Whole | None = None
     return_documents: bool | None = None
     return_text: bool | None = None
     raw_scores: bool | None = None
     ids: list[str] | None = None
-    max_tokens_per_doc: int | None = None
+    max_tokens_per_doc: Whole | None = None
 
 
 class ScoreBody(BaseModel):
