@@ -67,7 +67,7 @@
     return "#" + (written.toString() || "show=all");
   }
 
-  const words = state => state.find.toLowerCase().split(/\s+/).filter(Boolean);
+  const words = () => state.find.toLowerCase().split(/\s+/).filter(Boolean);
   const haystacks = data.questions.map((question) =>
     [question.id, question.text, question.answers, ...question.reads].join("\n").toLowerCase(),
   );
@@ -93,7 +93,10 @@
   let waiting = 0;
   find.addEventListener("input", () => {
     clearTimeout(waiting);
-    waiting = setTimeout(() => go({ find: find.value, page: 1 }, true), 150);
+    waiting = setTimeout(() => {
+      waiting = 0;
+      go({ find: find.value, page: 1 }, state.find !== "");
+    }, 150);
   });
   metric.addEventListener("change", () => go({ metric: Number(metric.value), page: 1 }));
   sort.addEventListener("change", () => go({ sort: sort.value, page: 1 }));
@@ -105,7 +108,7 @@
   previous.addEventListener("click", turn(-1));
   next.addEventListener("click", turn(1));
 
-  // A search replaces the address letter by letter, or "back" would take a step for each of them.
+  // A search that goes on replaces the address, or "back" would take a step for each letter.
   function go(changed, replacing = false) {
     const to = address(changed);
     if (to === location.hash) return show();
@@ -116,7 +119,7 @@
   // --- the list ------------------------------------------------------------------------------------------------
 
   function show() {
-    const wanted = words(state), tally = { all: 0, won: 0, lost: 0, same: 0, none: 0 }, fitting = [];
+    const wanted = words(), tally = { all: 0, won: 0, lost: 0, same: 0, none: 0 }, fitting = [];
     data.questions.forEach((question, i) => {
       if (!wanted.every((word) => haystacks[i].includes(word))) return;
       const became = outcome(question);
@@ -150,7 +153,7 @@
       counts[value].textContent = counted(tally[value]);
     }
     radios.none.parentElement.hidden = tally.none === 0 && state.show !== "none";
-    if (document.activeElement !== find) find.value = state.find;
+    if (!waiting) find.value = state.find; // else somebody types on
     metric.value = state.metric;
     sort.value = state.sort;
     document.getElementById("share").hidden = state.metric !== data.headline;
