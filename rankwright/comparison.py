@@ -25,7 +25,7 @@ from rankwright.evaluation import (
 )
 from rankwright.types import Example
 
-_DECIMALS = 6
+DECIMALS = 6
 """Values that agree in so many decimals are the same: nDCG of equal rankings may differ in the last bit."""
 
 
@@ -104,7 +104,7 @@ class Comparison:
         """query_id -> value before and after, of the questions where both have one."""
         before, after = (side.result.values.get(metric, {}) for side in (self.before, self.after))
         return {
-            query_id: (round(before[query_id], _DECIMALS), round(after[query_id], _DECIMALS))
+            query_id: (before[query_id], after[query_id])
             for query_id in self.questions
             if query_id in before and query_id in after
         }
@@ -116,9 +116,8 @@ class Comparison:
 
     def counts(self, metric: str) -> Counts:
         """How many questions were won, stayed the same, were lost."""
-        pairs = self.values(metric).values()
-        won, lost = sum(a > b for b, a in pairs), sum(a < b for b, a in pairs)
-        return Counts(won, len(pairs) - won - lost, lost)
+        became = [outcome_of(pair) for pair in self.values(metric).values()]
+        return Counts(became.count("won"), became.count("same"), became.count("lost"))
 
     def table(self) -> list[dict[str, Any]]:
         """One row per metric: means, counts and test."""
@@ -142,7 +141,7 @@ def outcome_of(pair: Sequence[float] | None) -> str:
     """What became of a question with these values before and after; `not compared` where one of them is missing."""
     if pair is None:
         return "not compared"
-    before, after = pair
+    before, after = (round(value, DECIMALS) for value in pair)
     return "won" if after > before else "lost" if after < before else "same"
 
 

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rankwright.comparison import Comparison, Side
+from rankwright.comparison import DECIMALS, Comparison, Side
 from rankwright.evaluation import PairedTest, verdict, write_whole
 from rankwright.metrics.answer import contains_answer
 from rankwright.reporting.charts import interval, share_bar
@@ -267,7 +267,7 @@ def _question(comparison: Comparison, query_id: str, passages: _Passages, read: 
         "id": printable(query_id),
         "text": printable(shortened(examples[0].query.text, _TEXT)),
         "answers": printable(shortened(" · ".join(examples[0].answers), _TEXT)),
-        "values": [[None if v is None else round(v, 6) for v in pair] for pair in values],
+        "values": [[None if v is None else round(v, DECIMALS) for v in pair] for pair in values],
         "reads": [_read(side, query_id) for side in sides],
         "rankings": rankings,
         "more": [max(0, len(order) - shown) for order, shown in zip(orders, places, strict=True)],
