@@ -1,5 +1,5 @@
-"""Gate S13: Schemathesis, with valid and invalid data and NUL, finds no 5xx, no status that the description leaves out and
-no answer that it does not describe."""
+"""Gate S13: Schemathesis, with valid and invalid data and NUL, finds no 5xx, no status that the description leaves out
+and no answer that it does not describe."""
 
 from __future__ import annotations
 
@@ -16,10 +16,22 @@ from tests.load_kit import KEY, stub_server
 pytestmark = [pytest.mark.gates, pytest.mark.timeout(3000)]
 
 THIS = "tests/gates/test_gate_s13.py"
-DIALECTS = "rankwright/server/dialects.py"
+DIALECTS, SCHEMAS = "rankwright/server/dialects.py", "rankwright/server/schemas.py"
 MUTANTS = [
-    Mutant("S13", THIS, DIALECTS, "        raise Problem(422, f\"{name} is empty; wanted text.\", param=name)\n", "        raise KeyError\n"),
-    Mutant("S13", THIS, "rankwright/server/schemas.py", '"id", "model", "results", "usage"]', '"id", "model", "results", "price"]'),
+    Mutant(
+        "S13",
+        THIS,
+        DIALECTS,
+        '        raise Problem(422, f"{name} is empty; wanted text.", param=name)\n',
+        "        raise KeyError\n",
+    ),
+    Mutant(
+        "S13",
+        THIS,
+        "rankwright/server/schemas.py",
+        '"id", "model", "results", "usage"]',
+        '"id", "model", "results", "price"]',
+    ),
 ]
 # A request may fit its description and be over a limit that no schema can say: as many ids as documents.
 CONFIG = """
