@@ -115,6 +115,13 @@ def test_names_of_all_dialects_mean_the_same_everywhere() -> None:
     assert "document" not in plain[0]
 
 
+def test_documents_without_text_are_scored_like_others() -> None:
+    with client() as at:
+        answer = posted(at, *rerank(documents=["", " ", {"text": "", "title": "Red"}, "red"])).json()
+    assert [r["index"] for r in answer["results"]] == [3, 0, 1, 2]
+    assert [r["score_raw"] for r in answer["results"]] == [score_of("red door", text) for text in ("red", "", "", "")]
+
+
 def test_ids_titles_cuts_and_warnings_come_back() -> None:
     long = "red " * 100
     with client() as at:
@@ -356,7 +363,7 @@ def test_a_request_id_comes_back_if_it_is_harmless(shared: Any) -> None:
 
 def test_the_description_is_json_with_all_routes(shared: Any) -> None:
     paths = json.loads(shared.get("/openapi.json").text)["paths"]
-    assert {"/rerank", "/v1/rerank", "/v2/rerank", "/score", "/live", "/ready", "/info", "/metrics"} <= set(paths)
+    assert {"/rerank", "/v1/rerank", "/v2/rerank", "/score", "/live", "/ready", "/info", "/metrics", "/v1/models"} <= set(paths)
 
 
 # --- the page and its reader -----------------------------------------------------------------------------------------

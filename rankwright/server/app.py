@@ -74,7 +74,8 @@ class _Routes:
         add("/score", self.score, methods=["POST"], **described)
         described = schemas.description(schemas.answer_request(settings), schemas.ANSWER, 502)
         add("/answer", self.answer, methods=["POST"], include_in_schema=self.answers.served is not None, **described)
-        for path, route in (("/live", self.live), ("/ready", self.ready), ("/info", self.info)):
+        known = {"/live": self.live, "/ready": self.ready, "/info": self.info, "/v1/models": self.models}
+        for path, route in known.items():
             responses = schemas.OBJECT | schemas.problems(*([503] if path == "/ready" else []))
             add(path, route, methods=["GET"], responses=responses)
         plain = PlainTextResponse
@@ -154,6 +155,14 @@ class _Routes:
                 },
             }
         )
+
+    async def models(self) -> Response:
+        """The names that `model` takes, as servers of OpenAI's dialect list theirs."""
+        listed = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "rankwright", "max_model_len": scorer.max_length}
+            for name, scorer in self.engine.scorers.items()
+        ]
+        return json_response({"object": "list", "data": listed})
 
     async def prometheus(self) -> Response:
         """Counters, gauges and histograms."""

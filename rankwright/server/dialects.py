@@ -211,6 +211,7 @@ def _check_query(query: str, name: str, settings: ServerSettings) -> None:
 def _checked_documents(
     documents: Sequence[str | TextDocument], name: str, settings: ServerSettings
 ) -> Sequence[str | TextDocument]:
+    # A single document without text is scored like any other: corpora have such, and one must not cost a whole request.
     if not documents:
         raise Problem(422, f"{name} is empty; wanted 1 to {settings.max_documents} documents.", param=name)
     if len(documents) > settings.max_documents:
@@ -222,8 +223,6 @@ def _checked_documents(
         )
     for i, document in enumerate(documents):
         text, title = (document, "") if isinstance(document, str) else (document.text, document.title)
-        if not text or text.isspace():
-            raise Problem(422, f"{name}[{i}] is empty; wanted text. Leave it out.", param=f"{name}.{i}")
         if len(text) + len(title) > settings.max_document_characters:
             raise Problem(
                 422,

@@ -73,5 +73,5 @@ def test_the_description_holds(tmp_path: Path) -> None:
         )
     print(run.stdout[-600:])
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
-    assert "8 selected / 8 total" in run.stdout
-    assert "Tested: 8" in run.stdout
+    assert "9 selected / 9 total" in run.stdout
+    assert "Tested: 9" in run.stdout
