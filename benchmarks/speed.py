@@ -141,7 +141,7 @@ def plain_onnx() -> Scores:
     import onnxruntime  # pyright: ignore[reportMissingImports]
     from tokenizers import Tokenizer
 
-    session = onnxruntime.InferenceSession(str(graph_file()), providers=["CPUExecutionProvider"])
+    session: Any = onnxruntime.InferenceSession(str(graph_file()), providers=["CPUExecutionProvider"])
     tokenizer = Tokenizer.from_file(str(model_folder() / "tokenizer.json"))
     tokenizer.enable_truncation(MAX_LENGTH)
     tokenizer.enable_padding()
@@ -202,7 +202,9 @@ def opened_systems() -> tuple[dict[str, Scores], dict[str, str]]:
 @cache
 def examples_of(name: str) -> list[Example]:
     """Questions of a set with their first-stage candidates; those with few candidates left out."""
-    return [example for example in ranking_sets()[SETS[name]]() if len(example.candidates) >= max(CANDIDATES)]
+    return [
+        example for example in ranking_sets(max(CANDIDATES))[SETS[name]]() if len(example.candidates) >= max(CANDIDATES)
+    ]
 
 
 def lists_of(cell: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
@@ -341,10 +343,7 @@ def quality(backend: str, name: str) -> dict[str, float]:
     rankings = [ranking for request in requests for ranking in model.rerank_batch([request])]
     relevance = {e.query.query_id: e.relevance for e in examples}
     values = ranking_metrics(rankings, relevance, ["nDCG@10"])["nDCG@10"]
-    return {
-        "nDCG@10": float(np.mean(list(values.values()) if isinstance(values, Mapping) else values)),
-        "n": len(examples),
-    }
+    return {"nDCG@10": float(np.mean(list(values.values()))), "n": len(examples)}
 
 
 def cells() -> dict[str, dict[str, Any]]:
@@ -448,8 +447,8 @@ def page() -> str:
             "scored by all systems in one process in turn. Milliseconds of a list: median and 95th percentile; ratios",
             "are those of one list in one round: median (smallest to largest) against sentence-transformers, and",
             "against the fastest other peer. Share of peak: operations of the model's products, nothing left out, over",
-            "the bf16 peak. Error: the largest difference of a raw score to sentence-transformers' (FlashRank's from its",
-            "probabilities).",
+            "the bf16 peak. Error: the largest difference of a raw score to sentence-transformers' (FlashRank's from",
+            "its probabilities).",
             "",
             "| list | system | p50 ms | p95 ms | pairs/s | to sentence-transformers | to best other peer | share of "
             "peak | error |",

@@ -66,7 +66,9 @@ def scores_of(scorer: Scorer, documents: Sequence[Document] = DOCUMENTS, query: 
 @pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "camembert", "electra"])
 def test_a_packed_model_scores_as_transformers_does(family: str, tmp_path: Path) -> None:
     if family == "electra":
-        model = ElectraForSequenceClassification(ElectraConfig(**SMALL, embedding_size=16, num_labels=1)).eval()
+        config = ElectraConfig(**SMALL, embedding_size=16)
+        config.num_labels = 1
+        model = ElectraForSequenceClassification(config).eval()
         spread(model)
         model.save_pretrained(tmp_path)
         tiny_tokenizer(MAX_LENGTH).save_pretrained(tmp_path)
@@ -204,6 +206,7 @@ class Altered(Scorer):
         return self.inner.max_length
 
     def score_batch(self, requests: Sequence[RerankRequest]) -> list[Scored]:
+        found: list[Scored] = []
         for _ in range(self.times):
             found = self.inner.score_batch(requests)
         return [replace(scored, scores=tuple(map(self.alter, scored.scores))) for scored in found]
