@@ -442,7 +442,7 @@ def starting_model(settings: RunSettings) -> Any:
     from rankwright.rerankers import load
 
     model = settings.model
-    loaded = load(model.name, device=processes.own_device(model.device), max_length=model.max_length or None)
+    loaded: Any = load(model.name, device=processes.own_device(model.device), max_length=model.max_length or None)
     if model.template:
         loaded.template = model.template
     return loaded
