@@ -100,6 +100,11 @@ PACKAGES = (
     Package("sentence-transformers", "6", "interop", required=False),
     Package("transformers[serving]", "5.3", "serve-reader", required=False, seen_by="fastapi"),
     Package("tensorboard", "2.18", "track", required=False),
+    Package("langchain-core", "1.0", "langchain", required=False),
+    Package("llama-index-core", "0.14", "llama-index", required=False),
+    Package("haystack-ai", "3.0", "haystack", required=False),
+    Package("pyterrier", "1.1", "pyterrier", required=False),
+    Package("mteb", "2.20", "mteb", required=False),
 )
 
 
