@@ -137,6 +137,8 @@ def test_wrong_arguments_are_named() -> None:
         RankwrightRanker(Written(), top_k=0)
     with pytest.raises(ConfigurationError, match="Number of passages to keep is -1"):
         RankwrightRanker(Written()).run("q", DOCUMENTS, top_k=-1)
+    with pytest.raises(ConfigurationError, match="Document at position 0 is a value of type dict"):
+        RankwrightRanker(Written()).run("q", [{"content": "rain"}])  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigurationError, match="Model is a value of type NoneType"):
         RankwrightRanker(None)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigurationError, match="Reranker 'written' was given open to a component"):

@@ -63,8 +63,11 @@ def test_many_queries_are_one_call_and_have_ids_of_their_own() -> None:
 def test_nothing_to_rank_opens_no_model() -> None:
     opened = Opened("no/such/folder", {})
     assert opened.rank("q", [], top_k=3, scale="raw") == []
+    assert asyncio.run(opened.rank_async("q", [], top_k=3, scale="raw")) == []
     with pytest.raises(ResourceNotFoundError, match="no/such/folder"):
         opened.rank("q", PASSAGES, top_k=3, scale="raw")
+    with pytest.raises(ResourceNotFoundError, match="no/such/folder"):
+        asyncio.run(opened.rank_async("q", PASSAGES, top_k=3, scale="raw"))
 
 
 def test_parts_are_whole_queries_of_a_bounded_number_of_pairs() -> None:
@@ -115,7 +118,8 @@ def test_a_model_must_be_a_name_or_a_reranker() -> None:
     [
         (None, PASSAGES, None, "raw", "Query is a value of type NoneType; wanted a string"),
         ("q", [PASSAGES[0], Passage(None)], None, "raw", "Document at position 1 has a text of type NoneType"),  # pyright: ignore[reportArgumentType]
-        ("q", PASSAGES, 0, "raw", "Number of passages to keep is 0; wanted at least 1"),
+        ("q", PASSAGES, 0, "raw", "Number of passages to keep is 0; wanted a whole number from 1"),
+        ("q", PASSAGES, 2.5, "raw", "Number of passages to keep is 2.5; wanted a whole number"),
         ("q", PASSAGES, None, "softmax", "Scale of scores is 'softmax'; wanted 'raw'"),
     ],
 )
@@ -280,7 +284,7 @@ def test_an_opened_reranker_is_pickled_whole() -> None:
 
 def test_a_file_can_only_hold_a_name() -> None:
     assert Opened(Path("runs") / "mine", {}).named("a file") == str(Path("runs") / "mine")
-    with pytest.raises(ConfigurationError, match="Reranker 'written' was given open to a file; .* Save the reranker"):
+    with pytest.raises(ConfigurationError, match=r"Reranker 'written' was given open to a file; .* Save"):
         Opened(Written(), {}).named("a file")
 
 

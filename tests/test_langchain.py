@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_classic.retrievers import ContextualCompressionRetriever
+from langchain_classic.retrievers.document_compressors import DocumentCompressorPipeline
 from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
@@ -70,11 +72,21 @@ def test_options_hold_for_the_next_call() -> None:
 def test_a_chain_ends_in_the_best_documents() -> None:
     written = Written()
     reranker = RankwrightReranker(written, top_n=1).as_runnable()
-    chain = {"query": RunnablePassthrough(), "documents": Found()} | reranker | RunnableLambda(lambda ds: ds[0].id)
+    best = RunnableLambda(lambda documents: documents[0].id)  # pyright: ignore[reportIndexIssue]
+    chain = {"query": RunnablePassthrough(), "documents": Found()} | reranker | best
     assert chain.invoke("where?") == "ü/雨 "
     assert chain.batch(["where?", "when?", "who?"]) == ["ü/雨 "] * 3
     assert asyncio.run(chain.ainvoke("where?")) == "ü/雨 "
     assert {query for query, _, _ in written.read} == {"where?", "when?", "who?"}
+
+
+def test_a_compression_retriever_finds_the_best_documents() -> None:
+    retriever = ContextualCompressionRetriever(
+        base_compressor=DocumentCompressorPipeline(transformers=[RankwrightReranker(Written(), top_n=2)]),
+        base_retriever=Found(),
+    )
+    assert [d.id for d in retriever.invoke("where?")] == ["ü/雨 ", "a"]
+    assert [d.metadata[SCORE] for d in asyncio.run(retriever.ainvoke("where?"))] == [3.0, 1.0]
 
 
 @pytest.mark.parametrize("way", ["compressor", "runnable"])

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload, LlamaDebugHandler
-from llama_index.core.instrumentation.events.base import BaseEvent
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.llms import MockLLM
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, TextNode
 from llama_index_instrumentation import root_dispatcher
+from llama_index_instrumentation.base import BaseEvent
 from llama_index_instrumentation.event_handlers import BaseEventHandler
 
 import rankwright
@@ -169,5 +169,7 @@ def test_wrong_fields_and_a_missing_query_are_named() -> None:
         RankwrightReranker("no/such/folder")
     with pytest.raises(ConfigurationError, match="Number of passages to keep is 0"):
         RankwrightReranker(Written(), top_n=0)
+    with pytest.raises(ConfigurationError, match="Document at position 0 is a value of type TextNode"):
+        RankwrightReranker(Written()).postprocess_nodes([TextNode(text="rain")], query_str="q")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigurationError, match="Query of the nodes is None"):
         RankwrightReranker(Written()).postprocess_nodes(_nodes())

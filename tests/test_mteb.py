@@ -79,6 +79,11 @@ def test_an_evaluation_measures_the_ranking() -> None:
     assert written.read == expected
 
 
+def _loader(texts: list[str], batch_size: int = 1) -> DataLoader[Any]:
+    rows: Any = [{"text": text} for text in texts]
+    return DataLoader(rows, batch_size=batch_size)
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
 def test_scores_come_in_the_order_of_pairs_whatever_the_batches(
     batch_size: int, monkeypatch: pytest.MonkeyPatch
@@ -86,13 +91,13 @@ def test_scores_come_in_the_order_of_pairs_whatever_the_batches(
     monkeypatch.setattr(opened, "PAIRS_AT_ONCE", 2)
     pairs = [("a", "x 1"), ("a", "x 3"), ("a", "x 2"), ("b", "x 1"), ("a", "x 5")]
     written = Written()
-    queries = DataLoader([{"text": query} for query, _ in pairs], batch_size=batch_size)  # pyright: ignore[reportArgumentType]
-    texts = DataLoader([{"text": text} for _, text in pairs], batch_size=batch_size)  # pyright: ignore[reportArgumentType]
+    queries = _loader([query for query, _ in pairs], batch_size)
+    texts = _loader([text for _, text in pairs], batch_size)
     where: dict[str, Any] = {"task_metadata": Weather.metadata, "hf_split": "test", "hf_subset": "default"}
     found = RankwrightReranker(written).predict(queries, texts, **where)
     assert list(found) == [1.0, 3.0, 2.0, 1.0, 5.0]
     assert [[len(r.documents) for r in requests] for requests in written.asked] == [[3], [1, 1]]
-    assert list(RankwrightReranker(written).predict(DataLoader([]), DataLoader([]), **where)) == []
+    assert list(RankwrightReranker(written).predict(_loader([]), _loader([]), **where)) == []
 
 
 def _model(folder: Path, seed: int = 0) -> Path:
@@ -117,9 +122,9 @@ def test_it_predicts_what_a_cross_encoder_of_the_same_folder_does(tmp_path: Path
         assert found == pytest.approx(expected[query], abs=1e-5)
 
 
-def _calls(folder: Path, cache: mteb.ResultCache) -> int:
+def _calls(folder: Path, cache: mteb.ResultCache, **load: Any) -> int:
     """How often the model was asked in an evaluation that may use kept results."""
-    reranker = RankwrightReranker(folder)
+    reranker = RankwrightReranker(folder, load=load)
     asked: list[Sequence[Any]] = []
     inner = reranker._opened.reranker.rerank_batch
     reranker._opened.reranker.rerank_batch = lambda requests: asked.append(requests) or inner(requests)
@@ -134,6 +139,8 @@ def test_kept_results_are_those_of_the_same_files(tmp_path: Path) -> None:
     assert _calls(folder, cache) == 0
     (folder / "README.md").write_text("A card.", encoding="utf-8")
     assert _calls(folder, cache) == 0
+    assert _calls(folder, cache, max_length=8) == 1
+    assert _calls(folder, cache, max_length=8) == 0
     shutil.rmtree(folder)
     assert _calls(_model(folder, seed=1), cache) == 1  # trained again
 

@@ -40,8 +40,8 @@ def test_rows_get_new_scores_and_ranks_and_keep_the_rest() -> None:
     assert isinstance(found, pd.DataFrame)
     assert list(found["score"]) == [1.0, 5.0, 3.0, 1.0, -2.0]
     assert list(found["rank"]) == [1, 0, 0, 2, 1]
-    rest = ["qid", "query", "docno", "text", "url"]
-    pd.testing.assert_frame_equal(found[rest], _frame()[rest])
+    new = ["score", "rank"]
+    pd.testing.assert_frame_equal(found.drop(columns=new), _frame().drop(columns=new))
     assert len(written.asked) == 1
     expected = [
         ("rain?", "rain 1"),
@@ -65,7 +65,7 @@ def test_large_frames_are_several_calls_of_whole_queries(monkeypatch: pytest.Mon
 def test_an_empty_frame_has_the_columns_of_a_full_one(columns: list[str]) -> None:
     written = Written()
     found = RankwrightReranker(written).transform(pd.DataFrame(columns=columns))
-    full = RankwrightReranker(written).transform(_frame()[columns])
+    full = RankwrightReranker(written).transform(_frame().filter(columns))
     assert len(found) == 0
     assert list(found.columns) == list(full.columns)
     assert found["score"].dtype == full["score"].dtype
@@ -109,7 +109,7 @@ def test_single_queries_and_records_work_too() -> None:
 
 def test_a_model_by_name_gives_its_raw_scores_and_is_pickled_as_its_name(tmp_path: Path) -> None:
     folder = save_cross_encoder(tmp_path / "model")
-    frame = _frame()[:1]
+    frame = _frame().head(1)
     reranker = RankwrightReranker(folder, load={"max_length": 8})
     expected = rankwright.load(folder, max_length=8).rerank("rain?", ["rain 1"]).scores
     pickled = pickle.loads(pickle.dumps(reranker))

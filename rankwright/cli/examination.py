@@ -27,6 +27,7 @@ TESTED = (
     "cache of answers: many processes, kills, full disks, damaged files",
     "model folder in rankwright, sentence-transformers 6 and transformers 5: equal raw scores",
     "the same folder in sentence-transformers 5.1: make interop-st5, not part of make test",
+    "LangChain, LlamaIndex, Haystack, PyTerrier, MTEB, sentence-transformers: called by their own pipelines",
     "upload to a hub, and a model by its hub name: a stand-in server on loopback (HF_ENDPOINT)",
     "training in two processes (torchrun, gloo) on one CPU: the weights of one process",
 )
@@ -35,6 +36,8 @@ UNTESTED = (
     "vLLM: untested here",
     "Ollama: untested here",
     "llama.cpp's own server: untested here",
+    "PyTerrier over an index of Terrier (Java): untested here",
+    "MTEB's own tasks (they are downloaded): untested here",
     "published LLM rerankers (Qwen3-Reranker, mxbai-rerank-v2, FIRST): untested here",
     "GPUs (CUDA, ROCm, MPS): untested here",
     "several GPUs: untested here",

@@ -16,7 +16,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from rankwright.integrations.opened import Hit, Model, Opened, Passage, Scale, check_options, missing, title_of
+from rankwright.integrations.opened import (
+    Hit,
+    Model,
+    Opened,
+    Passage,
+    Scale,
+    check_kind,
+    check_options,
+    missing,
+    title_of,
+)
 
 try:
     from haystack import Document, component, default_from_dict, default_to_dict
@@ -133,6 +143,7 @@ class RankwrightRanker:
 
 def distinct(documents: Sequence[Document]) -> list[Document]:
     """Every id once, where it came first, with the highest score that it came with."""
+    check_kind(documents, Document, "Document(content=...)")
     best: dict[str, Document] = {}
     for document in documents:
         known = best.get(document.id)

@@ -14,7 +14,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rankwright.errors import ConfigurationError
-from rankwright.integrations.opened import Hit, Model, Opened, Passage, Scale, check_options, missing, title_of
+from rankwright.integrations.opened import (
+    Hit,
+    Model,
+    Opened,
+    Passage,
+    Scale,
+    check_kind,
+    check_options,
+    missing,
+    title_of,
+)
 
 try:
     from langchain_core.callbacks import Callbacks
@@ -72,6 +82,7 @@ class RankwrightReranker(BaseDocumentCompressor):
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
         """The best documents as copies, best first."""
+        documents = list(documents)
         hits = self._opened.rank(query, self._passages(documents), top_k=self.top_n, scale=self.scale)
         return [_scored(documents[hit.position], hit) for hit in hits]
 
@@ -79,6 +90,7 @@ class RankwrightReranker(BaseDocumentCompressor):
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
         """The same, in another thread."""
+        documents = list(documents)
         hits = await self._opened.rank_async(query, self._passages(documents), top_k=self.top_n, scale=self.scale)
         return [_scored(documents[hit.position], hit) for hit in hits]
 
@@ -96,12 +108,7 @@ class RankwrightReranker(BaseDocumentCompressor):
         return RunnableLambda(run, afunc=arun, name="rankwright")
 
     def _passages(self, documents: Sequence[Document]) -> list[Passage]:
-        for position, document in enumerate(documents):
-            if not isinstance(document, Document):
-                raise ConfigurationError(
-                    f"Document at position {position} is a value of type {type(document).__name__}; wanted a "
-                    "Document of langchain_core. Make one with Document(page_content=...)."
-                )
+        check_kind(documents, Document, "Document(page_content=...)")
         return [Passage(d.page_content, title_of(d.metadata, self.title_field)) for d in documents]
 
 

@@ -14,7 +14,17 @@ from contextlib import contextmanager
 from typing import Any
 
 from rankwright.errors import ConfigurationError
-from rankwright.integrations.opened import Hit, Model, Opened, Passage, Scale, check_options, missing, title_of
+from rankwright.integrations.opened import (
+    Hit,
+    Model,
+    Opened,
+    Passage,
+    Scale,
+    check_kind,
+    check_options,
+    missing,
+    title_of,
+)
 
 try:
     from llama_index.core.bridge.pydantic import Field, PrivateAttr, field_serializer
@@ -102,8 +112,9 @@ class RankwrightReranker(BaseNodePostprocessor):
         query = _text(query_bundle)
         if not nodes:
             return []
+        passages = self._passages(nodes)
         with self._told(nodes, query) as best:
-            hits = self._opened.rank(query, self._passages(nodes), top_k=self.top_n, scale=self.scale)
+            hits = self._opened.rank(query, passages, top_k=self.top_n, scale=self.scale)
             best += [self._scored(nodes[hit.position], hit) for hit in hits]
         return best
 
@@ -113,8 +124,9 @@ class RankwrightReranker(BaseNodePostprocessor):
         query = _text(query_bundle)
         if not nodes:
             return []
+        passages = self._passages(nodes)
         with self._told(nodes, query) as best:
-            hits = await self._opened.rank_async(query, self._passages(nodes), top_k=self.top_n, scale=self.scale)
+            hits = await self._opened.rank_async(query, passages, top_k=self.top_n, scale=self.scale)
             best += [self._scored(nodes[hit.position], hit) for hit in hits]
         return best
 
@@ -136,6 +148,7 @@ class RankwrightReranker(BaseNodePostprocessor):
         dispatcher.event(ReRankEndEvent(nodes=best))
 
     def _passages(self, nodes: list[NodeWithScore]) -> list[Passage]:
+        check_kind(nodes, NodeWithScore, "NodeWithScore(node=...)")
         mode = MetadataMode.NONE if self.title_field else self.metadata_mode
         return [Passage(n.node.get_content(mode), title_of(n.node.metadata, self.title_field)) for n in nodes]
 

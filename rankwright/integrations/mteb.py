@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rankwright import __version__
 from rankwright.integrations.opened import Model, Opened, Passage, missing, parts
+from rankwright.rerankers import REFERENCE
 
 try:
     from mteb.models import ModelMeta
@@ -37,8 +39,8 @@ class RankwrightReranker:
 
     Args:
         model_name: a folder, a hub name, "reference", or an opened reranker.
-        revision: what results are kept under besides the name; by default the hash of a folder's files, and one that is
-            never used again where there is no folder.
+        revision: what results are kept under besides the name; by default the hash of a folder's files, rankwright's
+            version for "reference", and else one that is never used again.
         device: a torch device, for a model by name.
         name: "owner/name" for tables; by default that of the hub, or "rankwright/" and the last two folders.
         load: further arguments of rankwright.load, for a model by name: backend, max_length. MTEB keeps results of
@@ -66,10 +68,9 @@ class RankwrightReranker:
         self._meta = ModelMeta.create_empty(
             overwrites={
                 "name": name or _name(self._opened.name, folder),
-                "revision": revision or (_hash(folder) if folder else f"unknown-{uuid.uuid4().hex[:12]}"),
+                "revision": revision or _revision(model_name, folder),
                 "max_tokens": getattr(reranker, "max_length", None),
                 "model_type": ["cross-encoder"],
-                "framework": ["PyTorch"],
                 "experiment_kwargs": dict(load) if load else None,
             }
         )
@@ -131,6 +132,12 @@ def _name(asked: str, folder: Path | None) -> str:
     if folder is None:
         return asked if asked.count("/") == 1 else f"rankwright/{asked.replace('/', '-')}"
     return "rankwright/" + "-".join(folder.resolve().parts[-2:])
+
+
+def _revision(model: Model, folder: Path | None) -> str:
+    if folder is not None:
+        return _hash(folder)
+    return __version__ if model == REFERENCE else f"unknown-{uuid.uuid4().hex[:12]}"
 
 
 def _hash(folder: Path) -> str:

@@ -140,6 +140,8 @@ class Opened:
         self, asked: Sequence[tuple[str, Sequence[Passage]]], *, top_k: int | None, scale: Scale
     ) -> list[list[Hit]]:
         """The same, in another thread."""
+        if not any(passages for _, passages in asked):
+            return self.rank_all(asked, top_k=top_k, scale=scale)
         loop = asyncio.get_running_loop()
         # Opening may take long as well; until then there is no thread of the reranker's own.
         reranker = self._reranker
@@ -184,10 +186,22 @@ def parts(asked: Iterable[tuple[str, list[T]]]) -> Iterator[list[tuple[str, list
 
 def check_options(top_k: int | None, scale: Scale) -> None:
     """Raises ConfigurationError where one of them cannot be."""
-    if top_k is not None and top_k < 1:
-        raise ConfigurationError(f"Number of passages to keep is {top_k}; wanted at least 1, or None to keep all.")
+    if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+        raise ConfigurationError(
+            f"Number of passages to keep is {top_k!r}; wanted a whole number from 1, or None to keep all."
+        )
     if scale not in get_args(Scale):
         raise ConfigurationError(f"Scale of scores is {scale!r}; wanted 'raw' (logits) or 'sigmoid' (0 to 1).")
+
+
+def check_kind(documents: Sequence[Any], kind: type, instead: str) -> None:
+    """Raises ConfigurationError where one of a library's documents is something else, and says what to give instead."""
+    for position, document in enumerate(documents):
+        if not isinstance(document, kind):
+            raise ConfigurationError(
+                f"Document at position {position} is a value of type {type(document).__name__}; wanted a "
+                f"{kind.__name__} of the library. Give {instead}."
+            )
 
 
 def title_of(fields: Mapping[str, Any] | None, title_field: str | None) -> str:
