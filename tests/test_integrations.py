@@ -93,6 +93,18 @@ def test_a_model_by_name_scores_as_load_does(tmp_path: Path) -> None:
     assert [(str(hit.position), hit.score) for hit in hits] == list(zip(expected.doc_ids, expected.scores, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [("rain \ud83c 1", "rain \ufffd 1"), ("\ud83c\udf27 1", "\U0001f327 1"), ("雨 \x00 \u202e 1", "雨 \x00 \u202e 1")],
+)
+def test_halves_of_characters_are_replaced_before_a_tokenizer_meets_them(text: str, read: str, tmp_path: Path) -> None:
+    written = Written()
+    Opened(written, {}).rank(text, [Passage(text, text)], top_k=None, scale="raw")
+    assert written.read == [(read, read, read)]
+    opened = Opened(save_cross_encoder(tmp_path / "model"), {})
+    assert [hit.position for hit in opened.rank(text, [Passage(text, text)], top_k=None, scale="raw")] == [0]
+
+
 def test_cut_passages_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
     opened = Opened(Written(), {})
     long = Passage("one two three four five six seven eight 9")

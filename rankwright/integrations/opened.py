@@ -221,6 +221,20 @@ def sigmoid(score: float) -> float:
     return 1.0 / (1.0 + math.exp(-score))
 
 
+def readable(text: str) -> str:
+    """The text, with a replacement character for every half of a character: what comes out of a PDF may hold some, and
+    tokenizers take no string that does.
+
+    >>> readable("rain \\ud83c") == "rain \\ufffd", readable("\\ud83c\\udf27") == "\\U0001f327"
+    (True, True)
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
 def _request(query_id: str, query: str, passages: Sequence[Passage]) -> RerankRequest:
     """Positions are the ids: libraries allow the same id twice."""
     if not isinstance(query, str):
@@ -231,8 +245,8 @@ def _request(query_id: str, query: str, passages: Sequence[Passage]) -> RerankRe
                 f"Document at position {position} has a text of type {type(passage.text).__name__}; wanted a string. "
                 "Leave documents without text out, or give them one."
             )
-    documents = tuple(Document(str(i), passage.text, passage.title) for i, passage in enumerate(passages))
-    return RerankRequest(Query(query_id, query), documents)
+    documents = tuple(Document(str(i), readable(text), readable(title)) for i, (text, title) in enumerate(passages))
+    return RerankRequest(Query(query_id, readable(query)), documents)
 
 
 def _hits(ranking: Ranking, top_k: int | None, scale: Scale) -> list[Hit]:
