@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import doctest
 import importlib
 import logging
 import math
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from rankwright.errors import ConfigurationError, MissingDependencyError, ResourceNotFoundError
+from rankwright.integrations import opened as opened_module
 from rankwright.integrations.opened import PAIRS_AT_ONCE, Hit, Opened, Passage, parts, title_of
 from rankwright.types import RerankRequest, Scored
 from tests.integration_kit import PATIENCE, Held, Written, while_held
@@ -115,6 +117,12 @@ def test_cut_passages_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
         opened.rank("q", [long], top_k=None, scale="raw")
     (message,) = caplog.messages
     assert message.startswith("50 % of the pairs that 'written' has scored were longer than its 8 tokens")
+
+
+def test_doctests() -> None:
+    result = doctest.testmod(opened_module)
+    assert result.attempted > 1
+    assert result.failed == 0
 
 
 # --- wrong input -------------------------------------------------------------------------------------------------
