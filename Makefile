@@ -106,5 +106,5 @@ $(DEMO_INSTALLED): pyproject.toml constraints.txt | $(MADE)
 	touch $@
 
 $(ALL_INSTALLED): pyproject.toml constraints.txt | $(MADE)
-	$(PIP_INSTALL_PROJECT) --editable '.[all]' --group dev
+	$(PIP_INSTALL_PROJECT) --editable '.[all,integrations]' --group dev
 	touch $(DEMO_INSTALLED) $@

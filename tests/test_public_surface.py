@@ -46,6 +46,10 @@ LIGHT_MODULES = [
     "rankwright.teaching",
     "rankwright.reading",
     "rankwright.reporting",
+    "rankwright.integrations.opened",
+    "rankwright.integrations.langchain",
+    "rankwright.integrations.llama_index",
+    "rankwright.integrations.pyterrier",
 ]
 
 
