@@ -39,6 +39,7 @@ LIGHT_MODULES = [
     "rankwright.algorithms.generating",
     "rankwright.checkpoints",
     "rankwright.diagnosis",
+    "rankwright.comparison",
     "rankwright.budget",
     "rankwright.alarms",
     "rankwright.evaluation",
