@@ -311,9 +311,9 @@ class Engine:
                 except Exception as error:  # a fault of the engine's own: nobody may wait for an answer for ever
                     log.exception("The engine failed")
                     self._fail_all(ScorerError("The engine failed on this batch."), error)
-        except BaseException as error:
+        except BaseException as error:  # health says that the thread has ended; the process is ended by its main thread
             self.error = error
-            raise
+            log.critical("Scoring has ended: %s", error, exc_info=error)
         finally:
             self._busy_since = 0.0
             self._fail_all(UnavailableError("Scoring has ended; try again later."))
@@ -357,7 +357,8 @@ class Engine:
         """Turns of `turn` documents, oldest request first, until the batch is full; all of one model."""
         settings, model = self.settings, self._jobs[0].model
         longest = self.scorers[model].max_length
-        documents = settings.batch_documents
+        # Two paces, because short documents cost by their number and long ones by their length.
+        documents = min(settings.batch_documents, math.ceil(self._documents_per_second * settings.batch_seconds))
         cost = min(settings.batch_tokens, self._pace * settings.batch_seconds)
         slices: list[_Slice] = []
         others = [job for job in self._jobs if job.model != model]

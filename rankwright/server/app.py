@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 import rankwright
 from rankwright.engine import Engine, Reply
 from rankwright.errors import DeadlineError, OverloadedError, ScorerError, UnavailableError
+from rankwright.server import schemas
 from rankwright.server.body import read_json
 from rankwright.server.dialects import (
     read_rerank,
@@ -49,18 +50,27 @@ class _Routes:
         self.app = FastAPI(
             title="rankwright", version=rankwright.__version__, docs_url=None, redoc_url=None, redirect_slashes=False
         )
-        for path in RERANK_PATHS:
-            self.app.add_api_route(path, self.rerank, methods=["POST"], name=path)
-        self.app.add_api_route("/score", self.score, methods=["POST"])
-        self.app.add_api_route("/live", self.live, methods=["GET"])
-        self.app.add_api_route("/ready", self.ready, methods=["GET"])
-        self.app.add_api_route("/info", self.info, methods=["GET"])
-        self.app.add_api_route("/metrics", self.prometheus, methods=["GET"])
+        self._add_routes()
         self.app.add_exception_handler(Problem, self._problem)
         self.app.add_exception_handler(HTTPException, self._http_problem)
         paths = {getattr(route, "path", "") for route in self.app.routes}
         self.app.add_middleware(
             Guard, settings=settings, metrics=self.metrics, open_paths=OPEN_PATHS, routes=lambda: paths
+        )
+
+    def _add_routes(self) -> None:
+        add, settings = self.app.add_api_route, self.settings
+        for path in RERANK_PATHS:
+            ranked = schemas.RANKED_OR_TEI if path == "/rerank" else schemas.RANKED
+            described = schemas.description(schemas.rerank_request(settings), ranked)
+            add(path, self.rerank, methods=["POST"], name=path, **described)
+        described = schemas.description(schemas.score_request(settings), schemas.SCORES)
+        add("/score", self.score, methods=["POST"], **described)
+        for path, route in (("/live", self.live), ("/ready", self.ready), ("/info", self.info)):
+            responses = schemas.OBJECT | schemas.problems(*([503] if path == "/ready" else []))
+            add(path, route, methods=["GET"], responses=responses)
+        add(
+            "/metrics", self.prometheus, methods=["GET"], response_class=PlainTextResponse, responses=schemas.problems()
         )
 
     # --- answers -----------------------------------------------------------------------------------------------------

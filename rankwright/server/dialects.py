@@ -9,17 +9,25 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from rankwright.engine import Reply
 from rankwright.server.problems import Problem
+from rankwright.server.schemas import MAX_TOP
 from rankwright.server.settings import ServerSettings
 from rankwright.types import Document, Query, RerankRequest
 
 Dialect = Literal["jina", "cohere", "tei"]
-MAX_TOP = 2**31 - 1
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+"""3 and 3.0 are one number in JSON, and some languages write the second."""
 
 
 class TextDocument(BaseModel):
@@ -31,20 +39,21 @@ class TextDocument(BaseModel):
 
 
 class RerankBody(BaseModel):
-    """A rerank request in the field names of all dialects. Fields of theirs that are not here are ignored."""
+    """A rerank request in the field names of all dialects. Fields of theirs that are not here are ignored; schemas.py
+    describes those that are."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
-    model: str | None = Field(None, description="Any string, unless the server is strict.")
+    model: str | None = None
     query: str
-    documents: list[str | TextDocument] | None = None
-    texts: list[str | TextDocument] | None = Field(None, description="TEI's name of documents.")
-    top_n: int | None = Field(None, description="How many of the best are returned; 0 for all.")
-    top_k: int | None = Field(None, description="Voyage's name of top_n.")
+    documents: list[str | TextDocument] = []
+    texts: list[str | TextDocument] = []
+    top_n: Whole | None = None
+    top_k: Whole | None = None
     return_documents: bool | None = None
-    return_text: bool | None = Field(None, description="TEI's name of return_documents.")
-    raw_scores: bool | None = Field(None, description="Raw logits in the place of scores between 0 and 1.")
-    ids: list[str] | None = Field(None, description="Names of the documents, which the results carry.")
-    max_tokens_per_doc: int | None = Field(None, description="Not applied: the model's own length is.")
+    return_text: bool | None = None
+    raw_scores: bool | None = None
+    ids: list[str] | None = None
+    max_tokens_per_doc: Whole | None = None
 
 
 class ScoreBody(BaseModel):
@@ -52,13 +61,13 @@ class ScoreBody(BaseModel):
 
     model_config = ConfigDict(extra="ignore", strict=True)
     model: str | None = None
-    queries: str | list[str] | None = None
-    documents: str | list[str] | None = None
-    text_1: str | list[str] | None = Field(None, description="Another name of queries.")
-    text_2: str | list[str] | None = Field(None, description="Another name of documents.")
-    data_1: str | list[str] | None = None
-    data_2: str | list[str] | None = None
-    items: str | list[str] | None = None
+    queries: str | list[str] = []
+    text_1: str | list[str] = []
+    data_1: str | list[str] = []
+    documents: str | list[str] = []
+    text_2: str | list[str] = []
+    data_2: str | list[str] = []
+    items: str | list[str] = []
     raw_scores: bool | None = None
 
 
@@ -108,27 +117,27 @@ def read_rerank(fields: Mapping[str, Any], path: str, settings: ServerSettings) 
     """
     body = _validated(RerankBody, fields)
     dialect: Dialect = "cohere" if path == "/v2/rerank" else "jina"
-    if path == "/rerank" and body.texts is not None and body.documents is None:
+    name = _given(body, ("documents", "texts"))
+    if path == "/rerank" and name == "texts":
         dialect = "tei"
-    name, documents = _one_of("documents", body.documents, "texts", body.texts)
-    if documents is None:
-        raise Problem(
-            400, 'There are no documents; wanted a list of strings or of {"text"} objects.', param="documents"
-        )
+    documents = getattr(body, name)
     _check_query(body.query, "query", settings)
     found = tuple(
         Document(str(i), d, "") if isinstance(d, str) else Document(str(i), d.text, d.title)
         for i, d in enumerate(_checked_documents(documents, name, settings))
     )
-    top_name, top = _one_of("top_n", body.top_n, "top_k", body.top_k)
-    if top is not None and not 0 <= top <= MAX_TOP:
-        raise Problem(422, f"{top_name} is out of range; wanted 0 (all) to {MAX_TOP}.", param=top_name)
+    for top_name in ("top_n", "top_k"):
+        if not 0 <= (getattr(body, top_name) or 0) <= MAX_TOP:
+            raise Problem(422, f"{top_name} is out of range; wanted 0 (all) to {MAX_TOP}.", param=top_name)
+    if body.top_n is not None and body.top_k is not None and body.top_n != body.top_k:
+        raise Problem(422, "top_n and top_k are one field, and differ; give one of them.", param="top_k")
+    top = body.top_n or body.top_k or len(found)
     with_documents = body.return_documents if body.return_documents is not None else body.return_text
     return Ask(
         dialect,
         body.model,
         RerankRequest(Query("0", body.query), found),
-        min(top or len(found), len(found)),
+        min(top, len(found)),
         dialect == "jina" if with_documents is None else with_documents,
         bool(body.raw_scores),
         _checked_ids(body.ids, len(found)),
@@ -156,13 +165,13 @@ def _validated(kind: type[Body], fields: Mapping[str, Any]) -> Body:
         raise Problem(400, f"Field {param} has another form; wanted: {wanted}.", param=param) from None
 
 
-def _one_of(name: str, value: Any, other_name: str, other: Any) -> tuple[str, Any]:
-    """Two names of one field: whichever was given."""
-    if value is not None and other is not None and value != other:
-        raise Problem(
-            400, f"{name} and {other_name} were both given and differ; they are one field. Give one.", param=other_name
-        )
-    return (name, value) if value is not None or other is None else (other_name, other)
+def _given(body: BaseModel, names: Sequence[str]) -> str:
+    """The one of several names of a field that the request uses."""
+    given = [name for name in names if name in body.model_fields_set]
+    if len(given) != 1:
+        found = " and ".join(given) if given else "none of them"
+        raise Problem(400, f"Of {', '.join(names)} the body has {found}; wanted one.", param=names[0])
+    return given[0]
 
 
 def _check_query(query: str, name: str, settings: ServerSettings) -> None:
@@ -219,8 +228,9 @@ def read_score(fields: Mapping[str, Any], settings: ServerSettings) -> ScoreAsk:
         Problem: as for read_rerank.
     """
     body = _validated(ScoreBody, fields)
-    query_name, queries = _first_of(body, ("queries", "text_1", "data_1"))
-    document_name, documents = _first_of(body, ("documents", "text_2", "data_2", "items"))
+    query_name = _given(body, ("queries", "text_1", "data_1"))
+    document_name = _given(body, ("documents", "text_2", "data_2", "items"))
+    queries, documents = getattr(body, query_name), getattr(body, document_name)
     ones = [queries] if isinstance(queries, str) else queries
     others = [documents] if isinstance(documents, str) else documents
     if not ones:
@@ -241,14 +251,6 @@ def read_score(fields: Mapping[str, Any], settings: ServerSettings) -> ScoreAsk:
         pairs = enumerate(zip(ones, others, strict=True))
         requests = tuple(RerankRequest(Query(str(i), q), (Document(str(i), text),)) for i, (q, text) in pairs)
     return ScoreAsk(body.model, requests, bool(body.raw_scores))
-
-
-def _first_of(body: ScoreBody, names: Sequence[str]) -> tuple[str, Any]:
-    given = [name for name in names if getattr(body, name) is not None]
-    if len(given) != 1:
-        found = "none of them" if not given else " and ".join(given)
-        raise Problem(400, f"Of {', '.join(names)} the body has {found}; wanted one.", param=names[0])
-    return given[0], getattr(body, given[0])
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ from rankwright.server.settings import ServerSettings
 log = logging.getLogger("rankwright.server")
 
 BACKLOG = 2048
+KEEP_ALIVE = 75
+"""Seconds; longer than the minute for which load balancers keep theirs, or they would send into closed connections."""
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
@@ -29,7 +31,8 @@ def bound_socket(host: str, port: int) -> socket.socket:
         ConfigurationError: the port is in use, may not be had, or the host is not of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # With the protocol named, asyncio turns Nagle's algorithm off: it would hold every answer back for 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
@@ -90,6 +93,7 @@ def run(app: FastAPI, engine: Engine, settings: ServerSettings, listener: socket
         server_header=False,
         date_header=False,
         timeout_graceful_shutdown=max(1, round(settings.drain)),
+        timeout_keep_alive=KEEP_ALIVE,
         backlog=BACKLOG,
     )
     server = Server(config, engine)
