@@ -18,8 +18,20 @@ pytestmark = [pytest.mark.gates, pytest.mark.timeout(3000)]
 THIS = "tests/gates/test_gate_s13.py"
 DIALECTS = "rankwright/server/dialects.py"
 MUTANTS = [
-    Mutant("S13", THIS, DIALECTS, "        raise Problem(422, f\"{name} is empty; wanted text.\", param=name)\n", "        raise KeyError\n"),
-    Mutant("S13", THIS, "rankwright/server/schemas.py", '"id", "model", "results", "usage"]', '"id", "model", "results", "price"]'),
+    Mutant(
+        "S13",
+        THIS,
+        DIALECTS,
+        '        raise Problem(422, f"{name} is empty; wanted text.", param=name)\n',
+        "        raise KeyError\n",
+    ),
+    Mutant(
+        "S13",
+        THIS,
+        "rankwright/server/schemas.py",
+        '"id", "model", "results", "usage"]',
+        '"id", "model", "results", "price"]',
+    ),
 ]
 # A request may fit its description and be over a limit that no schema can say: as many ids as documents.
 CONFIG = """

@@ -24,10 +24,28 @@ pytestmark = [pytest.mark.gates, pytest.mark.timeout(300)]
 THIS = "tests/gates/test_gate_s16.py"
 GUARD = "rankwright/server/guard.py"
 MUTANTS = [
-    Mutant("S16", f"{THIS}::test_every_route", "rankwright/server/app.py", 'OPEN_PATHS = ("/live", "/ready")', 'OPEN_PATHS = ("/live", "/ready", "/metrics")'),
+    Mutant(
+        "S16",
+        f"{THIS}::test_every_route",
+        "rankwright/server/app.py",
+        'OPEN_PATHS = ("/live", "/ready")',
+        'OPEN_PATHS = ("/live", "/ready", "/metrics")',
+    ),
     Mutant("S16", f"{THIS}::test_keys_are_compared", GUARD, "secrets.compare_digest(sent, key)", "(sent == key)"),
-    Mutant("S16", f"{THIS}::test_others", "rankwright/server/settings.py", "if not self.keys and not is_loopback(self.host):", "if False:"),
-    Mutant("S17", f"{THIS}::test_foreign", GUARD, 'if not self._settings.is_host_allowed(headers.get("host", "")):', "if False:"),
+    Mutant(
+        "S16",
+        f"{THIS}::test_others",
+        "rankwright/server/settings.py",
+        "if not self.keys and not is_loopback(self.host):",
+        "if False:",
+    ),
+    Mutant(
+        "S17",
+        f"{THIS}::test_foreign",
+        GUARD,
+        'if not self._settings.is_host_allowed(headers.get("host", "")):',
+        "if False:",
+    ),
 ]
 OPEN = {"/live", "/ready", *page.FILES}
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -41,12 +59,20 @@ def app_with(*keys: str) -> FastAPI:
 def test_every_route_needs_the_key() -> None:
     """Every path of the router's table, in every method, and some that are not there."""
     app = app_with("one", "two")
-    paths = sorted({getattr(route, "path", "") for route in app.routes}) + ["/docs", "/nowhere", "/live/", "//live", "/Live"]
+    paths = sorted({getattr(route, "path", "") for route in app.routes}) + [
+        "/docs",
+        "/nowhere",
+        "/live/",
+        "//live",
+        "/Live",
+    ]
     assert {"/rerank", "/v1/rerank", "/v2/rerank", "/score", "/info", "/metrics", "/openapi.json"} <= set(paths)
     at = TestClient(app, base_url="http://localhost")
     for path in paths:
         for method in METHODS:
-            codes = [at.request(method, path, headers={"Authorization": sent}).status_code for sent in ("", "Bearer no")]
+            codes = [
+                at.request(method, path, headers={"Authorization": sent}).status_code for sent in ("", "Bearer no")
+            ]
             assert (codes == [401, 401]) == (path not in OPEN), (method, path, codes)
             for key in ("one", "two"):
                 assert at.request(method, path, headers={"Authorization": f"Bearer {key}"}).status_code != 401
@@ -56,7 +82,11 @@ def test_keys_are_compared_in_constant_time() -> None:
     """No other comparison of what was sent: every place in the package that reads the header uses compare_digest."""
     tree = ast.parse(Path(page.__file__).with_name("guard.py").read_text("utf-8"))
     (has_key,) = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "_has_key")
-    called = [node.func.attr for node in ast.walk(has_key) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    called = [
+        node.func.attr
+        for node in ast.walk(has_key)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    ]
     assert "compare_digest" in called
     compared = [node for node in ast.walk(has_key) if isinstance(node, ast.Compare)]
     names = {name.id for node in compared for name in ast.walk(node) if isinstance(name, ast.Name)}

@@ -19,9 +19,28 @@ pytestmark = [pytest.mark.gates, pytest.mark.timeout(600)]
 
 THIS = "tests/gates/test_gate_s18.py"
 MUTANTS = [
-    Mutant("S18", THIS, "rankwright/engine.py", "for place, score, tokens, cut in zip(places, scored.scores,", "for place, score, tokens, cut in zip(places[::-1], scored.scores,"),
-    Mutant("S18", THIS, "rankwright/engine.py", "job.given = job.given + taken, documents - taken, cost - spent", "job.given = job.given + taken + 0 * taken, documents - taken, cost - spent") if False else
-    Mutant("S18", THIS, "rankwright/engine.py", "whole.documents[there[0][1] : there[-1][1] + 1]", "whole.documents[0 : len(there)]"),
+    Mutant(
+        "S18",
+        THIS,
+        "rankwright/engine.py",
+        "for place, score, tokens, cut in zip(places, scored.scores,",
+        "for place, score, tokens, cut in zip(places[::-1], scored.scores,",
+    ),
+    Mutant(
+        "S18",
+        THIS,
+        "rankwright/engine.py",
+        "job.given = job.given + taken, documents - taken, cost - spent",
+        "job.given = job.given + taken + 0 * taken, documents - taken, cost - spent",
+    )
+    if False
+    else Mutant(
+        "S18",
+        THIS,
+        "rankwright/engine.py",
+        "whole.documents[there[0][1] : there[-1][1] + 1]",
+        "whole.documents[0 : len(there)]",
+    ),
 ]
 TOLERANCE = 1e-5
 WORDS = "Door door stands in a wall is painted The the key of What".split()
