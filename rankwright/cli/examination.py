@@ -28,6 +28,7 @@ TESTED = (
     "model folder in rankwright, sentence-transformers 6 and transformers 5: equal raw scores",
     "the same folder in sentence-transformers 5.1: make interop-st5, not part of make test",
     "upload to a hub, and a model by its hub name: a stand-in server on loopback (HF_ENDPOINT)",
+    "report, comparison and the server's page in a browser: Debian's Chromium",
     "training in two processes (torchrun, gloo) on one CPU: the weights of one process",
 )
 UNTESTED = (
@@ -43,6 +44,7 @@ UNTESTED = (
     "DeepSpeed: untested here",
     "Text Embeddings Inference (TEI): untested here",
     "the real Hugging Face hub: untested here",
+    "pages in Firefox and Safari: untested here",
     "Windows: untested here",
     "macOS: untested here",
 )
