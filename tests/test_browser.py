@@ -241,7 +241,7 @@ def server() -> Iterator[tuple[str, StandIn]]:
         yield found
 
 
-def enter(window: Window, address: str, key: str = "right key") -> None:
+def enter(window: Window, address: str, key: str = "right-key") -> None:
     """Opens the page and gives the key."""
     window.page.goto(address)
     window.page.get_by_label("API key").fill(key)
@@ -300,7 +300,7 @@ def test_a_wrong_key_is_said_and_asked_for_again(browser: Open, server: tuple[st
     window.page.get_by_role("alert").get_by_text("There is no valid key. (status 401, request request-7)").wait_for()
     assert window.focused() == "key"
     assert window.page.evaluate("sessionStorage.length") == 0
-    window.page.keyboard.type("right key")
+    window.page.keyboard.type("right-key")
     window.page.keyboard.press("Enter")
     window.page.get_by_text("Serving straight").wait_for()
     assert window.page.get_by_role("alert").is_hidden()
@@ -314,7 +314,7 @@ def test_the_key_stays_in_the_tab(browser: Open, server: tuple[str, StandIn]) ->
     window.page.reload()
     window.page.get_by_text("Serving straight").wait_for()  # not asked for again
     kept = "[localStorage.length, document.cookie, Object.values(sessionStorage).join()]"
-    assert window.page.evaluate(kept) == [0, "", "right key"]
+    assert window.page.evaluate(kept) == [0, "", "right-key"]
     assert "right" not in window.page.url
     window.page.get_by_role("button", name="Forget it").click()
     assert window.page.evaluate("sessionStorage.length") == 0
@@ -461,7 +461,7 @@ def test_the_page_of_a_real_server_shows_what_its_models_and_its_reader_say(brow
     with key_reader() as endpoint:
         command = ["serve", *map(str, models.values()), "--reader", endpoint, "--reader-model", "stub", "--top-k", "2"]
         begun = [sys.executable, "-m", "rankwright.cli", *command]
-        keys = {"RANKWRIGHT_API_KEY": "right key", "OPENAI_API_KEY": "of the reader"}
+        keys = {"RANKWRIGHT_API_KEY": "right-key", "OPENAI_API_KEY": "key-of-the-reader"}
         with Served(lambda port: [*begun, "--port", str(port)], tmp_path, "/ready", keys) as served:
             window = browser()
             enter(window, f"{served.url}/", "wrong key")
