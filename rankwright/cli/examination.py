@@ -29,6 +29,7 @@ TESTED = (
     "the same folder in sentence-transformers 5.1: make interop-st5, not part of make test",
     "LangChain, LlamaIndex, Haystack, PyTerrier, MTEB, sentence-transformers: called by their own pipelines",
     "upload to a hub, and a model by its hub name: a stand-in server on loopback (HF_ENDPOINT)",
+    "report, comparison and the server's page in a browser: Debian's Chromium",
     "training in two processes (torchrun, gloo) on one CPU: the weights of one process",
 )
 UNTESTED = (
@@ -46,6 +47,7 @@ UNTESTED = (
     "DeepSpeed: untested here",
     "Text Embeddings Inference (TEI): untested here",
     "the real Hugging Face hub: untested here",
+    "pages in Firefox and Safari: untested here",
     "Windows: untested here",
     "macOS: untested here",
 )
