@@ -32,6 +32,7 @@ LIGHT_MODULES = [
     "rankwright.llms.http",
     "rankwright.llms.cache",
     "rankwright.rerankers.generating",
+    "rankwright.rerankers.ranking",
     "rankwright.rewards",
     "rankwright.algorithms.config",
     "rankwright.algorithms.arguments",

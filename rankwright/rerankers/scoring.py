@@ -1,12 +1,12 @@
-"""What rerankers that score with a transformer have in common: rankings out of scores, counts of what was cut, LoRA,
-folders. Each is a ScoringPolicy, so RRPO trains it."""
+"""What rerankers that score in torch have in common: scores out of `forward`, counts of what was cut, LoRA, and folders.
+Each is a ScoringPolicy, so RRPO trains it."""
 
 from __future__ import annotations
 
-import re
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,23 +17,8 @@ from transformers import AutoConfig, AutoTokenizer
 
 from rankwright.errors import MissingDependencyError, ModelError, ResourceNotFoundError, StorageError
 from rankwright.prompts.passage import checked_template
-from rankwright.types import Document, Query, Ranking, RerankRequest, as_documents, as_query
-
-DEFAULT_TEMPLATE = "{title}: {text}"
-
-
-def render(template: str, document: Document) -> str:
-    """Text that stands for a document; a document without a title is its bare text.
-
-    >>> render("{title}: {text}", Document("1", "It rains.", "Weather"))
-    'Weather: It rains.'
-    >>> render("{title}: {text}", Document("1", "It rains."))
-    'It rains.'
-    """
-    if not document.title:
-        return document.text
-    # Not str.format: braces inside a passage or title are text.
-    return re.sub(r"\{(title|text)\}", lambda field: getattr(document, field[1]), template)
+from rankwright.rerankers.ranking import Scorer
+from rankwright.types import RerankRequest, Scored
 
 
 def padded(flat: Tensor, counts: Sequence[int]) -> Tensor:
@@ -42,9 +27,9 @@ def padded(flat: Tensor, counts: Sequence[int]) -> Tensor:
     return torch.stack([nn.functional.pad(row, (0, width - len(row)), value=-torch.inf) for row in rows])
 
 
-class ScoringReranker(nn.Module):
-    """A Reranker and a ScoringPolicy; a subclass says how documents get their scores (`forward`) and what its folder
-    holds (`_write`).
+class ScoringReranker(Scorer, nn.Module):
+    """A Scorer and a ScoringPolicy; a subclass says how documents get their scores (`forward`, which fills `read`) and
+    what its folder holds (`_write`).
 
     Args:
         model: a model of transformers.
@@ -61,10 +46,8 @@ class ScoringReranker(nn.Module):
         self.template = template
         self.max_tokens = max_tokens
         self._name = name
-        self.pairs_seen = 0
-        self.pairs_cut = 0
-        self.first_cut = ""
-        """The first pair that was cut, for a message: its tokens and ids."""
+        self.read: list[tuple[int, bool]] = []
+        """Of each document of the last forward pass, in order: its tokens, and whether it was cut."""
 
     @property
     def template(self) -> str:
@@ -86,11 +69,6 @@ class ScoringReranker(nn.Module):
         """Tokens that are read at once: of query and document, or of a whole prompt."""
         return int(self.tokenizer.model_max_length)
 
-    @property
-    def share_cut(self) -> float:
-        """Share of pairs of query and document that were cut to fit into max_length in all scoring so far."""
-        return self.pairs_cut / self.pairs_seen if self.pairs_seen else 0.0
-
     @abstractmethod
     def forward(self, requests: Sequence[RerankRequest]) -> Tensor:
         """scores_QD, with gradient when grad is on; -inf where a query has fewer documents than the longest list."""
@@ -105,43 +83,19 @@ class ScoringReranker(nn.Module):
         that are trained whole."""
 
     @torch.no_grad()
-    def rerank_batch(self, requests: Sequence[RerankRequest]) -> list[Ranking]:
-        """One Ranking per request, best first, equal scores in input order.
-
-        Raises:
-            ModelError: a score is not finite.
-        """
+    def score_batch(self, requests: Sequence[RerankRequest]) -> list[Scored]:
+        """One Scored per request, in order, by the forward pass outside training."""
         filled = [request for request in requests if request.documents]
         training = self.training
         self.eval()
-        scores = iter(self(filled).double().cpu().tolist() if filled else [])
+        self.read = []
+        rows = iter(self(filled).double().cpu().tolist() if filled else [])
         self.train(training)
-        return [self._ranking(r, next(scores) if r.documents else []) for r in requests]
+        read = iter(self.read)
+        return [_scored(next(rows) if r.documents else [], list(islice(read, len(r.documents)))) for r in requests]
 
-    def _ranking(self, request: RerankRequest, row: list[float]) -> Ranking:
-        documents = request.documents
-        scores = row[: len(documents)]
-        for document, score in zip(documents, scores, strict=True):
-            if score - score != 0:  # NaN or infinite
-                raise ModelError(
-                    f"Model '{self.name}' scored document '{document.doc_id}' of query '{request.query.query_id}' "
-                    f"{score}; "
-                    "wanted a finite number. The weights are damaged or training diverged: use an earlier checkpoint."
-                )
-        order = sorted(range(len(documents)), key=lambda i: -scores[i])
-        return Ranking(
-            request.query.query_id, tuple(documents[i].doc_id for i in order), tuple(scores[i] for i in order)
-        )
-
-    def rerank(self, query: str | Query, documents: Sequence[str | Document], top_k: int | None = None) -> Ranking:
-        """Orders strings or Documents for one query.
-
-        Args:
-            query: the question.
-            documents: passages; plain strings get the ids "0", "1", ... by position.
-            top_k: keep only the best; None keeps all.
-        """
-        return self.rerank_batch([RerankRequest(as_query(query), as_documents(documents))])[0].best(top_k)
+    def _count(self, request: RerankRequest, scored: Scored) -> None:
+        """Nothing: the forward pass has counted, in training too."""
 
     def add_lora(self, rank: int, alpha: int, *, seed: int = 0) -> None:
         """Freezes the model and trains low-rank updates of its linear layers, plus the head of a classifier; `seed` is
@@ -194,6 +148,12 @@ class ScoringReranker(nn.Module):
             backend.no_truncation()
             backend.no_padding()
         self.tokenizer.save_pretrained(folder)
+
+
+def _scored(row: Sequence[float], read: Sequence[tuple[int, bool]]) -> Scored:
+    """One row of scores_QD without its padding."""
+    tokens, cut = tuple(n for n, _ in read), tuple(cut for _, cut in read)
+    return Scored(tuple(row[: len(read)]), tokens, cut)
 
 
 def opened(path: str, model_class: Any, what: str, instead: str, check: Callable[[Any], None]) -> tuple[Any, Any, Any]:
