@@ -85,7 +85,7 @@ def batches(examples: Iterable[Example], pairs: int = PAIRS_AT_ONCE) -> Iterator
         yield Batch(number, tuple(taken))
 
 
-def ranked(reranker: Reranker, requests: Sequence[RerankRequest]) -> list[Ranked]:
+def rank_each(reranker: Reranker, requests: Sequence[RerankRequest]) -> list[Ranked]:
     """A ranking of each request. Where the reranker fails at them together, each is asked for alone, and those it fails
     at are Failures; what is no question's fault (a missing package, a full disk) is raised."""
     try:
@@ -94,13 +94,13 @@ def ranked(reranker: Reranker, requests: Sequence[RerankRequest]) -> list[Ranked
         if isinstance(error, RankwrightError) and not isinstance(error, DataError | ModelError):
             raise
         if len(requests) > 1:
-            return [one for request in requests for one in ranked(reranker, [request])]
+            return [one for request in requests for one in rank_each(reranker, [request])]
         return [Failure(request.query.query_id, _told(error)) for request in requests]
 
 
 def scored_here(reranker: Reranker) -> Score:
     """Scores batches one after the other in this process."""
-    return lambda found: (ranked(reranker, batch.requests) for batch in found)
+    return lambda found: (rank_each(reranker, batch.requests) for batch in found)
 
 
 def _told(error: Exception) -> str:

@@ -154,7 +154,7 @@ def test_a_corpus_with_an_id_twice_is_named_and_leaves_no_store(tmp_path: Path) 
 )
 def test_what_cannot_be_streamed_is_refused(tmp_path: Path, format: str, sides: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        ExampleStream(tmp_path / "f", format, folder=tmp_path, **sides)  # pyright: ignore[reportArgumentType]
+        ExampleStream(Path(__file__), format, folder=tmp_path, **sides)  # pyright: ignore[reportArgumentType]
 
 
 # --- batches and shards -------------------------------------------------------------------------------------------

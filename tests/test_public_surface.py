@@ -41,6 +41,8 @@ LIGHT_MODULES = [
     "rankwright.diagnosis",
     "rankwright.budget",
     "rankwright.alarms",
+    "rankwright.batch",
+    "rankwright.bulk",
     "rankwright.evaluation",
     "rankwright.strategies",
     "rankwright.teaching",

@@ -20,7 +20,7 @@ from rankwright.bulk import (
     Shard,
     join_shards,
     looked_through,
-    ranked,
+    rank_each,
     record_path,
     scored_here,
     write_rankings,
@@ -167,7 +167,7 @@ def scored_by_llm(reranker: Any) -> Score:
     def score(found: Iterable[Batch]) -> Iterator[Sequence[Ranked]]:
         report = StrategyReport()
         for batch in found:
-            results = ranked(reranker, batch.requests)
+            results = rank_each(reranker, batch.requests)
             report += reranker.report
             yield results
             reranker.report = report

@@ -167,7 +167,10 @@ def _check(path: Path, format: str, corpus: object, topics: object) -> None:
             "with a run. Leave it out."
         )
     if path.exists() and not path.is_file():
-        raise ConfigurationError(f"'{path}' is not a file that can be read twice; wanted a file on a disk.")
+        raise ConfigurationError(
+            f"'{path}' is not a file that can be read twice; wanted a file on a disk. Write what it gives into one."
+        )
+    first_line(path)  # a missing or empty file is named before anything else is looked at
 
 
 def _side_files(
