@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from rankwright.bulk import (
     scored_here,
     write_rankings,
 )
+from rankwright.cli.build import build_reranker
 from rankwright.cli.common import OutputKind, emit, now_and_then, print_out, progress_bars, say
 from rankwright.data.store import file_digest
 from rankwright.data.streams import ExampleStream
@@ -66,6 +68,17 @@ def check_bulk(out: Path | None, join: int | None, of_bulk: Mapping[str, Any], o
     foreign = next((name for name, value in {**of_bulk, **of_scoring}.items() if value), None)
     if foreign is not None:
         raise ConfigurationError(f"{foreign} was given with --join, which only puts shards together; leave it out.")
+
+
+def check_ray(ray: bool, workers: int | None, llm: str | None) -> None:
+    """That options of --ray came with it, and none that it has no use for."""
+    if workers is not None and not ray:
+        raise ConfigurationError("--workers was given without --ray; wanted both, or neither.")
+    if ray and llm is not None:
+        raise ConfigurationError(
+            "--ray was given with --llm, whose calls one process makes side by side; leave it out, and raise "
+            "--set reader.concurrency=N."
+        )
 
 
 def join(out: Path, count: int, output: OutputKind) -> int:
@@ -151,6 +164,28 @@ def _tell(out: Path, done: Done, told: Mapping[str, Any], words: str, output: Ou
     for one in done.failed:
         say(f"Question '{one.query_id}' has no ranking: {one.error}")
     return PARTIAL_EXIT_CODE if failed else 0
+
+
+def rerank_on_ray(
+    stream: ExampleStream,
+    settings: Mapping[str, Any],
+    options: BulkOptions,
+    model: str,
+    load: Mapping[str, Any],
+    workers: int | None,
+    top_k: int | None,
+    output: OutputKind,
+) -> int:
+    """As `rerank_file`, scored by the workers of a Ray cluster."""
+    from rankwright.batch import RayScore, connected
+    from rankwright.cli.build import tell_of_cut
+
+    count = connected(workers)
+    say(f"{count} workers.")
+    score = RayScore(partial(build_reranker, model, **load), count, name=model)
+    code = rerank_file(stream, settings, options, score, top_k, output)
+    tell_of_cut(score)  # pyright: ignore[reportArgumentType]
+    return code
 
 
 def model_identity(name: str) -> dict[str, str]:

@@ -138,16 +138,20 @@ def rerank(
     store: Path | None = typer.Option(
         None, help="Folder for the look-up copy of --corpus. Default: beside --out, until that is complete."
     ),
+    ray: bool = typer.Option(
+        False, "--ray", help="Score --out by workers on the Ray cluster of RAY_ADDRESS, or on this machine's cores."
+    ),
+    workers: int | None = typer.Option(None, min=1, help="Workers of --ray. Default: one for each CPU."),
     output: OutputKind = typer.Option(
         OutputKind.text, help="json prints one line, of a run one a question; requests are always answered so."
     ),
 ) -> int:
     """Put passages in the order in which they help to answer a question, best first, with raw scores."""
     from rankwright.cli.build import tell_of_cut
-    from rankwright.cli.bulk import check_bulk
+    from rankwright.cli.bulk import check_bulk, check_ray
     from rankwright.cli.bulk import join as join_shards
 
-    of_bulk = {"--shard": shard, "--max-failed": max_failed is not None, "--store": store}
+    of_bulk = {"--shard": shard, "--max-failed": max_failed is not None, "--store": store, "--ray": ray}
     of_scoring = {"--run": run, "--data": data, "--topics": topics, "--corpus": corpus, "--llm": llm}
     check_bulk(out, join, of_bulk, of_scoring)
     if join is not None and out is not None:
@@ -175,12 +179,18 @@ def rerank(
             f"--model {model} and --llm {llm} were both given; wanted one of them, since one ranks."
         )
     settings = _llm(llm, asked, own | {"reader.reader": llm} | of_endpoint)
+    check_ray(ray, workers, llm)
     opened = _opened(settings, model, device, backend)
     failed = 0
     if out is not None:
         stream, bulk = _bulk(out, shard, store, max_failed, run, data, format, topics, corpus, depth, on_bad_row)
         of_model = {**asked, "--llm": llm} if llm is not None else _of_model(model, backend, device)
         of_input = {"format": stream.format, "depth": depth, "on_bad_row": on_bad_row.value}
+        if ray:
+            from rankwright.cli.bulk import rerank_on_ray
+
+            load = {"backend": backend, "device": device}
+            return rerank_on_ray(stream, {**of_model, **of_input}, bulk, model, load, workers, top_k, output)
         with opened as reranker:
             failed = _rerank_bulk(reranker, stream, {**of_model, **of_input}, bulk, top_k, output)
             _say_taken(reranker)
@@ -504,6 +514,7 @@ def _bulk(
 
     file = run or data
     assert file is not None
+    part = shard_of(shard) if shard is not None else Shard()
     stream = ExampleStream(
         file,
         "trec" if run else format or "jsonl",
@@ -513,7 +524,6 @@ def _bulk(
         depth=depth,
         on_bad_row=on_bad_row.value,
     )
-    part = shard_of(shard) if shard is not None else Shard()
     return stream, BulkOptions(out, part, store, 10 if max_failed is None else max_failed, PAIRS_AT_ONCE)
 
 
