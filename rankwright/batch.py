@@ -263,7 +263,8 @@ class RayScore:
             first, last = batch.examples[0].query.query_id, batch.examples[-1].query.query_id
             raise RankwrightError(
                 f"Workers died {RETRIES + 1} times over the questions '{first}' to '{last}' ({batch.pairs} pairs); "
-                "wanted one that lives. Look for lack of memory in Ray's logs; ask for fewer workers or a smaller --depth."
+                "wanted one that lives. Look for lack of memory in Ray's logs; ask for fewer workers or a smaller "
+                "--depth."
             ) from error
         self.pairs_seen += cut.pairs
         self.pairs_cut += cut.cut

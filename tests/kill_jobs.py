@@ -159,7 +159,7 @@ def rerank_rows(say: Say, data: Path, out: Path, pairs: int) -> None:
 
     class Slow(Companionable):
         def rerank_batch(self, requests: Sequence[RerankRequest]) -> list[Ranking]:
-            time.sleep(0.004)
+            time.sleep(0.02)
             return super().rerank_batch(requests)
 
     with Output.opened(out, {"model": "stub"}, stream.digests) as output:

@@ -97,7 +97,7 @@ def main(folder: Path, model: str) -> None:
     node = {"num_cpus": 1, "node_ip_address": "127.0.0.1"}
     cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
     cluster.add_node(**node)
-    ray.init(address=cluster.address, log_to_driver=False)
+    ray.init(address=cluster.address, log_to_driver=False, _node_ip_address="127.0.0.1")
     data = write_rows(folder / "rows.jsonl", COUNT)
     of_dataset, of_score = notes(folder, "dataset"), notes(folder, "score")
     rows = by_dataset(of_dataset)

@@ -378,14 +378,14 @@ def test_killed_anywhere_it_ends_with_the_same_bytes_and_scores_nothing_twice(tm
     draw = random.Random(name)
     while True:
         job = Job(kill_jobs.rerank_rows, data, out, PAIRS)
-        job.kill_after(draw.uniform(0.0, 0.12))
+        job.kill_after(draw.uniform(0.0, 0.12 + 0.02 * kills))  # a slow machine comes to an end, too
         killed = job.end()
         scored += job.words("written")
         if not killed:
             break
         kills += 1
     assert out.read_bytes() == whole
-    assert kills >= 3
+    assert kills >= 3  # of 20 batches, each of 20 ms
     assert len(scored) == len(set(scored))  # what had been written was not scored again
 
 

@@ -29,6 +29,7 @@ TESTED = (
     "the same folder in sentence-transformers 5.1: make interop-st5, not part of make test",
     "upload to a hub, and a model by its hub name: a stand-in server on loopback (HF_ENDPOINT)",
     "training in two processes (torchrun, gloo) on one CPU: the weights of one process",
+    "reranking on a Ray cluster: two nodes on one machine, a worker killed (make ray)",
 )
 UNTESTED = (
     "hosted endpoints: untested here",
