@@ -42,6 +42,8 @@ LIGHT_MODULES = [
     "rankwright.comparison",
     "rankwright.budget",
     "rankwright.alarms",
+    "rankwright.batch",
+    "rankwright.bulk",
     "rankwright.evaluation",
     "rankwright.strategies",
     "rankwright.teaching",
