@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import re
+from typing import Any
 
 import pytest
 
+from benchmarks.ranking_language import page as pages
 from benchmarks.ranking_language.decoder import LONGEST_COMPLETION, LONGEST_PROMPT, decoder, tokenizer
 from benchmarks.ranking_language.language import (
     ALONE,
@@ -28,7 +31,10 @@ from benchmarks.ranking_language.language import (
     worth,
     written,
 )
-from rankwright.types import Answer, Choice, Completion, Context, Example, Permutation, Scores
+from benchmarks.ranking_language.rows import BASE, ROWS, SEEDS, PlainNDCG, Row
+from rankwright.algorithms.grpo import NOT_READ
+from rankwright.metrics.orders import ndcg
+from rankwright.types import Answer, Choice, Completion, Context, Example, Outcome, Permutation, Scores
 
 QUERIES = [f"{topic} {value}" for topic, value in itertools.product(TOPICS, VALUES)]
 
@@ -36,7 +42,7 @@ QUERIES = [f"{topic} {value}" for topic, value in itertools.product(TOPICS, VALU
 def test_a_seed_decides_the_questions_and_the_sides_share_no_query() -> None:
     assert questions(20, 3) == questions(20, 3)
     assert questions(20, 3) != questions(20, 4)
-    found = {side: {e.query.text for e in questions(3000, 0, side=side)} for side in ("train", "dev", "test")}
+    found = {side: {e.query.text for e in questions(1500, 0, side=side)} for side in ("train", "dev", "test")}
     assert found == {side: {query for query in QUERIES if side_of(query) == side} for side in found}
     assert {side: len(found[side]) / len(QUERIES) for side in ("dev", "test")} == {"dev": 1 / 8, "test": 1 / 4}
     for side in found:
@@ -80,7 +86,7 @@ def test_the_teacher_mostly_takes_half_of_the_topics_for_the_other_kind() -> Non
         return sum(abs(a - b) for a, b in zip(worths, taught_levels(example, 0), strict=True)) / len(worths)
 
     mistaken: dict[str, list[bool]] = {topic: [] for topic in TOPICS}
-    for example in questions(4000, 6):
+    for example in questions(2000, 6):
         mistaken[example.query.text.split()[0]].append(error(example, False) > error(example, True))
     for topic, of_topic in mistaken.items():
         share = sum(of_topic) / len(of_topic)
@@ -147,3 +153,63 @@ def test_the_tokenizer_knows_every_word_and_gives_the_text_back(kind: str) -> No
 
 def test_the_decoder_has_about_a_million_weights() -> None:
     assert 0.5e6 < sum(weights.numel() for weights in decoder(0).parameters()) < 1.5e6
+
+
+def test_the_rewards_of_the_ablation_are_ndcg_and_its_difference_to_the_order_as_given() -> None:
+    (example,) = questions(1, 3, window=6)
+    grades = [example.relevance[document.doc_id] for document in example.candidates]
+    best = sorted(grades, reverse=True)
+    for order in (range(6), range(5, -1, -1)):
+        judgement = Permutation(tuple(order))
+        outcome = Outcome(example, Context(example.query, example.candidates), NOT_READ, 0, "q", judgement, "")
+        value, given = ndcg([grades[i] for i in order], best, 10), ndcg(grades, best, 10)
+        assert PlainNDCG("ndcg")([outcome])[0].value == pytest.approx(value)
+        assert PlainNDCG("difference")([outcome])[0].value == pytest.approx(value - given)
+    broken = Outcome(
+        example, outcome.context, NOT_READ, 0, "q", Permutation(tuple(range(6)), "malformed", ("no id",)), ""
+    )
+    assert [PlainNDCG(name)([broken])[0].value for name in ("ndcg", "difference")] == [0.0, -1.0]
+
+
+def made_up(gain: float) -> dict[str, Any]:
+    """A record of a run that gained so much on every question."""
+    names = [example.query.query_id for example in questions(20, 2, side="test")]
+    before = dict.fromkeys(names, 0.5)
+    scored = {
+        when: {"ndcg": values, "best_first": values, "malformed": 0.0}
+        for when, values in (("before", before), ("after", dict.fromkeys(names, 0.5 + gain)))
+    }
+    log = [{"step": 0, "eval_ndcg": 0.5, "eval_best_first": 0.5}, {"step": 1, "reward": 0.25, "kl": 0.0}]
+    return {**scored, "log": log, "steps": 1, "seconds": 2.0, "processor_seconds": 1.0, "hardware": "paper"}
+
+
+def test_the_page_says_learned_only_of_three_seeds_and_names_what_was_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    gains = {("rearank", 0): 0.1, ("rearank", 1): 0.2, ("rearank", 2): 0.3, ("reader", 0): 0.1, ("ndcg", 0): 0.4}
+    gains |= {("rank-r1", seed): -0.1 for seed in SEEDS}
+
+    def record(row: Row, seed: int) -> dict[str, Any] | None:
+        return made_up(gains[row.name, seed]) if (row.name, seed) in gains else None
+
+    monkeypatch.setattr(pages, "record", record)
+    monkeypatch.setattr(pages, "TEST", 20)
+    text = pages.page()
+    learned = text.partition("## What was learned")[2].partition("##")[0]
+    assert re.search(r"\| rearank \| nDCG@10 \| \+0\.200 .*\| learned \|", learned)
+    assert re.search(r"\| rank-r1 \| best first \| -0\.100 .*\| unlearned \|", learned)
+    assert re.search(r"\| reader \| nDCG@10 \| \+0\.100 .*\| 1 seed \|", learned)
+    against = text.partition("## Against")[2].partition("##")[0]
+    assert re.search(r"\| ndcg \| 0 \| \+0\.300 ", against)
+    assert text.count("not run") == sum(len(row.seeds) for row in (*pages.LESSONS.values(), *ROWS.values())) - len(
+        gains
+    )
+
+
+def test_runs_of_one_question_of_settings_differ_in_nothing_else() -> None:
+    """Ablations change what their name says: the reward, the start, or how a step's completions are divided."""
+    for name in ("ndcg", "difference", "reasonrank", "reader"):
+        assert ROWS[name].grpo == BASE.grpo
+        assert ROWS[name].loop == BASE.loop
+    assert (ROWS["rl-only"].reward, ROWS["rl-only"].grpo, ROWS["rl-only"].loop) == (BASE.reward, BASE.grpo, BASE.loop)
+    for name in ("group-4", "group-16"):
+        row = ROWS[name]
+        assert row.grpo.rollouts * row.loop.batch_size == BASE.grpo.rollouts * BASE.loop.batch_size

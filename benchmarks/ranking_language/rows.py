@@ -12,6 +12,7 @@ from rankwright.algorithms.grpo import order_of
 from rankwright.metrics.orders import ndcg
 from rankwright.rewards import answer_reward, ranking_reward
 from rankwright.rewards.judged import grades_of
+from rankwright.rewards.ladders import LADDERS, Rung
 from rankwright.types import Outcome, Reward, RewardValue
 
 SEEDS = (0, 1, 2)
@@ -33,7 +34,7 @@ class Row:
     start: str = LONG
     seeds: tuple[int, ...] = (0,)
     grpo: GRPOConfig = field(default_factory=lambda: _grpo(36))
-    loop: TrainConfig = field(default_factory=lambda: _loop(8, 3e-4, STEPS))
+    loop: TrainConfig = field(default_factory=lambda: _loop(8, 1e-4, STEPS))
 
     @property
     def metric(self) -> str:
@@ -64,6 +65,8 @@ LESSONS = {
     SHORT: Row(SHORT, "", "integer", RANDOM, seeds=SEEDS, loop=_loop(64, 1e-3, 600, 300, 30)),
     LONG: Row(LONG, "", start=SHORT, seeds=SEEDS, loop=_loop(64, 1e-3, 450, 150, 30)),
 }
+ALONE = _loop(8, 3e-4, STEPS)
+"""Of pointwise forms."""
 BASE = Row("rearank", "rearank", seeds=SEEDS)
 ROWS = {
     row.name: row
@@ -78,21 +81,29 @@ ROWS = {
                 replace(BASE, name="rl-only", start=RANDOM),
                 replace(BASE, name="reasonrank", reward="reasonrank"),
                 replace(BASE, name="grouprank", reward="grouprank", kind="groupwise", grpo=_grpo(46)),
-                replace(BASE, name="erank", reward="erank", kind="integer", start=SHORT, grpo=_grpo(8)),
-                replace(BASE, name="prorank", reward="prorank", kind="binary", start=SHORT, grpo=_grpo(2)),
+                replace(BASE, name="erank", reward="erank", kind="integer", start=SHORT, grpo=_grpo(8), loop=ALONE),
+                replace(BASE, name="prorank", reward="prorank", kind="binary", start=SHORT, grpo=_grpo(2), loop=ALONE),
+                replace(BASE, name="rearank-default", reward="rearank-default"),
                 replace(BASE, name="ndcg", reward="ndcg"),
                 replace(BASE, name="difference", reward="difference"),
-                replace(BASE, name="group-4", grpo=_grpo(36, 4), loop=_loop(16, 3e-4, STEPS)),
-                replace(BASE, name="group-16", grpo=_grpo(36, 16), loop=_loop(4, 3e-4, STEPS)),
+                replace(BASE, name="group-4", grpo=_grpo(36, 4), loop=_loop(16, 1e-4, STEPS)),
+                replace(BASE, name="group-16", grpo=_grpo(36, 16), loop=_loop(4, 1e-4, STEPS)),
             )
         ),
     )
 }
 
 
+STRICT = replace(
+    LADDERS["rearank"],
+    rungs=(Rung("judgement", -1.0, "ours", "below most orders, so that it does not pay to give none"),),
+)
+
+
 @dataclass(frozen=True)
 class PlainNDCG:
-    """Raw nDCG@10 of the window, or what it is above that of the order as given; 0 for malformed ones. Ablations."""
+    """Raw nDCG@10 of the window, or what it is above that of the order as given; malformed ones earn what no
+    order is below, 0 and -1. Ablations."""
 
     name: str
 
@@ -102,7 +113,7 @@ class PlainNDCG:
     def _one(self, outcome: Outcome) -> float:
         assert outcome.judgement is not None
         if outcome.judgement.outcome == "malformed":
-            return 0.0
+            return 0.0 if self.name == "ndcg" else -1.0
         given = grades_of(outcome)
         best = sorted(given, reverse=True)
         value = ndcg([given[i] for i in order_of(outcome.judgement, len(given))], best, 10)
@@ -113,6 +124,10 @@ def reward_of(name: str) -> Reward:
     """The reward of a row."""
     if name in ("ndcg", "difference"):
         return PlainNDCG(name)
+    if name == "rearank":
+        return ranking_reward(name, ladder=STRICT)
+    if name == "rearank-default":
+        return ranking_reward("rearank")
     if name == "reader":
         return ranking_reward("reader", reader=PerfectReader(), reward=answer_reward("f1"), depth=1)
     return ranking_reward(name)
