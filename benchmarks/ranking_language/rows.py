@@ -17,7 +17,7 @@ from rankwright.types import Outcome, Reward, RewardValue
 
 SEEDS = (0, 1, 2)
 LONG, SHORT, RANDOM = "warm-up", "first-lesson", ""
-"""What a run starts from: windows of 6 to 8 were taught, or of 1 and 2 alone, or nothing."""
+"""What a run starts from: windows of 6 to 8 were taught, or of 1 to 4 alone, or nothing."""
 STEPS = 120
 POINTWISE_WINDOW = 6
 """Documents of a question that are judged in training, one by one."""
@@ -52,18 +52,27 @@ def _grpo(longest: int, rollouts: int = 8) -> GRPOConfig:
     )
 
 
-def _loop(questions: int, rate: float, steps: int, every: int = 30, rise: int = 5) -> TrainConfig:
+def _loop(questions: int, rate: float, steps: int) -> TrainConfig:
     return TrainConfig(
         batch_size=questions,
         learning_rate=rate,
-        eval_steps=every,
-        trainer={"max_steps": steps, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": rise},
+        eval_steps=30,
+        trainer={"max_steps": steps, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 5},
+    )
+
+
+def _lesson(rate: float, steps: int) -> TrainConfig:
+    return TrainConfig(
+        batch_size=64,
+        learning_rate=rate,
+        eval_steps=150,
+        trainer={"max_steps": steps, "lr_scheduler_type": "cosine", "warmup_steps": 30},
     )
 
 
 LESSONS = {
-    SHORT: Row(SHORT, "", "integer", RANDOM, seeds=SEEDS, loop=_loop(64, 1e-3, 600, 300, 30)),
-    LONG: Row(LONG, "", start=SHORT, seeds=SEEDS, loop=_loop(64, 1e-3, 450, 150, 30)),
+    SHORT: Row(SHORT, "", "integer", RANDOM, seeds=SEEDS, loop=_lesson(2e-3, 450)),
+    LONG: Row(LONG, "", start=SHORT, seeds=SEEDS, loop=_lesson(1.5e-3, 450)),
 }
 ALONE = _loop(8, 3e-4, STEPS)
 """Of pointwise forms."""
@@ -130,4 +139,6 @@ def reward_of(name: str) -> Reward:
         return ranking_reward("rearank")
     if name == "reader":
         return ranking_reward("reader", reader=PerfectReader(), reward=answer_reward("f1"), depth=1)
+    if name == "erank":
+        return ranking_reward(name, relevant_from=2)
     return ranking_reward(name)

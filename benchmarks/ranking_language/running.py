@@ -136,9 +136,9 @@ def taught(name: str, seed: int) -> list[tuple[Example, str]]:
         seed: of the run; the teacher errs otherwise for each.
     """
     if name == SHORT:
-        alone = zip(questions(19_200, 1, window=1), _in_turn(("integer", "integer", "binary"), 19_200), strict=True)
-        pairs = zip(questions(19_200, 2, window=2), _in_turn(KINDS[:3], 19_200), strict=True)
-        return [*alone, *pairs]
+        alone = zip(questions(14_400, 1, window=1), _in_turn(("integer", "integer", "binary"), 14_400), strict=True)
+        few = [one for window in (2, 3, 4) for one in questions(4_800, window, window=window)]
+        return [*alone, *zip(few, _in_turn(KINDS[:3], 14_400), strict=True)]
     kinds = ("listwise", "listwise", "setwise", "groupwise") if name == LONG else ("listwise",)
     return list(zip(questions(TAUGHT, 0 if name == LONG else 3), _in_turn(kinds, TAUGHT), strict=True))
 
