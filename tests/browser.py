@@ -109,7 +109,7 @@ def chromium() -> Iterator[Callable[..., Window]]:
 class StandIn:
     """What a server of the page says."""
 
-    key: str | None = "right key"
+    key: str | None = "right-key"
     models: Sequence[str] = ("straight", "reversed")
     reader: Mapping[str, Any] | None = field(default_factory=lambda: {"name": "stub reader", "top_k": 2})
     answer: str | None = "an answer"

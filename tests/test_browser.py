@@ -4,16 +4,22 @@ light and dark, with hostile texts. Whatever a browser complains of fails the te
 from __future__ import annotations
 
 import json
+import math
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+import rankwright
 from rankwright.comparison import Side, compare_sides
 from rankwright.reporting.compared import write_comparison
+from rankwright.server.page import HEADERS
 from tests.browser import NO_BROWSER, PHONE, StandIn, Window, absent, chromium, standing_in
+from tests.cli_kit import key_reader, make_model, rows
 from tests.report_kit import HARMLESS, HOSTILE, METRICS, make_evaluation, report_of, run_of
+from tests.served import Served
 
 Open = Callable[..., Window]
 HOSTILE_TEXT = " ".join(HOSTILE)
@@ -127,6 +133,17 @@ def test_a_question_shows_both_rankings_answers_and_values(browser: Open, tmp_pa
     assert "the right passage" in first.inner_text()
     assert before.locator("li.more").inner_text() == "and 2 more"
     assert before.locator("li.cut").count() == 1
+    assert page.locator("#share").inner_text().split() == [
+        "won",
+        "13",
+        "(87%)",
+        "same",
+        "0",
+        "(0%)",
+        "lost",
+        "2",
+        "(13%)",
+    ]
     page.get_by_text("Link to this question").click()
     linked = browser()
     linked.page.goto(page.url)
@@ -224,7 +241,7 @@ def server() -> Iterator[tuple[str, StandIn]]:
         yield found
 
 
-def enter(window: Window, address: str, key: str = "right key") -> None:
+def enter(window: Window, address: str, key: str = "right-key") -> None:
     """Opens the page and gives the key."""
     window.page.goto(address)
     window.page.get_by_label("API key").fill(key)
@@ -283,7 +300,7 @@ def test_a_wrong_key_is_said_and_asked_for_again(browser: Open, server: tuple[st
     window.page.get_by_role("alert").get_by_text("There is no valid key. (status 401, request request-7)").wait_for()
     assert window.focused() == "key"
     assert window.page.evaluate("sessionStorage.length") == 0
-    window.page.keyboard.type("right key")
+    window.page.keyboard.type("right-key")
     window.page.keyboard.press("Enter")
     window.page.get_by_text("Serving straight").wait_for()
     assert window.page.get_by_role("alert").is_hidden()
@@ -297,7 +314,7 @@ def test_the_key_stays_in_the_tab(browser: Open, server: tuple[str, StandIn]) ->
     window.page.reload()
     window.page.get_by_text("Serving straight").wait_for()  # not asked for again
     kept = "[localStorage.length, document.cookie, Object.values(sessionStorage).join()]"
-    assert window.page.evaluate(kept) == [0, "", "right key"]
+    assert window.page.evaluate(kept) == [0, "", "right-key"]
     assert "right" not in window.page.url
     window.page.get_by_role("button", name="Forget it").click()
     assert window.page.evaluate("sessionStorage.length") == 0
@@ -435,6 +452,44 @@ def test_hostile_texts_stay_texts_on_the_page(browser: Open) -> None:
             structures.append(window.structure())
     assert structures[0] == structures[2]
     assert structures[1] == structures[3]
+
+
+def test_the_page_of_a_real_server_shows_what_its_models_and_its_reader_say(browser: Open, tmp_path: Path) -> None:
+    models = {"first": make_model(tmp_path / "first"), "second": make_model(tmp_path / "second", seed=1)}
+    question, long = "What is the key of door 12?", "door " * 60
+    passages = [row["text"] for row in rows()[2]["candidates"]] + [long.strip()]
+    with key_reader() as endpoint:
+        command = ["serve", *map(str, models.values()), "--reader", endpoint, "--reader-model", "stub", "--top-k", "2"]
+        begun = [sys.executable, "-m", "rankwright.cli", *command]
+        keys = {"RANKWRIGHT_API_KEY": "right-key", "OPENAI_API_KEY": "key-of-the-reader"}
+        with Served(lambda port: [*begun, "--port", str(port)], tmp_path, "/ready", keys) as served:
+            window = browser()
+            enter(window, f"{served.url}/", "wrong key")
+            window.page.get_by_role("alert").wait_for()
+            enter(window, f"{served.url}/")
+            window.page.get_by_text("Serving first (torch, 48 tokens) and second").wait_for()
+            ask(window, "\n".join(passages), question)
+            ranked(window)
+            for lines, answer, folder in zip(sides(window), answers(window, 2), models.values(), strict=True):
+                ranking = rankwright.load(folder).rerank(question, passages)
+                order = [passages[int(doc_id)] for doc_id in ranking.doc_ids]
+                assert [line.splitlines()[-1] for line in lines] == order
+                for score, line in zip(ranking.scores, lines, strict=True):
+                    assert f"raw {score:.2f}" in line
+                    assert f"{1 / (1 + math.exp(-score)):.3f}" in line  # the scale of the API, as documented
+                assert ["cut" in line for line in lines] == [text == long.strip() for text in order]
+                assert answer == ("word12" if passages[2] in order[:2] else "(none found)")
+            assert set(window.problems) == {UNAUTHORIZED}
+            assert all(url.startswith(f"{served.url}/") for url in window.requests)
+            sent = window.page.request.get(f"{served.url}/page.js").headers
+            assert {name: sent[name.lower()] for name in HEADERS} == HEADERS
+
+
+def answers(window: Window, count: int) -> list[str]:
+    """What the reader said to each ranking, once it has."""
+    said = window.page.locator(".said", has_not_text=re.compile("^…$"))
+    said.nth(count - 1).wait_for()
+    return said.all_inner_texts()
 
 
 def test_nothing_but_the_own_script_may_run(browser: Open, server: tuple[str, StandIn]) -> None:

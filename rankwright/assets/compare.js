@@ -169,7 +169,7 @@
     const became = outcome(question), reads = question.reads;
     const delta = became === "none" ? "–" : signed(change(question));
     const tone = { won: " better", lost: " worse" }[became] ?? "";
-    const answers = element("span", { class: "answers" }, quoted(short(reads[0])), " → ", quoted(short(reads[1])));
+    const answers = element("span", { class: "answers" }, quoted(short(reads[0], 90)), " → ", quoted(short(reads[1], 90)));
     const summary = element(
       "summary", {}, element("span", { class: `delta${tone}` }, delta), quoted(question.text),
       reads[0] === null && reads[1] === null ? null : answers,
@@ -181,7 +181,10 @@
     return element("li", {}, details);
   }
 
-  const short = (text) => (text === null ? "–" : text.length > 90 ? text.slice(0, 90) + " …" : text);
+  function short(text, characters) {
+    if (text === null) return "–";
+    return text.length > characters + 2 ? text.slice(0, characters) + " …" : text; // 2: " …" of a piece cut before
+  }
 
   function inside(question) {
     const about = element("p", { class: "soft" }, "Question ", element("code", {}, quoted(question.id)));
@@ -211,6 +214,7 @@
 
   function passage(number, place, other, marks, isRead, which) {
     const [id, title, text] = data.documents[number], line = element("div", { class: "marks" });
+    const piece = isRead ? text : short(text, data.unread);
     if (title || !text) line.append(element("b", {}, quoted(title || id)));
     if (marks & GOLD) line.append(element("span", { class: "tag gold", title: "labelled relevant" }, "gold"));
     if (marks & HAS_ANSWER)
@@ -218,7 +222,7 @@
     const moved = which ? "was" : "becomes";
     if (!other) line.append(element("span", { class: "soft" }, which ? "was not there" : "is not there any more"));
     else if (other !== place) line.append(element("span", { class: "soft" }, `${moved} ${other}`));
-    const content = element("div", { title: `document ${id}` }, line, element("p", { class: "passage" }, quoted(text)));
+    const content = element("div", { title: `document ${id}` }, line, element("p", { class: "passage" }, quoted(piece)));
     return element("li", { class: isRead ? null : "unread" }, element("span", { class: "place" }, String(place)), content);
   }
 

@@ -177,7 +177,7 @@ def _questions(comparison: Comparison, cut: str) -> Html:
     return join(
         [
             tag("p", note, *([f" {cut}"] if cut else []), class_="soft"),
-            tag("div", share_bar((counts.won, counts.same, counts.lost)), id="share"),
+            tag("div", share_bar((counts.won, counts.same, counts.lost), "same"), id="share"),
             without,
             frame,
         ]
@@ -214,6 +214,7 @@ def _contents(comparison: Comparison, budget: int) -> tuple[dict[str, Any], str]
         "metrics": list(comparison.metrics),
         "headline": comparison.metrics.index(comparison.headline_test.metric),
         "read": read,
+        "unread": lengths.unread,
         "documents": passages.written(lengths),
         "questions": questions,
     }

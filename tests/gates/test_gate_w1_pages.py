@@ -43,7 +43,7 @@ MUTANTS = [
         'byId("problem").innerHTML = error.message;',
     ),
     Mutant("W1", POLICY, PAGE, "\"script-src 'self'\"", "\"script-src 'self' 'unsafe-inline'\""),
-    Mutant("W1", POLICY, PAGE, "    \"require-trusted-types-for 'script'\",", "   "),
+    Mutant("W1", POLICY, PAGE, "require-trusted-types-for 'script'", "require-trusted-types-for 'none'"),
 ]
 
 Open = Callable[..., Window]
