@@ -26,7 +26,7 @@ DEMO_INSTALLED := $(VENV)/.installed-demo
 ALL_INSTALLED := $(VENV)/.installed-all
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check gates-quick gates-full gates-mutants gates-alarms gates-llama ray benchmarks format interop-st5 docs clean
+.PHONY: help install demo test browser check gates-quick gates-full gates-mutants gates-alarms gates-llama ray benchmarks format interop-st5 docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,14 @@ demo: $(DEMO_INSTALLED) ## train the embedded reranker from the embedded reader 
 
 test: $(ALL_INSTALLED) ## run the tests; a skip that tests/allowed-skips.txt does not list fails the run
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+# A package of the system, not of pip: browsers that Python packages fetch come from servers of their own.
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+browser: ## install Debian's chromium, in which the pages are tested, where no Chromium is on the path (half a minute)
+	@if command -v chromium || command -v chromium-browser || command -v google-chrome; then exit 0; \
+	elif command -v apt-get >/dev/null; then \
+		$(SUDO) apt-get update -q && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends chromium; \
+	else echo "There is no apt-get here; wanted chromium, chromium-browser or google-chrome on the path. Install one as your system does; without it the tests of pages skip." >&2; exit 3; fi
 
 check: $(ALL_INSTALLED) ## lint, formatting, types, import floors
 	$(BIN)/ruff check .
@@ -110,5 +118,5 @@ $(DEMO_INSTALLED): pyproject.toml constraints.txt | $(MADE)
 	touch $@
 
 $(ALL_INSTALLED): pyproject.toml constraints.txt | $(MADE)
-	$(PIP_INSTALL_PROJECT) --editable '.[all]' --group dev
+	$(PIP_INSTALL_PROJECT) --editable '.[all,integrations]' --group dev
 	touch $(DEMO_INSTALLED) $@

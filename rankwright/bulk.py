@@ -406,7 +406,7 @@ def check_failed(failures: int, most: int, last: Sequence[Failure]) -> None:
     if failures > most:
         raise ModelError(
             f"{failures} questions failed, the last '{last[-1].query_id}' ({last[-1].error}); wanted at most {most}. "
-            "Correct the cause and go on with the same command, or allow more (--max-failed N)."
+            "Correct the cause and go on with the same command, or allow more (--max-failed-questions N)."
         )
 
 

@@ -111,7 +111,7 @@ def test_a_question_that_fails_is_told_and_counted_by_the_exit_code(
 
     monkeypatch.setattr("rankwright.cli.build.FirstStage.rerank_batch", failing)
     asked = ["rerank", "--data", str(data), "--model", "first-stage", "--out", str(out)]
-    assert run([*asked, "--max-failed", "0"]) == 5
+    assert run([*asked, "--max-failed-questions", "0"]) == 5
     assert "1 questions failed, the last 'q3' (ValueError: planned); wanted at most 0" in capsys.readouterr().err
     assert run([*asked, "--output", "json"]) == 7
     captured = capsys.readouterr()

@@ -39,6 +39,7 @@ LIGHT_MODULES = [
     "rankwright.algorithms.generating",
     "rankwright.checkpoints",
     "rankwright.diagnosis",
+    "rankwright.comparison",
     "rankwright.budget",
     "rankwright.alarms",
     "rankwright.batch",
@@ -48,6 +49,10 @@ LIGHT_MODULES = [
     "rankwright.teaching",
     "rankwright.reading",
     "rankwright.reporting",
+    "rankwright.integrations.opened",
+    "rankwright.integrations.langchain",
+    "rankwright.integrations.llama_index",
+    "rankwright.integrations.pyterrier",
 ]
 
 

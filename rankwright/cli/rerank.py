@@ -14,7 +14,15 @@ import typer
 from rich.table import Table
 
 from rankwright.cli.common import FORMAT_HELP, BadRow, OutputKind, emit, print_out, progress_bars, say, write_out
-from rankwright.cli.options import ApiKeyEnv, Cache, PriceInput, PriceOutput, RequestsPerMinute, TokensPerMinute
+from rankwright.cli.options import (
+    STRATEGIES,
+    ApiKeyEnv,
+    Cache,
+    PriceInput,
+    PriceOutput,
+    RequestsPerMinute,
+    TokensPerMinute,
+)
 from rankwright.errors import ConfigurationError, DataError
 from rankwright.types import Document, Query, Ranking, Reranker, RerankRequest
 
@@ -23,10 +31,10 @@ if TYPE_CHECKING:
     from rankwright.cli.llm import LLMSettings
     from rankwright.data.streams import ExampleStream
 
-STRATEGIES = ("sliding", "heapsort", "bubblesort", "pointwise", "groupwise", "single-token", "topk")
-"""Names of cli/llm.py, which the help shows without loading what is behind them."""
 STDIN = "standard input"
 PARTIAL_EXIT_CODE = 7
+MAX_FAILED, STOP_ABOVE = 0.01, 0.05
+"""Shares of failed calls above which the exit code says so, and above which nothing more is asked."""
 QUERY_ID_FIELDS = ("query_id", "_id", "id")
 _QUERIES_AT_ONCE = 64
 
@@ -106,6 +114,13 @@ def rerank(
     window: int | None = typer.Option(None, help="Passages that the language model sees at once. Default 20."),
     stride: int | None = typer.Option(None, help="Steps of a sliding window. Default: half of the window."),
     fuse: float | None = typer.Option(None, help="Share of the first stage's scores in the result, 0 to 1."),
+    max_failed: float | None = typer.Option(
+        None,
+        min=0,
+        max=1,
+        help="Largest share of the language model's calls that may fail; above it the exit code is 7. Default 0.01. "
+        "Above 0.05, or this where it is larger, the command stops.",
+    ),
     set_: list[str] = typer.Option(
         [],
         "--set",
@@ -132,7 +147,7 @@ def rerank(
     ),
     shard: str | None = typer.Option(None, help="I/N: only the I-th of N parts, into OUT with .I-of-N in its name."),
     join: int | None = typer.Option(None, min=2, help="Put so many shards of --out together, and do nothing else."),
-    max_failed: int | None = typer.Option(
+    max_failed_questions: int | None = typer.Option(
         None, min=0, help="Questions of --out that may fail; each is named, and the exit code is 7. Default 10."
     ),
     store: Path | None = typer.Option(
@@ -151,7 +166,12 @@ def rerank(
     from rankwright.cli.bulk import check_bulk, check_ray
     from rankwright.cli.bulk import join as join_shards
 
-    of_bulk = {"--shard": shard, "--max-failed": max_failed is not None, "--store": store, "--ray": ray}
+    of_bulk = {
+        "--shard": shard,
+        "--max-failed-questions": max_failed_questions is not None,
+        "--store": store,
+        "--ray": ray,
+    }
     of_scoring = {"--run": run, "--data": data, "--topics": topics, "--corpus": corpus, "--llm": llm}
     check_bulk(out, join, of_bulk, of_scoring)
     if join is not None and out is not None:
@@ -164,6 +184,7 @@ def rerank(
         {"--topics": topics, "--format": format, "--corpus": corpus, "--depth": depth},
     )
     own = {"window": window, "stride": stride}
+    of_llm = {"--strategy": strategy, "--prompt": prompt, "--fuse": fuse, "--max-failed": max_failed}
     of_endpoint = {
         "reader.model": llm_model,
         "reader.requests_per_minute": requests_per_minute,
@@ -173,17 +194,20 @@ def rerank(
         "reader.api_key_env": api_key_env,
         "reader.cache": cache,
     }
-    asked = {"--strategy": strategy, "--prompt": prompt, "--fuse": fuse, "--set": set_ or None, **own, **of_endpoint}
+    asked = {**of_llm, "--set": set_ or None, **own, **of_endpoint}
     if llm is not None and model != "reference":
         raise ConfigurationError(
             f"--model {model} and --llm {llm} were both given; wanted one of them, since one ranks."
         )
     settings = _llm(llm, asked, own | {"reader.reader": llm} | of_endpoint)
     check_ray(ray, workers, llm)
-    opened = _opened(settings, model, device, backend)
+    allowed = MAX_FAILED if max_failed is None else max_failed
+    opened = _opened(settings, model, device, backend, max(allowed, STOP_ABOVE))
     failed = 0
     if out is not None:
-        stream, bulk = _bulk(out, shard, store, max_failed, run, data, format, topics, corpus, depth, on_bad_row)
+        stream, bulk = _bulk(
+            out, shard, store, max_failed_questions, run, data, format, topics, corpus, depth, on_bad_row
+        )
         of_model = {**asked, "--llm": llm} if llm is not None else _of_model(model, backend, device)
         of_input = {"format": stream.format, "depth": depth, "on_bad_row": on_bad_row.value}
         if ray:
@@ -211,7 +235,7 @@ def rerank(
         with opened as reranker:
             failed = _answer_requests(reranker, llm or model, top_k, on_bad_row)
     tell_of_cut(reranker)
-    return PARTIAL_EXIT_CODE if failed else 0
+    return PARTIAL_EXIT_CODE if failed or _too_many_failed(reranker, allowed) else 0
 
 
 def _check_arguments(
@@ -260,8 +284,26 @@ def _llm(llm: str | None, asked: Mapping[str, Any], flags: Mapping[str, Any]) ->
     return llm_settings(asked["--strategy"], asked["--prompt"], asked["--fuse"], asked["--set"] or [], flags)
 
 
+def _too_many_failed(reranker: Reranker, allowed: float) -> bool:
+    """Whether more calls of a language model failed than an answer without a word about it may have; said here."""
+    from rankwright.cli.llm import CountingReranker
+
+    if not isinstance(reranker, CountingReranker):
+        return False
+    failed, calls = reranker.total.failures.total(), reranker.total.calls
+    if failed <= allowed * calls:
+        return False
+    say(
+        f"{failed} of {calls} calls failed, above {allowed:.0%} (--max-failed), so the exit code is "
+        f"{PARTIAL_EXIT_CODE}: documents of those windows keep their order. The same command asks them again."
+    )
+    return True
+
+
 @contextlib.contextmanager
-def _opened(settings: LLMSettings | None, model: str, device: str, backend: str) -> Iterator[Reranker]:
+def _opened(
+    settings: LLMSettings | None, model: str, device: str, backend: str, max_failed: float
+) -> Iterator[Reranker]:
     """The reranker that was asked for; where it is a language model, with its cache open."""
     if settings is None:
         from rankwright.cli.build import build_reranker
@@ -271,27 +313,25 @@ def _opened(settings: LLMSettings | None, model: str, device: str, backend: str)
     from rankwright.cli.build import checked_device
     from rankwright.cli.llm import llm_reranker
 
-    with llm_reranker(settings, checked_device(device)) as reranker:
+    with llm_reranker(settings, checked_device(device), max_failed) as reranker:
         yield reranker
 
 
-def _taken(reranker: Reranker) -> dict[str, Any]:
-    """What a language model's rankings took, for JSON; nothing of a scoring model."""
-    from rankwright.cli.llm import told
-    from rankwright.strategies import LLMReranker
+def _taken(reranker: Reranker, *, last: bool = False) -> dict[str, Any]:
+    """What a language model's rankings took, for JSON; nothing of a scoring model. `last`: those of the last batch."""
+    from rankwright.cli.llm import CountingReranker, told
 
-    if not isinstance(reranker, LLMReranker):
+    if not isinstance(reranker, CountingReranker):
         return {}
-    return {"reranker": reranker.name, **told(reranker.report)}
+    return {"reranker": reranker.name, **told(reranker.report if last else reranker.total)}
 
 
 def _say_taken(reranker: Reranker) -> None:
     """The same for people: an answer that nobody could read leaves a ranking that looks like any other."""
-    from rankwright.cli.llm import say_report
-    from rankwright.strategies import LLMReranker
+    from rankwright.cli.llm import CountingReranker, say_report
 
-    if isinstance(reranker, LLMReranker):
-        say_report(reranker.report)
+    if isinstance(reranker, CountingReranker):
+        say_report(reranker.total)
 
 
 # --- one question ------------------------------------------------------------------------------------------------
@@ -440,7 +480,7 @@ def _answer_requests(reranker: Reranker, model: str, top_k: int | None, on_bad_r
         answered += 1
         noted.note_fields(STDIN, line, row, *_request_fields(row))
         (ranking,) = reranker.rerank_batch([request])
-        answer = {**_answer(request, ranking.best(top_k), model, failed), **_taken(reranker)}
+        answer = {**_answer(request, ranking.best(top_k), model, failed), **_taken(reranker, last=True)}
         emit({"query_id": query_id, **answer} if query_id is not None else answer)
     noted.dataset(Path(STDIN))  # warns of unknown fields
     if not answered + failed:
@@ -577,9 +617,9 @@ def _answer_file(
 ) -> None:
     """A TREC run; for json one object with all rankings where `whole`, else a line for each question."""
     from rankwright.data import trec_run_lines
-    from rankwright.strategies import Fused, LLMReranker, StrategyReport, check_first_stage
+    from rankwright.strategies import Fused, LLMReranker, check_first_stage
 
-    report, rankings = StrategyReport(), []
+    rankings: list[Ranking] = []
     if isinstance(reranker, LLMReranker) and isinstance(reranker.strategy, Fused):
         for request in requests:
             check_first_stage(request)  # before the first batch is paid for
@@ -589,8 +629,6 @@ def _answer_file(
         for start in range(0, len(requests), _QUERIES_AT_ONCE):
             batch = requests[start : start + _QUERIES_AT_ONCE]
             ranked = [ranking.best(top_k) for ranking in reranker.rerank_batch(batch)]
-            if isinstance(reranker, LLMReranker):
-                report += reranker.report
             for request, ranking in zip(batch, ranked, strict=True):
                 if output is OutputKind.text:
                     write_out("".join(f"{line}\n" for line in trec_run_lines(ranking)))
@@ -598,8 +636,6 @@ def _answer_file(
                     emit({"query_id": ranking.query_id, **_answer(request, ranking, model, skipped)})
             rankings += ranked if whole else []
             progress("rerank", start + len(batch), len(requests))
-    if isinstance(reranker, LLMReranker):
-        reranker.report = report
     _say_taken(reranker)
     if whole and output is OutputKind.json:
         rows = [{"query_id": r.query_id, "doc_ids": list(r.doc_ids), "scores": list(r.scores)} for r in rankings]
