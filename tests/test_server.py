@@ -363,7 +363,17 @@ def test_a_request_id_comes_back_if_it_is_harmless(shared: Any) -> None:
 
 def test_the_description_is_json_with_all_routes(shared: Any) -> None:
     paths = json.loads(shared.get("/openapi.json").text)["paths"]
-    assert {"/rerank", "/v1/rerank", "/v2/rerank", "/score", "/live", "/ready", "/info", "/metrics", "/v1/models"} <= set(paths)
+    assert {
+        "/rerank",
+        "/v1/rerank",
+        "/v2/rerank",
+        "/score",
+        "/live",
+        "/ready",
+        "/info",
+        "/metrics",
+        "/v1/models",
+    } <= set(paths)
 
 
 # --- the page and its reader -----------------------------------------------------------------------------------------
