@@ -7,14 +7,18 @@ import math
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
 from rankwright.engine import Engine, EngineSettings
 from rankwright.errors import ConfigurationError
+from rankwright.server import page
+from rankwright.server.answers import ServedReader
 from rankwright.server.app import create_app
 from rankwright.server.dialects import relevance
 from rankwright.server.settings import ServerSettings, keys_of
+from rankwright.types import Answer, ReadFailed
 from tests.hostile_bodies import HOSTILE
-from tests.server_kit import KEY, client, posted, rerank
+from tests.server_kit import KEY, client, posted, rerank, started
 from tests.stub_scorer import StubScorer, score_of
 
 RAW = [score_of("red door", text) for text in ("red door", "a wall", "door")]
@@ -109,6 +113,13 @@ def test_names_of_all_dialects_mean_the_same_everywhere() -> None:
     assert [r["index"] for r in plain] == [r["index"] for r in other["results"]] == [0]
     assert [r["score_raw"] for r in objects["results"]] == [RAW[i] for i in ORDER]
     assert "document" not in plain[0]
+
+
+def test_documents_without_text_are_scored_like_others() -> None:
+    with client() as at:
+        answer = posted(at, *rerank(documents=["", " ", {"text": "", "title": "Red"}, "red"])).json()
+    assert [r["index"] for r in answer["results"]] == [3, 0, 1, 2]
+    assert [r["score_raw"] for r in answer["results"]] == [score_of("red door", text) for text in ("red", "", "", "")]
 
 
 def test_ids_titles_cuts_and_warnings_come_back() -> None:
@@ -236,8 +247,6 @@ def test_a_document_on_which_memory_runs_out_is_named_and_the_others_are_scored(
 
 
 def test_before_the_model_is_there_requests_are_told_to_wait() -> None:
-    from starlette.testclient import TestClient
-
     engine = Engine(lambda: {"stub": StubScorer()})
     at = TestClient(create_app(engine, ServerSettings()), base_url="http://localhost")
     assert at.get("/live").status_code == 200
@@ -354,4 +363,47 @@ def test_a_request_id_comes_back_if_it_is_harmless(shared: Any) -> None:
 
 def test_the_description_is_json_with_all_routes(shared: Any) -> None:
     paths = json.loads(shared.get("/openapi.json").text)["paths"]
-    assert {"/rerank", "/v1/rerank", "/v2/rerank", "/score", "/live", "/ready", "/info", "/metrics"} <= set(paths)
+    assert {"/rerank", "/v1/rerank", "/v2/rerank", "/score", "/live", "/ready", "/info", "/metrics", "/v1/models"} <= set(paths)
+
+
+# --- the page and its reader -----------------------------------------------------------------------------------------
+
+
+class Parrot:
+    """Answers with the first passage; fails on a word."""
+
+    name = "parrot"
+
+    def answer(self, contexts: Any) -> list[Any]:
+        first = contexts[0].documents[0].text
+        return [ReadFailed("timeout") if first == "fail" else Answer("" if first == "nothing" else first)]
+
+
+def test_a_reader_answers_from_documents_in_their_order() -> None:
+    with started() as engine:
+        app = create_app(engine, ServerSettings(), reader=ServedReader(Parrot(), 2))
+        at = TestClient(app, base_url="http://localhost")
+        asked = {"query": "which?", "documents": ["red door", {"text": "wall"}]}
+        assert at.get("/info").json()["reader"] == {"name": "parrot", "top_k": 2}
+        assert posted(at, "/answer", asked).json() == {"answer": "red door", "reader": "parrot"}
+        assert posted(at, "/answer", {**asked, "documents": ["nothing"]}).json()["answer"] == ""
+        failed = posted(at, "/answer", {**asked, "documents": ["fail"]})
+        assert is_contract(failed, 502)
+        assert "timeout" in failed.json()["error"]["message"]
+        assert is_contract(posted(at, "/answer", {"query": "which?"}), 400)
+        assert is_contract(posted(at, "/answer", {"query": "which?", "documents": []}), 422)
+
+
+def test_without_a_reader_there_is_no_answer(shared: Any) -> None:
+    assert is_contract(posted(shared, "/answer", {"query": "which?", "documents": ["red door"]}), 404)
+    assert "/answer" not in shared.get("/openapi.json").json()["paths"]
+
+
+@pytest.mark.parametrize("path", sorted(page.FILES))
+def test_the_page_needs_no_key_and_lets_nothing_else_run(shared: Any, path: str) -> None:
+    for method in ("GET", "HEAD"):
+        answer = shared.request(method, path, headers={"Authorization": ""})
+        assert answer.status_code == 200
+        assert "unsafe-inline" not in answer.headers["content-security-policy"]
+        assert answer.headers["content-type"] == page.FILES[path].media_type
+    assert shared.get(path).content == page.FILES[path].body

@@ -6,14 +6,19 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from rankwright.cli.common import say
+from rankwright.cli.options import ApiKeyEnv, ReaderModel
 from rankwright.errors import ConfigurationError, MissingDependencyError
 from rankwright.llms.endpoint import check_model_place
 from rankwright.rerankers import REFERENCE
 from rankwright.rerankers.ranking import Scorer
+
+if TYPE_CHECKING:
+    from rankwright.server.answers import ServedReader
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 EXAMPLES = """
@@ -48,6 +53,12 @@ def serve(
     max_body_bytes: int = typer.Option(4 * 2**20, min=1, help="Bytes of a body (413)."),
     batch_documents: int = typer.Option(64, min=1, help="Documents that are scored at once, of all requests."),
     patience: float = typer.Option(4.0, min=0.1, help="Seconds of one batch after which /ready says no."),
+    reader: str | None = typer.Option(
+        None, help="Who answers at /answer and on the page: embedded, a local causal LM, or an endpoint's base URL."
+    ),
+    reader_model: ReaderModel = None,
+    api_key_env: ApiKeyEnv = None,
+    top_k: int = typer.Option(3, min=1, help="Passages of a ranking that the page shows to the reader."),
     strict_model: bool = typer.Option(False, help="Refuse names of models that are not served (404)."),
     allowed_host: list[str] = typer.Option([], help="Further host name under which clients may call; * for any."),
     log_level: str = typer.Option("info", help="debug, info, warning or error."),
@@ -80,8 +91,30 @@ def serve(
     address = f"[{host}]" if ":" in host else host
     guarded = f"{len(settings.keys)} key{'s' * (len(settings.keys) > 1)}" if settings.keys else "no key"
     say(f"Serving {', '.join(models)} on http://{address}:{listener.getsockname()[1]} ({guarded})")
-    run(create_app(engine, settings), engine, settings, listener)
+    served = _served_reader(reader, reader_model, api_key_env, top_k, device)
+    run(create_app(engine, settings, reader=served), engine, settings, listener)
     return 0
+
+
+def _served_reader(
+    reader: str | None, model: str | None, api_key_env: str | None, top_k: int, device: str
+) -> ServedReader | None:
+    """The reader of the options, without a cache: a server's questions are not those of a run."""
+    from rankwright.cli.build import build_reader
+    from rankwright.cli.settings import ReaderSettings
+    from rankwright.server.answers import ServedReader
+
+    if reader is None:
+        given = next((flag for flag, v in (("--reader-model", model), ("--api-key-env", api_key_env)) if v), None)
+        if given:
+            raise ConfigurationError(f"{given} was given without --reader; wanted both or none.")
+        return None
+    default = ReaderSettings()
+    settings = ReaderSettings(
+        reader=reader, model=model or default.model, api_key_env=api_key_env or default.api_key_env
+    )
+    built = build_reader(settings, None, "serve", device)
+    return None if built is None else ServedReader(built, top_k)
 
 
 def opener(

@@ -13,9 +13,11 @@ from starlette.responses import PlainTextResponse, Response
 import rankwright
 from rankwright.engine import Engine, Reply
 from rankwright.errors import DeadlineError, OverloadedError, ScorerError, UnavailableError
-from rankwright.server import schemas
+from rankwright.server import page, schemas
+from rankwright.server.answers import Answers, ServedReader
 from rankwright.server.body import read_json
 from rankwright.server.dialects import (
+    read_context,
     read_rerank,
     read_score,
     total_tokens,
@@ -32,19 +34,23 @@ RERANK_PATHS = ("/rerank", "/v1/rerank", "/v2/rerank")
 OPEN_PATHS = ("/live", "/ready")
 
 
-def create_app(engine: Engine, settings: ServerSettings | None = None) -> FastAPI:
+def create_app(
+    engine: Engine, settings: ServerSettings | None = None, *, reader: ServedReader | None = None
+) -> FastAPI:
     """The application over an engine that was started or will be.
 
     Args:
         engine: scores.
         settings: limits and keys.
+        reader: answers at /answer; without one there is no such address.
     """
-    return _Routes(engine, settings or ServerSettings()).app
+    return _Routes(engine, settings or ServerSettings(), reader).app
 
 
 class _Routes:
-    def __init__(self, engine: Engine, settings: ServerSettings) -> None:
+    def __init__(self, engine: Engine, settings: ServerSettings, reader: ServedReader | None) -> None:
         self.engine, self.settings = engine, settings
+        self.answers = Answers(reader, settings.timeout)
         self.metrics = Metrics(engine)
         engine.on_batch = self.metrics.batch
         self.app = FastAPI(
@@ -55,7 +61,7 @@ class _Routes:
         self.app.add_exception_handler(HTTPException, self._http_problem)
         paths = {getattr(route, "path", "") for route in self.app.routes}
         self.app.add_middleware(
-            Guard, settings=settings, metrics=self.metrics, open_paths=OPEN_PATHS, routes=lambda: paths
+            Guard, settings=settings, metrics=self.metrics, open_paths={*OPEN_PATHS, *page.FILES}, routes=lambda: paths
         )
 
     def _add_routes(self) -> None:
@@ -66,12 +72,16 @@ class _Routes:
             add(path, self.rerank, methods=["POST"], name=path, **described)
         described = schemas.description(schemas.score_request(settings), schemas.SCORES)
         add("/score", self.score, methods=["POST"], **described)
-        for path, route in (("/live", self.live), ("/ready", self.ready), ("/info", self.info)):
+        described = schemas.description(schemas.answer_request(settings), schemas.ANSWER, 502)
+        add("/answer", self.answer, methods=["POST"], include_in_schema=self.answers.served is not None, **described)
+        known = {"/live": self.live, "/ready": self.ready, "/info": self.info, "/v1/models": self.models}
+        for path, route in known.items():
             responses = schemas.OBJECT | schemas.problems(*([503] if path == "/ready" else []))
             add(path, route, methods=["GET"], responses=responses)
-        add(
-            "/metrics", self.prometheus, methods=["GET"], response_class=PlainTextResponse, responses=schemas.problems()
-        )
+        plain = PlainTextResponse
+        add("/metrics", self.prometheus, methods=["GET"], response_class=plain, responses=schemas.problems())
+        for path in page.FILES:
+            add(path, self.page, methods=["GET", "HEAD"], name=path, include_in_schema=False)
 
     # --- answers -----------------------------------------------------------------------------------------------------
 
@@ -102,6 +112,18 @@ class _Routes:
             )
         )
 
+    async def answer(self, request: Request) -> Response:
+        """The reader's answer from documents in their order."""
+        context = read_context(await read_json(request, self.settings), self.settings)
+        served = self.answers.served
+        answer = await self.answers.answer(context)
+        return json_response({"answer": answer, "reader": served.reader.name if served else ""})
+
+    async def page(self, request: Request) -> Response:
+        """A file of the page."""
+        file = page.FILES[request.url.path]
+        return Response(file.body, media_type=file.media_type, headers=dict(page.HEADERS))
+
     async def live(self) -> Response:
         """The process answers."""
         return json_response({"live": True})
@@ -119,12 +141,12 @@ class _Routes:
             {"name": name, "backend": getattr(scorer, "backend", "torch"), "max_length": scorer.max_length}
             for name, scorer in self.engine.scorers.items()
         ]
-        settings = self.settings
+        settings, served = self.settings, self.answers.served
         return json_response(
             {
                 "version": rankwright.__version__,
                 "models": models,
-                "reader": None,
+                "reader": {"name": served.reader.name, "top_k": served.top_k} if served else None,
                 "limits": {
                     "documents": settings.max_documents,
                     "body_bytes": settings.max_body,
@@ -133,6 +155,14 @@ class _Routes:
                 },
             }
         )
+
+    async def models(self) -> Response:
+        """The names that `model` takes, as servers of OpenAI's dialect list theirs."""
+        listed = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "rankwright", "max_model_len": scorer.max_length}
+            for name, scorer in self.engine.scorers.items()
+        ]
+        return json_response({"object": "list", "data": listed})
 
     async def prometheus(self) -> Response:
         """Counters, gauges and histograms."""

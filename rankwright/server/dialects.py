@@ -17,7 +17,7 @@ from rankwright.engine import Reply
 from rankwright.server.problems import Problem
 from rankwright.server.schemas import MAX_TOP
 from rankwright.server.settings import ServerSettings
-from rankwright.types import Document, Query, RerankRequest
+from rankwright.types import Context, Document, Query, RerankRequest
 
 Dialect = Literal["jina", "cohere", "tei"]
 
@@ -71,6 +71,14 @@ class ScoreBody(BaseModel):
     raw_scores: bool | None = None
 
 
+class AnswerBody(BaseModel):
+    """A request of /answer."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+    query: str
+    documents: list[str | TextDocument]
+
+
 @dataclass(frozen=True)
 class Ask:
     """What any rerank request comes to."""
@@ -122,10 +130,7 @@ def read_rerank(fields: Mapping[str, Any], path: str, settings: ServerSettings) 
         dialect = "tei"
     documents = getattr(body, name)
     _check_query(body.query, "query", settings)
-    found = tuple(
-        Document(str(i), d, "") if isinstance(d, str) else Document(str(i), d.text, d.title)
-        for i, d in enumerate(_checked_documents(documents, name, settings))
-    )
+    found = _as_documents(_checked_documents(documents, name, settings))
     for top_name in ("top_n", "top_k"):
         if not 0 <= (getattr(body, top_name) or 0) <= MAX_TOP:
             raise Problem(422, f"{top_name} is out of range; wanted 0 (all) to {MAX_TOP}.", param=top_name)
@@ -143,6 +148,24 @@ def read_rerank(fields: Mapping[str, Any], path: str, settings: ServerSettings) 
         _checked_ids(body.ids, len(found)),
         _warnings(body),
     )
+
+
+def _as_documents(documents: Sequence[str | TextDocument]) -> tuple[Document, ...]:
+    return tuple(
+        Document(str(i), d, "") if isinstance(d, str) else Document(str(i), d.text, d.title)
+        for i, d in enumerate(documents)
+    )
+
+
+def read_context(fields: Mapping[str, Any], settings: ServerSettings) -> Context:
+    """A body of /answer.
+
+    Raises:
+        Problem: as for read_rerank.
+    """
+    body = _validated(AnswerBody, fields)
+    _check_query(body.query, "query", settings)
+    return Context(Query("0", body.query), _as_documents(_checked_documents(body.documents, "documents", settings)))
 
 
 def _warnings(body: RerankBody) -> tuple[str, ...]:
@@ -188,6 +211,7 @@ def _check_query(query: str, name: str, settings: ServerSettings) -> None:
 def _checked_documents(
     documents: Sequence[str | TextDocument], name: str, settings: ServerSettings
 ) -> Sequence[str | TextDocument]:
+    # A single document without text is scored like any other: corpora have such, and one must not cost a whole request.
     if not documents:
         raise Problem(422, f"{name} is empty; wanted 1 to {settings.max_documents} documents.", param=name)
     if len(documents) > settings.max_documents:
@@ -199,8 +223,6 @@ def _checked_documents(
         )
     for i, document in enumerate(documents):
         text, title = (document, "") if isinstance(document, str) else (document.text, document.title)
-        if not text or text.isspace():
-            raise Problem(422, f"{name}[{i}] is empty; wanted text. Leave it out.", param=f"{name}.{i}")
         if len(text) + len(title) > settings.max_document_characters:
             raise Problem(
                 422,

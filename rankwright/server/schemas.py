@@ -100,7 +100,7 @@ def _text(longest: int) -> Schema:
 
 
 def _documents(settings: ServerSettings) -> Schema:
-    text = _text(settings.max_document_characters)
+    text = {"type": "string", "maxLength": settings.max_document_characters}
     whole = {"type": "object", "required": ["text"], "properties": {"text": text, "title": _TEXT}}
     items = {"anyOf": [text, whole]}
     return {"type": "array", "items": items, "minItems": 1, "maxItems": settings.max_documents}
@@ -131,7 +131,8 @@ def rerank_request(settings: ServerSettings) -> Schema:
 
 def score_request(settings: ServerSettings) -> Schema:
     """A body of /score."""
-    query, document = _text(settings.max_query_characters), _text(settings.max_document_characters)
+    query = _text(settings.max_query_characters)
+    document = {"type": "string", "maxLength": settings.max_document_characters}
     queries = {"anyOf": [query, {"type": "array", "items": query, "minItems": 1, "maxItems": settings.max_documents}]}
     documents = {
         "anyOf": [document, {"type": "array", "items": document, "minItems": 1, "maxItems": settings.max_documents}]
