@@ -42,7 +42,10 @@ def _root(context: typer.Context, version: bool = typer.Option(False, "--version
 
 SHARED = ("train", "demo")
 """Verbs whose work several processes share."""
-INTERRUPTED = "Interrupted. What was read and saved is kept; train goes on with --resume, the others from the cache."
+INTERRUPTED = (
+    "Interrupted. What was read and saved is kept; train goes on with --resume, rerank --out with the same command, "
+    "the others from the cache."
+)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

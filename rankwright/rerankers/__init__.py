@@ -10,9 +10,18 @@ from rankwright.llms.endpoint import check_model_place
 
 if TYPE_CHECKING:
     from rankwright.rerankers.causal import Kind
+    from rankwright.rerankers.ranking import Scorer
     from rankwright.rerankers.scoring import ScoringReranker
+    from rankwright.rerankers.windows import Windows
 
 REFERENCE = "reference"
+BACKENDS = {
+    "torch": "fp32 by transformers: equal to sentence-transformers",
+    "packed": "fp32 without padding; PyTorch",
+    "bf16": "bfloat16 without padding; PyTorch on a processor with avx512",
+}
+"""What a reranker can be computed by; "auto" is the fastest of them here."""
+AUTO = "auto"
 
 
 def load(
@@ -22,26 +31,51 @@ def load(
     device: str = "cpu",
     max_length: int | None = None,
     kind: Kind | None = None,
-) -> ScoringReranker:
+    windows: Windows | None = None,
+) -> Scorer:
     """Opens a reranker: a folder, a hub name, or `reference` (the embedded one).
 
     Args:
         path: folder of a sequence-classification model with one label or of a scoring language model that rankwright
             saved, its hub name, or "reference".
-        backend: "torch" (fp32).
+        backend: "torch" (fp32, as transformers computes it), "packed" (fp32 without padding), "bf16" (the same in
+            bfloat16) or "auto": the fastest of them whose scores agree with fp32, measured once on this machine. A
+            model that cannot be packed keeps transformers' pass, in bf16 too.
         device: a torch device; the default is the CPU, where scores are reproducible.
         max_length: tokens of query and document together; by default what the model's tokenizer says.
         kind: "yes-no", "integer" or "single-token": any causal language model, scored that way with a prompt of ours.
             Published ones were trained on their own prompts (`CausalReranker.from_pretrained` takes them); untested
             with any of them.
+        windows: "max" or "mean": passages that are too long are read in overlapping windows, and the best or the mean
+            score counts; by default they are cut, and `share_cut` says how many.
 
     Raises:
         ResourceNotFoundError: nothing is found under that name.
         ModelError: what is found is neither a cross-encoder with one label nor a scoring language model.
-        ConfigurationError: a label of the kind is not one token of the model.
+        ConfigurationError: a label of the kind is not one token of the model; an unknown backend; windows for a model
+            that reads all documents in one prompt.
     """
-    if backend != "torch":
-        raise ConfigurationError(f"Backend is '{backend}'; wanted 'torch', the only one of this version.")
+    if backend not in (*BACKENDS, AUTO):
+        raise ConfigurationError(f"Backend is '{backend}'; wanted one of {', '.join(BACKENDS)}, {AUTO}.")
+
+    def opened(backend: str) -> Scorer:
+        return _computed(_policy(path, device, max_length, kind), backend)
+
+    if backend == AUTO:
+        from rankwright.rerankers.choice import fastest
+
+        scorer = fastest(opened, list(BACKENDS))
+    else:
+        scorer = opened(backend)
+    if windows is None:
+        return scorer
+    from rankwright.rerankers.windows import WindowedScorer
+
+    return WindowedScorer(scorer, windows)
+
+
+def _policy(path: str | Path, device: str, max_length: int | None, kind: Kind | None) -> ScoringReranker:
+    """The model in fp32, by transformers."""
     from rankwright.rerankers.cross_encoder import CrossEncoderReranker, load_reference
 
     if str(path) == REFERENCE:
@@ -52,6 +86,30 @@ def load(
 
         return CausalReranker.from_pretrained(str(path), kind=kind, device=device, max_length=max_length)
     return CrossEncoderReranker.from_pretrained(str(path), device=device, max_length=max_length)
+
+
+def _computed(source: ScoringReranker, backend: str) -> Scorer:
+    """The model in a backend of PyTorch; it may take over the source's parts."""
+    if backend == "torch":
+        return source
+    import torch
+
+    from rankwright.rerankers.cross_encoder import CrossEncoderReranker
+    from rankwright.rerankers.packed import packed
+
+    if backend == "bf16" and source.device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        raise ConfigurationError(
+            "Backend is 'bf16', which PyTorch computes by avx512 only, and this processor has none; wanted 'packed', "
+            "which is fp32, or 'auto'."
+        )
+    if isinstance(source, CrossEncoderReranker):
+        scorer = packed(source, "bf16" if backend == "bf16" else "fp32")
+        if scorer is not None:
+            return scorer
+    if backend == "bf16":
+        source.rename(f"{source.name}|bf16")
+        source.to(torch.bfloat16)
+    return source
 
 
 def _is_causal(path: str) -> bool:
@@ -66,4 +124,4 @@ def _is_causal(path: str) -> bool:
     return isinstance(own, dict) and own.get("kind") == "causal"
 
 
-__all__ = ["REFERENCE", "load"]
+__all__ = ["AUTO", "BACKENDS", "REFERENCE", "load"]

@@ -1,4 +1,4 @@
-"""What rerankers that score in torch have in common: scores out of `forward`, counts of what was cut, LoRA, and folders.
+"""What rerankers that score in torch have in common: scores out of `forward`, counts of what was cut, LoRA, folders.
 Each is a ScoringPolicy, so RRPO trains it."""
 
 from __future__ import annotations
@@ -61,13 +61,22 @@ class ScoringReranker(Scorer, nn.Module):
 
     @property
     def name(self) -> str:
-        """How it was asked for: folder, hub name or "reference"."""
+        """How it was asked for: folder, hub name or "reference"; and how it is computed, where that is not in fp32."""
         return self._name
+
+    def rename(self, name: str) -> None:
+        """Gives it the name of another way to compute it."""
+        self._name = name
 
     @property
     def max_length(self) -> int:
         """Tokens that are read at once: of query and document, or of a whole prompt."""
         return int(self.tokenizer.model_max_length)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
 
     @abstractmethod
     def forward(self, requests: Sequence[RerankRequest]) -> Tensor:
