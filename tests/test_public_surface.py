@@ -20,6 +20,7 @@ SOURCE_NAMES = [str(path.relative_to(ROOT)) for path in SOURCES]
 LIGHT_MODULES = [
     "rankwright.errors",
     "rankwright.types",
+    "rankwright.scale",
     "rankwright.metrics",
     "rankwright.metrics.answer",
     "rankwright.metrics.ranking",
