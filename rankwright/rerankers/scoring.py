@@ -1,4 +1,4 @@
-"""What rerankers that score in torch have in common: scores out of `forward`, counts of what was cut, LoRA, and folders.
+"""What rerankers that score in torch have in common: scores out of `forward`, counts of what was cut, LoRA, folders.
 Each is a ScoringPolicy, so RRPO trains it."""
 
 from __future__ import annotations
