@@ -17,6 +17,8 @@ VERBS = [
     "train",
     "eval",
     "rerank",
+    "export",
+    "calibrate",
     "prompts",
     "retrieve",
     "validate",

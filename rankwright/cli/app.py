@@ -11,7 +11,7 @@ import typer
 
 import rankwright
 from rankwright import processes
-from rankwright.cli import data, diagnose, evaluate, export, manage, prepare, prompts, rerank, train
+from rankwright.cli import calibrate, data, diagnose, evaluate, export, manage, prepare, prompts, rerank, train
 from rankwright.cli.common import console, harmless, silence, write_out
 from rankwright.errors import ConfigurationError, MissingDependencyError, RankwrightError, StorageError
 
@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (diagnose, train, evaluate, rerank, export, prompts, data, prepare, manage):
+for module in (diagnose, train, evaluate, rerank, export, calibrate, prompts, data, prepare, manage):
     module.register(app)
 
 

@@ -108,7 +108,6 @@ def _sizes(folder: Path, manifest: Manifest) -> dict[str, Any]:
 def _parity_line(form: str, parity: dict[str, Any]) -> str:
     before, after = parity["ndcg_before"], parity["ndcg_after"]
     ndcg = "nDCG@10 unknown (no labels)" if before is None else f"nDCG@10 {before:.4f} -> {after:.4f}"
-    return (
-        f"{form}: largest error {parity['largest_error']:.2g} of scores that spread by {parity['spread']:.2g}, rank "
-        f"correlation {parity['rank_correlation']:.4f}, {ndcg}; {parity['pairs']} pairs of {parity['questions']} questions"
-    )
+    error = f"largest error {parity['largest_error']:.2g} of scores that spread by {parity['spread']:.2g}"
+    pairs = f"{parity['pairs']} pairs of {parity['questions']} questions"
+    return f"{form}: {error}, rank correlation {parity['rank_correlation']:.4f}, {ndcg}; {pairs}"

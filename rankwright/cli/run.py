@@ -445,8 +445,8 @@ def starting_model(settings: RunSettings) -> Any:
     model = settings.model
     if is_export(model.name):
         raise ConfigurationError(
-            f"Model {model.name} is an export for ONNX Runtime, which cannot learn; wanted a model of PyTorch. Name the "
-            "folder that it was exported from."
+            f"Model {model.name} is an export for ONNX Runtime, which cannot learn; wanted a model of PyTorch. Name "
+            "the folder that it was exported from."
         )
     loaded = load(model.name, device=processes.own_device(model.device), max_length=model.max_length or None)
     if model.template:

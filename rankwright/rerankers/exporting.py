@@ -35,12 +35,12 @@ from rankwright.errors import (
     ResourceNotFoundError,
     StorageError,
 )
-from rankwright.metrics.answer import contains_answer
+from rankwright.metrics.labels import labels_of
 from rankwright.metrics.ranking import ranking_metrics
 from rankwright.rerankers.cross_encoder import REFERENCE_ADAPTER, CrossEncoderReranker, load_reference
 from rankwright.rerankers.onnx import OnnxReranker
 from rankwright.rerankers.onnx_folder import GRAPHS, INPUTS, TOKENIZER, Manifest, is_export, read_manifest
-from rankwright.rerankers.ranking import Scorer, checked, ranked
+from rankwright.rerankers.ranking import Scorer, checked, ranked, render
 from rankwright.rerankers.scoring import first_line
 from rankwright.retrieval import BM25, with_candidates
 from rankwright.types import Example, RerankRequest
@@ -51,6 +51,8 @@ OPSET = 23
 """The first with an operator for attention."""
 DEMO_QUESTIONS = 40
 DEMO_DEPTH = 10
+SEEN_PAIRS = 64
+"""Pairs on which the channels of activations are looked at for int8."""
 NDCG = "nDCG@10"
 _PROTOBUF_LIMIT = 1_900_000_000
 
@@ -137,7 +139,7 @@ def export(
             from rankwright.rerankers.int8 import write_int8
 
             tell("Making the int8 form.")
-            write_int8(fp32, draft / GRAPHS["int8"])
+            write_int8(fp32, draft / GRAPHS["int8"], _batches(reranker, inputs, requests))
         manifest = _manifest(reranker, tokenizer, draft)
         parity: dict[str, Any] = {}
         for form in forms:
@@ -288,6 +290,16 @@ def _write_graph(reranker: CrossEncoderReranker, inputs: Sequence[str], path: Pa
         ) from error
 
 
+def _batches(
+    reranker: CrossEncoderReranker, inputs: Sequence[str], requests: Sequence[RerankRequest]
+) -> list[dict[str, np.ndarray]]:
+    """Inputs of the graph for some of the pairs, spread over the requests, each on its own."""
+    pairs = [(r.query.text, render(reranker.template, document)) for r in requests for document in r.documents]
+    chosen = pairs[:: max(1, len(pairs) // SEEN_PAIRS)]
+    encoded = [reranker.tokenizer(*pair, truncation=True, max_length=reranker.max_length) for pair in chosen]
+    return [{name: np.array([one[name]], np.int64) for name in inputs} for one in encoded]
+
+
 @contextlib.contextmanager
 def _quiet_export() -> Iterator[None]:
     """Keeps back what PyTorch 2.13 says of itself: operators of torchvision that are not there, and a name of its own
@@ -311,13 +323,6 @@ def demo_examples(questions: int = DEMO_QUESTIONS, depth: int = DEMO_DEPTH) -> l
     folder = ASSETS / "demo"
     dataset = load_examples(folder / "questions.jsonl", "jsonl", corpus=folder / "corpus.jsonl")
     return with_candidates(dataset.examples[:questions], BM25(dataset.corpus), depth)
-
-
-def labels_of(example: Example) -> Mapping[str, int]:
-    """Grades of an example; where it has none, 1 for every candidate that an accepted answer stands in."""
-    if example.relevance or not example.answers:
-        return example.relevance
-    return {d.doc_id: 1 for d in example.candidates if contains_answer(f"{d.title} {d.text}", example.answers)}
 
 
 def _requests(examples: Sequence[Example]) -> tuple[list[RerankRequest], dict[str, Mapping[str, int]]]:
