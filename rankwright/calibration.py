@@ -114,8 +114,8 @@ def fit(score_P: np.ndarray, label_P: np.ndarray) -> tuple[float, float]:
     if high - found.x < 0.1:
         raise DataError(
             f"Scores of {label_P.sum()} relevant pairs average {score_P[label_P].mean():.3g}, of the others "
-            f"{score_P[~label_P].mean():.3g}; wanted scores on both sides of 0, relevant ones above, else no temperature "
-            "makes them probabilities. Check the labels, or use raw scores."
+            f"{score_P[~label_P].mean():.3g}; wanted scores on both sides of 0, relevant ones above, else no "
+            "temperature makes them probabilities. Check the labels, or use raw scores."
         )
     temperature = float(np.exp(found.x))
     return temperature, _best_threshold(_probability(score_P, temperature), label_P)
@@ -176,16 +176,16 @@ def write_calibration(folder: Path, calibration: Calibration, source: str) -> No
         if isinstance(error, StorageError):
             raise
         raise StorageError(
-            f"Model folder {folder} cannot be written ({error.strerror}); wanted a writable one. Copy it, and calibrate "
-            "the copy."
+            f"Model folder {folder} cannot be written ({error.strerror}); wanted a writable one. Copy it, and "
+            "calibrate the copy."
         ) from error
 
 
 def _write_config(path: Path, calibration: Calibration, source: str) -> None:
     if not path.is_file():
         raise ConfigurationError(
-            f"Model {path.parent} is no folder with a config.json; wanted one that can be written. Save the model there "
-            "first; the embedded reference can be exported (rankwright export reference --to DIR --for cpu)."
+            f"Model {path.parent} is no folder with a config.json; wanted one that can be written. Save the model "
+            "there first; the embedded reference can be exported (rankwright export reference --to DIR --for cpu)."
         )
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -201,7 +201,7 @@ HEADING = "## Scale of the scores"
 
 
 def _write_card(path: Path, calibration: Calibration, source: str) -> None:
-    """Puts a part of its own at the end of the card, in the place of an earlier one; a folder without card gets none."""
+    """Puts a part of its own into the card, in the place of an earlier one; a folder without card gets none."""
     if not path.is_file():
         return
     before, _, behind = path.read_text(encoding="utf-8").partition(f"\n{HEADING}\n")

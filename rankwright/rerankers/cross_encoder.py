@@ -20,7 +20,7 @@ from rankwright.batching import token_batches
 from rankwright.errors import ConfigurationError, ModelError
 from rankwright.prompts.passage import checked_template
 from rankwright.rerankers.ranking import DEFAULT_TEMPLATE, render
-from rankwright.rerankers.scoring import ScoringReranker, input_length, offset_table, opened, padded
+from rankwright.rerankers.scoring import ScoringReranker, input_length, offset_table, opened, padded, settle_scale
 from rankwright.types import Document, Query, RerankRequest
 
 REFERENCE_ADAPTER = ASSETS / "reference.safetensors"

@@ -67,7 +67,7 @@ class Bound:
     """Largest loss of nDCG@10, averaged over the questions."""
 
 
-BOUNDS: Mapping[str, Bound] = {"fp32": Bound(1e-3, 1e-3), "int8": Bound(0.5, 0.01)}
+BOUNDS: Mapping[str, Bound] = {"fp32": Bound(1e-3, 1e-3), "int8": Bound(0.3, 0.01)}
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,9 @@ Weights have a scale for each column. Activations have one for each token, compu
 passage of a batch moves another's score, which ONNX Runtime's dynamic quantization (one scale for the whole batch)
 cannot promise. A token's few large values take the scale away from all its others; two things answer that:
 
-- Every channel has a mean and a spread, seen on some pairs. Both are taken out before rounding: the mean goes into the
-  layer's own bias, the spread is shared between activation and weight (Xiao et al., "SmoothQuant", 2022,
-  https://arxiv.org/abs/2211.10438, with the spread in the place of the maximum). Other pairs than those seen lose
-  nothing by it, because a token's scale is its own.
+- Channels that are large everywhere hand their size to the weights before rounding (Xiao et al., "SmoothQuant", 2022,
+  https://arxiv.org/abs/2211.10438, with the largest values seen on some pairs). Other pairs than those seen lose little
+  by it, because a token's scale is its own.
 - Layers with more rows than columns, those behind the activation function, stay fp32: their inputs have the longest
   tails. They are a third of the work, and most of the error was theirs.
 
@@ -27,10 +26,6 @@ _SMALLEST = 32
 """Layers with fewer rows or columns, such as the head, stay fp32: they cost nothing, and the score is theirs."""
 
 
-Channels = tuple[np.ndarray, np.ndarray]
-"""Mean and spread of each channel of an activation."""
-
-
 def write_int8(source: Path, target: Path, batches: Sequence[Mapping[str, np.ndarray]]) -> int:
     """Writes the integer form of a graph beside it, and returns how many linear layers it has.
 
@@ -44,7 +39,7 @@ def write_int8(source: Path, target: Path, batches: Sequence[Mapping[str, np.nda
     model = onnx.load(str(source))
     graph = _Graph(model.graph)
     layers = graph.linear_layers()
-    seen = _channels(source, list(layers), batches)
+    seen = _largest(source, list(layers), batches)
     for number, (name, products) in enumerate(layers.items()):
         _quantize(graph, f"int8_{number}", name, products, seen[name])
     graph.finish()
@@ -122,8 +117,8 @@ class _Graph:
         self.graph.node.extend(copies)
 
 
-def _channels(source: Path, names: Sequence[str], batches: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Channels]:
-    """Mean and spread of the channels of named activations, over all tokens of the batches."""
+def _largest(source: Path, names: Sequence[str], batches: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The largest absolute value of each channel of named activations, over all tokens of the batches."""
     import onnx
     import onnxruntime
 
@@ -132,31 +127,24 @@ def _channels(source: Path, names: Sequence[str], batches: Sequence[Mapping[str,
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     probe = source.with_name("probe.onnx")  # beside the weights, should they stand in a file of their own
     onnx.save(model, str(probe))
+    found: dict[str, np.ndarray] = {}
     try:
         session = onnxruntime.InferenceSession(str(probe), providers=["CPUExecutionProvider"])
-        count, sums = 0, dict.fromkeys(names, np.zeros((2, 1)))
-        for batch in batches:
-            found = session.run(list(names), dict(batch))
-            tokens = [values.reshape(-1, values.shape[-1]).astype(np.float64) for values in found]
-            count += len(tokens[0]) if tokens else 0
-            for name, values in zip(names, tokens, strict=True):
-                sums[name] = sums[name] + np.stack([values.sum(0), (values**2).sum(0)])
+        for batch in batches if names else ():
+            for name, values in zip(names, session.run(list(names), dict(batch)), strict=True):
+                largest = np.abs(values).reshape(-1, values.shape[-1]).max(0)
+                found[name] = np.maximum(found.get(name, 0), largest)
     finally:
         probe.unlink()
-    means = {name: total / max(count, 1) for name, total in sums.items()}
-    return {
-        name: (mean.astype(np.float32), np.sqrt(np.maximum(square - mean**2, 0)).astype(np.float32))
-        for name, (mean, square) in means.items()
-    }
+    return found
 
 
-def _quantize(graph: _Graph, prefix: str, name: str, products: Sequence[Any], channels: Channels) -> None:
+def _quantize(graph: _Graph, prefix: str, name: str, products: Sequence[Any], largest: np.ndarray) -> None:
     """Rewrites the linear layers of one activation, which is rounded once for all of them."""
-    mean, spread = channels
     weights = [graph.array(node.input[1]) for node in products]
-    share = _share(spread, weights)
-    weights, mean = [weight * share[:, None] for weight in weights], mean / share
-    scale, rounded, zero = _rounded(graph, prefix, products[0], name, mean, share)
+    share = _share(largest, weights)
+    weights = [weight * share[:, None] for weight in weights]
+    scale, rounded, zero = _rounded(graph, prefix, products[0], name, share)
     for number, (node, weight) in enumerate(zip(products, weights, strict=True)):
         layer = f"{prefix}_{number}"
         columns = np.maximum(np.abs(weight).max(0) / 127, np.float32(1e-12))
@@ -165,24 +153,20 @@ def _quantize(graph: _Graph, prefix: str, name: str, products: Sequence[Any], ch
         inputs = [rounded, graph.constant(f"{layer}_weight", integers), one]
         inputs += [graph.constant(f"{layer}_columns", columns), zero]
         product = graph.insert(node, "MatMulIntegerToFloat", inputs, f"{layer}_product", _RUNTIME)
-        offset = graph.constant(f"{layer}_offset", mean @ weight)
-        product = graph.insert(node, "Mul", [product, scale], f"{layer}_scaled")
-        graph.insert(node, "Add", [product, offset], node.output[0])
+        graph.insert(node, "Mul", [product, scale], node.output[0])
         graph.remove(node)
 
 
-def _share(spread: np.ndarray, weights: Sequence[np.ndarray]) -> np.ndarray:
+def _share(largest: np.ndarray, weights: Sequence[np.ndarray]) -> np.ndarray:
     """What each channel of an activation is divided by, and its row of the weights multiplied with: the square root of
-    the ratio of their sizes."""
-    activation = np.maximum(spread, max(spread.mean() * 1e-2, 1e-6))
-    weight = np.max([np.abs(w).max(1) for w in weights], axis=0)
-    share = np.sqrt(activation / np.maximum(weight, max(weight.mean() * 1e-2, 1e-6)))
+    the ratio of their largest values."""
+    activation = np.maximum(largest, 1e-5)
+    weight = np.maximum(np.max([np.abs(w).max(1) for w in weights], axis=0), 1e-5)
+    share = np.sqrt(activation / weight)
     return (share / share.mean()).astype(np.float32)
 
 
-def _rounded(
-    graph: _Graph, prefix: str, before: Any, name: str, mean: np.ndarray, share: np.ndarray
-) -> tuple[str, str, str]:
+def _rounded(graph: _Graph, prefix: str, before: Any, name: str, share: np.ndarray) -> tuple[str, str, str]:
     """Names of the tokens' scales, of the rounded activation and of its zero point."""
 
     def step(kind: str, inputs: Sequence[str], result: str, **settings: Any) -> str:
@@ -192,7 +176,6 @@ def _rounded(
         return graph.constant(f"{prefix}_{what}", value)
 
     name = step("Mul", [name, constant("share", 1 / share)], "shared")
-    name = step("Sub", [name, constant("mean", mean)], "centred")
     size = step("Abs", [name], "size")
     largest = step("ReduceMax", [size, constant("axis", np.array([-1], np.int64))], "largest", keepdims=1)
     scale = step("Mul", [largest, constant("levels", np.float32(1 / 127))], "step")
