@@ -25,8 +25,13 @@ from tests.cli_kit import make_model, one_line, rows, write_rows
 class Told(Scorer):
     """Scores a passage by the number that it is."""
 
-    name = "told"
-    max_length = 8
+    @property
+    def name(self) -> str:
+        return "told"
+
+    @property
+    def max_length(self) -> int:
+        return 8
 
     def score_batch(self, requests: Sequence[RerankRequest]) -> list[Scored]:
         return [

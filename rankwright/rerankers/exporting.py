@@ -144,7 +144,8 @@ def export(
         parity: dict[str, Any] = {}
         for form in forms:
             tell(f"Comparing {form} with the model on {sum(len(r.documents) for r in requests)} pairs.")
-            found = compared(OnnxReranker.from_folder(draft, form=form), requests, relevance, before)
+            after = _scores(OnnxReranker.from_folder(draft, form=form), requests)
+            found = compare(requests, relevance, before, after)
             parity[form] = asdict(found)
             if beyond := found.beyond(bounds[form]):
                 raise ModelError(
@@ -340,26 +341,26 @@ def _scores(scorer: Scorer, requests: Sequence[RerankRequest]) -> list[tuple[flo
     return [checked(scorer.name, request, scored).scores for request, scored in found]
 
 
-def compared(
-    scorer: Scorer,
+def compare(
     requests: Sequence[RerankRequest],
     relevance: Mapping[str, Mapping[str, int]],
     before: Sequence[tuple[float, ...]],
+    after: Sequence[tuple[float, ...]],
 ) -> Parity:
-    """How a scorer's scores compare with those of another one.
+    """How two scorers' raw scores of the same pairs compare.
 
     Args:
-        scorer: the new one.
         requests: the pairs.
         relevance: query_id -> doc_id -> grade.
-        before: scores of the other, one tuple a request.
+        before: scores of the one, a tuple a request.
+        after: scores of the other.
     """
-    from scipy.stats import spearmanr
+    from scipy import stats
 
-    after = _scores(scorer, requests)
+    correlation: Any = stats.spearmanr
     one, other = np.concatenate(before), np.concatenate(after)
     correlations = [
-        float(spearmanr(a, b).statistic)
+        float(correlation(a, b).statistic)
         for a, b in zip(before, after, strict=True)
         if len(set(a)) > 1 and len(set(b)) > 1
     ]

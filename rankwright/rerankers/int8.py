@@ -131,7 +131,8 @@ def _largest(source: Path, names: Sequence[str], batches: Sequence[Mapping[str, 
     try:
         session = onnxruntime.InferenceSession(str(probe), providers=["CPUExecutionProvider"])
         for batch in batches if names else ():
-            for name, values in zip(names, session.run(list(names), dict(batch)), strict=True):
+            outputs: list[Any] = list(session.run(list(names), dict(batch)))
+            for name, values in zip(names, outputs, strict=True):
                 largest = np.abs(values).reshape(-1, values.shape[-1]).max(0)
                 found[name] = np.maximum(found.get(name, 0), largest)
     finally:
