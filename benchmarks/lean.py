@@ -140,13 +140,12 @@ def _page(
         "```",
         "",
         f"Measured on: {os.cpu_count()} CPUs ({platform.machine()}), Python {platform.python_version()}, versions of "
-        "constraints.txt, the CPU build of PyTorch, the embedded",
-        "reference (22.7 million weights). Fresh environments made by pip; size is what pip added, compiled files left "
-        "out.",
-        f"{processes} processes of each kind, started in turn after one that warms the disk's cache: median (smallest to "
-        "largest). CPU seconds are those",
-        "of all threads of a process, and less disturbed by other work on the machine than wall time, which other work "
-        "shared here.",
+        "constraints.txt, the CPU build of PyTorch, one",
+        "thread, the embedded reference (22.7 million weights). Fresh environments made by pip; size is what pip added, "
+        "compiled files left out.",
+        f"{processes} processes of each kind, in turn, after one that warms the disk's cache: median (smallest to "
+        "largest). CPU seconds are those of all",
+        "threads of a process; wall time was disturbed by other work on the machine.",
         "",
         "| installation | packages | MB |",
         "|---|---|---|",

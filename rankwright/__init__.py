@@ -40,6 +40,7 @@ _WHERE = {
     "train": "rankwright.verbs",
     "rerank": "rankwright.verbs",
     "retrieve": "rankwright.verbs",
+    "compare": "rankwright.verbs",
     "report": "rankwright.verbs",
     "push": "rankwright.verbs",
     "cache": "rankwright.verbs",
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from rankwright.types import ReadFailed as ReadFailed
     from rankwright.verbs import cache as cache
     from rankwright.verbs import calibrate as calibrate
+    from rankwright.verbs import compare as compare
     from rankwright.verbs import demo as demo
     from rankwright.verbs import doctor as doctor
     from rankwright.verbs import export as export

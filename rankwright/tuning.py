@@ -223,7 +223,7 @@ def tune_by_reward(
     plan = plan_of(config, loop, rows.questions, rows.per_question)
     prompts = [prompt_text(tokenizer, row.messages) for row in rows.rows]
     _check_lengths(tokenizer, prompts, config.max_completion_length, generating.max_prompt_length, str(model))
-    reward.gather, reward.begun = _gather, begun_by(prompts[0])
+    reward.gather, reward.begun, reward.max_failed = _gather, begun_by(prompts[0]), config.max_failed_rewards
     session = _Session(folder, loop, seed, resume, {"grpo": _deciding(config), **(settings or {})})
     from datasets import Dataset
 
@@ -581,8 +581,8 @@ def _grpo_arguments(
 
 def _deciding(config: GRPOConfig) -> dict[str, Any]:
     """What of GRPO's settings decides the result."""
-    speed = ("completions_per_pass", "completions_at_once", "generation")
-    return {name: value for name, value in asdict(config).items() if name not in speed}
+    others = ("completions_per_pass", "completions_at_once", "generation", "max_failed_rewards")
+    return {name: value for name, value in asdict(config).items() if name not in others}
 
 
 def _gather(share: list[Any]) -> list[Any]:

@@ -80,6 +80,38 @@ def retrieve(queries: Sequence[str], documents: Iterable[Document], depth: int =
     return [list(found) for found in index.retrieve([Query(str(i), text) for i, text in enumerate(queries)], depth)]
 
 
+def compare(
+    before: str | Path,
+    after: str | Path,
+    *,
+    names: Sequence[str] = (),
+    eval_metrics: Sequence[str] = (),
+    perquery: bool = False,
+    force: bool = False,
+    report: str | Path | None = None,
+) -> Mapping[str, Any]:
+    """What `rankwright compare --output json` prints: two runs on the same questions, with a paired test per metric.
+
+    Args:
+        before: a run folder, or a file that `eval --save` or `Evaluation.save` has written.
+        after: the same; measured against the first.
+        names: what the two are called; by default the runs' names.
+        eval_metrics: only these; all that both have by default.
+        perquery: add a row for every question.
+        force: compare what is comparable of runs that do not agree.
+        report: where to write the page with all questions; None writes none.
+
+    Raises:
+        ConfigurationError: the two cannot be compared; the message says what differs.
+    """
+    from rankwright.cli.compare import compared, record
+    from rankwright.reporting.compared import write_comparison
+
+    found = compared(Path(before), Path(after), names=names, eval_metrics=eval_metrics, force=force)
+    path = None if report is None else write_comparison(report, found)
+    return record(found, path, perquery=perquery)
+
+
 def report(source: str | Path, out: str | Path | None = None) -> Path:
     """Makes the HTML page of a run folder, or of a file that `Evaluation.save` or `eval --save` wrote, and returns its
     path; `rankwright.write_report` makes that of an Evaluation at hand.

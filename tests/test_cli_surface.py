@@ -16,6 +16,7 @@ VERBS = [
     "diagnose",
     "train",
     "eval",
+    "compare",
     "rerank",
     "export",
     "calibrate",

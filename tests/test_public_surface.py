@@ -43,13 +43,20 @@ LIGHT_MODULES = [
     "rankwright.algorithms.generating",
     "rankwright.checkpoints",
     "rankwright.diagnosis",
+    "rankwright.comparison",
     "rankwright.budget",
     "rankwright.alarms",
+    "rankwright.batch",
+    "rankwright.bulk",
     "rankwright.evaluation",
     "rankwright.strategies",
     "rankwright.teaching",
     "rankwright.reading",
     "rankwright.reporting",
+    "rankwright.integrations.opened",
+    "rankwright.integrations.langchain",
+    "rankwright.integrations.llama_index",
+    "rankwright.integrations.pyterrier",
 ]
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rankwright.algorithms.config import above_zero, at_least, one_of, require
+from rankwright.algorithms.config import above_zero, at_least, one_of, require, share
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,8 @@ class GRPOConfig:
     """Completions that transformers generates at once in each process; decides memory and speed alone."""
     generation: Literal["transformers", "vllm"] = "transformers"
     """Who generates. vllm in the same process; it is not tested here."""
+    max_failed_rewards: float = 0.1
+    """The run stops when a larger share of the last 300 completions has no reward (after at least 50)."""
 
     def __post_init__(self) -> None:
         require(
@@ -99,6 +101,7 @@ class GRPOConfig:
                 "completions_per_pass": at_least(1, self.completions_per_pass),
                 "completions_at_once": at_least(1, self.completions_at_once),
                 "generation": one_of(self.generation, "transformers", "vllm"),
+                "max_failed_rewards": share(self.max_failed_rewards),
             },
         )
 

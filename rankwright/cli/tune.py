@@ -17,15 +17,24 @@ from rankwright.cli.build import Splits, build_reader, checked_device, counted_s
 from rankwright.cli.common import WORSE_EXIT_CODE, say
 from rankwright.cli.generating_costs import budget
 from rankwright.cli.llm import shortener
-from rankwright.cli.run import REFERENCE_ROW, TRAINED_ROW, environment_record, run_folder, tested, verdict_line
+from rankwright.cli.rewards import answer_reward_of, written_reward_of
+from rankwright.cli.run import (
+    REFERENCE_ROW,
+    TRAINED_ROW,
+    environment_record,
+    file_of_reward,
+    run_folder,
+    tested,
+    verdict_line,
+    without_speed,
+)
 from rankwright.cli.settings import RunSettings, settings_tree
 from rankwright.data.files import replace_text
 from rankwright.errors import ConfigurationError, LimitReachedError, ResumeError
 from rankwright.evaluation import digest_of, paired_test
 from rankwright.metrics.ranking import ranking_metrics
 from rankwright.prompts.ranking import RankingPrompt, load_ranking_prompt
-from rankwright.rewards import RANKING_REWARDS, needs_reader, ranking_reward, resolve_reward
-from rankwright.types import Completion, Example, Ranking, Reader, Reward, Scores
+from rankwright.types import Completion, Example, Ranking, Reader, Scores
 
 METRIC = "nDCG@10"
 
@@ -47,6 +56,8 @@ def run_tuning(
     checked_device(settings.model.device)
     processes.meet(settings.model.device)
     _check_folder(folder, resume, overwrite)
+    if settings.method == "grpo" and ":" in settings.reward:
+        answer_reward_of(settings) if settings.asks_reader else written_reward_of(settings, None)  # imported now
     splits = load_splits(settings)
     _check_limits(settings, splits)
     work = _Work.of(settings, splits)
@@ -143,7 +154,7 @@ class _Work:
             "settings": self._deciding(),
         }
         if settings.method == "grpo":
-            reward = TRLReward(_reward(settings, reader), self.prompt, self.rows, settings.grpo.rollouts)
+            reward = TRLReward(written_reward_of(settings, reader), self.prompt, self.rows, settings.grpo.rollouts)
             return tune_by_reward(model.name, self.tokenizer, reward, settings.grpo, settings.loop, folder, **more)
         taught = [
             Taught(row.messages, said, tuple(names[i] for i in label_order(row.documents, row.example)))
@@ -154,11 +165,14 @@ class _Work:
 
     def _deciding(self) -> dict[str, Any]:
         """What of settings and data decides the result, for the check of --resume."""
-        settings = self.settings
+        settings, tree = self.settings, settings_tree(self.settings)
         return {
-            "model": settings_tree(settings)["model"],
-            "generating": settings_tree(settings)["generating"],
+            "model": tree["model"],
+            "generating": tree["generating"],
             "reward": settings.reward,
+            "reward_options": dict(settings.reward_options),
+            "file of the reward": file_of_reward(settings.reward),
+            "reader": without_speed(tree)["reader"] if settings.asks_reader else {},
             "prompt": self.prompt.version,
             "training questions": digest_of(self.splits.train),
         }
@@ -217,28 +231,6 @@ def _prompt(settings: RunSettings, tokenizer: Any) -> RankingPrompt:
     if not generating.passage_limit:
         return prompt
     return prompt.limited(generating.passage_limit, generating.passage_unit, shortener(tokenizer))
-
-
-def _reward(settings: RunSettings, reader: Reader | None) -> Reward:
-    """The reward that the settings name."""
-    if reader is None:
-        return ranking_reward(settings.reward)
-    return ranking_reward("reader", reader=reader, reward=resolve_reward(settings.reward), depth=settings.top_k)
-
-
-def check_reward(settings: RunSettings) -> None:
-    """Whether the reward of a GRPO run is known; imports nothing heavy.
-
-    Raises:
-        ConfigurationError: it is not.
-    """
-    name = settings.reward
-    known = name.strip().lower().replace("_", "-")
-    if settings.method == "grpo" and not needs_reader(name) and ":" not in name and known not in RANKING_REWARDS:
-        raise ConfigurationError(
-            f"Reward '{name}' is unknown; wanted one of {', '.join(RANKING_REWARDS)}, an answer metric (f1, em, "
-            "sub_em, rouge_l), or package.module:function."
-        )
 
 
 @contextlib.contextmanager

@@ -101,6 +101,22 @@ class CrossEncoderReranker(ScoringReranker):
         back[torch.tensor(order, device=device)] = torch.arange(len(order), device=device)
         return torch.cat(parts)[back]
 
+    def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """Where the tokens of each text begin and end, in characters, without special tokens.
+
+        Raises:
+            ModelError: the tokenizer does not tell.
+        """
+        if not self.tokenizer.is_fast:
+            raise ModelError(
+                f"Model '{self.name}' has a tokenizer that does not tell where tokens stand; wanted a fast one. Save "
+                "tokenizer.json beside the weights, or leave windows out."
+            )
+        encoded = self.tokenizer(
+            list(texts), add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
+        )
+        return encoded["offset_mapping"]
+
     def _texts(self, pairs: Sequence[tuple[Query, Document]]) -> tuple[list[str], list[str]]:
         return [query.text for query, _ in pairs], [render(self.template, document) for _, document in pairs]
 

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 import warnings
@@ -37,6 +36,7 @@ from rankwright.errors import (
 )
 from rankwright.metrics.labels import labels_of
 from rankwright.metrics.ranking import ranking_metrics
+from rankwright.rerankers.choice import cache_folder
 from rankwright.rerankers.cross_encoder import REFERENCE_ADAPTER, CrossEncoderReranker, load_reference
 from rankwright.rerankers.onnx import OnnxReranker
 from rankwright.rerankers.onnx_folder import GRAPHS, INPUTS, TOKENIZER, Manifest, is_export, read_manifest
@@ -398,7 +398,7 @@ def cached_export(path: str, form: str, max_length: int | None = None) -> Path:
     Raises:
         ConfigurationError: the path is no folder.
     """
-    folder = _cache_root() / "exports" / f"{_content_key(path, max_length)}-{form}"
+    folder = cache_folder() / "exports" / f"{_content_key(path, max_length)}-{form}"
     if is_export(folder) and read_manifest(folder).version == rankwright.__version__:
         return folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -414,12 +414,6 @@ def cached_export(path: str, form: str, max_length: int | None = None) -> Path:
         if not is_export(folder):  # another process was faster otherwise
             raise
     return folder
-
-
-def _cache_root() -> Path:
-    if named := os.environ.get("RANKWRIGHT_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rankwright"
 
 
 def _content_key(path: str, max_length: int | None) -> str:

@@ -8,12 +8,12 @@ groups; inside a group one thread computes, which needs no barrier after every o
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rankwright.errors import ConfigurationError, MissingDependencyError, ModelError
+from rankwright.errors import MissingDependencyError, ModelError
 from rankwright.rerankers.onnx_folder import (
     AGAIN,
     INPUTS,
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 TOKENS_AT_ONCE = 512
 """Tokens of one call of ONNX Runtime. More leave the processor's cache: measured, 2048 are a fifth slower."""
-BACKENDS: Mapping[str, str] = {"onnx": "fp32", "onnx-int8": "int8"}
-"""Name of a backend -> the form it computes in."""
 
 
 class OnnxReranker(Scorer):
@@ -69,6 +67,7 @@ class OnnxReranker(Scorer):
         self._session = session
         self._inputs = [node.name for node in session.get_inputs()]
         self._tokenizer = tokenizer
+        self._uncut: Tokenizer | None = None
         tokenizer.no_padding()
         tokenizer.enable_truncation(self._max_length, strategy="longest_first", direction=manifest.truncation_side)
 
@@ -118,6 +117,13 @@ class OnnxReranker(Scorer):
     def template(self) -> str:
         """Joins title and text."""
         return self.manifest.template
+
+    def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """Where the tokens of each text begin and end, in characters, without special tokens."""
+        if self._uncut is None:
+            self._uncut = type(self._tokenizer).from_str(self._tokenizer.to_str())
+            self._uncut.no_truncation()
+        return [one.offsets for one in self._uncut.encode_batch(list(texts), add_special_tokens=False)]
 
     def score_batch(self, requests: Sequence[RerankRequest]) -> list[Scored]:
         """One Scored per request, in order; a text that comes twice is scored once."""
@@ -248,14 +254,3 @@ def _missing(package: str) -> MissingDependencyError:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).split("\n")[0][:200]
-
-
-def checked_backend(name: str) -> str:
-    """The form behind the name of an ONNX backend.
-
-    Raises:
-        ConfigurationError: it is none.
-    """
-    if name not in BACKENDS:
-        raise ConfigurationError(f"Backend is '{name}'; wanted one of {', '.join(BACKENDS)}.")
-    return BACKENDS[name]

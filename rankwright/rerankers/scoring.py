@@ -62,13 +62,22 @@ class ScoringReranker(Scorer, nn.Module):
 
     @property
     def name(self) -> str:
-        """How it was asked for: folder, hub name or "reference"."""
+        """How it was asked for: folder, hub name or "reference"; and how it is computed, where that is not in fp32."""
         return self._name
+
+    def rename(self, name: str) -> None:
+        """Gives it the name of another way to compute it."""
+        self._name = name
 
     @property
     def max_length(self) -> int:
         """Tokens that are read at once: of query and document, or of a whole prompt."""
         return int(self.tokenizer.model_max_length)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
 
     @abstractmethod
     def forward(self, requests: Sequence[RerankRequest]) -> Tensor:
