@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rankwright.retrieval import BM25
-from rankwright.types import Document, Query, Ranking
+from rankwright.types import Document, Example, Query, Ranking
 
 if TYPE_CHECKING:
+    from rankwright.calibration import Calibration
     from rankwright.cli.examination import Check
     from rankwright.llms.cache import ReadStore
 
@@ -139,6 +140,52 @@ def push(folder: str | Path, repo_id: str, *, private: bool = False) -> str:
     model = hub.model_folder(Path(folder))
     hub.check_repo_id(repo_id)
     return hub.upload(model, list(hub.files_of(model)), repo_id, private=private)
+
+
+def export(
+    model: str | Path,
+    to: str | Path,
+    *,
+    forms: Sequence[str] = ("fp32", "int8"),
+    examples: Sequence[Example] | None = None,
+) -> Mapping[str, Any]:
+    """Writes a cross-encoder as ONNX for machines without PyTorch, compared with the model first; returns how the
+    scores of each form differ.
+
+    Args:
+        model: folder, hub name or "reference".
+        to: a new folder, which `rankwright.load` opens.
+        forms: "fp32", "int8" or both.
+        examples: questions with candidates to compare on; by default bundled ones.
+
+    Raises:
+        ModelError: the model cannot be exported, or a form is beyond its bound; nothing is written then.
+    """
+    from rankwright.rerankers import load
+    from rankwright.rerankers.exporting import export as write
+
+    reranker: Any = load(model)
+    return write(reranker, Path(to), examples, forms=forms).parity
+
+
+def calibrate(
+    model: str | Path, examples: Sequence[Example], *, source: str = "questions of the caller"
+) -> Calibration:
+    """Fits a temperature and a threshold on labelled questions that the model was not trained on, and writes them into
+    its folder (docs/export.md).
+
+    Args:
+        model: folder of a model or an export.
+        examples: questions with candidates and relevance labels or answers.
+        source: what the model's card calls them.
+    """
+    from rankwright.calibration import calibrate as fitted
+    from rankwright.calibration import write_calibration
+    from rankwright.rerankers import load
+
+    found = fitted(load(model), examples)
+    write_calibration(Path(model), found, source)
+    return found
 
 
 def cache(path: str | Path = "runs/reads.sqlite") -> ReadStore:

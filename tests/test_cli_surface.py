@@ -18,6 +18,8 @@ VERBS = [
     "eval",
     "compare",
     "rerank",
+    "export",
+    "calibrate",
     "prompts",
     "retrieve",
     "validate",

@@ -11,7 +11,20 @@ import typer
 
 import rankwright
 from rankwright import processes
-from rankwright.cli import compare, data, diagnose, evaluate, manage, prepare, prompts, rerank, serve, train
+from rankwright.cli import (
+    calibrate,
+    compare,
+    data,
+    diagnose,
+    evaluate,
+    export,
+    manage,
+    prepare,
+    prompts,
+    rerank,
+    serve,
+    train,
+)
 from rankwright.cli.common import console, harmless, silence, write_out
 from rankwright.errors import ConfigurationError, MissingDependencyError, RankwrightError, StorageError
 
@@ -23,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (diagnose, train, evaluate, compare, rerank, serve, prompts, data, prepare, manage):
+for module in (diagnose, train, evaluate, compare, rerank, export, calibrate, serve, prompts, data, prepare, manage):
     module.register(app)
 
 

@@ -182,11 +182,14 @@ def checked_device(name: str) -> str:
 
 
 def build_reranker(name: str, device: str = "cpu", backend: str = "torch") -> Reranker:
-    """`first-stage`, `reference`, a hub name, or a folder: of a model, or of a run that holds one."""
+    """`first-stage`, `reference`, a hub name, or a folder: of a model, of an export, or of a run that holds one."""
     if name == FirstStage.name:
         return FirstStage()
     from rankwright.rerankers import load
+    from rankwright.rerankers.onnx_folder import is_export
 
+    if is_export(name):  # needs neither torch nor transformers
+        return load(name, backend, device=device)
     _quiet_bars()
     inside = Path(name) / "model"
     return load(inside if (inside / "config.json").is_file() else name, backend, device=checked_device(device))

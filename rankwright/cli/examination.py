@@ -23,6 +23,7 @@ TESTED = (
     "reranking by a served language model: transformers serve in both dialects, killed and started again in the middle",
     "log probabilities: a local model, a real llama.cpp server (make gates-llama), a stub on loopback",
     "scoring language models (yes/no, integer, single token): small random models, trained by RRPO in a toy world",
+    "exports in ONNX Runtime, fp32 and int8, without PyTorch: BERT models, on a processor with AVX512-VNNI",
     "GRPO and SFT of language models: small models, TRL, one process and two",
     "cache of answers: many processes, kills, full disks, damaged files",
     "model folder in rankwright, sentence-transformers 6 and transformers 5: equal raw scores",

@@ -5,7 +5,6 @@ documents are called `texts`, and vLLM's /score.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from rankwright.engine import Reply
+from rankwright.scale import relevance
 from rankwright.server.problems import Problem
 from rankwright.server.schemas import MAX_TOP
 from rankwright.server.settings import ServerSettings
@@ -101,20 +101,6 @@ class ScoreAsk:
     model: str | None
     requests: tuple[RerankRequest, ...]
     raw_scores: bool
-
-
-def relevance(scores: Sequence[float], temperature: float = 1.0) -> list[float]:
-    """Raw logits on the scale from 0 to 1: the sigmoid of score / temperature.
-
-    >>> relevance([0.0])
-    [0.5]
-    """
-    return [_sigmoid(score / temperature) for score in scores]
-
-
-def _sigmoid(x: float) -> float:
-    small = math.exp(-abs(x))  # never overflows
-    return (1.0 if x >= 0 else small) / (1.0 + small)
 
 
 def read_rerank(fields: Mapping[str, Any], path: str, settings: ServerSettings) -> Ask:
