@@ -5,9 +5,10 @@ RUN useradd --create-home --uid 10001 rankwright
 WORKDIR /app
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY rankwright ./rankwright
-# The first index has the CPU build of PyTorch; the plain one brings CUDA.
-RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu \
-    --constraint constraints.txt ".[serve,train]"
+# For the CPU build of PyTorch: docker build --build-arg PIP_ARGS="--extra-index-url URL", with the index that the install
+# page of PyTorch names for it. A plain pip brings CUDA.
+ARG PIP_ARGS=""
+RUN pip install --no-cache-dir $PIP_ARGS --constraint constraints.txt ".[serve,train]"
 
 USER rankwright
 ENV HF_HUB_OFFLINE=1
