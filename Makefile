@@ -43,6 +43,8 @@ test: $(ALL_INSTALLED) ## run the tests; a skip that tests/allowed-skips.txt doe
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 browser: ## install Debian's chromium, in which the pages are tested, where no Chromium is on the path (half a minute)
 	@if command -v chromium || command -v chromium-browser || command -v google-chrome; then exit 0; \
+	elif command -v apt-get >/dev/null && test -n "$(SUDO)" && ! command -v sudo >/dev/null; then \
+		echo "Only root may install chromium, and there is no sudo here; wanted one of both. Run as root: apt-get install chromium" >&2; exit 3; \
 	elif command -v apt-get >/dev/null; then \
 		$(SUDO) apt-get update -q && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends chromium; \
 	else echo "There is no apt-get here; wanted chromium, chromium-browser or google-chrome on the path. Install one as your system does; without it the tests of pages skip." >&2; exit 3; fi
