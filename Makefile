@@ -26,7 +26,7 @@ DEMO_INSTALLED := $(VENV)/.installed-demo
 ALL_INSTALLED := $(VENV)/.installed-all
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test browser check gates-quick gates-full gates-mutants gates-alarms gates-llama ray benchmarks format interop-st5 docs clean
+.PHONY: help install demo test browser check gates-quick gates-full gates-mutants gates-alarms gates-llama ray benchmarks speed format interop-st5 docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,6 +90,11 @@ benchmarks: $(ALL_INSTALLED) ## calls, cost and the paper's questions, for days 
 	$(BIN)/python -m benchmarks.strategies
 	$(BIN)/python -m benchmarks.batch run
 	for page in cost calls paper batch; do $(BIN)/python -m benchmarks.$$page page; done
+
+speed: $(ALL_INSTALLED) ## scoring on this CPU beside its peers, below an hour; the machine must do nothing else
+	$(BIN)/python -m benchmarks.speed peers
+	$(BIN)/python -m benchmarks.speed run
+	$(BIN)/python -m benchmarks.speed page
 
 format: $(ALL_INSTALLED) ## let ruff repair what it can
 	$(BIN)/ruff check --fix .

@@ -172,7 +172,7 @@ def ours(backend: str) -> Callable[[], Scores]:
 
 
 BASE = "sentence-transformers"
-OWN = {f"rankwright {backend}": backend for backend in ("torch", "packed", "bf16", "onnx", "onnx-int8", "openvino")}
+OWN = {f"rankwright {backend}": backend for backend in ("torch", "packed", "bf16", "onnx", "onnx-int8")}
 SYSTEMS: dict[str, Callable[[], Scores]] = {
     BASE: sentence_transformers,
     "rerankers": rerankers,

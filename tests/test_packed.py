@@ -7,9 +7,11 @@ import doctest
 import json
 import math
 import statistics
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -167,6 +169,43 @@ def test_requests_keep_their_order_and_equal_texts_their_score(backends: dict[st
     assert scorer.score_batch([]) == []
     scorer.rerank_batch(requests)
     assert scorer.pairs_seen == 2 * len(DOCUMENTS)
+
+
+def test_threads_compute_batches_side_by_side(folder: Path, backends: dict[str, Scorer]) -> None:
+    """With the scores of one thread; what PyTorch computes elsewhere keeps its threads."""
+    documents = [replace(d, doc_id=f"{d.doc_id}-{n}", text=f"{d.text} {n}") for d in DOCUMENTS for n in range(6)]
+    wanted = scores_of(backends["packed"], documents)
+    used: set[str] = set()
+    try:
+        torch.set_num_threads(2)
+        scorer = rankwright.load(folder, backend="packed")
+        assert isinstance(scorer, PackedReranker)
+        assert torch.get_num_threads() == 2
+        inner = scorer._encoder
+
+        def watched(*inputs: Any) -> list[float]:
+            used.add(f"{threading.current_thread().name} {torch.get_num_threads()}")
+            return inner(*inputs)
+
+        scorer._encoder = watched  # pyright: ignore[reportAttributeAccessIssue]
+        assert scores_of(scorer, documents) == pytest.approx(wanted, abs=1e-5)
+        assert used
+        assert all(name.startswith("rankwright-packed") and name.endswith(" 1") for name in used)
+        scorer._encoder = lambda *inputs: [][1]  # pyright: ignore[reportAttributeAccessIssue]
+        with pytest.raises(IndexError):
+            scores_of(scorer, documents)
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_batches_are_shared_out_evenly_among_threads() -> None:
+    assert doctest.testmod(packed_module).attempted == 1
+    for tokens in range(1, 9000, 77):
+        for threads in (1, 2, 7):
+            share = packed_module.share_of(tokens, 1024, threads)
+            assert 0 < share <= 1024
+            batches = -(-tokens // share)
+            assert threads == 1 or tokens < 128 * threads or batches % threads == 0 or tokens % share
 
 
 def test_row_batches_hold_everything_once_and_stay_within_their_tokens() -> None:

@@ -14,9 +14,11 @@ that pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import accumulate
+from threading import Barrier
 from typing import Any, Literal
 
 import torch
@@ -36,6 +38,8 @@ FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 """Model types whose encoders are built of the same parts under the same names."""
 TOKENS_AT_ONCE = 1024
 """Tokens of one batch: activations of more leave the processor's cache, fewer leave its threads idle."""
+WORTH_A_THREAD = 128
+"""Tokens: fewer are not divided among threads."""
 WIDTH = 16
 """Attention is padded to a multiple of it: the softmax of rows of other widths takes three times as long in bf16."""
 HIDDEN = -30000.0
@@ -229,6 +233,48 @@ class PackedEncoder:
         return split.reshape(-1, spread.pairs * self.heads, spread.width, size)
 
 
+class Crew:
+    """Threads that compute whole batches side by side, each with one thread of PyTorch's: nobody waits for the others
+    after every operator, as they do who share one batch.
+
+    Args:
+        size: how many.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._pool = ThreadPoolExecutor(size, "rankwright-packed", _compute_alone)
+        begun = Barrier(size)
+        list(self._pool.map(lambda _: begun.wait(), range(size)))
+        torch.set_num_threads(size)  # a part of what each has set is the whole process's
+
+    def each(self, compute: Callable[[Sequence[int]], None], groups: Sequence[Sequence[int]]) -> None:
+        """Computes all groups; the first error is raised when all have ended."""
+        done = [self._pool.submit(compute, group) for group in groups]
+        wait(done)
+        for one in done:
+            one.result()
+
+
+def _compute_alone() -> None:
+    """Gives this thread one thread of PyTorch's. The first question after them would set them to the process's number,
+    so it is asked before."""
+    torch.get_num_threads()
+    torch.set_num_threads(1)
+
+
+def share_of(tokens: int, max_tokens: int, threads: int) -> int:
+    """Tokens of a batch such that as many batches come to each thread, none longer than `max_tokens`.
+
+    >>> share_of(1500, 1024, 2), share_of(2500, 1024, 2), share_of(100, 1024, 2), share_of(5000, 1024, 1)
+    (750, 625, 1024, 1024)
+    """
+    if threads == 1 or tokens < threads * WORTH_A_THREAD:
+        return max_tokens
+    batches = -(-tokens // max_tokens)
+    return -(-tokens // (-(-batches // threads) * threads))
+
+
 class PackedReranker(Scorer):
     """A Scorer over a PackedEncoder; `packed` makes one where a model allows it.
 
@@ -256,6 +302,8 @@ class PackedReranker(Scorer):
         self._tokenizer.enable_truncation(self._max_length, strategy="longest_first", direction=side)
         self._tokenizer.no_padding()
         self._whole: Tokenizer | None = None
+        threads = torch.get_num_threads()
+        self._crew = Crew(threads) if threads > 1 and encoder.device.type == "cpu" else None
 
     @property
     def name(self) -> str:
@@ -294,14 +342,24 @@ class PackedReranker(Scorer):
         return [encoding.offsets for encoding in self._whole.encode_batch(list(texts), add_special_tokens=False)]
 
     def _scores(self, encodings: Sequence[Any]) -> list[float]:
-        """Logits of encoded pairs, in order."""
+        """Logits of encoded pairs, in order; with several threads whole batches are computed side by side."""
         ids = [encoding.ids for encoding in encodings]
         scores = [0.0] * len(ids)
-        for group in row_batches([len(row) for row in ids], self.max_tokens):
+
+        def compute(group: Sequence[int]) -> None:
             types = [encodings[row].type_ids for row in group] if self._typed else None
             found = self._encoder([ids[row] for row in group], types)
             for row, score in zip(group, found, strict=True):
                 scores[row] = score
+
+        lengths = [len(row) for row in ids]
+        threads = min(self._crew.size, torch.get_num_threads()) if self._crew else 1
+        groups = list(row_batches(lengths, share_of(sum(lengths), self.max_tokens, threads)))
+        if self._crew is None or threads == 1 or len(groups) == 1:
+            for group in groups:
+                compute(group)
+        else:
+            self._crew.each(compute, groups)
         return scores
 
 
