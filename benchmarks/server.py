@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from benchmarks.kept import hardware
 from rankwright.types import Document, Query, RerankRequest
 from tests.load_kit import Answer, Line, post, quantile, statuses
@@ -101,18 +103,20 @@ def without_http(folder: str) -> None:
         print(json.dumps([time.process_time() - cpu, seconds]), flush=True)
 
 
+class Body(BaseModel):
+    """What the plain route takes; its annotation is looked up in the module."""
+
+    query: str
+    documents: list[str]
+
+
 def plain_route(folder: str, port: int) -> None:
     """What people write: CrossEncoder in a FastAPI route, at their defaults."""
     import uvicorn
     from fastapi import FastAPI
-    from pydantic import BaseModel
     from sentence_transformers import CrossEncoder
 
     model, app = CrossEncoder(folder, device="cpu"), FastAPI()
-
-    class Body(BaseModel):
-        query: str
-        documents: list[str]
 
     @app.get("/ready")
     def ready() -> dict[str, bool]:
