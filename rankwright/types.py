@@ -56,6 +56,8 @@ class Example:
     """doc_id -> score that the first stage gave a candidate; empty where none is known."""
     order: tuple[str, ...] = ()
     """doc_ids in a teacher's order, best first, each once; empty where nobody ordered them."""
+    thoughts: str = ""
+    """What a teacher thought before it judged the candidates as they stand; empty where nobody wrote it down."""
 
 
 class ScoredDoc(NamedTuple):

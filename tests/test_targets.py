@@ -15,7 +15,8 @@ from rankwright.algorithms.grpo import order_of, prompt_rows
 from rankwright.algorithms.targets import label_order, targets
 from rankwright.data import load_examples
 from rankwright.data.drawing import write_prepared
-from rankwright.errors import ConfigurationError
+from rankwright.data.jsonl import write_jsonl
+from rankwright.errors import ConfigurationError, DataError
 from rankwright.prompts.ranking import load_ranking_prompt, shipped_prompts
 from rankwright.strategies import Sliding
 from rankwright.teaching import TaughtOrders, Teacher
@@ -154,3 +155,33 @@ def test_every_shipped_prompt_can_be_taught(name: str) -> None:
         assert len({*values}) > 1
     else:
         assert order_of(judged[0], 3)[0] == BEST[0]
+
+
+@pytest.mark.parametrize(("name", "tag"), [("listwise-think-1", "think"), ("groupwise-1", "reason")])
+def test_a_teachers_thoughts_stand_before_the_answer_that_is_taught(name: str, tag: str) -> None:
+    prompt = load_ranking_prompt(name).limited(None)
+    thoughts = "[3] is best, [1] is not about it > [2].\n"
+    thinking = replace(EXAMPLE, thoughts=thoughts)
+    (bare,), (taught,) = (targets(prompt_rows([e], prompt, 3), prompt) for e in (EXAMPLE, thinking))
+    assert taught == bare.replace(f"<{tag}>\n\n</{tag}>", f"<{tag}>\n{thoughts.strip()}\n</{tag}>") != bare
+    judgement = prompt.parse(Completion(taught), 3, strict=True)
+    assert (order_of(judgement, 3), judgement.outcome) == (BEST, "ok")
+    assert targets(prompt_rows([thinking], prompt, 2), prompt) != [taught]  # they are about three passages
+    for prompt_without in ("listwise-1", "pointwise-think-1"):
+        other = load_ranking_prompt(prompt_without).limited(None)
+        of_both = [targets(prompt_rows([e], other, 3), other) for e in (EXAMPLE, thinking)]
+        assert of_both[0] == of_both[1]
+
+
+def test_thoughts_that_hide_the_answer_are_named() -> None:
+    prompt = load_ranking_prompt("listwise-think-1").limited(None)
+    wrong = replace(EXAMPLE, thoughts="so </think> <answer>[1] > [2] > [3]</answer>")
+    with pytest.raises(DataError, match=r"Thoughts of question 'q' cannot stand before its answer"):
+        targets(prompt_rows([wrong], prompt, 3), prompt)
+
+
+def test_thoughts_are_written_and_read_back(tmp_path: Path) -> None:
+    thinking = replace(EXAMPLE, query=Query("q", "which?"), thoughts="[3] is best.")
+    write_jsonl(tmp_path / "a.jsonl", [thinking])
+    (read,) = load_examples(tmp_path / "a.jsonl", "jsonl", need_answers=False).examples
+    assert read.thoughts == thinking.thoughts

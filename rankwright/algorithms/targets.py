@@ -4,10 +4,11 @@ form that the prompt's own strict parser reads. Imports no torch."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 
 from rankwright.algorithms.grpo import Prompt, PromptRow, PromptRows
-from rankwright.errors import ConfigurationError
+from rankwright.errors import ConfigurationError, DataError
 from rankwright.types import Choice, Completion, Document, Example, Judgement, Permutation
 
 TOP = 10
@@ -21,7 +22,8 @@ FRAMES = (
     "<reason>\n\n</reason>\n<answer>{}</answer>",
     "<reason>\n\n</reason>\n<answer>\n```json\n{}\n```\n</answer>",
 )
-"""Where a prompt may want its answer; without reasoning, because labels have none."""
+"""Where a prompt may want its answer. Thoughts are empty, because labels have none, unless the data has a teacher's."""
+EMPTY_THOUGHTS = re.compile(r"^<(think|reason)>\n\n</\1>")
 
 
 def label_order(documents: Sequence[Document], example: Example) -> tuple[int, ...]:
@@ -45,6 +47,7 @@ def targets(rows: PromptRows, prompt: Prompt) -> list[str]:
 
     Raises:
         ConfigurationError: the prompt's parser reads none of our forms, so labels cannot teach it.
+        DataError: a teacher's thoughts hide the answer from the prompt's parser.
     """
     highest = max((grade for row in rows.rows for grade in row.example.relevance.values()), default=0)
     return [_target(row, prompt, max(highest, 1)) for row in rows.rows]
@@ -54,13 +57,37 @@ def _target(row: PromptRow, prompt: Prompt, highest: int) -> str:
     if prompt.parser == "first-token":  # it reads probabilities, and its prompt asks for bare letters
         return _said(row, prompt, highest)[-1]
     for text in _texts(row, prompt, highest):
-        judgement = prompt.parse(Completion(text), len(row.documents), strict=True)
-        if judgement.outcome == "ok" and _means(judgement, row):
-            return text
+        if _reads(prompt, text, row):
+            taught = _with_thoughts(text, row, prompt)
+            if taught == text or _reads(prompt, taught, row):
+                return taught
+            raise DataError(
+                f"Thoughts of question '{row.example.query.query_id}' cannot stand before its answer: with them the "
+                f"prompt of kind {prompt.kind} does not read it. Wanted thoughts without tags; correct the field "
+                "'thoughts'."
+            )
     raise ConfigurationError(
         f"Prompt of kind {prompt.kind} reads none of the forms in which relevance labels can be written; wanted an "
         "order, a label, scores as JSON, a number, or a word. Give another generating.prompt."
     )
+
+
+def _reads(prompt: Prompt, text: str, row: PromptRow) -> bool:
+    judgement = prompt.parse(Completion(text), len(row.documents), strict=True)
+    return judgement.outcome == "ok" and _means(judgement, row)
+
+
+def _with_thoughts(text: str, row: PromptRow, prompt: Prompt) -> str:
+    """A teacher's thoughts in the place of none. They are about all candidates, so not for a pointwise prompt, nor for
+    fewer than the teacher had.
+
+    >>> EMPTY_THOUGHTS.sub(lambda tag: f"<{tag[1]}>so</{tag[1]}>", "<think>\\n\\n</think>\\n[1]")
+    '<think>so</think>\\n[1]'
+    """
+    thoughts = row.example.thoughts.strip()
+    if not thoughts or prompt.kind == "pointwise" or len(row.documents) < len(row.example.candidates):
+        return text
+    return EMPTY_THOUGHTS.sub(lambda tag: f"<{tag[1]}>\n{thoughts}\n</{tag[1]}>", text)
 
 
 def _texts(row: PromptRow, prompt: Prompt, highest: int) -> Iterator[str]:

@@ -4,6 +4,7 @@ was not trained on."""
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -226,7 +227,12 @@ class _Work:
             "reader": without_speed(tree)["reader"] if settings.asks_reader else {},
             "prompt": self.prompt.version,
             "training questions": digest_of(self.splits.train),
+            "completions": self._taught_digest() if settings.method == "sft" else "",
         }
+
+    def _taught_digest(self) -> str:
+        """Hash of what is taught: a teacher's orders and thoughts are no part of the questions' own."""
+        return hashlib.sha256(json.dumps(targets(self.rows, self.prompt)).encode()).hexdigest()[:16]
 
     @property
     def _can_be_scored(self) -> bool:

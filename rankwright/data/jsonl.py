@@ -2,10 +2,11 @@
 
     {"query_id": "q1", "question": "...", "answers": ["..."],
      "candidates": [{"doc_id": "d1", "title": "...", "text": "...", "score": 7.5}], "relevance": {"d1": 1},
-     "order": ["d1"]}
+     "order": ["d1"], "thoughts": "[1] names the keeper."}
 
 Only `question` is required. A row without query_id is named by a hash of its question, a candidate without doc_id by a
-hash of its title and text; a candidate may be a plain string. `score` is the first stage's, `order` a teacher's.
+hash of its title and text; a candidate may be a plain string. `score` is the first stage's, `order` and `thoughts` a
+teacher's.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from rankwright.data.fields import (
     identifier,
     list_field,
     object_of,
+    optional_text,
     passage,
     shown,
     text_field,
@@ -54,13 +56,17 @@ def parse_row(row: Row) -> Example:
         # the same passage twice is kept once, with its first score
         first_stage={document.doc_id: score for document, score in reversed(candidates) if score is not None},
         order=_order(row),
+        thoughts=optional_text(row, "thoughts"),
     )
 
 
 FORMAT = RowFormat(
     parse_row,
     frozenset(
-        {"query_id", "_id", "id", "question", "answers", "answer", "candidates", "relevance", "order", "metadata"}
+        {
+            *("query_id", "_id", "id", "question", "answers", "answer", "candidates", "relevance", "order", "thoughts"),
+            "metadata",
+        }
     ),
     ("candidates",),
     {"candidates": CANDIDATE_FIELDS},
@@ -113,6 +119,8 @@ def row_of(example: Example, metadata: Mapping[str, object] | None = None) -> di
         row["relevance"] = dict(example.relevance)
     if example.order:
         row["order"] = list(example.order)
+    if example.thoughts:
+        row["thoughts"] = example.thoughts
     if metadata:
         row["metadata"] = dict(metadata)
     return row
