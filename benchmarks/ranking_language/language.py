@@ -14,9 +14,10 @@ A completion thinks before it answers, as the papers' models do: for each passag
 then the answer that follows from these levels, in one of five forms: the order of all, the best one, a score for each,
 and for a passage alone a grade or, without a thought, 0 or 1.
 
-The teacher of the warm-up is partly wrong: four of the eight topics it takes for the other kind in two questions out of
-three. Who learns to say what it says most often orders those wrongly; what it says the third time is right. The answer
-to a question is the value of its best passage; the reader answers with the value of the best passage that it is given.
+The teacher of the warm-up is partly wrong: it adds noise to the worth, and of four of the eight topics it knows for two
+questions out of three the kind wrongly. Who learns to say what it says most often orders those wrongly; what it says
+the third time is right. The answer to a question is the value of its best passage; the reader answers with the value of
+the best passage that it is given.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ MISTAKEN = 2 / 3
 """Share of their questions in which it is."""
 PASSAGE_WORDS = 3
 WINDOWS = (6, 7, 8)
+TEACHER_NOISE = 0.5
+"""Standard deviation; neighbouring worths differ by 1."""
 Side = Literal["train", "dev", "test"]
 
 
@@ -127,8 +130,13 @@ def true_levels(example: Example) -> tuple[int, ...]:
 
 def taught_levels(example: Example, seed: int) -> tuple[int, ...]:
     """What the partly wrong teacher thinks of each candidate."""
-    misled = random.Random(f"{seed} {example.query.query_id}").random() < MISTAKEN
-    return tuple(worth(example.query.text, document.text, misled=misled) for document in example.candidates)
+    draw = random.Random(f"{seed} {example.query.query_id}")
+    misled = draw.random() < MISTAKEN
+    thought = [
+        worth(example.query.text, document.text, misled=misled) + draw.gauss(0, TEACHER_NOISE)
+        for document in example.candidates
+    ]
+    return tuple(max(0, min(len(LEVELS) - 1, round(value))) for value in thought)
 
 
 def order_by(levels: Sequence[int]) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from statistics import stdev
 from typing import Any
 
 from benchmarks.ranking_language.language import MISLED, questions
-from benchmarks.ranking_language.rows import LESSONS, LONG, ROWS, SEEDS, SHORT, Row
+from benchmarks.ranking_language.rows import LESSONS, ROWS, SEEDS, SHORT, Row
 from benchmarks.ranking_language.running import TEST, mean, record
 from rankwright.metrics.significance import bootstrap_interval, holm, paired_permutation_test
 
@@ -208,7 +208,7 @@ def _settings() -> list[str]:
         "",
         *_table("run", "reward", "learning rate", "steps", "questions a step", "prompts of each", "rollouts"),
     ]
-    for row in (LESSONS[SHORT], LESSONS[LONG], *ROWS.values()):
+    for row in (*LESSONS.values(), *ROWS.values()):
         prompts = str(6 if row.start == SHORT else 1) if row.reward else ""
         rollouts = str(row.grpo.rollouts) if row.reward else ""
         lines.append(

@@ -16,8 +16,9 @@ from rankwright.rewards.ladders import LADDERS, Rung
 from rankwright.types import Outcome, Reward, RewardValue
 
 SEEDS = (0, 1, 2)
-LONG, SHORT, RANDOM = "warm-up", "first-lesson", ""
-"""What a run starts from: windows of 6 to 8 were taught, or of 1 to 4 alone, or nothing."""
+LONG, MIDDLE, SHORT, RANDOM = "warm-up", "second-lesson", "first-lesson", ""
+"""What a run starts from: windows of 6 to 8 were taught to the end, or half of the way, or those of 1 and 2, or
+nothing."""
 STEPS = 120
 POINTWISE_WINDOW = 6
 """Documents of a question that are judged in training, one by one."""
@@ -61,18 +62,19 @@ def _loop(questions: int, rate: float, steps: int) -> TrainConfig:
     )
 
 
-def _lesson(rate: float, steps: int) -> TrainConfig:
+def _lesson(steps: int, every: int, schedule: str = "constant_with_warmup") -> TrainConfig:
     return TrainConfig(
         batch_size=64,
-        learning_rate=rate,
-        eval_steps=150,
-        trainer={"max_steps": steps, "lr_scheduler_type": "cosine", "warmup_steps": 30},
+        learning_rate=1e-3,
+        eval_steps=every,
+        trainer={"max_steps": steps, "lr_scheduler_type": schedule, "warmup_steps": 30},
     )
 
 
 LESSONS = {
-    SHORT: Row(SHORT, "", "integer", RANDOM, seeds=SEEDS, loop=_lesson(2e-3, 450)),
-    LONG: Row(LONG, "", start=SHORT, seeds=SEEDS, loop=_lesson(1.5e-3, 450)),
+    SHORT: Row(SHORT, "", "integer", RANDOM, seeds=SEEDS, loop=_lesson(600, 300)),
+    MIDDLE: Row(MIDDLE, "", start=SHORT, seeds=SEEDS, loop=_lesson(450, 150)),
+    LONG: Row(LONG, "", start=MIDDLE, seeds=SEEDS, loop=_lesson(450, 150, "cosine")),
 }
 ALONE = _loop(8, 3e-4, STEPS)
 """Of pointwise forms."""
@@ -91,6 +93,9 @@ ROWS = {
                 replace(BASE, name="reasonrank", reward="reasonrank"),
                 replace(BASE, name="grouprank", reward="grouprank", kind="groupwise", grpo=_grpo(46)),
                 replace(BASE, name="erank", reward="erank", kind="integer", start=SHORT, grpo=_grpo(8), loop=ALONE),
+                replace(
+                    BASE, name="erank-ties", reward="erank-ties", kind="integer", start=SHORT, grpo=_grpo(8), loop=ALONE
+                ),
                 replace(BASE, name="prorank", reward="prorank", kind="binary", start=SHORT, grpo=_grpo(2), loop=ALONE),
                 replace(BASE, name="rearank-default", reward="rearank-default"),
                 replace(BASE, name="ndcg", reward="ndcg"),
@@ -139,6 +144,7 @@ def reward_of(name: str) -> Reward:
         return ranking_reward("rearank")
     if name == "reader":
         return ranking_reward("reader", reader=PerfectReader(), reward=answer_reward("f1"), depth=1)
-    if name == "erank":
-        return ranking_reward(name, relevant_from=2)
+    if name in ("erank", "erank-ties"):
+        ties = "against" if name == "erank-ties" else "shared"
+        return ranking_reward("erank", relevant_from=2, ties=ties)
     return ranking_reward(name)

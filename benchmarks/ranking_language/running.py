@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.kept import WORK, digests, hardware, measured, read
 from benchmarks.ranking_language.language import ALONE, KINDS, prompt, questions, taught_levels, written
-from benchmarks.ranking_language.rows import LESSONS, LONG, POINTWISE_WINDOW, RANDOM, SHORT, Row, reward_of
+from benchmarks.ranking_language.rows import LESSONS, LONG, MIDDLE, POINTWISE_WINDOW, RANDOM, SHORT, Row, reward_of
 from rankwright.algorithms.generating import SFTConfig
 from rankwright.algorithms.grpo import TRLReward, prompt_rows
 from rankwright.metrics.ranking import ranking_metrics
@@ -146,15 +146,16 @@ def taught(name: str, seed: int) -> list[tuple[Example, str]]:
     """Questions of a lesson with the form of their answers.
 
     Args:
-        name: SHORT, LONG, or that of the row that is taught on and on.
+        name: of a lesson, or that of the row that is taught on and on.
         seed: of the run; the teacher errs otherwise for each.
     """
     if name == SHORT:
-        alone = zip(questions(14_400, 1, window=1), _in_turn(("integer", "integer", "binary"), 14_400), strict=True)
-        few = [one for window in (2, 3, 4) for one in questions(4_800, window, window=window)]
-        return [*alone, *zip(few, _in_turn(KINDS[:3], 14_400), strict=True)]
-    kinds = ("listwise", "listwise", "setwise", "groupwise") if name == LONG else ("listwise",)
-    return list(zip(questions(TAUGHT, 0 if name == LONG else 3), _in_turn(kinds, TAUGHT), strict=True))
+        alone = zip(questions(19_200, 1, window=1), _in_turn(("integer", "integer", "binary"), 19_200), strict=True)
+        pairs = zip(questions(19_200, 2, window=2), _in_turn(KINDS[:3], 19_200), strict=True)
+        return [*alone, *pairs]
+    kinds = ("listwise", "listwise", "setwise", "groupwise") if name in LESSONS else ("listwise",)
+    first = {MIDDLE: 0, LONG: 5}.get(name, 3)
+    return list(zip(questions(TAUGHT, first), _in_turn(kinds, TAUGHT), strict=True))
 
 
 def _in_turn(kinds: Sequence[str], count: int) -> list[str]:
