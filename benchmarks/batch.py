@@ -287,7 +287,7 @@ def page() -> str:
             f"| {spread([r['scoring'] for r in rows])} | {spread([r['pairs'] / r['scoring'] for r in rows])} |"
         )
     equal = {r["digest"] for place in PLACES for r in found("place", place, MODEL_QUERIES)}
-    lines.append(f"\nDifferent files among all of these: {len(equal)} (1: all ways leave equal bytes).")
+    lines += [f"\nDifferent files among all of these: {len(equal)} (1: all ways leave equal bytes)."] if equal else []
     return "\n".join(lines) + "\n"
 
 
@@ -299,8 +299,8 @@ python -m benchmarks.batch page
 ```
 
 Measured on: {hardware}, one thread a process, other work going on beside it: pairs a second are those of a busy
-machine, CPU seconds are not. {candidates} candidates a question of {words} words, batches of {batch} pairs. Median of 3
-processes (smallest to largest), all measurements in turn.
+machine, CPU seconds are not. {candidates} candidates a question of {words} words, batches of {batch} pairs.
+Median of up to 3 processes (smallest to largest), all measurements in turn; what was not measured yet says so.
 
 ## The path without a model
 

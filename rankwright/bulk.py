@@ -2,7 +2,7 @@
 
     with Output.opened(Path("out.run"), settings, stream.digests) as output:
         if output.totals is None:
-            output.begin(totals_of(stream))
+            output.begin(looked_through(stream))
         write_rankings(output, scored_here(reranker), stream)
 
 The input falls into *batches* of whole questions, by its own order alone. A batch is scored, and written, as a whole; a

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -94,10 +95,9 @@ def notes(folder: Path, name: str) -> Path:
 
 
 def main(folder: Path, model: str) -> None:
-    node = {"num_cpus": 1, "node_ip_address": "127.0.0.1"}
-    cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
-    cluster.add_node(**node)
-    ray.init(address=cluster.address, log_to_driver=False, _node_ip_address="127.0.0.1")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, log_to_driver=False)
     data = write_rows(folder / "rows.jsonl", COUNT)
     of_dataset, of_score = notes(folder, "dataset"), notes(folder, "score")
     rows = by_dataset(of_dataset)
@@ -107,10 +107,12 @@ def main(folder: Path, model: str) -> None:
     codes = [run([*asked, str(folder / "plain.jsonl")]), run([*asked, str(folder / "cli.jsonl"), "--ray"])]
     errors = [named_error(data, folder / f"{made.__name__}.run", made) for made in (broken, Poisoned)]
     by_score(data, folder / "Poisoned.run", scored_here(Stub()))  # goes on here
-    found = {"rows": rows, "codes": codes, "errors": errors}
-    (folder / "found.json").write_text(json.dumps(found), "utf-8")
     ray.shutdown()
     cluster.shutdown()
+    own = [sys.executable, "-m", "rankwright.cli", *asked, str(folder / "own.jsonl"), "--ray", "--workers", "2"]
+    codes.append(subprocess.run(own, check=False).returncode)  # which starts Ray itself
+    found = {"rows": rows, "codes": codes, "errors": errors}
+    (folder / "found.json").write_text(json.dumps(found), "utf-8")
 
 
 if __name__ == "__main__":

@@ -39,8 +39,6 @@ class StubScorer(Scorer):
         note: is told each batch's texts.
     """
 
-    backend = "stub"
-
     def __init__(
         self,
         seconds: float = 0.0,
@@ -51,7 +49,7 @@ class StubScorer(Scorer):
 
     @property
     def name(self) -> str:
-        return "stub"
+        return "stub|stub"
 
     @property
     def max_length(self) -> int:

@@ -340,6 +340,9 @@ def test_what_retrieve_wrote_can_be_fused(server: str, data: Path, capsys: pytes
         (["--set", "sampling.temperature=.nan"], "Sampling parameter temperature is nan; wanted a finite number"),
         (["--set", "sampling.seed=2026-01-01"], "Sampling parameter seed is 2026-01-01; wanted a finite number"),
         (["--prompt", "nowhere"], "Ranking prompt 'nowhere' is neither"),
+        (["--strategy", "single-token", "--window", "27"], "identifiers for 26; wanted 26 at most. Give --set window"),
+        (["--prompt", "FEW", "--strategy", "heapsort"], "shows 20 documents at once"),
+        (["--prompt", "FEW", "--strategy", "bubblesort", "--set", "children=5"], "Give --set children=4"),
     ],
 )
 def test_what_does_not_fit_is_told_before_anything_is_asked(
@@ -350,6 +353,9 @@ def test_what_does_not_fit_is_told_before_anything_is_asked(
     seen: list[dict[str, Any]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    few = data.with_name("few.yaml")  # identifiers for five documents, of which a heap of eight has no more at first
+    few.write_text(f"{load_ranking_prompt('setwise-1').source}\nmax_documents: 5\n")
+    options = [str(few) if option == "FEW" else option for option in options]
     arguments = ["rerank", "--llm", server, "--llm-model", "m", "--data", str(data), "--format", "rank_llm"]
     assert run([*arguments, *options]) != 0
     assert message in " ".join(capsys.readouterr().err.split())

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.ranking_language import language
 from benchmarks.ranking_language.decoder import decoder, tokenizer
 from rankwright.checkpoints import sorted_checkpoints
+from rankwright.cli import tune
 from rankwright.cli.app import run
 from rankwright.llms.local import LocalLLM
 from rankwright.prompts.ranking import load_ranking_prompt
@@ -86,6 +87,7 @@ def test_grpo_runs_from_questions_to_model(command: list[str], reward: str, caps
     assert sum("reward" in row for row in logged) == 3
     assert all(row["malformed"] == 1.0 for row in logged if "reward" in row)
     assert (Path("runs/a/model") / "model.safetensors").is_file()
+    assert load_ranking_prompt("runs/a/model") == load_ranking_prompt(PROMPT)  # it asks for 36 tokens, more than 20
 
 
 JUDGE = """
@@ -107,11 +109,13 @@ def test_an_async_function_prices_what_was_written_without_a_reader(
     Path("grpo_judge.py").write_text(JUDGE, encoding="utf-8")
     grpo = [*command, "--method", "grpo", "--name", "a", "--epochs", "1", "--reader", "none"]
     options = ["--reward", "grpo_judge:price", "--set", "grpo.max_failed_rewards=1"]
+    grpo += ["--set", "grpo.max_completion_length=38"]
     assert run([*grpo, *options]) == 2
     assert "do not fit: missing a required argument: 'scale'" in " ".join(capsys.readouterr().err.split())
     assert run([*grpo, *options, "--reward-option", "scale=2"]) in (0, 8)
     logged = [json.loads(line) for line in Path("runs/a/metrics.jsonl").read_text().splitlines()]
     rewards = [row for row in logged if "reward" in row]
+    assert dict(load_ranking_prompt("runs/a/model").sampling) == {"max_tokens": 38, "temperature": 0}  # as in training
     assert len(rewards) == 3
     assert all(row["reward"] > 0 for row in rewards)
     assert json.loads(Path("runs/a/config.json").read_text())["reward_options"] == {"scale": 2}
@@ -142,6 +146,36 @@ def test_a_run_that_is_out_of_time_goes_on(command: list[str], capsys: pytest.Ca
     assert "grpo.rollouts is 4" in " ".join(capsys.readouterr().err.split())
     assert run([*tune, "--resume"]) in (0, 8)
     assert "3 steps" in capsys.readouterr().err
+
+
+def test_prompts_that_are_too_long_are_shortened_where_that_is_wanted(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A prompt has two words, six passages of identifier and four words, and a mark; cut to three words it fits 27."""
+    whole, short = 2 + 6 * (1 + 4) + 1, 2 + 6 * (1 + 3) + 1
+    grpo = [*command, "--method", "grpo", "--name", "a", "--epochs", "1", "--reward", "f1", "--max-hours", "0.0000001"]
+    limits = ["--set", f"generating.max_prompt_length={short}", "--set", "generating.passage_unit=words"]
+    assert run([*grpo, *limits]) == 2
+    assert f"has {whole} tokens; wanted {short} at most" in " ".join(capsys.readouterr().err.split())
+    assert run([*grpo, *limits, "--overwrite", "--set", "generating.shorten_to_fit=true"]) == 9
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"12 of 12 training prompts had more than {short} tokens" in said
+
+
+def test_what_the_start_came_to_is_measured_once(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    original = tune._Work._started
+    monkeypatch.setattr(tune._Work, "_started", lambda work: asked.append("loaded") or original(work))
+    grpo = [*command, "--method", "grpo", "--name", "a", "--epochs", "1", "--reward", "rearank"]
+    assert run([*grpo, "--max-hours", "0.0000001"]) == 9
+    kept = json.loads(Path("runs/a/before.json").read_text())
+    assert len(kept["metric"]) == 5
+    Path("runs/a/before.json").write_text(json.dumps({**kept, "metric": dict.fromkeys(kept["metric"], 0.25)}))
+    assert run([*grpo, "--resume"]) in (0, 8)
+    assert asked == ["loaded"]
+    assert json.loads(Path("runs/a/result.json").read_text())["reference"] == 0.25
+    assert run([*grpo, "--overwrite", "--max-hours", "0.0000001"]) == 9
+    assert asked == ["loaded"] * 2
 
 
 def test_what_cannot_be_tuned_is_refused_before_anything_is_read(

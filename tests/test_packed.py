@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import ElectraConfig, ElectraForSequenceClassification
+from transformers import AutoConfig
 
 import rankwright
 from rankwright import batching
@@ -29,10 +29,10 @@ from rankwright.rerankers.windows import WindowedScorer
 from rankwright.types import Document, Query, RerankRequest, Scored
 from tests.tiny_bert import (
     SMALL,
+    save_classifier,
     save_cross_encoder,
     save_decoder_cross_encoder,
     save_offset_cross_encoder,
-    spread,
     tiny_tokenizer,
 )
 
@@ -66,12 +66,8 @@ def scores_of(scorer: Scorer, documents: Sequence[Document] = DOCUMENTS, query: 
 @pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "camembert", "electra"])
 def test_a_packed_model_scores_as_transformers_does(family: str, tmp_path: Path) -> None:
     if family == "electra":
-        config = ElectraConfig(**SMALL, embedding_size=16)
-        config.num_labels = 1
-        model = ElectraForSequenceClassification(config).eval()
-        spread(model)
-        model.save_pretrained(tmp_path)
         tiny_tokenizer(MAX_LENGTH).save_pretrained(tmp_path)
+        save_classifier(tmp_path, AutoConfig.for_model("electra", **SMALL, embedding_size=16))
     elif family == "bert":
         save_cross_encoder(tmp_path, max_length=MAX_LENGTH)
     else:

@@ -98,9 +98,23 @@ def mean(values: dict[str, float]) -> float:
 
 def kept_at(row: Row, seed: int) -> tuple[Path, dict[str, Any]]:
     """File of a run's record, and what decides it."""
-    lessons = {name: asdict(LESSONS[name]) for name in (SHORT, LONG)}
-    made_with = {"row": asdict(row), "lessons": lessons, "seed": seed, **digests(DECIDING)}
+    lessons = {name: _deciding(LESSONS[name]) for name in _before(row)}
+    made_with = {"row": _deciding(row), "lessons": lessons, "seed": seed, **digests(DECIDING)}
     return PLACE / f"{row.name}-{seed}.json", json.loads(json.dumps(made_with))  # as it is read back
+
+
+def _before(row: Row) -> list[str]:
+    """Names of the lessons before a run, the last one first."""
+    return [] if row.start == RANDOM else [row.start, *_before(LESSONS[row.start])]
+
+
+def _deciding(row: Row) -> dict[str, Any]:
+    """What of a row decides its result: its seeds do not, nor what GRPO's settings say of speed and failures."""
+    fields = asdict(row)
+    names = ("rollouts", "max_completion_length", "temperature", "top_p", "beta", "clip", "loss", "scale")
+    grpo = {name: fields["grpo"][name] for name in names} if row.reward else {}
+    loop = {name: fields["loop"][name] for name in ("batch_size", "learning_rate", "eval_steps", "trainer")}
+    return {**{name: fields[name] for name in ("name", "reward", "kind", "start")}, "grpo": grpo, "loop": loop}
 
 
 def record(row: Row, seed: int) -> dict[str, Any] | None:

@@ -24,6 +24,9 @@ class GeneratingConfig:
     """What `passage_limit` counts."""
     max_prompt_length: int = 0
     """Tokens of a prompt above which training does not begin; 0 takes what the model leaves beside its answer."""
+    shorten_to_fit: bool = False
+    """Shortens the passages of a prompt above that limit, all to the same length, until it fits, and says how many
+    prompts that were; else training does not begin."""
     lora_dropout: float = 0.0
     """Dropout of LoRA updates (model.lora_rank)."""
     lora_targets: str = ""
@@ -42,6 +45,7 @@ class GeneratingConfig:
                 "passage_limit": at_least(0, self.passage_limit),
                 "passage_unit": one_of(self.passage_unit, "characters", "words", "tokens"),
                 "max_prompt_length": at_least(0, self.max_prompt_length),
+                "shorten_to_fit": one_of(self.shorten_to_fit, True, False),
                 "gradient_checkpointing": one_of(self.gradient_checkpointing, True, False),
                 "lora_dropout": (0 <= self.lora_dropout < 1, "a share from 0 to below 1"),
             },

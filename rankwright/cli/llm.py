@@ -30,6 +30,7 @@ from rankwright.strategies import (
     Strategy,
     StrategyReport,
     TopK,
+    largest_window,
 )
 from rankwright.types import Ranking, RerankRequest
 
@@ -114,6 +115,7 @@ def llm_settings(
     _check_prompt(name, loaded)
     loaded = _with_tokenizer(loaded, prompt or "", str(flags.get("reader.reader") or ""))
     chosen = _made(name, tree)
+    _check_identifiers(name, chosen, loaded)
     if fuse is not None:
         chosen = Fused(chosen, fuse, **fusion)
     elif fusion:
@@ -215,6 +217,18 @@ def _check_prompt(name: str, prompt: RankingPrompt) -> None:
         raise ConfigurationError(
             f"Strategy {name} was given the {prompt.kind} prompt '{prompt.version}' (parser {prompt.parser}); wanted "
             f"{wanted}, for example {way.prompt}. See rankwright prompts list."
+        )
+
+
+def _check_identifiers(name: str, strategy: Strategy, prompt: RankingPrompt) -> None:
+    """A heap or the last window of a list may come to its largest prompt only after many paid calls."""
+    largest = largest_window(strategy)
+    if prompt.most is not None and largest > prompt.most:
+        setting = next((setting for setting in ("window", "group", "children") if hasattr(strategy, setting)), "window")
+        fits = prompt.most - (setting == "children")
+        raise ConfigurationError(
+            f"Strategy {name} shows {largest} documents at once, and prompt '{prompt.version}' has identifiers for "
+            f"{prompt.most}; wanted {prompt.most} at most. Give --set {setting}={fits}, or a prompt with more."
         )
 
 

@@ -85,14 +85,14 @@ def serve(
         max_documents=min(max_documents, max_queue),
         timeout=timeout,
     )
-    listener = bound_socket(host, port)
     limits = EngineSettings(max_waiting=max_queue, batch_documents=batch_documents, timeout=timeout, patience=patience)
     engine = Engine(opener(models, backend, device, max_length), limits)
-    address = f"[{host}]" if ":" in host else host
-    guarded = f"{len(settings.keys)} key{'s' * (len(settings.keys) > 1)}" if settings.keys else "no key"
-    say(f"Serving {', '.join(models)} on http://{address}:{listener.getsockname()[1]} ({guarded})")
-    served = _served_reader(reader, reader_model, api_key_env, top_k, device)
-    run(create_app(engine, settings, reader=served), engine, settings, listener)
+    with bound_socket(host, port) as listener:  # before anything is loaded: a port in use is told at once
+        served = _served_reader(reader, reader_model, api_key_env, top_k, device)
+        address = f"[{host}]" if ":" in host else host
+        guarded = f"{len(settings.keys)} key{'s' * (len(settings.keys) > 1)}" if settings.keys else "no key"
+        say(f"Serving {', '.join(models)} on http://{address}:{listener.getsockname()[1]} ({guarded})")
+        run(create_app(engine, settings, reader=served), engine, settings, listener)
     return 0
 
 

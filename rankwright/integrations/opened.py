@@ -159,7 +159,7 @@ class Opened:
             self._told = True
             log.warning(
                 "%.0f %% of the pairs that '%s' has scored were longer than its %s tokens and were cut; "
-                "split the passages, or open the model with a larger max_length",
+                "split the passages, or open the model with a larger max_length or windows",
                 100 * share,
                 self.name,
                 getattr(reranker, "max_length", "(unknown)"),

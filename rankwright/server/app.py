@@ -13,6 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 import rankwright
 from rankwright.engine import Engine, Reply
 from rankwright.errors import DeadlineError, OverloadedError, ScorerError, UnavailableError
+from rankwright.rerankers.ranking import Scorer
 from rankwright.server import page, schemas
 from rankwright.server.answers import Answers, ServedReader
 from rankwright.server.body import read_json
@@ -138,7 +139,7 @@ class _Routes:
     async def info(self) -> Response:
         """Models and limits."""
         models = [
-            {"name": name, "backend": getattr(scorer, "backend", "torch"), "max_length": scorer.max_length}
+            {"name": name, "backend": _backend(scorer), "max_length": scorer.max_length}
             for name, scorer in self.engine.scorers.items()
         ]
         settings, served = self.settings, self.answers.served
@@ -227,6 +228,11 @@ class _Routes:
         status = error.status_code if error.status_code in words else 400
         problem = Problem(status, words.get(status, "The request cannot be read."), headers=error.headers)
         return problem_response(request.scope, problem)
+
+
+def _backend(scorer: Scorer) -> str:
+    """How a model is computed, which stands behind its name where it is not PyTorch's fp32."""
+    return scorer.name.partition("|")[2] or "torch"
 
 
 async def _left(request: Request) -> None:

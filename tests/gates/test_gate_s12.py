@@ -40,14 +40,22 @@ MIB = 2**20
 MUTANTS = [
     Mutant(
         "S12",
-        f"{THIS}::test_hostile_requests",
+        f"{THIS}::test_hostile_requests_cost_nothing",
         BODY,
         "            raise _too_large(limit)\n    return raw",
         "            pass\n    return raw",
     ),
-    Mutant("S12", f"{THIS}::test_hostile_requests", PROTOCOL, "if self._chunks > MAX_CHUNKS:", "if False:"),
-    Mutant("S15", f"{THIS}::test_hostile_bodies", BODY, "catch_duplicate_keys=True", "catch_duplicate_keys=False"),
-    Mutant("S15", f"{THIS}::test_hostile_bodies", BODY, "    _check(value)\n", ""),
+    Mutant(
+        "S12", f"{THIS}::test_hostile_requests_cost_nothing", PROTOCOL, "if self._chunks > MAX_CHUNKS:", "if False:"
+    ),
+    Mutant(
+        "S15",
+        f"{THIS}::test_hostile_bodies_are_refused_at_once",
+        BODY,
+        "catch_duplicate_keys=True",
+        "catch_duplicate_keys=False",
+    ),
+    Mutant("S15", f"{THIS}::test_hostile_bodies_are_refused_at_once", BODY, "    _check(value)\n", ""),
 ]
 HEAD = f"POST /v1/rerank HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"
 

@@ -20,13 +20,19 @@ RUN = "rankwright/server/run.py"
 MUTANTS = [
     Mutant(
         "S9",
-        f"{THIS}::test_admitted",
+        f"{THIS}::test_admitted_requests_are_answered",
         RUN,
         "timeout_graceful_shutdown=max(1, round(settings.drain))",
         "timeout_graceful_shutdown=0",
     ),
-    Mutant("S9", f"{THIS}::test_admitted", RUN, "self._captured_signals.clear()", "pass"),
-    Mutant("S9", f"{THIS}::test_stuck", RUN, "    if not ended:\n", "    if False:\n"),
+    Mutant("S9", f"{THIS}::test_admitted_requests_are_answered", RUN, "self._captured_signals.clear()", "pass"),
+    Mutant(
+        "S9",
+        f"{THIS}::test_stuck_requests_and_idle_connections_do_not_keep_it",
+        RUN,
+        "    if not ended:\n",
+        "    if False:\n",
+    ),
 ]
 CLIENTS = 50
 
