@@ -45,8 +45,6 @@ class Started:
     """Seconds."""
     cpu: float
     """Seconds of all its threads."""
-    peak: float
-    """MiB."""
     printed: str
 
 
@@ -122,7 +120,7 @@ def _start(command: Sequence[str]) -> Started:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit(f"{shlex.join(command)} ended with {process.returncode}")
-    return Started(time.monotonic() - begun, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, printed.strip())
+    return Started(time.monotonic() - begun, usage.ru_utime + usage.ru_stime, printed.strip())
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
@@ -136,13 +134,13 @@ def _page(
         "# Installed without PyTorch",
         "",
         "```",
-        "python -m benchmarks.lean",
+        f"python -m benchmarks.lean --processes {processes}",
         "```",
         "",
         f"Measured on: {os.cpu_count()} CPUs ({platform.machine()}), Python {platform.python_version()}, versions of "
         "constraints.txt, the CPU build of PyTorch, one",
-        "thread, the embedded reference (22.7 million weights). Fresh environments made by pip; size is what pip added, "
-        "compiled files left out.",
+        "thread, the embedded reference (22.7 million weights). Fresh environments made by pip; size is what "
+        "pip added, compiled files left out.",
         f"{processes} processes of each kind, in turn, after one that warms the disk's cache: median (smallest to "
         "largest). CPU seconds are those of all",
         "threads of a process; wall time was disturbed by other work on the machine.",
@@ -153,10 +151,10 @@ def _page(
     for name, (_, facts) in environments.items():
         extra = EXTRAS[name]
         lines.append(f'| `pip install "rankwright[{extra}]"` | {facts["packages"]:.0f} | {facts["MB"]:,.0f} |')
-    lines += ["", "| process | CPU s | wall s | peak MiB |", "|---|---|---|---|"]
+    lines += ["", "| process | CPU s | wall s |", "|---|---|---|"]
     for name, runs in found.items():
         cpu, wall = _spread([run.cpu for run in runs], 2), _spread([run.wall for run in runs], 2)
-        lines.append(f"| {name} | {cpu} | {wall} | {statistics.median(run.peak for run in runs):.0f} |")
+        lines.append(f"| {name} | {cpu} | {wall} |")
     scores = {name: runs[0].printed for name, runs in found.items() if runs[0].printed}
     lines += [
         "",
