@@ -208,6 +208,8 @@ class Evaluation:
     scores: Mapping[str, Mapping[str, Score]]
     """model -> metric -> mean; metrics without a single value are left out."""
     tests: tuple[PairedTest, ...]
+    taken: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """model -> what its rankings took, where it is a language model: calls, sequential depth, tokens, outcomes."""
 
     @property
     def n(self) -> int:
@@ -295,6 +297,7 @@ class Evaluation:
             "n_labelled": self.n - len(queries_without_relevant(*_labels(self.examples))),
             "n_ok": {name: result.n_ok for name, result in read.items()},
             "n_failed": {name: result.n_failed for name, result in read.items()},
+            **({"taken": {name: dict(counts) for name, counts in self.taken.items()}} if self.taken else {}),
         }
 
     def save(self, path: str | Path) -> None:
@@ -703,6 +706,7 @@ def _packed(evaluation: Evaluation) -> dict[str, Any]:
         "models": {name: _packed_model(result) for name, result in evaluation.models.items()},
         "scores": evaluation.scores,
         "tests": [asdict(test) for test in evaluation.tests],
+        "taken": {name: dict(counts) for name, counts in evaluation.taken.items()},
     }
 
 
@@ -741,6 +745,7 @@ def _unpacked(packed: Mapping[str, Any]) -> Evaluation:
             for name, row in packed["scores"].items()
         },
         tests=tuple(tests.validate_python(test) for test in packed["tests"]),
+        taken=dict(packed.get("taken", {})),
     )
 
 

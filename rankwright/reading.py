@@ -67,8 +67,12 @@ def read_prefixes(prefixes: Iterable[tuple[Example, tuple[int, ...]]], reader: R
 
 def priced(outcomes: Sequence[Outcome], reward: Reward) -> list[float | None]:
     """The reward of each outcome; None where there is none, and where it is no finite number."""
-    values = [value.value for value in reward(outcomes)] if outcomes else []
-    return [value if value is not None and math.isfinite(value) else None for value in values]
+    return [finite(value.value) for value in reward(outcomes)] if outcomes else []
+
+
+def finite(value: float | None) -> float | None:
+    """The value, where it is a finite number."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def holdout_metric(reward: Reward) -> Callable[[Outcome], float | None]:

@@ -685,6 +685,18 @@ class Fused:
         return Ranking(ranking.query_id, tuple(ranking.doc_ids[i] for i in order), tuple(mixed[i] for i in order))
 
 
+def largest_window(strategy: Strategy) -> int:
+    """Documents of the largest prompt that one of our strategies makes of a list long enough; 1 for others.
+
+    >>> largest_window(Fused(HeapSort(children=9), 0.1)), largest_window(Sliding()), largest_window(Pointwise())
+    (10, 20, 1)
+    """
+    if isinstance(strategy, Fused):
+        return largest_window(strategy.strategy)
+    sizes = {"window": 0, "group": 0, "children": 1}  # a node is judged with its children
+    return next((getattr(strategy, name) + more for name, more in sizes.items() if hasattr(strategy, name)), 1)
+
+
 def check_first_stage(request: RerankRequest) -> None:
     """Raises DataError where a document has no finite score of the first stage."""
     unknown = [d.doc_id for d in request.documents if not math.isfinite(request.first_stage.get(d.doc_id, math.nan))]

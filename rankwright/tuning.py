@@ -223,7 +223,7 @@ def tune_by_reward(
     plan = plan_of(config, loop, rows.questions, rows.per_question)
     prompts = [prompt_text(tokenizer, row.messages) for row in rows.rows]
     _check_lengths(tokenizer, prompts, config.max_completion_length, generating.max_prompt_length, str(model))
-    reward.gather, reward.begun = _gather, begun_by(prompts[0])
+    reward.gather, reward.begun, reward.max_failed = _gather, begun_by(prompts[0]), config.max_failed_rewards
     session = _Session(folder, loop, seed, resume, {"grpo": _deciding(config), **(settings or {})})
     from datasets import Dataset
 
@@ -581,8 +581,8 @@ def _grpo_arguments(
 
 def _deciding(config: GRPOConfig) -> dict[str, Any]:
     """What of GRPO's settings decides the result."""
-    speed = ("completions_per_pass", "completions_at_once", "generation")
-    return {name: value for name, value in asdict(config).items() if name not in speed}
+    others = ("completions_per_pass", "completions_at_once", "generation", "max_failed_rewards")
+    return {name: value for name, value in asdict(config).items() if name not in others}
 
 
 def _gather(share: list[Any]) -> list[Any]:
@@ -600,17 +600,23 @@ def _check_lengths(tokenizer: Any, prompts: Sequence[str], completion: int, limi
     Raises:
         ConfigurationError: it does not.
     """
-    from transformers import AutoConfig
-
-    positions = getattr(AutoConfig.from_pretrained(model).get_text_config(), "max_position_embeddings", None)
+    positions = positions_of(model)
     longest = max(len(ids) for ids in tokenizer(list(prompts), add_special_tokens=False)["input_ids"])
-    allowed = min(limit or math.inf, math.inf if positions is None else positions - completion)
+    allowed = min(limit or math.inf, positions - completion)
     if longest > allowed:
         raise ConfigurationError(
             f"The longest prompt has {longest} tokens; wanted {allowed} at most (generating.max_prompt_length, and "
             f"what {model} leaves beside {completion} of an answer). Lower generating.window or "
-            "generating.passage_limit; nothing is cut off silently."
+            "generating.passage_limit, or set generating.shorten_to_fit=true; nothing is cut off silently."
         )
+
+
+def positions_of(model: str) -> float:
+    """Tokens that a model has positions for; infinite where it has no limit."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model).get_text_config()
+    return getattr(config, "max_position_embeddings", None) or math.inf
 
 
 # --- SFT
@@ -655,7 +661,8 @@ def _check_row_lengths(rows: Sequence[_Row], limit: int, model: str) -> None:
     if limit and longest > limit:
         raise ConfigurationError(
             f"The longest row has {longest} tokens of prompt and completion; wanted {limit} at most (sft.max_length, "
-            f"or what {model} takes). Lower generating.window or generating.passage_limit; nothing is cut off silently."
+            f"or what {model} takes). Lower generating.window or generating.passage_limit, or set "
+            "generating.shorten_to_fit=true; nothing is cut off silently."
         )
 
 

@@ -203,7 +203,7 @@ def retro_star(rolls: list[Roll], alpha: float = 0.75, tau: float = 20) -> list[
         gaps = [abs(s - mean) for s in same]
         gap = abs(Fraction(score) - mean)
         intra = 0
-        if max(gaps) >= tau and max(gaps) != min(gaps):
+        if max(gaps) > tau and max(gaps) != min(gaps):
             intra = 1 if gap == min(gaps) else -1 if gap == max(gaps) else 0
         others = [s for _, s, g in rolls if s is not None and (g > 0) != (grade > 0)]
         wins = [1 for s in others if (score > s if grade > 0 else score < s)]

@@ -15,8 +15,9 @@ import pytest
 
 from rankwright.cli.app import run
 from rankwright.cli.llm import WAYS, llm_settings
-from rankwright.cli.rerank import STRATEGIES
+from rankwright.cli.options import STRATEGIES
 from rankwright.data import read_trec_run
+from rankwright.evaluation import Evaluation
 from rankwright.prompts.ranking import load_ranking_prompt
 from rankwright.types import Document, Query
 from tests.cli_kit import body_of, feed, one_line, reply, serving, write_rows
@@ -70,6 +71,7 @@ def server(seen: list[dict[str, Any]]) -> Iterator[str]:
         body = json.loads(body_of(request))
         seen.append(body)
         text, tokens = said("\n".join(message["content"] for message in body["messages"]))
+        text = " > ".join(reversed(text.split(" > "))) if body["model"] == "contrary" else text
         choice: dict[str, Any] = {
             "index": 0,
             "message": {"role": "assistant", "content": text},
@@ -211,6 +213,42 @@ def test_an_answer_that_nobody_can_read_is_told_of_beside_the_ranking(
     assert "answers: 0 ok, 0 repaired, 1 malformed. Repairs: no id 1." in said
 
 
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [([], 7), (["--max-failed", "0.02"], 0), (["--max-failed", "0"], 7), (["--max-failed", "1"], 0)],
+)
+def test_some_failed_calls_show_in_the_exit_code(
+    options: list[str],
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One of 60 calls: above the 1 % that the exit code allows, below the 5 % that stop the command."""
+    monkeypatch.chdir(tmp_path)
+
+    def fails_once(request: BaseHTTPRequestHandler) -> None:
+        if "question 7 " in body_of(request).decode():
+            reply(request, {"error": {"message": "no", "type": "invalid_request_error"}}, status=400)
+            return
+        message = {"role": "assistant", "content": "[2] > [1]"}
+        reply(request, {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+
+    rows = [
+        {"query_id": str(n), "question": f"question {n} ?", "candidates": [{"text": "one"}, {"text": "two"}]}
+        for n in range(60)
+    ]
+    data = write_rows(tmp_path / "data.jsonl", rows)
+    with serving(fails_once) as url:
+        arguments = ["rerank", "--data", str(data), "--llm", url, "--llm-model", "m", *options, "--output", "json"]
+        assert run(arguments) == code
+        written = capsys.readouterr()
+        found = one_line(written.out)
+        assert (found["calls"], found["failures"]) == (60, {"http 400": 1})
+        assert len(found["rankings"]) == 60  # nothing of what succeeded is kept back
+        assert ("1 of 60 calls failed, above" in " ".join(written.err.split())) is (code == 7)
+
+
 def test_a_local_model_is_asked_with_the_prompt_that_its_folder_keeps(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -302,6 +340,9 @@ def test_what_retrieve_wrote_can_be_fused(server: str, data: Path, capsys: pytes
         (["--set", "sampling.temperature=.nan"], "Sampling parameter temperature is nan; wanted a finite number"),
         (["--set", "sampling.seed=2026-01-01"], "Sampling parameter seed is 2026-01-01; wanted a finite number"),
         (["--prompt", "nowhere"], "Ranking prompt 'nowhere' is neither"),
+        (["--strategy", "single-token", "--window", "27"], "identifiers for 26; wanted 26 at most. Give --set window"),
+        (["--prompt", "FEW", "--strategy", "heapsort"], "shows 20 documents at once"),
+        (["--prompt", "FEW", "--strategy", "bubblesort", "--set", "children=5"], "Give --set children=4"),
     ],
 )
 def test_what_does_not_fit_is_told_before_anything_is_asked(
@@ -312,6 +353,9 @@ def test_what_does_not_fit_is_told_before_anything_is_asked(
     seen: list[dict[str, Any]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    few = data.with_name("few.yaml")  # identifiers for five documents, of which a heap of eight has no more at first
+    few.write_text(f"{load_ranking_prompt('setwise-1').source}\nmax_documents: 5\n")
+    options = [str(few) if option == "FEW" else option for option in options]
     arguments = ["rerank", "--llm", server, "--llm-model", "m", "--data", str(data), "--format", "rank_llm"]
     assert run([*arguments, *options]) != 0
     assert message in " ".join(capsys.readouterr().err.split())
@@ -353,3 +397,109 @@ def test_a_limit_in_tokens_takes_the_tokenizer_beside_the_prompt_or_that_of_a_lo
         assert shown.cut == 1
         assert "paris rome" in shown.messages[-1][1]
         assert "oslo" not in shown.messages[-1][1]
+
+
+# --- eval --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def labelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Questions whose best passage, of four, is the third one."""
+    monkeypatch.chdir(tmp_path)
+    grades = [2, 5, 9, 1]
+    return write_rows(
+        tmp_path / "labelled.jsonl",
+        [
+            {
+                "query_id": f"q{number}",
+                "question": f"what is {number}?",
+                "candidates": [{"doc_id": f"{number}-{i}", "text": f"grade {g}"} for i, g in enumerate(grades)],
+                "relevance": {f"{number}-2": 1},
+            }
+            for number in range(12)
+        ],
+    )
+
+
+GIVEN = ["--retriever", "given", "--reader", "none", "--top-k", "1"]
+
+
+def test_language_models_are_compared_by_the_same_paired_test(
+    server: str, labelled: Path, seen: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["eval", "first-stage", "--data", str(labelled), *GIVEN, "--llm", server, "--window", "3"]
+    arguments += ["--llm-model", "contrary", "--llm-model", "m", "--baseline", "contrary", "--set", "llm.concurrency=2"]
+    assert run([*arguments, "--output", "json", "--save", str(tmp_path / "saved.json")]) == 0
+    found = one_line(capsys.readouterr().out)
+    assert list(found["models"]) == ["first-stage", "contrary", "m"]
+    # Windows 1 to 3, then 0 to 2: the contrary one first brings 1 of 5, 9, 1 to the front, then of 2, 1, 5 again.
+    assert found["models"]["m"]["RR@10"] == 1.0
+    assert found["models"]["contrary"]["RR@10"] == 1 / 4
+    test = next(t for t in found["tests"] if (t["a"], t["metric"]) == ("m", "nDCG@10"))
+    assert (test["b"], test["verdict"], test["n"]) == ("contrary", "better", 12)
+    assert test["delta"] == pytest.approx(1 - 1 / math.log2(5))
+    for name in ("contrary", "m"):
+        taken = found["taken"][name]
+        assert (taken["calls"], taken["sequential_depth"]) == (2 * 12, 2)
+        assert taken["outcomes"] == {"ok": 2 * 12, "repaired": 0, "malformed": 0}
+        assert taken["reranker"].startswith(f"{name}@")
+    assert "first-stage" not in found["taken"]
+    assert len(seen) == 2 * 2 * 12
+    assert Evaluation.load(tmp_path / "saved.json").taken == found["taken"]
+    assert run(arguments) == 0  # the cache answers
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "m: 24 calls, sequential depth 2 (mean 2.0)" in shown
+    assert "m is BETTER than contrary: nDCG@10" in shown
+    assert len(seen) == 2 * 2 * 12
+
+
+def test_a_run_of_a_language_model_is_compared_with_its_start(
+    labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither ends its answer, so nothing differs; the point is who was asked, and with which prompt."""
+    start = make_chain_model(tmp_path / "start", ["paris"])
+    load_ranking_prompt("setwise-1").save(make_chain_model(tmp_path / "runs" / "a" / "model", ["rome"]))
+    models = ["--llm", str(start), "--llm", "runs/a", "--baseline", "runs/a"]
+    arguments = ["eval", *models, "--data", str(labelled), *GIVEN, "--strategy", "bubblesort", "--set", "top_k=1"]
+    assert run([*arguments, "--prompt", "runs/a/model"]) == 6
+    assert "failed on 12 of 12 calls, most often with 'length'" in " ".join(capsys.readouterr().err.split())
+    arguments += ["--max-failed-reads", "1", "--set", "sampling.max_tokens=16"]
+    assert run([*arguments, "--prompt", "runs/a/model", "--output", "json"]) == 0
+    written = capsys.readouterr()
+    taken = one_line(written.out)["taken"]
+    assert list(taken) == [str(start), "runs/a"]
+    assert all("|prompt:setwise-1|" in counts["reranker"] for counts in taken.values())
+    assert all(counts["outcomes"] == {"ok": 0, "repaired": 0, "malformed": 12} for counts in taken.values())
+    assert "have prompts of their own" not in written.err
+    load_ranking_prompt("setwise-think-1").save(start)
+    assert run([*arguments, "--output", "json"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"prompts of their own ({start}: setwise-think-1, runs/a: setwise-1); --prompt gives all" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "given no model; wanted one as MODEL, or a language model as --llm"),
+        (["first-stage", "--strategy", "topk"], "--strategy was given without --llm"),
+        (["first-stage", "--llm-model", "m"], "--llm-model was given without --llm"),
+        (["first-stage", "--set", "children=3"], "--set was given children, which says nothing here"),
+        (["--llm", "folder", "--llm-model", "m"], "--llm-model m was given without an endpoint"),
+        (["--llm", "URL", "--llm-model", "m", "--llm-model", "m"], "Language model 'm' was given twice"),
+        (["--llm", "URL", "--llm-model", "m", "--set", "llm.prompt=x"], "says nothing of a reranker"),
+        (["--llm", "URL", "--llm-model", "m", "--set", "widow=3"], "Strategy sliding was given 'widow'"),
+        (["--llm", "URL"], "Language model http://"),
+    ],
+)
+def test_what_eval_cannot_do_is_told_before_anything_is_asked(
+    options: list[str],
+    message: str,
+    server: str,
+    labelled: Path,
+    seen: list[dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = [server if option == "URL" else option for option in options]
+    assert run(["eval", *given, "--data", str(labelled), *GIVEN]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not seen

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.ranking_language import language
 from benchmarks.ranking_language.decoder import decoder, tokenizer
 from rankwright.checkpoints import sorted_checkpoints
+from rankwright.cli import tune
 from rankwright.cli.app import run
 from rankwright.llms.local import LocalLLM
 from rankwright.prompts.ranking import load_ranking_prompt
@@ -32,9 +33,9 @@ def row(example: Example) -> dict[str, Any]:
     }
 
 
-def distinct(count: int, seed: int, held_out: bool = False) -> list[Example]:
+def distinct(count: int, seed: int, side: language.Side = "train") -> list[Example]:
     """Questions of different words: the splits may share none."""
-    found = {example.query.text: example for example in language.questions(300, seed, held_out=held_out, window=6)}
+    found = {example.query.text: example for example in language.questions(300, seed, side=side, window=6)}
     return list(found.values())[:count]
 
 
@@ -43,7 +44,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.chdir(tmp_path)
     decoder(0, width=16, layers=1).save_pretrained("start")
     tokenizer().save_pretrained("start")
-    held_out = distinct(8, 1, held_out=True)
+    held_out = distinct(8, 1, "test")
     sides = {"train": distinct(12, 0), "dev": held_out[:3], "test": held_out[3:]}
     for side, examples in sides.items():
         write_rows(tmp_path / f"{side}.jsonl", [row(example) for example in examples])
@@ -86,6 +87,52 @@ def test_grpo_runs_from_questions_to_model(command: list[str], reward: str, caps
     assert sum("reward" in row for row in logged) == 3
     assert all(row["malformed"] == 1.0 for row in logged if "reward" in row)
     assert (Path("runs/a/model") / "model.safetensors").is_file()
+    assert load_ranking_prompt("runs/a/model") == load_ranking_prompt(PROMPT)  # it asks for 36 tokens, more than 20
+
+
+JUDGE = """
+import asyncio
+async def judged(words, order, relevance):
+    await asyncio.sleep(0.001)
+    if words.startswith("[1]"):
+        raise TimeoutError("no answer")
+    return len(words) / 100
+async def price(completions, orders, relevance, scale, **_):
+    assert scale == 2
+    return await asyncio.gather(*map(judged, completions, orders, relevance), return_exceptions=True)
+"""
+
+
+def test_an_async_function_prices_what_was_written_without_a_reader(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("grpo_judge.py").write_text(JUDGE, encoding="utf-8")
+    grpo = [*command, "--method", "grpo", "--name", "a", "--epochs", "1", "--reader", "none"]
+    options = ["--reward", "grpo_judge:price", "--set", "grpo.max_failed_rewards=1"]
+    grpo += ["--set", "grpo.max_completion_length=38"]
+    assert run([*grpo, *options]) == 2
+    assert "do not fit: missing a required argument: 'scale'" in " ".join(capsys.readouterr().err.split())
+    assert run([*grpo, *options, "--reward-option", "scale=2"]) in (0, 8)
+    logged = [json.loads(line) for line in Path("runs/a/metrics.jsonl").read_text().splitlines()]
+    rewards = [row for row in logged if "reward" in row]
+    assert dict(load_ranking_prompt("runs/a/model").sampling) == {"max_tokens": 38, "temperature": 0}  # as in training
+    assert len(rewards) == 3
+    assert all(row["reward"] > 0 for row in rewards)
+    assert json.loads(Path("runs/a/config.json").read_text())["reward_options"] == {"scale": 2}
+
+
+def test_options_of_a_reward_reach_it_and_its_parts_reach_the_log(command: list[str]) -> None:
+    """All that is written is malformed: the rank term is what its ladder (without tags) pays, the reader's -1."""
+    grpo = [*command, "--method", "grpo", "--epochs", "1", "--reward-option"]
+    ladder = "ladder={rungs: [{fault: judgement, pays: 7, source: ours, where: test}]}"
+    for name, reward, option, wanted in (
+        ("a", "rearank", ladder, {"reward": 0.8 * 7 + 0.1, "parts/rank": 7.0, "parts/tags": 1.0}),
+        ("b", "f1", "anchored=true", {"reward": -1.0, "parts/well_formed": 0.0}),
+    ):
+        assert run([*grpo, option, "--name", name, "--reward", reward]) in (0, 8)
+        rows = map(json.loads, Path(f"runs/{name}/metrics.jsonl").read_text().splitlines())
+        first = next(row for row in rows if "reward" in row)
+        assert {part: first[part] for part in wanted} == pytest.approx(wanted)
 
 
 def test_a_run_that_is_out_of_time_goes_on(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,6 +148,36 @@ def test_a_run_that_is_out_of_time_goes_on(command: list[str], capsys: pytest.Ca
     assert "3 steps" in capsys.readouterr().err
 
 
+def test_prompts_that_are_too_long_are_shortened_where_that_is_wanted(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A prompt has two words, six passages of identifier and four words, and a mark; cut to three words it fits 27."""
+    whole, short = 2 + 6 * (1 + 4) + 1, 2 + 6 * (1 + 3) + 1
+    grpo = [*command, "--method", "grpo", "--name", "a", "--epochs", "1", "--reward", "f1", "--max-hours", "0.0000001"]
+    limits = ["--set", f"generating.max_prompt_length={short}", "--set", "generating.passage_unit=words"]
+    assert run([*grpo, *limits]) == 2
+    assert f"has {whole} tokens; wanted {short} at most" in " ".join(capsys.readouterr().err.split())
+    assert run([*grpo, *limits, "--overwrite", "--set", "generating.shorten_to_fit=true"]) == 9
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"12 of 12 training prompts had more than {short} tokens" in said
+
+
+def test_what_the_start_came_to_is_measured_once(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    original = tune._Work._started
+    monkeypatch.setattr(tune._Work, "_started", lambda work: asked.append("loaded") or original(work))
+    grpo = [*command, "--method", "grpo", "--name", "a", "--epochs", "1", "--reward", "rearank"]
+    assert run([*grpo, "--max-hours", "0.0000001"]) == 9
+    kept = json.loads(Path("runs/a/before.json").read_text())
+    assert len(kept["metric"]) == 5
+    Path("runs/a/before.json").write_text(json.dumps({**kept, "metric": dict.fromkeys(kept["metric"], 0.25)}))
+    assert run([*grpo, "--resume"]) in (0, 8)
+    assert asked == ["loaded"]
+    assert json.loads(Path("runs/a/result.json").read_text())["reference"] == 0.25
+    assert run([*grpo, "--overwrite", "--max-hours", "0.0000001"]) == 9
+    assert asked == ["loaded"] * 2
+
+
 def test_what_cannot_be_tuned_is_refused_before_anything_is_read(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +185,7 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_read(
         ("--reward", "rerank"): "Reward 'rerank' is unknown; wanted one of rearank",
         ("--resume", "--reward", "rearank"): "holds no run to resume",
         ("--reward", "f1", "--max-reader-calls", "3"): "could make 24 reader calls",
+        ("--reward", "f1", "--reward-option", "anchored=1", "--max-reader-calls", "3"): "could make 36 reader calls",
         ("--reward", "rearank", "--set", "generating.prompt=nobody"): "neither a file",
     }
     for more, words in cases.items():

@@ -11,10 +11,15 @@ import pytest
 
 from rankwright import processes
 from rankwright.algorithms.grpo import PromptRows, TRLReward, begun_by, check_complete, order_of, prompt_rows
-from rankwright.errors import TrainingError
+from rankwright.errors import RewardError, TrainingError
+from rankwright.llms.http import HTTPLLM
+from rankwright.readers.llm import LLMReader
+from rankwright.rewards import ranking_reward
 from rankwright.types import (
+    Answer,
     Choice,
     Completion,
+    Context,
     Document,
     Example,
     Judgement,
@@ -24,6 +29,7 @@ from rankwright.types import (
     RewardValue,
     Scores,
 )
+from tests.chaos_reader import ChaosReader
 
 
 def question(name: str, documents: int = 3) -> Example:
@@ -141,6 +147,69 @@ def test_a_failed_reward_is_none_and_never_zero() -> None:
     logged: dict[str, float] = {}
     assert rewarded(reward, [(0, "3 1 2"), (0, "no value")], log_metric=logged.__setitem__) == [1.0, None]
     assert logged == {"ok": 0.5, "repaired": 0.0, "malformed": 0.5, "failed_rewards": 0.5}
+
+
+class OfWhatWasRead:
+    """Pays an answer that came from the passage with the answer."""
+
+    name = "of what was read"
+
+    def __call__(self, outcomes: Sequence[Outcome]) -> list[RewardValue]:
+        right = [float(outcome.context.documents[0].text == outcome.example.answers[0]) for outcome in outcomes]
+        return [
+            RewardValue(value, {"right": value}) if isinstance(outcome.result, Answer) else RewardValue(None)
+            for value, outcome in zip(right, outcomes, strict=True)
+        ]
+
+
+def test_a_reader_over_http_is_asked_about_a_whole_generation_at_once_and_fails_alone() -> None:
+    rows = prompt_rows([question("a"), question("b")], Numbers(), 3)
+    orders = ("1 2 3", "2 1 3", "3 1 2")
+    with ChaosReader(seconds=0.2) as server:
+        reader = LLMReader(HTTPLLM("m", server.base_url, max_retries=0))
+        failing = Context(Query("b", "b?"), (question("b").candidates[1],))
+        (message,) = reader.request(failing).messages
+        server.script({message[1]: ["400"] * 9})
+        reward = ranking_reward("reader", reader=reader, reward=OfWhatWasRead(), depth=1)
+        logged: dict[str, float] = {}
+        wrapped = TRLReward(reward, Numbers(), rows, 3)
+        values = rewarded(wrapped, [(row, said) for row in (0, 1) for said in orders], log_metric=logged.__setitem__)
+        assert server.most_in_flight == 2 * len(orders)
+    assert values == [0.0, 0.0, 1.0, 0.0, None, 1.0]
+    assert logged["failed_rewards"] == 1 / 6
+    assert logged["parts/right"] == 2 / 5
+
+
+def test_too_many_failed_rewards_end_the_run_and_fewer_do_not() -> None:
+    """Over the last 300, from the fiftieth on: a few at the beginning say nothing."""
+    rows = prompt_rows([question("a")], Numbers(), 3)
+
+    def price(failed: int, of: int, wrapped: TRLReward) -> None:
+        wrapped.price([(0, "no value")] * failed + [(0, "3 1 2")] * (of - failed))
+
+    few = TRLReward(Seen(), Numbers(), rows, 2, max_failed=0.1)
+    price(49, 49, few)
+    with pytest.raises(RewardError, match=r"no value to 49 of the last 50 completions; at most 10%"):
+        price(0, 1, few)
+    recent = TRLReward(Seen(), Numbers(), rows, 2, max_failed=0.1)
+    price(4, 40, recent)
+    price(0, 300, recent)
+    price(30, 100, recent)  # the first four are forgotten
+    with pytest.raises(RewardError, match=r"31 of the last 300"):
+        price(1, 1, recent)
+
+
+def test_parts_of_a_reward_are_logged_as_means_over_those_that_have_them() -> None:
+    class InParts(Seen):
+        def _price(self, outcome: Outcome) -> RewardValue:
+            malformed = outcome.judgement is not None and outcome.judgement.outcome == "malformed"
+            return RewardValue(0.5, {"form": 0.0} if malformed else {"form": 1.0, "rank": 0.25})
+
+    rows = prompt_rows([question("a")], Numbers(), 3)
+    logged: dict[str, float] = {}
+    wrapped = TRLReward(InParts(), Numbers(), rows, 4)
+    rewarded(wrapped, [(0, "3 1 2"), (0, "1"), (0, "2"), (0, "3 2 1")], log_metric=logged.__setitem__)
+    assert {name: logged[name] for name in logged if "/" in name} == {"parts/form": 2 / 4, "parts/rank": 0.25}
 
 
 def two_questions() -> PromptRows:

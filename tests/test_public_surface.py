@@ -20,6 +20,7 @@ SOURCE_NAMES = [str(path.relative_to(ROOT)) for path in SOURCES]
 LIGHT_MODULES = [
     "rankwright.errors",
     "rankwright.types",
+    "rankwright.scale",
     "rankwright.metrics",
     "rankwright.metrics.answer",
     "rankwright.metrics.ranking",
@@ -32,6 +33,9 @@ LIGHT_MODULES = [
     "rankwright.llms.http",
     "rankwright.llms.cache",
     "rankwright.rerankers.generating",
+    "rankwright.rerankers.onnx",
+    "rankwright.rerankers.onnx_folder",
+    "rankwright.calibration",
     "rankwright.rerankers.ranking",
     "rankwright.rewards",
     "rankwright.algorithms.config",
@@ -39,13 +43,20 @@ LIGHT_MODULES = [
     "rankwright.algorithms.generating",
     "rankwright.checkpoints",
     "rankwright.diagnosis",
+    "rankwright.comparison",
     "rankwright.budget",
     "rankwright.alarms",
+    "rankwright.batch",
+    "rankwright.bulk",
     "rankwright.evaluation",
     "rankwright.strategies",
     "rankwright.teaching",
     "rankwright.reading",
     "rankwright.reporting",
+    "rankwright.integrations.opened",
+    "rankwright.integrations.langchain",
+    "rankwright.integrations.llama_index",
+    "rankwright.integrations.pyterrier",
 ]
 
 

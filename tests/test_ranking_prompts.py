@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,35 @@ def test_another_limit_is_another_version(tmp_path: Path) -> None:
     whole = prompt.limited(None)
     assert whole.rendered(QUERY, documents("a " * 5000)).cut == 0
     assert whole.limited(None, "characters") == whole
+
+
+def test_passages_are_shortened_alike_until_the_messages_fit() -> None:
+    """And no more than they must; what is shorter than the others keeps all of its words."""
+    prompt = load_ranking_prompt("listwise-1").limited(None, "words")
+    texts = documents("a b", " ".join(["kelp"] * 30), " ".join(["reed"] * 50))
+
+    def words(messages: Any, *names: str) -> int:
+        return sum(text.split().count(name) for _, text in messages for name in names)
+
+    for most in (80, 79, 41, 40, 2):
+        fitted = replace(prompt, fits=lambda messages, most=most: words(messages, "kelp", "reed") <= most)
+        found = fitted.rendered(QUERY, texts)
+        kelp, reed = words(found.messages, "kelp"), words(found.messages, "reed")
+        assert (kelp, reed) == max((min(30, n), min(50, n)) for n in range(1, 51) if min(30, n) + min(50, n) <= most)
+        assert (words(found.messages, "b"), found.cut) == (most > 2, {80: 0, 79: 1, 41: 2, 40: 2, 2: 3}[most])
+        assert fitted.version == prompt.version
+    never = replace(prompt, fits=lambda messages: False).rendered(QUERY, texts)
+    assert words(never.messages, "kelp", "reed") == 2  # it is another's business to refuse it
+
+
+def test_tokens_of_an_answer_are_another_version(tmp_path: Path) -> None:
+    prompt = load_ranking_prompt("groupwise-1")
+    longer = prompt.answering(8000)
+    assert dict(longer.sampling) == {**prompt.sampling, "max_tokens": 8000}
+    assert longer.version.startswith("sha256:")
+    assert longer.messages(QUERY, documents("a")) == prompt.messages(QUERY, documents("a"))
+    longer.save(tmp_path)
+    assert load_ranking_prompt(tmp_path) == longer
 
 
 def test_a_limit_in_tokens_takes_a_tokenizer(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from rankwright.types import (
     Scores,
 )
 from tests import ranking_reward_oracle as oracle
+from tests.cli_kit import ROOT
 
 CASES = 5000
 UNREAD = ReadFailed("nobody read", paid=False)
@@ -629,6 +630,20 @@ def test_rewards_stay_in_their_bounds(name: str) -> None:
             assert found.value is not None
             assert low - 1e-9 <= found.value <= high + 1e-9
             assert all(math.isfinite(part) for part in found.parts.values())
+
+
+def test_the_page_names_the_parts_that_are_logged_and_no_others() -> None:
+    page = (ROOT / "docs" / "ranking-rewards.md").read_text("utf-8").partition("## Parts in the log\n")[2]
+    table = page.partition("\n## ")[0]
+    named = {
+        name: set(re.findall(r"`(\w+)`", cell)) for name, cell in re.findall(r"^\| `(.*?)` \| (.*) \|$", table, re.M)
+    }
+    assert named.keys() == RANKING_REWARDS.keys()
+    for name, parts in named.items():
+        draw = random.Random(name)
+        reward = made(name) if name != "reader" else reader_reward(CountingReader(), anchored=True)
+        found = {part for _ in range(50) for value in reward(random_outcomes(name, draw)) for part in value.parts}
+        assert {part if part != "em" else "f1" for part in found} == parts, name
 
 
 @pytest.mark.parametrize("name", ["rearank", "reasonrank", "mm-r5"])

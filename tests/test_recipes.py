@@ -13,8 +13,8 @@ import yaml
 from rankwright.algorithms.generating import GRPOConfig, SFTConfig
 from rankwright.cli.app import run
 from rankwright.cli.recipes import FOLDER, SOURCES, load_recipe, recipe_names
+from rankwright.cli.rewards import check_reward
 from rankwright.cli.settings import load_settings
-from rankwright.cli.tune import check_reward
 from rankwright.errors import ConfigurationError
 from rankwright.prompts.ranking import load_ranking_prompt
 from tests.cli_kit import one_line, rows, run_process, write_rows
@@ -156,9 +156,17 @@ def test_the_budget_counts_prompts_completions_and_reads(tmp_path: Path, capsys:
             "Reward f1 pays a reader's answer",
         ),
         (
-            ["--recipe", "rearank", "--dry-run", "--reward", "module:function", "--reader", "none"],
-            "Reward module:function pays a reader's answer",
+            ["--recipe", "rearank", "--dry-run", "--reward-option", "recall_weight=1"],
+            "Reward 'rearank' was given the option 'recall_weight'; its options are rank_weight, tags_weight",
         ),
+        (
+            ["--recipe", "reasonrank", "--dry-run", "--reward-option", "recall_weight=much"],
+            "Setting reward_options.recall_weight is 'much'",
+        ),
+        (["--recipe", "erank", "--dry-run", "--reward-option", "reference=1"], "which Python alone can give"),
+        (["--recipe", "rearank", "--dry-run", "--reward", "f1", "--reward-option", "depth=1"], "option 'depth'"),
+        (["--recipe", "rearank", "--dry-run", "--reward-option", "cutoff"], "wanted NAME=VALUE"),
+        (["--recipe", "rearank", "--dry-run", "--reward-option", "cutoff=0"], "Option cutoff of reward 'rearank' is 0"),
         (["--recipe", "rearank", "--dry-run", "--model", "reference"], "cannot write"),
         (["--recipe", "rearank", "--dry-run", "--depth", "10"], "generating.window is 20"),
         (["--recipe", "rearank", "--dry-run", "--set", "grpo.rollout=3"], "Did you mean"),

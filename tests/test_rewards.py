@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,21 @@ import pytest
 
 from rankwright.errors import ConfigurationError, DataError, RankwrightError, RewardError
 from rankwright.metrics.answer import exact_match, f1, rouge_l, sub_em
-from rankwright.rewards import answer_reward, function_reward, resolve_reward
-from rankwright.types import Answer, Context, Document, Example, Outcome, Query, ReadFailed, ReadResult, RewardValue
+from rankwright.rewards import answer_reward, completion_reward, function_reward, resolve_reward
+from rankwright.types import (
+    Answer,
+    Choice,
+    Context,
+    Document,
+    Example,
+    Outcome,
+    Permutation,
+    Query,
+    ReadFailed,
+    ReadResult,
+    RewardValue,
+    Scores,
+)
 
 DOCUMENTS = (Document("d1", "Paris is the capital."), Document("d2", "London is rainy."))
 
@@ -127,6 +141,98 @@ def test_what_is_no_list_of_rewards_is_refused(module, expression: str, message:
         reward([outcome(Answer("Paris"))] * 2)
 
 
+TOGETHER = """
+import asyncio
+loops, running, most = [], 0, 0
+async def judged(text):
+    global running, most
+    running += 1
+    most = max(most, running)
+    await asyncio.sleep(0.01)
+    running -= 1
+    if text == "down":
+        raise TimeoutError("no answer")
+    return len(text)
+async def reward(completions, weight=1, **kwargs):
+    loops.append(asyncio.get_running_loop())
+    found = await asyncio.gather(*map(judged, completions), return_exceptions=True)
+    return [one if isinstance(one, Exception) else weight * one for one in found]
+"""
+
+
+def test_an_async_function_prices_everything_at_once_and_what_failed_has_no_value(
+    module, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = module(TOGETHER)
+    reward = function_reward(spec, {"weight": 2})
+    texts = ["a", "down", "abc"] * 5
+    outcomes = [outcome(Answer(text)) for text in texts]
+    wanted = [None if text == "down" else 2.0 * len(text) for text in texts]
+    assert [value.value for value in reward(outcomes)] == wanted
+    assert [value.value for value in reward(outcomes)] == wanted
+    used = sys.modules[spec.partition(":")[0]]
+    assert used.most == len(texts)  # all of them were waited for together
+    first, second = used.loops
+    assert first is second  # a client may keep its connections
+    assert f"failed on 5 of {len(texts)} completions, first with TimeoutError: no answer" in caplog.text
+
+
+def test_an_async_function_works_inside_of_a_running_loop_too(module) -> None:
+    reward = function_reward(module(TOGETHER))
+
+    async def notebook() -> list[RewardValue]:
+        return reward([outcome(Answer("ab"))])
+
+    assert asyncio.run(notebook()) == [RewardValue(2.0)]
+
+
+def test_an_async_function_that_raises_is_an_error_and_not_a_zero(module) -> None:
+    spec = module("async def reward(**kwargs):\n    raise KeyError('year')\n")
+    with pytest.raises(RewardError, match="raised KeyError"):
+        function_reward(spec)([outcome(Answer("x"))])
+
+
+def test_options_are_keywords_and_must_fit(module) -> None:
+    spec = module(
+        "def reward(completions, year, **_):\n    return [year] * len(completions)\n"
+        "def strict(prompts, completions, answers, doc_ids, position): ..."
+    )
+    assert function_reward(spec, {"year": 7})([outcome(Answer("x"))]) == [RewardValue(7.0)]
+    with pytest.raises(ConfigurationError, match="'year'"):
+        function_reward(spec)
+    with pytest.raises(ConfigurationError, match="'month'"):
+        function_reward(spec.replace(":reward", ":strict"), {"month": 1})
+
+
+def test_a_function_of_completions_sees_words_orders_and_grades(module) -> None:
+    """No reader is needed; what is malformed has no order and still words to be priced."""
+    spec = module("seen = {}\ndef reward(**columns):\n    seen.update(columns)\n    return [1.0, None, 0.0, 0.5]")
+    judgements = [
+        Permutation((1, 0)),
+        Permutation((0, 1), "malformed", ("id missing",)),
+        Choice(1),
+        Scores((0.5, 2.0)),
+    ]
+    query = Query("q7", "Capital of France?")
+    example = Example(query, DOCUMENTS, ("Paris",), {"d1": 2})
+    written = [
+        Outcome(example, Context(query, DOCUMENTS), ReadFailed("not read"), 0, "q7", judgement, f"words {number}")
+        for number, judgement in enumerate(judgements)
+    ]
+    assert [value.value for value in completion_reward(spec)(written)] == [1.0, None, 0.0, 0.5]
+    assert sys.modules[spec.partition(":")[0]].seen == {
+        "prompts": [query.text] * 4,
+        "completions": [f"words {number}" for number in range(4)],
+        "answers": [["Paris"]] * 4,
+        "doc_ids": [["d1", "d2"]] * 4,
+        "relevance": [{"d1": 2}] * 4,
+        "orders": [["d2", "d1"], None, ["d2"], ["d2", "d1"]],
+        "outcomes": ["ok", "malformed", "ok", "ok"],
+    }
+    with pytest.raises(ConfigurationError, match="without a judgement"):
+        completion_reward(spec)([outcome(Answer("x"))])
+
+
 def test_an_exception_keeps_its_cause(module) -> None:
     reward = function_reward(module("def reward(**kwargs):\n    return [kwargs['year']]\n"))
     with pytest.raises(RankwrightError, match="raised KeyError") as caught:
@@ -140,7 +246,6 @@ def test_an_exception_keeps_its_cause(module) -> None:
     [
         ("def reward(prompts, completions): ...", "reward", r"add \*\*kwargs"),
         ("def reward(year, **kwargs): ...", "reward", "'year'"),
-        ("async def reward(**kwargs): ...", "reward", "async"),
         ("reward = 3", "reward", "is of type int"),
         ("reward = 3", "other", "does not define"),
         ("1 / 0", "reward", "ZeroDivisionError"),

@@ -72,7 +72,8 @@ class Says:
     def __call__(self, outcomes: Sequence[Outcome]) -> list[RewardValue]:
         self.seen.append([outcome.group_id for outcome in outcomes])
         words = [outcome.completion.split() for outcome in outcomes]
-        return [RewardValue(said.count(self.word) / len(said) if said else None) for said in words]
+        shares = [said.count(self.word) / len(said) if said else None for said in words]
+        return [RewardValue(share, {} if share is None else {"part": share}) for share in shares]
 
 
 def rows() -> PromptRows:
@@ -169,7 +170,8 @@ def test_the_page_names_what_is_logged_and_nothing_else(start: Path, tmp_path: P
     tables = page.split("Lines of evaluations on dev")
     for table, of_dev in zip(tables, (False, True), strict=True):
         cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
-        named = [name.replace("NAME", "says") for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+        names = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+        named = [name.replace("parts/NAME", "parts/part").replace("NAME", "says") for name in names]
         found = {frozenset(row) for row in logged if ("eval_reward" in row) is of_dev}
         assert found == {frozenset([*named, "step", "epoch"])}
 

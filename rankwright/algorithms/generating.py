@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rankwright.algorithms.config import above_zero, at_least, one_of, require
+from rankwright.algorithms.config import above_zero, at_least, one_of, require, share
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,9 @@ class GeneratingConfig:
     """What `passage_limit` counts."""
     max_prompt_length: int = 0
     """Tokens of a prompt above which training does not begin; 0 takes what the model leaves beside its answer."""
+    shorten_to_fit: bool = False
+    """Shortens the passages of a prompt above that limit, all to the same length, until it fits, and says how many
+    prompts that were; else training does not begin."""
     lora_dropout: float = 0.0
     """Dropout of LoRA updates (model.lora_rank)."""
     lora_targets: str = ""
@@ -42,6 +45,7 @@ class GeneratingConfig:
                 "passage_limit": at_least(0, self.passage_limit),
                 "passage_unit": one_of(self.passage_unit, "characters", "words", "tokens"),
                 "max_prompt_length": at_least(0, self.max_prompt_length),
+                "shorten_to_fit": one_of(self.shorten_to_fit, True, False),
                 "gradient_checkpointing": one_of(self.gradient_checkpointing, True, False),
                 "lora_dropout": (0 <= self.lora_dropout < 1, "a share from 0 to below 1"),
             },
@@ -80,6 +84,8 @@ class GRPOConfig:
     """Completions that transformers generates at once in each process; decides memory and speed alone."""
     generation: Literal["transformers", "vllm"] = "transformers"
     """Who generates. vllm in the same process; it is not tested here."""
+    max_failed_rewards: float = 0.1
+    """The run stops when a larger share of the last 300 completions has no reward (after at least 50)."""
 
     def __post_init__(self) -> None:
         require(
@@ -99,6 +105,7 @@ class GRPOConfig:
                 "completions_per_pass": at_least(1, self.completions_per_pass),
                 "completions_at_once": at_least(1, self.completions_at_once),
                 "generation": one_of(self.generation, "transformers", "vllm"),
+                "max_failed_rewards": share(self.max_failed_rewards),
             },
         )
 

@@ -10,15 +10,16 @@ error, never a reward of less.
 
 from __future__ import annotations
 
+import math
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rankwright import processes
-from rankwright.errors import TrainingError
-from rankwright.reading import priced
+from rankwright.errors import RewardError, TrainingError
+from rankwright.reading import MINIMUM_READS, finite
 from rankwright.types import (
     Choice,
     Completion,
@@ -31,11 +32,14 @@ from rankwright.types import (
     Query,
     ReadFailed,
     Reward,
+    RewardValue,
 )
 
 NOT_READ = ReadFailed("not read", paid=False)
 """Whether and what a reader reads of a written ranking is the reward's business."""
 _BEGUN = re.compile(r"<(?:think|thinking|thought|reason|reasoning)>(?=\s*\Z)", re.IGNORECASE)
+RECENT = 300
+"""Completions over which the share without a reward is taken."""
 Gather = Callable[[list[Any]], list[Any]]
 """What every process gives, one list after the other in the order of the processes."""
 
@@ -153,6 +157,9 @@ class TRLReward:
     gather: Gather = lambda share: share
     begun: str = ""
     """What stands before every completion as its first word, though the model does not write it; see `begun_by`."""
+    max_failed: float = 1.0
+    """Largest share of the last RECENT completions that may have no reward, from the fiftieth on."""
+    _recent: deque[bool] = field(default_factory=lambda: deque(maxlen=RECENT), repr=False)
 
     def __post_init__(self) -> None:
         self.__name__ = self.reward.name
@@ -179,22 +186,52 @@ class TRLReward:
         return values[begin : begin + len(mine)]
 
     def price(self, written: Sequence[tuple[int, str]]) -> tuple[list[float | None], dict[str, float]]:
-        """Rewards of whole questions, and for the log the shares of parse outcomes and of failed rewards.
+        """Rewards of whole questions, and for the log the shares of parse outcomes and of failed rewards, and the mean
+        of each part of the reward.
 
         Args:
             written: row number and completion of each.
+
+        Raises:
+            RewardError: too many completions have no reward.
         """
         outcomes = [self._outcome(number, text) for number, text in written]
-        values = priced(outcomes, self.reward)
+        paid = self.reward(outcomes)
+        values = [finite(value.value) for value in paid]
+        self._check_failures(values)
         named = Counter(outcome.judgement.outcome for outcome in outcomes if outcome.judgement)
         shares = {name: named[name] / len(outcomes) for name in ("ok", "repaired", "malformed")}
-        return values, {**shares, "failed_rewards": sum(value is None for value in values) / len(values)}
+        failed = sum(value is None for value in values) / len(values)
+        return values, {**shares, "failed_rewards": failed, **mean_parts(paid)}
+
+    def _check_failures(self, values: Sequence[float | None]) -> None:
+        self._recent.extend(value is None for value in values)
+        failed, seen = sum(self._recent), len(self._recent)
+        if seen >= MINIMUM_READS and failed > self.max_failed * seen:
+            raise RewardError(
+                f"Reward '{self.reward.name}' gave no value to {failed} of the last {seen} completions; at most "
+                f"{self.max_failed:.0%} may have none (grpo.max_failed_rewards). Mend what it asks and go on with "
+                "--resume."
+            )
 
     def _outcome(self, number: int, text: str) -> Outcome:
         row = self.rows.rows[number]
         query = row.example.query
         judgement = self.prompt.parse(Completion(text), len(row.documents), strict=True)
         return Outcome(row.example, Context(query, row.documents), NOT_READ, 0, query.query_id, judgement, text)
+
+
+def mean_parts(values: Sequence[RewardValue]) -> dict[str, float]:
+    """`parts/NAME` -> mean of a part over the completions that have it.
+
+    >>> mean_parts([RewardValue(1.0, {"rank": 0.5}), RewardValue(0.0, {"rank": 0.0, "tags": 1.0}), RewardValue(None)])
+    {'parts/rank': 0.25, 'parts/tags': 1.0}
+    """
+    found: dict[str, list[float]] = {}
+    for value in values:
+        for name, part in value.parts.items():
+            found.setdefault(f"parts/{name}", []).append(part)
+    return {name: math.fsum(parts) / len(parts) for name, parts in found.items()}
 
 
 def begun_by(prompt: str) -> str:

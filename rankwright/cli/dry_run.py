@@ -23,9 +23,9 @@ from rankwright.cli.costs import (
     run_costs,
     tokens_at_most,
 )
+from rankwright.cli.rewards import answer_reward_of
 from rankwright.cli.run import first_context, learning, policy_of, rankers, run_folder
 from rankwright.cli.settings import RunSettings
-from rankwright.rewards import resolve_reward
 from rankwright.types import Context, Document, Example, Query
 
 
@@ -60,7 +60,7 @@ def forecast(settings: RunSettings, name: str) -> Forecast:
     run_folder(name)
     say("Dry run: nothing is spent or written.")
     checked_device(settings.model.device)
-    reward = resolve_reward(settings.reward)
+    reward = answer_reward_of(settings)
     check_expansion_price(settings)
     splits = load_splits(settings, instead=Longest)
     reader: Any = build_reader(settings.reader, None, "", settings.model.device)

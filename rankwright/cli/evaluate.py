@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.table import Table
@@ -28,6 +28,7 @@ from rankwright.cli.common import (
     shown_metrics,
 )
 from rankwright.cli.options import (
+    STRATEGIES,
     ApiKeyEnv,
     Cache,
     ExpandModel,
@@ -53,6 +54,9 @@ from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, PairedTest,
 from rankwright.rerankers import REFERENCE
 from rankwright.types import Example, Reader, Reranker
 
+if TYPE_CHECKING:
+    from rankwright.cli.llm import LLMSettings
+
 EXAMPLES = """
 **Examples**
 
@@ -69,6 +73,12 @@ Reader and query expansion of a training run, with all their settings, on other 
 
     rankwright eval reference runs/first --data other.jsonl --config runs/first/config.json
 
+Did GRPO help? A trained language model against the one it began as, both with the prompt of the training, by relevance
+labels; calls, sequential depth and unreadable answers are told beside the scores:
+
+    rankwright eval --llm Qwen/Qwen2.5-0.5B-Instruct --llm runs/rearank --prompt runs/rearank/model
+      --baseline Qwen/Qwen2.5-0.5B-Instruct --data candidates.jsonl --retriever given --reader none
+
 An LLM reads; its answers and their price are kept in the cache:
 
     rankwright eval reference runs/first/model --data test.jsonl --reader http://localhost:8000/v1
@@ -82,10 +92,11 @@ def register(app: typer.Typer) -> None:
 
 
 def compare(
-    models: list[str] = typer.Argument(
-        ...,
+    models: list[str] | None = typer.Argument(
+        None,
         metavar="MODEL",
-        help="A folder, a hub name, reference (embedded), first-stage (order as it came) or gold-first (by label).",
+        help="A folder, a hub name, reference (embedded), first-stage (order as it came) or gold-first (by label). "
+        "Language models are given by --llm.",
     ),
     data: Path = typer.Option(..., "--data", help="Questions: file or folder in one of the formats."),
     format: str = typer.Option("jsonl", "--format", help=FORMAT_HELP),
@@ -97,6 +108,27 @@ def compare(
     ),
     depth: int = typer.Option(20, min=1, help="Candidates per question."),
     top_k: int = typer.Option(3, min=1, help="Passages that the reader sees; the k of hit@k."),
+    llm: list[str] = typer.Option(
+        [],
+        help="A language model that ranks too: a local causal LM, a run of --method grpo or sft, or an endpoint's base "
+        "URL. May be given several times.",
+    ),
+    llm_model: list[str] = typer.Option(
+        [], help="Model name at the endpoint of --llm; each name is a model of its own."
+    ),
+    strategy: str | None = typer.Option(
+        None,
+        help=f"How a language model covers the candidates: {', '.join(STRATEGIES)}. Default: that of its prompt, or "
+        "sliding.",
+    ),
+    prompt: str | None = typer.Option(
+        None,
+        help="Prompt of all language models: a shipped one, a file, or a model's folder. Default: the one that each "
+        "one's folder keeps, else the strategy's.",
+    ),
+    window: int | None = typer.Option(None, help="Passages that a language model sees at once. Default 20."),
+    stride: int | None = typer.Option(None, help="Steps of a sliding window. Default: half of the window."),
+    fuse: float | None = typer.Option(None, help="Share of the first stage's scores in its result, 0 to 1."),
     expand_with: ExpandWith = None,
     expand_model: ExpandModel = None,
     reader: str | None = typer.Option(
@@ -119,7 +151,10 @@ def compare(
         "that training.",
     ),
     set_: list[str] = typer.Option(
-        [], "--set", help="NAME=VALUE for any setting of reader or expansion, for example --set reader.deadline=300."
+        [],
+        "--set",
+        help="NAME=VALUE for any setting of reader or expansion (reader.deadline=300), of the endpoint of --llm "
+        "(llm.concurrency=8), or of the strategy as in rerank (repeats=4, sampling.NAME, fuse.scale).",
     ),
     on_bad_row: BadRow = typer.Option(BadRow.error, help="Stop at a bad row, or leave it out and count it."),
     baseline: str | None = typer.Option(
@@ -129,7 +164,10 @@ def compare(
     ),
     gold_first: bool = typer.Option(False, "--gold-first", help="Add a row with labelled passages put first."),
     max_failed_reads: float = typer.Option(
-        0.05, min=0, max=1, help="Largest share of failed reads; above it nothing is reported."
+        0.05,
+        min=0,
+        max=1,
+        help="Largest share of failed reads, and of failed calls of a language model; above it nothing is reported.",
     ),
     seed: int = typer.Option(0, min=0, max=LARGEST_SEED, help="Seed of the bootstrap and of the permutation test."),
     device: str = typer.Option("cpu", help="Torch device of models and local readers."),
@@ -162,12 +200,15 @@ def compare(
         "reader.price_input": price_input,
         "reader.price_output": price_output,
     }
+    of_reader, of_llm = _divided(set_) if llm else (set_, [])
+    asked = {"strategy": strategy, "prompt": prompt, "window": window, "stride": stride, "fuse": fuse}
     evaluation = run_evaluation(
-        [*models, *([GoldFirst.name] if gold_first else [])],
+        [*(models or []), *([GoldFirst.name] if gold_first else [])],
         data,
         data_settings,
-        load_reader_settings(config, set_, flags),
-        load_expansion_settings(config, set_, flags),
+        load_reader_settings(config, of_reader, flags),
+        load_expansion_settings(config, of_reader, flags),
+        llms=_language_models(llm, llm_model, asked, of_llm, cache),
         top_k=top_k,
         baseline=baseline,
         seed=seed,
@@ -197,17 +238,21 @@ def run_evaluation(
     reader_settings: ReaderSettings,
     expansion: ExpansionSettings = NO_EXPANSION,
     *,
+    llms: Mapping[str, LLMSettings] | None = None,
     top_k: int = 3,
     baseline: str | None = None,
     seed: int = 0,
     device: str = "cpu",
     max_failed_reads: float = 0.05,
 ) -> Evaluation:
-    """The models, by name, on the questions of one file; `data_settings.depth` candidates each."""
+    """The models, by name, on the questions of one file; `data_settings.depth` candidates each. `llms` are language
+    models that rank, by name."""
     from rankwright.cli.build import checked_device, command_run, load_one, tell_of_cut
     from rankwright.cli.expansion import with_first_stage
+    from rankwright.cli.llm import CountingReranker, told
 
-    names = _checked_names(models, baseline)
+    llms = llms or {}
+    names = _checked_names([*models, *llms], baseline)
     if top_k > data_settings.depth:  # said before models are loaded
         raise ConfigurationError(
             f"Evaluation has top_k {top_k} above depth {data_settings.depth}; the reader can only see candidates. "
@@ -220,8 +265,18 @@ def run_evaluation(
     examples, first_stage = with_first_stage(
         dataset.examples, dataset.corpus, data_settings, expansion, reader_settings, run, device
     )
-    rankers = {name: _ranker(name, examples, device) for name in names}
-    with _opened_reader(reader_settings, run, device) as opened, progress_bars() as progress:
+    with contextlib.ExitStack() as stack:
+        rankers = {
+            name: stack.enter_context(_language_model(llms[name], device, max_failed_reads))
+            if name in llms
+            else _ranker(name, examples, device)
+            for name in names
+        }
+        opened = stack.enter_context(_opened_reader(reader_settings, run, device))
+        progress = stack.enter_context(progress_bars())
+        counted = {name: ranker for name, ranker in rankers.items() if isinstance(ranker, CountingReranker)}
+        for ranker in counted.values():
+            ranker.on_progress = progress
         evaluation = evaluate(
             rankers,
             examples,
@@ -238,10 +293,57 @@ def run_evaluation(
         )
     for ranker in rankers.values():
         tell_of_cut(ranker)
-    return evaluation
+    taken = {name: {"reranker": ranker.name, **told(ranker.total)} for name, ranker in counted.items()}
+    return replace(evaluation, taken=taken)
+
+
+_OF_READER = ("reader.", "expansion.")
+
+
+def _divided(assignments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Those of the reader and of query expansion, and those of language models that rank."""
+    of_reader = [text for text in assignments if text.lstrip().startswith(_OF_READER)]
+    return of_reader, [text for text in assignments if text not in of_reader]
+
+
+def _language_models(
+    places: Sequence[str],
+    models: Sequence[str],
+    asked: Mapping[str, Any],
+    assignments: Sequence[str],
+    cache: str | None,
+) -> dict[str, LLMSettings]:
+    """Settings of the language models that rank, by name."""
+    from rankwright.cli.llm import several_settings
+
+    if not places:
+        given = [f"--{name}" for name, value in asked.items() if value is not None] + ["--llm-model"] * bool(models)
+        if given:
+            raise ConfigurationError(
+                f"{given[0]} was given without --llm, and says nothing of other models; wanted --llm with a local "
+                "language model or an endpoint's base URL, or a setting of reader or expansion."
+            )
+        return {}
+    strategy = {"window": asked["window"], "stride": asked["stride"], "reader.cache": cache}
+    found = several_settings(places, models, asked["strategy"], asked["prompt"], asked["fuse"], assignments, strategy)
+    versions = {name: settings.prompt.version for name, settings in found.items()}
+    if len(set(versions.values())) > 1:
+        shown = ", ".join(f"{name}: {version}" for name, version in versions.items())
+        say(f"The language models have prompts of their own ({shown}); --prompt gives all of them the same.")
+    return found
+
+
+@contextlib.contextmanager
+def _language_model(settings: LLMSettings, device: str, max_failed: float) -> Iterator[Reranker]:
+    from rankwright.cli.llm import CountingReranker, llm_policy
+
+    with llm_policy(settings, device, "eval") as policy:
+        yield CountingReranker(policy, settings.strategy, max_failed=max_failed)
 
 
 def _checked_names(names: Sequence[str], baseline: str | None) -> Sequence[str]:
+    if not names:
+        raise ConfigurationError("Evaluation was given no model; wanted one as MODEL, or a language model as --llm.")
     name, times = Counter(names).most_common(1)[0]
     if times > 1:
         raise ConfigurationError(f"Model '{name}' was given {times} times; wanted every model once. Remove one.")
@@ -306,9 +408,9 @@ def _print_verdict(evaluation: Evaluation, worse: Sequence[PairedTest], tell: Ca
     """The last word, after all else is said and written."""
     test = evaluation.headline_test()
     if test is not None and not worse:
-        tell(_sentence(test))
+        tell(sentence(test))
     for found in worse:
-        tell(_sentence(found))
+        tell(sentence(found))
 
 
 def _print_text(evaluation: Evaluation) -> None:
@@ -316,6 +418,13 @@ def _print_text(evaluation: Evaluation) -> None:
     print_out(score_table(evaluation, results_width()))
     if evaluation.tests:
         print_out(_test_table(evaluation, metrics))
+    for name, counts in evaluation.taken.items():
+        outcomes = ", ".join(f"{count} {outcome}" for outcome, count in counts["outcomes"].items())
+        print_out(
+            f"{name}: {counts['calls']} calls, sequential depth {counts['sequential_depth']} (mean "
+            f"{counts['mean_sequential_depth']:.1f}), {counts['tokens']['input']} input and "
+            f"{counts['tokens']['output']} output tokens; answers: {outcomes}."
+        )
     failed = {name: result.n_failed for name, result in evaluation.models.items() if result.n_failed}
     for name, count in failed.items():
         print_out(f"{name}: {count} of {evaluation.n} reads failed; they are missing from its means.")
@@ -344,7 +453,7 @@ def _test_cells(test: PairedTest) -> tuple[Any, ...]:
     return test.metric, test.a, test.b, str(test.n), delta, f"{test.p:.4f}", f"{test.p_holm:.4f}", verdict(test)
 
 
-def _sentence(test: PairedTest) -> str:
+def sentence(test: PairedTest) -> str:
     """One test in words."""
     words = {
         "better": "is BETTER than",

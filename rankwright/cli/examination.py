@@ -23,18 +23,24 @@ TESTED = (
     "reranking by a served language model: transformers serve in both dialects, killed and started again in the middle",
     "log probabilities: a local model, a real llama.cpp server (make gates-llama), a stub on loopback",
     "scoring language models (yes/no, integer, single token): small random models, trained by RRPO in a toy world",
+    "exports in ONNX Runtime, fp32 and int8, without PyTorch: BERT models, on a processor with AVX512-VNNI",
     "GRPO and SFT of language models: small models, TRL, one process and two",
     "cache of answers: many processes, kills, full disks, damaged files",
     "model folder in rankwright, sentence-transformers 6 and transformers 5: equal raw scores",
     "the same folder in sentence-transformers 5.1: make interop-st5, not part of make test",
+    "LangChain, LlamaIndex, Haystack, PyTerrier, MTEB, sentence-transformers: called by their own pipelines",
     "upload to a hub, and a model by its hub name: a stand-in server on loopback (HF_ENDPOINT)",
+    "report, comparison and the server's page in a browser: Debian's Chromium",
     "training in two processes (torchrun, gloo) on one CPU: the weights of one process",
+    "reranking on a Ray cluster: two nodes on one machine, a worker killed (make ray)",
 )
 UNTESTED = (
     "hosted endpoints: untested here",
     "vLLM: untested here",
     "Ollama: untested here",
     "llama.cpp's own server: untested here",
+    "PyTerrier over an index of Terrier (Java): untested here",
+    "MTEB's own tasks (they are downloaded): untested here",
     "published LLM rerankers (Qwen3-Reranker, mxbai-rerank-v2, FIRST): untested here",
     "GPUs (CUDA, ROCm, MPS): untested here",
     "several GPUs: untested here",
@@ -43,6 +49,7 @@ UNTESTED = (
     "DeepSpeed: untested here",
     "Text Embeddings Inference (TEI): untested here",
     "the real Hugging Face hub: untested here",
+    "pages in Firefox and Safari: untested here",
     "Windows: untested here",
     "macOS: untested here",
 )
@@ -100,6 +107,11 @@ PACKAGES = (
     Package("sentence-transformers", "6", "interop", required=False),
     Package("transformers[serving]", "5.3", "serve-reader", required=False, seen_by="fastapi"),
     Package("tensorboard", "2.18", "track", required=False),
+    Package("langchain-core", "1.0", "langchain", required=False),
+    Package("llama-index-core", "0.14", "llama-index", required=False),
+    Package("haystack-ai", "3.0", "haystack", required=False),
+    Package("pyterrier", "1.1", "pyterrier", required=False),
+    Package("mteb", "2.20", "mteb", required=False),
 )
 
 

@@ -59,7 +59,8 @@ def budget(settings: RunSettings, splits: Splits) -> dict[str, Any]:
     visits = _visits(settings, len(usable))
     prompts = visits * _prompts_of_a_question(settings)
     completions = prompts * settings.grpo.rollouts if settings.method == "grpo" else 0
-    calls = visits * settings.grpo.rollouts if settings.asks_reader else 0
+    own = bool(settings.reward_options.get("anchored"))  # the prompt's own order is read besides
+    calls = visits * (settings.grpo.rollouts + own) if settings.asks_reader else 0
     return {
         "questions": visits,
         "prompts": prompts,

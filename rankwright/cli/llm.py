@@ -30,7 +30,9 @@ from rankwright.strategies import (
     Strategy,
     StrategyReport,
     TopK,
+    largest_window,
 )
+from rankwright.types import Ranking, RerankRequest
 
 LLM_ROLE = Role("Language model", "--llm", "--llm-model")
 
@@ -92,6 +94,8 @@ def llm_settings(
         ConfigurationError: an unknown name, or parts that do not fit each other.
         ResourceNotFoundError: no such prompt.
     """
+    place = flags.get("reader.reader")
+    flags = {**flags, "reader.reader": place and model_place(place)}
     own = {name: value for name, value in flags.items() if not name.startswith("reader.")}
     of_endpoint = [text for text in assignments if text.lstrip().startswith("reader.")]
     _check_endpoint(of_endpoint)
@@ -111,6 +115,7 @@ def llm_settings(
     _check_prompt(name, loaded)
     loaded = _with_tokenizer(loaded, prompt or "", str(flags.get("reader.reader") or ""))
     chosen = _made(name, tree)
+    _check_identifiers(name, chosen, loaded)
     if fuse is not None:
         chosen = Fused(chosen, fuse, **fusion)
     elif fusion:
@@ -123,6 +128,56 @@ def llm_settings(
         chosen,
         sampling,
     )
+
+
+def model_place(place: str) -> str:
+    """A folder of a run means the model in it; everything else stays as it is."""
+    inside = Path(place) / "model"
+    return str(inside) if (inside / "config.json").is_file() else place
+
+
+def several_settings(
+    places: Sequence[str],
+    models: Sequence[str],
+    strategy: str | None,
+    prompt: str | None,
+    fuse: float | None,
+    assignments: Sequence[str],
+    flags: Mapping[str, Any],
+) -> dict[str, LLMSettings]:
+    """Of several language models that one strategy is compared with, by name: a local one's place as it was given, a
+    model's name at an endpoint. Each endpoint is asked for each of `models`.
+
+    Args:
+        assignments: as for `llm_settings`, but the endpoint's begin with `llm.`: `reader.` is who answers.
+        places, models, strategy, prompt, fuse, flags: see there.
+
+    Raises:
+        ConfigurationError: as there; names without an endpoint, or the same name twice.
+    """
+    own = ["reader." + text.lstrip().removeprefix("llm.") if _is_of_llm(text) else text for text in assignments]
+    if models and not any(map(_is_endpoint, places)):
+        raise ConfigurationError(
+            f"--llm-model {models[0]} was given without an endpoint; wanted --llm with an endpoint's base URL. A local "
+            "model has its name in --llm."
+        )
+    found: dict[str, LLMSettings] = {}
+    for place in places:
+        for model in (models or [None]) if _is_endpoint(place) else [None]:
+            name = model or place
+            if name in found:
+                raise ConfigurationError(f"Language model '{name}' was given twice; wanted every model once.")
+            named = {"reader.reader": place, "reader.model": model}
+            found[name] = llm_settings(strategy, prompt, fuse, own, {**flags, **named})
+    return found
+
+
+def _is_endpoint(place: str) -> bool:
+    return place.startswith(("http://", "https://"))
+
+
+def _is_of_llm(text: str) -> bool:
+    return text.lstrip().startswith("llm.")
 
 
 _OF_A_READER = {"reader": "--llm", "prompt": "--prompt", "sampling": "--set sampling.NAME=VALUE"}
@@ -165,6 +220,18 @@ def _check_prompt(name: str, prompt: RankingPrompt) -> None:
         )
 
 
+def _check_identifiers(name: str, strategy: Strategy, prompt: RankingPrompt) -> None:
+    """A heap or the last window of a list may come to its largest prompt only after many paid calls."""
+    largest = largest_window(strategy)
+    if prompt.most is not None and largest > prompt.most:
+        setting = next((setting for setting in ("window", "group", "children") if hasattr(strategy, setting)), "window")
+        fits = prompt.most - (setting == "children")
+        raise ConfigurationError(
+            f"Strategy {name} shows {largest} documents at once, and prompt '{prompt.version}' has identifiers for "
+            f"{prompt.most}; wanted {prompt.most} at most. Give --set {setting}={fits}, or a prompt with more."
+        )
+
+
 def _with_tokenizer(prompt: RankingPrompt, of_prompt: str, llm: str) -> RankingPrompt:
     """The prompt with what cuts passages where its limit counts tokens: the tokenizer that `train` saved beside it,
     else that of a local language model."""
@@ -200,11 +267,26 @@ def _made(name: str, settings: Mapping[str, Any]) -> Strategy:
     return validated(TypeAdapter(WAYS[name].strategy), dict(settings), "")
 
 
+class CountingReranker(LLMReranker):
+    """Sums up its batches."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.total = StrategyReport()
+        """Of all batches."""
+
+    def rerank_batch(self, requests: Sequence[RerankRequest]) -> list[Ranking]:
+        """See LLMReranker."""
+        rankings = super().rerank_batch(requests)
+        self.total += self.report
+        return rankings
+
+
 @contextlib.contextmanager
-def llm_reranker(settings: LLMSettings, device: str) -> Iterator[LLMReranker]:
+def llm_reranker(settings: LLMSettings, device: str, max_failed: float) -> Iterator[CountingReranker]:
     """The reranker; see llm_policy."""
     with llm_policy(settings, device, "rerank") as policy, progress_bars() as progress:
-        yield LLMReranker(policy, settings.strategy, on_progress=progress)
+        yield CountingReranker(policy, settings.strategy, max_failed=max_failed, on_progress=progress)
 
 
 @contextlib.contextmanager

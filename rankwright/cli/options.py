@@ -6,6 +6,9 @@ from typing import Annotated
 
 import typer
 
+STRATEGIES = ("sliding", "heapsort", "bubblesort", "pointwise", "groupwise", "single-token", "topk")
+"""Names of cli/llm.py, which the help shows without loading what is behind them."""
+
 ExpandWith = Annotated[
     str | None,
     typer.Option(

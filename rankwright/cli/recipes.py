@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +45,10 @@ class Recipe:
     def values(self) -> dict[str, Any]:
         """Dotted name -> value."""
         return {name: setting.value for name, setting in self.settings.items()}
+
+    def without(self, prefix: str) -> Recipe:
+        """The recipe less the settings whose name begins so."""
+        return replace(self, settings={n: setting for n, setting in self.settings.items() if not n.startswith(prefix)})
 
 
 def recipe_names() -> tuple[str, ...]:

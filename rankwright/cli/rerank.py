@@ -14,17 +14,27 @@ import typer
 from rich.table import Table
 
 from rankwright.cli.common import FORMAT_HELP, BadRow, OutputKind, emit, print_out, progress_bars, say, write_out
-from rankwright.cli.options import ApiKeyEnv, Cache, PriceInput, PriceOutput, RequestsPerMinute, TokensPerMinute
+from rankwright.cli.options import (
+    STRATEGIES,
+    ApiKeyEnv,
+    Cache,
+    PriceInput,
+    PriceOutput,
+    RequestsPerMinute,
+    TokensPerMinute,
+)
 from rankwright.errors import ConfigurationError, DataError
 from rankwright.types import Document, Query, Ranking, Reranker, RerankRequest
 
 if TYPE_CHECKING:
+    from rankwright.cli.bulk import BulkOptions
     from rankwright.cli.llm import LLMSettings
+    from rankwright.data.streams import ExampleStream
 
-STRATEGIES = ("sliding", "heapsort", "bubblesort", "pointwise", "groupwise", "single-token", "topk")
-"""Names of cli/llm.py, which the help shows without loading what is behind them."""
 STDIN = "standard input"
 PARTIAL_EXIT_CODE = 7
+MAX_FAILED, STOP_ABOVE = 0.01, 0.05
+"""Shares of failed calls above which the exit code says so, and above which nothing more is asked."""
 QUERY_ID_FIELDS = ("query_id", "_id", "id")
 _QUERIES_AT_ONCE = 64
 
@@ -46,6 +56,15 @@ Many requests, one {"query", "documents"} object a line, each answered with one 
 A TREC run in, a TREC run out:
 
     rankwright rerank --run bm25.run --topics topics.tsv --corpus corpus.jsonl > reranked.run
+
+Millions of pairs: progress, constant memory; the same command goes on after a kill. Then the third of eight parts, on
+any machine; at last the parts in one:
+
+    rankwright rerank --run bm25.run --corpus corpus.jsonl --model runs/first/model --out reranked.run.gz
+
+    rankwright rerank --run bm25.run --corpus beir-folder --out top.jsonl --top-k 10 --shard 3/8
+
+    rankwright rerank --out top.jsonl --join 8
 
 A language model behind an OpenAI-compatible endpoint sees 20 passages at a time; --output json tells calls and tokens:
 
@@ -95,6 +114,13 @@ def rerank(
     window: int | None = typer.Option(None, help="Passages that the language model sees at once. Default 20."),
     stride: int | None = typer.Option(None, help="Steps of a sliding window. Default: half of the window."),
     fuse: float | None = typer.Option(None, help="Share of the first stage's scores in the result, 0 to 1."),
+    max_failed: float | None = typer.Option(
+        None,
+        min=0,
+        max=1,
+        help="Largest share of the language model's calls that may fail; above it the exit code is 7. Default 0.01. "
+        "Above 0.05, or this where it is larger, the command stops.",
+    ),
     set_: list[str] = typer.Option(
         [],
         "--set",
@@ -113,13 +139,43 @@ def rerank(
         "is 7.",
     ),
     device: str = typer.Option("cpu", help="Torch device."),
+    backend: str = typer.Option("torch", help="How a scoring model is run, as rankwright.load takes it."),
+    out: Path | None = typer.Option(
+        None,
+        help="File for the rankings of --run or --data, read and written in constant memory; the same command goes on "
+        "after a kill. A TREC run, or rows with texts where the name ends in .jsonl; .gz packs.",
+    ),
+    shard: str | None = typer.Option(None, help="I/N: only the I-th of N parts, into OUT with .I-of-N in its name."),
+    join: int | None = typer.Option(None, min=2, help="Put so many shards of --out together, and do nothing else."),
+    max_failed_questions: int | None = typer.Option(
+        None, min=0, help="Questions of --out that may fail; each is named, and the exit code is 7. Default 10."
+    ),
+    store: Path | None = typer.Option(
+        None, help="Folder for the look-up copy of --corpus. Default: beside --out, until that is complete."
+    ),
+    ray: bool = typer.Option(
+        False, "--ray", help="Score --out by workers on the Ray cluster of RAY_ADDRESS, or on this machine's cores."
+    ),
+    workers: int | None = typer.Option(None, min=1, help="Workers of --ray. Default: one for each CPU."),
     output: OutputKind = typer.Option(
         OutputKind.text, help="json prints one line, of a run one a question; requests are always answered so."
     ),
 ) -> int:
     """Put passages in the order in which they help to answer a question, best first, with raw scores."""
     from rankwright.cli.build import tell_of_cut
+    from rankwright.cli.bulk import check_bulk, check_ray
+    from rankwright.cli.bulk import join as join_shards
 
+    of_bulk = {
+        "--shard": shard,
+        "--max-failed-questions": max_failed_questions is not None,
+        "--store": store,
+        "--ray": ray,
+    }
+    of_scoring = {"--run": run, "--data": data, "--topics": topics, "--corpus": corpus, "--llm": llm}
+    check_bulk(out, join, of_bulk, of_scoring)
+    if join is not None and out is not None:
+        return join_shards(out, join, output)
     _check_arguments(
         question,
         passages_file,
@@ -128,6 +184,7 @@ def rerank(
         {"--topics": topics, "--format": format, "--corpus": corpus, "--depth": depth},
     )
     own = {"window": window, "stride": stride}
+    of_llm = {"--strategy": strategy, "--prompt": prompt, "--fuse": fuse, "--max-failed": max_failed}
     of_endpoint = {
         "reader.model": llm_model,
         "reader.requests_per_minute": requests_per_minute,
@@ -137,15 +194,31 @@ def rerank(
         "reader.api_key_env": api_key_env,
         "reader.cache": cache,
     }
-    asked = {"--strategy": strategy, "--prompt": prompt, "--fuse": fuse, "--set": set_ or None, **own, **of_endpoint}
+    asked = {**of_llm, "--set": set_ or None, **own, **of_endpoint}
     if llm is not None and model != "reference":
         raise ConfigurationError(
             f"--model {model} and --llm {llm} were both given; wanted one of them, since one ranks."
         )
     settings = _llm(llm, asked, own | {"reader.reader": llm} | of_endpoint)
-    opened = _opened(settings, model, device)
+    check_ray(ray, workers, llm)
+    allowed = MAX_FAILED if max_failed is None else max_failed
+    opened = _opened(settings, model, device, backend, max(allowed, STOP_ABOVE))
     failed = 0
-    if (file := run or data) is not None:
+    if out is not None:
+        stream, bulk = _bulk(
+            out, shard, store, max_failed_questions, run, data, format, topics, corpus, depth, on_bad_row
+        )
+        of_model = {**asked, "--llm": llm} if llm is not None else _of_model(model, backend, device)
+        of_input = {"format": stream.format, "depth": depth, "on_bad_row": on_bad_row.value}
+        if ray:
+            from rankwright.cli.bulk import rerank_on_ray
+
+            load = {"backend": backend, "device": device}
+            return rerank_on_ray(stream, {**of_model, **of_input}, bulk, model, load, workers, top_k, output)
+        with opened as reranker:
+            failed = _rerank_bulk(reranker, stream, {**of_model, **of_input}, bulk, top_k, output)
+            _say_taken(reranker)
+    elif (file := run or data) is not None:
         form = "trec" if run else format or "jsonl"
         requests, skipped = _file_requests(file, form, topics, corpus, depth, on_bad_row)
         with opened as reranker:
@@ -162,7 +235,7 @@ def rerank(
         with opened as reranker:
             failed = _answer_requests(reranker, llm or model, top_k, on_bad_row)
     tell_of_cut(reranker)
-    return PARTIAL_EXIT_CODE if failed else 0
+    return PARTIAL_EXIT_CODE if failed or _too_many_failed(reranker, allowed) else 0
 
 
 def _check_arguments(
@@ -211,38 +284,54 @@ def _llm(llm: str | None, asked: Mapping[str, Any], flags: Mapping[str, Any]) ->
     return llm_settings(asked["--strategy"], asked["--prompt"], asked["--fuse"], asked["--set"] or [], flags)
 
 
+def _too_many_failed(reranker: Reranker, allowed: float) -> bool:
+    """Whether more calls of a language model failed than an answer without a word about it may have; said here."""
+    from rankwright.cli.llm import CountingReranker
+
+    if not isinstance(reranker, CountingReranker):
+        return False
+    failed, calls = reranker.total.failures.total(), reranker.total.calls
+    if failed <= allowed * calls:
+        return False
+    say(
+        f"{failed} of {calls} calls failed, above {allowed:.0%} (--max-failed), so the exit code is "
+        f"{PARTIAL_EXIT_CODE}: documents of those windows keep their order. The same command asks them again."
+    )
+    return True
+
+
 @contextlib.contextmanager
-def _opened(settings: LLMSettings | None, model: str, device: str) -> Iterator[Reranker]:
+def _opened(
+    settings: LLMSettings | None, model: str, device: str, backend: str, max_failed: float
+) -> Iterator[Reranker]:
     """The reranker that was asked for; where it is a language model, with its cache open."""
     if settings is None:
         from rankwright.cli.build import build_reranker
 
-        yield build_reranker(model, device)
+        yield build_reranker(model, device, backend)
         return
     from rankwright.cli.build import checked_device
     from rankwright.cli.llm import llm_reranker
 
-    with llm_reranker(settings, checked_device(device)) as reranker:
+    with llm_reranker(settings, checked_device(device), max_failed) as reranker:
         yield reranker
 
 
-def _taken(reranker: Reranker) -> dict[str, Any]:
-    """What a language model's rankings took, for JSON; nothing of a scoring model."""
-    from rankwright.cli.llm import told
-    from rankwright.strategies import LLMReranker
+def _taken(reranker: Reranker, *, last: bool = False) -> dict[str, Any]:
+    """What a language model's rankings took, for JSON; nothing of a scoring model. `last`: those of the last batch."""
+    from rankwright.cli.llm import CountingReranker, told
 
-    if not isinstance(reranker, LLMReranker):
+    if not isinstance(reranker, CountingReranker):
         return {}
-    return {"reranker": reranker.name, **told(reranker.report)}
+    return {"reranker": reranker.name, **told(reranker.report if last else reranker.total)}
 
 
 def _say_taken(reranker: Reranker) -> None:
     """The same for people: an answer that nobody could read leaves a ranking that looks like any other."""
-    from rankwright.cli.llm import say_report
-    from rankwright.strategies import LLMReranker
+    from rankwright.cli.llm import CountingReranker, say_report
 
-    if isinstance(reranker, LLMReranker):
-        say_report(reranker.report)
+    if isinstance(reranker, CountingReranker):
+        say_report(reranker.total)
 
 
 # --- one question ------------------------------------------------------------------------------------------------
@@ -391,7 +480,7 @@ def _answer_requests(reranker: Reranker, model: str, top_k: int | None, on_bad_r
         answered += 1
         noted.note_fields(STDIN, line, row, *_request_fields(row))
         (ranking,) = reranker.rerank_batch([request])
-        answer = {**_answer(request, ranking.best(top_k), model, failed), **_taken(reranker)}
+        answer = {**_answer(request, ranking.best(top_k), model, failed), **_taken(reranker, last=True)}
         emit({"query_id": query_id, **answer} if query_id is not None else answer)
     noted.dataset(Path(STDIN))  # warns of unknown fields
     if not answered + failed:
@@ -442,6 +531,63 @@ def _request(row: Mapping[str, Any]) -> tuple[str | None, RerankRequest]:
     return query_id, RerankRequest(query, tuple(documents.values()), first_stage)
 
 
+# --- a file of results -------------------------------------------------------------------------------------------
+
+
+def _bulk(
+    out: Path,
+    shard: str | None,
+    store: Path | None,
+    max_failed: int | None,
+    run: Path | None,
+    data: Path | None,
+    format: str | None,
+    topics: Path | None,
+    corpus: Path | None,
+    depth: int | None,
+    on_bad_row: BadRow,
+) -> tuple[ExampleStream, BulkOptions]:
+    """What is read, and how it is written."""
+    from rankwright.bulk import PAIRS_AT_ONCE, Shard, shard_of
+    from rankwright.cli.bulk import BulkOptions
+    from rankwright.data.streams import ExampleStream
+
+    file = run or data
+    assert file is not None
+    part = shard_of(shard) if shard is not None else Shard()
+    stream = ExampleStream(
+        file,
+        "trec" if run else format or "jsonl",
+        folder=store or out.parent,
+        corpus=corpus,
+        topics=topics,
+        depth=depth,
+        on_bad_row=on_bad_row.value,
+    )
+    return stream, BulkOptions(out, part, store, 10 if max_failed is None else max_failed, PAIRS_AT_ONCE)
+
+
+def _of_model(model: str, backend: str, device: str) -> dict[str, str]:
+    from rankwright.cli.bulk import model_identity
+
+    return {**model_identity(model), "backend": backend, "device": device}
+
+
+def _rerank_bulk(
+    reranker: Reranker,
+    stream: ExampleStream,
+    settings: Mapping[str, Any],
+    bulk: BulkOptions,
+    top_k: int | None,
+    output: OutputKind,
+) -> int:
+    from rankwright.cli.bulk import rerank_file, score_of
+    from rankwright.strategies import LLMReranker
+
+    own = reranker.on_progress if isinstance(reranker, LLMReranker) else None
+    return rerank_file(stream, settings, bulk, score_of(reranker), top_k, output, own)
+
+
 # --- a file of questions -----------------------------------------------------------------------------------------
 
 
@@ -471,9 +617,9 @@ def _answer_file(
 ) -> None:
     """A TREC run; for json one object with all rankings where `whole`, else a line for each question."""
     from rankwright.data import trec_run_lines
-    from rankwright.strategies import Fused, LLMReranker, StrategyReport, check_first_stage
+    from rankwright.strategies import Fused, LLMReranker, check_first_stage
 
-    report, rankings = StrategyReport(), []
+    rankings: list[Ranking] = []
     if isinstance(reranker, LLMReranker) and isinstance(reranker.strategy, Fused):
         for request in requests:
             check_first_stage(request)  # before the first batch is paid for
@@ -483,8 +629,6 @@ def _answer_file(
         for start in range(0, len(requests), _QUERIES_AT_ONCE):
             batch = requests[start : start + _QUERIES_AT_ONCE]
             ranked = [ranking.best(top_k) for ranking in reranker.rerank_batch(batch)]
-            if isinstance(reranker, LLMReranker):
-                report += reranker.report
             for request, ranking in zip(batch, ranked, strict=True):
                 if output is OutputKind.text:
                     write_out("".join(f"{line}\n" for line in trec_run_lines(ranking)))
@@ -492,8 +636,6 @@ def _answer_file(
                     emit({"query_id": ranking.query_id, **_answer(request, ranking, model, skipped)})
             rankings += ranked if whole else []
             progress("rerank", start + len(batch), len(requests))
-    if isinstance(reranker, LLMReranker):
-        reranker.report = report
     _say_taken(reranker)
     if whole and output is OutputKind.json:
         rows = [{"query_id": r.query_id, "doc_ids": list(r.doc_ids), "scores": list(r.scores)} for r in rankings]

@@ -33,13 +33,13 @@ from rankwright.cli.card import model_card
 from rankwright.cli.common import WORSE_EXIT_CODE, progress_bars, say, score_table, training_bar
 from rankwright.cli.costs import check_ledger, run_budget, stop_if
 from rankwright.cli.expansion import PASSAGES_FILE, expansion_run, passages_text, read_passages
+from rankwright.cli.rewards import answer_reward_of
 from rankwright.cli.settings import RunSettings, settings_tree
 from rankwright.data.files import replace_text
 from rankwright.errors import ConfigurationError, ReaderError, ResumeError, StorageError
 from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, PairedTest, digest_of, evaluate, verdict
 from rankwright.metrics.ranking import has_relevant
 from rankwright.reporting import unchanged, write_report
-from rankwright.rewards import resolve_reward
 from rankwright.types import (
     Answer,
     CompletionFailed,
@@ -146,7 +146,7 @@ def _prepared(
     """All that comes before training; the store of answers is closed by the stack."""
     folder = run_folder(name)
     checked_device(settings.model.device)
-    reward = resolve_reward(settings.reward)
+    reward = answer_reward_of(settings)
     run_id = _run_id(folder, settings, resume, overwrite)
     splits = splits or load_splits(settings, run_id, read_passages(folder) if resume else None)
     make_folder(folder)
@@ -234,7 +234,7 @@ def _helped(settings: RunSettings, name: str, resume: bool) -> RunOutcome:
 
     splits, deciding = processes.heard()
     reader = None if settings.reader.reader == "none" else _ReadElsewhere()
-    algorithm, score_dev = learning(settings, splits, reader, resolve_reward(settings.reward))
+    algorithm, score_dev = learning(settings, splits, reader, answer_reward_of(settings))
     reference, policy = starting_model(settings), policy_of(settings)
     train(
         policy,
@@ -395,14 +395,14 @@ def _resumed_id(config: Path, settings: RunSettings) -> str:
         )
     try:
         stored = json.loads(config.read_text(encoding="utf-8"))
-        run_id, before = stored.pop("run_id"), _without_speed(stored)
+        run_id, before = stored.pop("run_id"), without_speed(stored)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ResumeError(
             f"File {config} is damaged ({type(error).__name__}: {error}); wanted the settings that the run began with "
             "and its run_id. Begin again with --overwrite, or with another --name."
         ) from error
     now = json.loads(json.dumps(settings_tree(settings)))
-    check_same_settings(before, _without_speed(now), config.parent)
+    check_same_settings(before, without_speed(now), config.parent)
     return str(run_id)
 
 
@@ -440,8 +440,14 @@ def _train(run: _Run) -> TrainResult:
 def starting_model(settings: RunSettings) -> Any:
     """What the run starts from, and is compared with."""
     from rankwright.rerankers import load
+    from rankwright.rerankers.onnx_folder import is_export
 
     model = settings.model
+    if is_export(model.name):
+        raise ConfigurationError(
+            f"Model {model.name} is an export for ONNX Runtime, which cannot learn; wanted a model of PyTorch. Name "
+            "the folder that it was exported from."
+        )
     loaded: Any = load(model.name, device=processes.own_device(model.device), max_length=model.max_length or None)
     if model.template:
         loaded.template = model.template
@@ -483,10 +489,10 @@ HOW_FAST = (
 """Settings of reader and expansion that may change between sessions: they decide how fast answers come, not which."""
 
 
-def _without_speed(tree: Mapping[str, Any]) -> dict[str, Any]:
+def without_speed(tree: Mapping[str, Any]) -> dict[str, Any]:
     """A tree of settings, less those that may change between sessions."""
     return {
-        **{name: part for name, part in tree.items() if name != "budget"},
+        **{name: part for name, part in tree.items() if name != "budget" and (part or name != "reward_options")},
         "reader": {name: value for name, value in tree["reader"].items() if name not in HOW_FAST},
         "expansion": {n: value for n, value in tree["expansion"].items() if n not in (*HOW_FAST, "max_failed")},
         "loop": {name: value for name, value in tree["loop"].items() if name != "stop_on_alarm"},
@@ -500,17 +506,17 @@ def _deciding(settings: RunSettings, splits: Splits, reader: Reader | None, refe
     for name, tensor in reference.state_dict().items():
         weights.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
     return {
-        "run": _without_speed(settings_tree(settings)),
+        "run": without_speed(settings_tree(settings)),
         "training questions": digest_of(splits.train),
         "dev questions": digest_of(splits.dev),
         "first stage": splits.retriever,
         "reader": reader.name if reader else "none",
-        "file of the reward": _file_of_reward(settings.reward),
+        "file of the reward": file_of_reward(settings.reward),
         "starting weights": weights.hexdigest()[:16],
     }
 
 
-def _file_of_reward(spec: str) -> str:
+def file_of_reward(spec: str) -> str:
     """Hash of the file that the user's reward function stands in; empty for rewards of our own. What that file imports
     is not seen."""
     from rankwright.backbone import sha256_file

@@ -305,6 +305,8 @@ class RunSettings:
     reward: str = "f1"
     """f1, em, sub_em, rouge_l (of the reader's answer) or package.module:function; for method grpo also the reward of a
     paper (docs/ranking-rewards.md), and with --reader none a function that prices completions."""
+    reward_options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the reward by name, for example recall_weight: 0.3; a function gets them as keywords."""
     loop: TrainConfig = field(default_factory=TrainConfig)
     rrpo: RRPOConfig = field(default_factory=RRPOConfig)
     generating: GeneratingConfig = field(default_factory=GeneratingConfig)
@@ -349,8 +351,8 @@ class RunSettings:
 
     @property
     def _prices_answers(self) -> bool:
-        """Whether the reward is that of a reader's answer: a metric, or the user's function."""
-        return needs_reader(self.reward) or ":" in self.reward
+        """Whether the reward is that of a reader's answer: a metric, or the user's function unless nobody reads."""
+        return needs_reader(self.reward) or (":" in self.reward and self.reader.reader != "none")
 
     def _check_what_writes(self) -> None:
         if self.model.name == "reference":

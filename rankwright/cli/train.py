@@ -30,6 +30,7 @@ from rankwright.cli.options import (
     TokensPerMinute,
 )
 from rankwright.cli.recipes import Recipe, load_recipe, recipe_names
+from rankwright.cli.rewards import check_reward
 from rankwright.cli.settings import RunSettings, given_names, load_settings
 from rankwright.errors import ConfigurationError
 from rankwright.metrics.answer import normalise
@@ -237,7 +238,14 @@ def train(
     price_input: PriceInput = None,
     price_output: PriceOutput = None,
     api_key_env: ApiKeyEnv = None,
-    reward: str | None = typer.Option(None, help="f1, em, sub_em, rouge_l or package.module:function. Default f1."),
+    reward: str | None = typer.Option(
+        None,
+        help="f1, em, sub_em, rouge_l or package.module:function; for grpo also a paper's (docs/ranking-rewards.md). "
+        "Default f1.",
+    ),
+    reward_option: list[str] = typer.Option(
+        [], "--reward-option", help="NAME=VALUE for an option of the reward, for example recall_weight=0.3."
+    ),
     cache: Cache = None,
     max_reader_calls: int | None = typer.Option(
         None,
@@ -316,9 +324,13 @@ def train(
         raise ConfigurationError(
             "--resume and --overwrite were both given; wanted one: go on with the run or replace it."
         )
+    set_ = [*(f"reward_options.{text}" for text in reward_option), *set_]
     given = given_names(config, set_, flags)
     chosen = load_recipe(recipe, given.get("method")) if recipe else None
+    if chosen and "reward" in given:
+        chosen = chosen.without("reward_options.")  # they are those of the recipe's own reward
     settings = load_settings(config, set_, flags, chosen.values() if chosen else None)
+    check_reward(settings)
     if dry_run and settings.writes:
         return _sourced_dry_run(settings, chosen, given, output)
     if name is None:
@@ -366,7 +378,6 @@ def _tune(settings: RunSettings, name: str, resume: bool, overwrite: bool, outpu
     """Trains a language model that writes its judgement."""
     from rankwright.cli import tune
 
-    tune.check_reward(settings)
     result = tune.run_tuning(settings, name, resume=resume, overwrite=overwrite, command=command_line())
     if output is OutputKind.json:
         emit(result)

@@ -6,7 +6,8 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,29 @@ from rankwright.cli.build import Splits, build_reader, checked_device, counted_s
 from rankwright.cli.common import WORSE_EXIT_CODE, say
 from rankwright.cli.generating_costs import budget
 from rankwright.cli.llm import shortener
-from rankwright.cli.run import REFERENCE_ROW, TRAINED_ROW, environment_record, run_folder, tested, verdict_line
+from rankwright.cli.rewards import answer_reward_of, written_reward_of
+from rankwright.cli.run import (
+    REFERENCE_ROW,
+    TRAINED_ROW,
+    environment_record,
+    file_of_reward,
+    run_folder,
+    tested,
+    verdict_line,
+    without_speed,
+)
 from rankwright.cli.settings import RunSettings, settings_tree
 from rankwright.data.files import replace_text
 from rankwright.errors import ConfigurationError, LimitReachedError, ResumeError
 from rankwright.evaluation import digest_of, paired_test
 from rankwright.metrics.ranking import ranking_metrics
 from rankwright.prompts.ranking import RankingPrompt, load_ranking_prompt
-from rankwright.rewards import RANKING_REWARDS, needs_reader, ranking_reward, resolve_reward
-from rankwright.types import Completion, Example, Ranking, Reader, Reward, Scores
+from rankwright.rerankers.generating import default_sampling
+from rankwright.types import Completion, Example, Ranking, Reader, Scores
 
 METRIC = "nDCG@10"
+BEFORE = "before.json"
+"""In the run folder: how the start did on the test questions."""
 
 
 def run_tuning(
@@ -47,13 +60,15 @@ def run_tuning(
     checked_device(settings.model.device)
     processes.meet(settings.model.device)
     _check_folder(folder, resume, overwrite)
+    if settings.method == "grpo" and ":" in settings.reward:
+        answer_reward_of(settings) if settings.asks_reader else written_reward_of(settings, None)  # imported now
     splits = load_splits(settings)
     _check_limits(settings, splits)
     work = _Work.of(settings, splits)
     if not processes.rank():
         _begin(folder, settings, name, resume, command)
     say(f"{len(splits.train)} training, {len(splits.dev)} dev, {len(splits.test)} test questions; run folder {folder}")
-    before = work.values(work.started(), splits.test)
+    before = processes.from_first(lambda: work.before(folder))
     with _reader(settings, name) as reader:
         tuned = work.tuned(folder, resume, reader)
     if tuned.stopped:
@@ -61,13 +76,14 @@ def run_tuning(
             f"--max-hours {settings.budget.hours:g} is over at step {tuned.steps}. All is saved there: go on by the "
             "same command with --resume and a higher limit."
         )
-    result = {**_compared(before, work.values(tuned.model, splits.test), settings.seed), "steps": tuned.steps}
+    after = processes.from_first(lambda: work.values(tuned.model, splits.test))
+    result = {**_compared(before, after, settings.seed), "steps": tuned.steps}
     result |= {"seconds": round(tuned.seconds, 1), "method": settings.method, "prompt": work.prompt.version}
     if not processes.rank():
         from rankwright.tuning import save_tuned
 
         save_tuned(tuned, work.tokenizer, folder / "model")
-        work.prompt.save(folder / "model")
+        work.prompt_to_keep().save(folder / "model")
         replace_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
     return result
 
@@ -113,9 +129,55 @@ class _Work:
         tokenizer = _tokenizer(settings.model.name)
         prompt = _prompt(settings, tokenizer)
         rows = prompt_rows(splits.train, prompt, settings.generating.window, shorter=True)
-        return cls(settings, splits, tokenizer, prompt, rows)
+        work = cls(settings, splits, tokenizer, prompt, rows)
+        return work.fitted() if settings.generating.shorten_to_fit else work
 
-    def started(self) -> Any:
+    def fitted(self) -> _Work:
+        """The same with the passages of prompts that are too long shortened until they fit; says how many were."""
+        from rankwright.tuning import positions_of, prompt_text
+
+        settings, tokenizer = self.settings, self.tokenizer
+        whole = (settings.sft.max_length if settings.method == "sft" else 0) or positions_of(settings.model.name)
+        most = min(whole - self._longest_answer, settings.generating.max_prompt_length or whole)
+
+        def fits(messages: Sequence[tuple[str, str]]) -> bool:
+            return len(tokenizer(prompt_text(tokenizer, messages), add_special_tokens=False)["input_ids"]) <= most
+
+        prompt = replace(self.prompt, fits=fits)
+        rows = prompt_rows(self.splits.train, prompt, settings.generating.window, shorter=True)
+        short = sum(one.messages != other.messages for one, other in zip(rows.rows, self.rows.rows, strict=True))
+        if short:
+            say(
+                f"{short} of {len(rows.rows)} training prompts had more than {most} tokens; their passages were "
+                "shortened alike until they fit (generating.shorten_to_fit)."
+            )
+        return replace(self, prompt=prompt, rows=rows)
+
+    def prompt_to_keep(self) -> RankingPrompt:
+        """The prompt that ranks with the trained model: with as many tokens for an answer as it learned to write, where
+        it would ask for fewer. One that reads probabilities reads them at a place of its own."""
+        most = self.settings.grpo.max_completion_length
+        if self.settings.method != "grpo" or self.prompt.needs_logprobs:
+            return self.prompt
+        return self.prompt.answering(most) if most > int(self._sampling.get("max_tokens", most)) else self.prompt
+
+    @property
+    def _sampling(self) -> dict[str, Any]:
+        return default_sampling(self.prompt)
+
+    def before(self, folder: Path) -> _Values:
+        """How the start does on the test questions; a session that goes on takes what the first one found."""
+        kept, key = folder / BEFORE, {**self._deciding(), "test questions": digest_of(self.splits.test)}
+        if kept.is_file():
+            found = json.loads(kept.read_text("utf-8"))
+            if found["of"] == key:
+                return _Values(found["metric"], found["malformed"])
+        values = self.values(self._started(), self.splits.test)
+        record = {"of": key, "metric": dict(values.metric), "malformed": values.malformed}
+        replace_text(kept, json.dumps(record) + "\n")
+        return values
+
+    def _started(self) -> Any:
         """The model before training."""
         import torch
         from transformers import AutoModelForCausalLM
@@ -143,7 +205,7 @@ class _Work:
             "settings": self._deciding(),
         }
         if settings.method == "grpo":
-            reward = TRLReward(_reward(settings, reader), self.prompt, self.rows, settings.grpo.rollouts)
+            reward = TRLReward(written_reward_of(settings, reader), self.prompt, self.rows, settings.grpo.rollouts)
             return tune_by_reward(model.name, self.tokenizer, reward, settings.grpo, settings.loop, folder, **more)
         taught = [
             Taught(row.messages, said, tuple(names[i] for i in label_order(row.documents, row.example)))
@@ -154,11 +216,14 @@ class _Work:
 
     def _deciding(self) -> dict[str, Any]:
         """What of settings and data decides the result, for the check of --resume."""
-        settings = self.settings
+        settings, tree = self.settings, settings_tree(self.settings)
         return {
-            "model": settings_tree(settings)["model"],
-            "generating": settings_tree(settings)["generating"],
+            "model": tree["model"],
+            "generating": tree["generating"],
             "reward": settings.reward,
+            "reward_options": dict(settings.reward_options),
+            "file of the reward": file_of_reward(settings.reward),
+            "reader": without_speed(tree)["reader"] if settings.asks_reader else {},
             "prompt": self.prompt.version,
             "training questions": digest_of(self.splits.train),
         }
@@ -173,6 +238,15 @@ class _Work:
         scores = list(found.metric.values())
         return {"eval_malformed": found.malformed} | ({"eval_reward": sum(scores) / len(scores)} if scores else {})
 
+    @cached_property
+    def _longest_answer(self) -> int:
+        """Tokens that a completion may have where the model is scored: with GRPO as many as in training, with SFT half
+        as many again as the longest one that is taught."""
+        if self.settings.method == "grpo":
+            return self.settings.grpo.max_completion_length
+        taught = self.tokenizer(targets(self.rows, self.prompt), add_special_tokens=False)["input_ids"]
+        return 16 + 3 * max(map(len, taught)) // 2
+
     def values(self, model: Any, examples: Sequence[Example]) -> _Values:
         """nDCG@10 of the orders that greedy completions say, and how many are malformed."""
         from rankwright.tuning import greedy
@@ -180,7 +254,7 @@ class _Work:
         labelled = [example for example in examples if any(example.relevance.values())]
         if not labelled or not self._can_be_scored:
             return _Values({}, 0.0)
-        window, most = self.settings.generating.window, self.settings.grpo.max_completion_length
+        window, most = self.settings.generating.window, self._longest_answer
         rows = prompt_rows(labelled, self.prompt, window, shorter=True)
         written = greedy(model, self.tokenizer, [row.messages for row in rows.rows], most)
         judged = [
@@ -217,28 +291,6 @@ def _prompt(settings: RunSettings, tokenizer: Any) -> RankingPrompt:
     if not generating.passage_limit:
         return prompt
     return prompt.limited(generating.passage_limit, generating.passage_unit, shortener(tokenizer))
-
-
-def _reward(settings: RunSettings, reader: Reader | None) -> Reward:
-    """The reward that the settings name."""
-    if reader is None:
-        return ranking_reward(settings.reward)
-    return ranking_reward("reader", reader=reader, reward=resolve_reward(settings.reward), depth=settings.top_k)
-
-
-def check_reward(settings: RunSettings) -> None:
-    """Whether the reward of a GRPO run is known; imports nothing heavy.
-
-    Raises:
-        ConfigurationError: it is not.
-    """
-    name = settings.reward
-    known = name.strip().lower().replace("_", "-")
-    if settings.method == "grpo" and not needs_reader(name) and ":" not in name and known not in RANKING_REWARDS:
-        raise ConfigurationError(
-            f"Reward '{name}' is unknown; wanted one of {', '.join(RANKING_REWARDS)}, an answer metric (f1, em, "
-            "sub_em, rouge_l), or package.module:function."
-        )
 
 
 @contextlib.contextmanager
@@ -295,6 +347,7 @@ def _begin(folder: Path, settings: RunSettings, name: str, resume: bool, command
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "result.json").unlink(missing_ok=True)
     if not resume:
+        (folder / BEFORE).unlink(missing_ok=True)
         replace_text(folder / "config.json", json.dumps(settings_tree(settings), indent=2) + "\n")
         replace_text(folder / "environment.json", json.dumps(environment_record(command, name), indent=2) + "\n")
 

@@ -105,6 +105,13 @@ def with_limit(source: str, limit: int | None, unit: Unit) -> str:
     return yaml.safe_dump({**fields, "passages": passages}, sort_keys=False, allow_unicode=True, width=120)
 
 
+def with_answer(source: str, tokens: int) -> str:
+    """The text of a prompt file with another limit on answers."""
+    fields = yaml.safe_load(source)
+    sampling = {**(fields.get("sampling") or {}), "max_tokens": tokens}
+    return yaml.safe_dump({**fields, "sampling": sampling}, sort_keys=False, allow_unicode=True, width=120)
+
+
 @dataclass(frozen=True, slots=True)
 class _Fields:
     """A mapping of the file, with errors that say where in it."""

@@ -25,13 +25,14 @@ from typing import Any, Literal
 from rankwright.errors import ConfigurationError, ResourceNotFoundError, StorageError
 from rankwright.prompts import parsers
 from rankwright.prompts.answers import Tags
-from rankwright.prompts.files import Shown, Turn, Unit, read_prompt_file, with_limit
+from rankwright.prompts.files import Shown, Turn, Unit, read_prompt_file, with_answer, with_limit
 from rankwright.prompts.reader import quoted
 from rankwright.types import Completion, Document, Judgement, Query
 
 Kind = Literal["listwise", "setwise", "groupwise", "pointwise"]
 Sampling = Mapping[str, float | int | str]
 Shorten = Callable[[str, int], str]
+Fits = Callable[[Sequence[tuple[str, str]]], bool]
 
 PROMPT_FILE = "rankwright-prompt.yaml"
 """Where a model folder keeps the prompt that the model was trained with."""
@@ -77,6 +78,8 @@ class RankingPrompt:
     """The file, as it was read."""
     shorten: Shorten | None = field(default=None, repr=False, compare=False)
     """Cuts a text after so many tokens, where the limit counts tokens."""
+    fits: Fits | None = field(default=None, repr=False, compare=False)
+    """Whether messages are short enough; where they are not, passages are shortened further, all alike."""
 
     @property
     def most(self) -> int | None:
@@ -115,9 +118,24 @@ class RankingPrompt:
         Raises:
             ConfigurationError: more documents than identifiers, or a limit in tokens and no tokenizer.
         """
+        found = self._rendered(query, documents, self.shown.limit)
+        if self.fits is None or self.fits(found.messages):
+            return found
+        # No unit is shorter than a byte, so a passage has at most as many of any of them as bytes.
+        longest = max((len(self._passage(document).encode()) for document in documents), default=1)
+        fitting, too_long = 1, min(self.shown.limit or longest, longest)
+        while too_long - fitting > 1:
+            limit = (fitting + too_long) // 2
+            if self.fits(self._rendered(query, documents, limit).messages):
+                fitting = limit
+            else:
+                too_long = limit
+        return self._rendered(query, documents, fitting)
+
+    def _rendered(self, query: Query, documents: Sequence[Document], limit: int | None) -> Rendered:
         labels = self.identifiers(len(documents))
         passages = [self._passage(document) for document in documents]
-        shown = [self._shortened(passage) for passage in passages]
+        shown = [self._shortened(passage, limit) for passage in passages]
         filled = [{"identifier": name, "passage": text} for name, text in zip(labels, shown, strict=True)]
         common = {
             "query": sealed(query.text, self.identifier_style),
@@ -163,6 +181,12 @@ class RankingPrompt:
         changed = _parsed(_version(source.encode("utf-8")), source, self.version)
         return replace(changed, shorten=shorten)
 
+    def answering(self, tokens: int) -> RankingPrompt:
+        """The same prompt with so many tokens for an answer, as another version."""
+        source = with_answer(self.source, tokens)
+        changed = _parsed(_version(source.encode("utf-8")), source, self.version)
+        return replace(changed, shorten=self.shorten, fits=self.fits)
+
     def save(self, folder: str | Path) -> Path:
         """Keeps the prompt in a model folder, where load_ranking_prompt(folder) finds it under the same version.
 
@@ -191,8 +215,8 @@ class RankingPrompt:
         fields = {"title": title, "text": text}
         return re.sub(r"\{(title|text)\}", lambda mark: fields[mark[1]], self.shown.template) if title else text
 
-    def _shortened(self, passage: str) -> str:
-        limit, unit = self.shown.limit, self.shown.unit
+    def _shortened(self, passage: str, limit: int | None) -> str:
+        unit = self.shown.unit
         if limit is None:
             return passage
         if unit == "tokens":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rankwright.errors import ConfigurationError
 from rankwright.llms.endpoint import check_model_place
+from rankwright.rerankers.onnx_folder import is_export
 
 if TYPE_CHECKING:
     from rankwright.rerankers.causal import Kind
@@ -19,9 +20,13 @@ BACKENDS = {
     "torch": "fp32 by transformers: equal to sentence-transformers",
     "packed": "fp32 without padding; PyTorch",
     "bf16": "bfloat16 without padding; PyTorch on a processor with avx512",
+    "onnx": "fp32 in ONNX Runtime; no PyTorch with a folder of rankwright export",
+    "onnx-int8": "8-bit integers in ONNX Runtime, a scale for every token; likewise",
 }
-"""What a reranker can be computed by; "auto" is the fastest of them here."""
+"""What a reranker can be computed by."""
 AUTO = "auto"
+TRIED = ("torch", "packed", "bf16")
+"""Those of which AUTO takes the fastest. An export takes half a minute to make, and is asked for by name."""
 
 
 def load(
@@ -40,7 +45,9 @@ def load(
             saved, its hub name, or "reference".
         backend: "torch" (fp32, as transformers computes it), "packed" (fp32 without padding), "bf16" (the same in
             bfloat16) or "auto": the fastest of them whose scores agree with fp32, measured once on this machine. A
-            model that cannot be packed keeps transformers' pass, in bf16 too.
+            model that cannot be packed keeps transformers' pass, in bf16 too. "onnx" and "onnx-int8" are ONNX Runtime:
+            a folder of `rankwright export` opens in it in any case, without PyTorch, in fp32 unless "onnx-int8" is
+            asked for; of a model folder an export is made on the way, once, in the user's cache.
         device: a torch device; the default is the CPU, where scores are reproducible.
         max_length: tokens of query and document together; by default what the model's tokenizer says.
         kind: "yes-no", "integer" or "single-token": any causal language model, scored that way with a prompt of ours.
@@ -61,17 +68,19 @@ def load(
     def opened(backend: str) -> Scorer:
         return _computed(_policy(path, device, max_length, kind), backend)
 
-    if backend == AUTO:
+    if is_export(path) or backend.startswith("onnx"):
+        scorer = _exported(str(path), backend, device, max_length, kind)
+    elif backend == AUTO:
         from rankwright.rerankers.choice import fastest
 
-        scorer = fastest(opened, list(BACKENDS))
+        scorer = fastest(opened, list(TRIED))
     else:
         scorer = opened(backend)
     if windows is None:
         return scorer
     from rankwright.rerankers.windows import WindowedScorer
 
-    return WindowedScorer(scorer, windows)
+    return _same_scale(scorer, WindowedScorer(scorer, windows))
 
 
 def _policy(path: str | Path, device: str, max_length: int | None, kind: Kind | None) -> ScoringReranker:
@@ -105,11 +114,35 @@ def _computed(source: ScoringReranker, backend: str) -> Scorer:
     if isinstance(source, CrossEncoderReranker):
         scorer = packed(source, "bf16" if backend == "bf16" else "fp32")
         if scorer is not None:
-            return scorer
+            return _same_scale(source, scorer)
     if backend == "bf16":
         source.rename(f"{source.name}|bf16")
         source.to(torch.bfloat16)
     return source
+
+
+def _same_scale(source: Scorer, scorer: Scorer) -> Scorer:
+    """The scorer with the temperature and the threshold of what it computes."""
+    scorer.temperature, scorer.threshold = source.temperature, source.threshold
+    return scorer
+
+
+def _exported(path: str, backend: str, device: str, max_length: int | None, kind: str | None) -> Scorer:
+    """An export, or the one that is made on the way, in ONNX Runtime."""
+    from rankwright.rerankers.onnx import OnnxReranker
+
+    if device != "cpu" or kind is not None or backend in ("packed", "bf16"):
+        found = f"device '{device}'" if device != "cpu" else f"kind '{kind}'" if kind else f"backend '{backend}'"
+        raise ConfigurationError(
+            f"Model '{path}' was asked for with {found} and ONNX Runtime; wanted the CPU and a cross-encoder in "
+            "backend 'onnx' or 'onnx-int8'. Leave it out, or name a folder of PyTorch."
+        )
+    form = "int8" if backend == "onnx-int8" else "fp32"
+    if is_export(path):
+        return OnnxReranker.from_folder(path, form=form, max_length=max_length)
+    from rankwright.rerankers.exporting import cached_export
+
+    return OnnxReranker.from_folder(cached_export(path, form, max_length), form=form, max_length=max_length, name=path)
 
 
 def _is_causal(path: str) -> bool:
@@ -124,4 +157,4 @@ def _is_causal(path: str) -> bool:
     return isinstance(own, dict) and own.get("kind") == "causal"
 
 
-__all__ = ["AUTO", "BACKENDS", "REFERENCE", "load"]
+__all__ = ["AUTO", "BACKENDS", "REFERENCE", "TRIED", "load"]

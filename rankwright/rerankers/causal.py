@@ -32,7 +32,7 @@ from rankwright.errors import ConfigurationError, ModelError
 from rankwright.prompts.ranking import sealed
 from rankwright.prompts.reader import quoted
 from rankwright.rerankers.ranking import DEFAULT_TEMPLATE, render
-from rankwright.rerankers.scoring import ScoringReranker, input_length, opened, padded
+from rankwright.rerankers.scoring import ScoringReranker, input_length, opened, padded, settle_scale
 from rankwright.types import Document, Query, RerankRequest
 
 Kind = Literal["yes-no", "integer", "single-token"]
@@ -147,7 +147,10 @@ class CausalReranker(ScoringReranker):
         given = {"kind": kind, "labels": labels, "prompt": prompt, "prefill": prefill}
         tokenizer.model_max_length = input_length(tokenizer, model, max_length)
         settings = saved | {key: value for key, value in given.items() if value is not None}
-        return cls(model, tokenizer, messages=messages, name=str(path), **settings).to(device).eval()
+        reranker = cls(model, tokenizer, messages=messages, name=str(path), **settings)
+        if saved:
+            settle_scale(reranker, path, getattr(config, OWN, None))
+        return reranker.to(device).eval()
 
     @property
     def window(self) -> int | None:

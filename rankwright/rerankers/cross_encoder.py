@@ -20,7 +20,7 @@ from rankwright.batching import token_batches
 from rankwright.errors import ConfigurationError, ModelError
 from rankwright.prompts.passage import checked_template
 from rankwright.rerankers.ranking import DEFAULT_TEMPLATE, render
-from rankwright.rerankers.scoring import ScoringReranker, input_length, offset_table, opened, padded
+from rankwright.rerankers.scoring import ScoringReranker, input_length, offset_table, opened, padded, settle_scale
 from rankwright.types import Document, Query, RerankRequest
 
 REFERENCE_ADAPTER = ASSETS / "reference.safetensors"
@@ -64,8 +64,9 @@ class CrossEncoderReranker(ScoringReranker):
         model, tokenizer, config = opened(path, AutoModelForSequenceClassification, "cross-encoder", instead, check)
         _settle_padding(path, tokenizer, model)
         tokenizer.model_max_length = input_length(tokenizer, model, max_length)
-        template = _own_template(path, getattr(config, "rankwright", None))
-        reranker = cls(model, tokenizer, template=template, name=str(path))
+        own = getattr(config, "rankwright", None)
+        reranker = cls(model, tokenizer, template=_own_template(path, own), name=str(path))
+        settle_scale(reranker, path, own)
         return reranker.to(device).eval()
 
     def forward(self, requests: Sequence[RerankRequest]) -> Tensor:

@@ -34,6 +34,11 @@ class Scorer(ABC):
     pairs_cut = 0
     first_cut = ""
     """The first pair that was cut, for a message: its tokens and ids."""
+    temperature = 1.0
+    """What raw scores are divided by where they are shown between 0 and 1 (`rankwright.scale.relevance`); 1 where
+    `rankwright calibrate` has fitted none."""
+    threshold: float | None = None
+    """The least value on that scale at which a document is best called relevant; None where none was fitted."""
 
     @property
     @abstractmethod

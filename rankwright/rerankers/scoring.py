@@ -3,6 +3,7 @@ Each is a ScoringPolicy, so RRPO trains it."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -214,6 +215,20 @@ def opened(path: str, model_class: Any, what: str, instead: str, check: Callable
             "tokenizer files and safetensors weights that fit together. Save it again with save_pretrained."
         ) from error
     return model, tokenizer, config
+
+
+def settle_scale(reranker: ScoringReranker, path: str, own: Any) -> None:
+    """Temperature and threshold that `rankwright calibrate` wrote under `rankwright` in config.json."""
+    own = own if isinstance(own, dict) else {}
+    temperature, threshold = own.get("temperature", 1.0), own.get("threshold")
+    numbers = [value for value in (temperature, threshold) if value is not None]
+    finite = all(isinstance(value, int | float) and math.isfinite(value) for value in numbers)
+    if not finite or temperature is None or temperature <= 0 or not 0 <= (threshold or 0) <= 1:
+        raise ModelError(
+            f"Model '{path}' has temperature {temperature!r} and threshold {threshold!r} under 'rankwright' in "
+            "config.json; wanted a positive number and one from 0 to 1. Run rankwright calibrate, or remove them."
+        )
+    reranker.temperature, reranker.threshold = float(temperature), None if threshold is None else float(threshold)
 
 
 def input_length(tokenizer: Any, model: Any, max_length: int | None) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from rankwright.errors import ConfigurationError
 from rankwright.rewards.answer import ANSWER_METRICS, answer_reward
-from rankwright.rewards.function import function_reward
+from rankwright.rewards.function import completion_reward, function_reward
 from rankwright.rewards.ranking import RANKING_REWARDS, ranking_reward
 from rankwright.types import Reward
 
@@ -19,6 +19,7 @@ __all__ = [
     "ANSWER_METRICS",
     "RANKING_REWARDS",
     "answer_reward",
+    "completion_reward",
     "function_reward",
     "needs_reader",
     "ranking_reward",

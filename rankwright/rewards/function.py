@@ -2,33 +2,52 @@
 
 def short_and_right(prompts, completions, answers, **kwargs):
     return [float(c in a) / (1 + len(c.split())) for c, a in zip(completions, answers)]
+
+async def judged(prompts, completions, **kwargs):
+    return await asyncio.gather(*map(ask, prompts, completions), return_exceptions=True)
 """
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import importlib
 import inspect
+import logging
 import math
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from rankwright.errors import ConfigurationError, RewardError
-from rankwright.types import Answer, Outcome, Reward, RewardValue
+from rankwright.rewards.judged import check_judged, choice_of, order_of
+from rankwright.rewards.ladders import is_whole
+from rankwright.types import Answer, Choice, Outcome, Reward, RewardValue
 
-_COLUMNS = ("prompts", "completions", "answers", "doc_ids", "position")
+log = logging.getLogger(__name__)
+
+_COMMON = ("prompts", "completions", "answers", "doc_ids")
+_OF_ANSWERS = (*_COMMON, "position")
+_OF_COMPLETIONS = (*_COMMON, "relevance", "orders", "outcomes")
 
 
-def function_reward(spec: str) -> Reward:
+def function_reward(spec: str, options: Mapping[str, Any] | None = None) -> Reward:
     """The reward computed by a function that is named as `package.module:function`.
 
     The function is called with keywords only, each a list with one entry per answer: `prompts` (the questions),
     `completions` (the reader's answers), `answers` (lists of accepted answers), `doc_ids` (lists, in reading order) and
     `position` (number of ranking steps whose documents were read). It returns a list of numbers, larger is better, with
-    None where it has no reward to give. Failed reads have no value and are not passed on.
+    None, or an exception, where it has no reward to give. Failed reads have no value and are not passed on. `options`
+    are keywords that every call gets besides.
+
+    An `async def` function is called in the same way and awaited on an event loop that stays the same for the whole
+    run, as in TRL: clients with open connections may be kept between calls. It is given everything at once, so that
+    asyncio.gather(..., return_exceptions=True) asks for all of it together and loses only what failed.
 
     A module is looked for among the installed ones and then in the current directory.
 
@@ -36,9 +55,18 @@ def function_reward(spec: str) -> Reward:
         ConfigurationError: the spec, the module, the function or its parameters do not fit.
         RewardError: later, from a call: the function raised or its return value is no list of finite numbers and None.
     """
-    function = _load(spec)
-    _check_parameters(function, spec)
-    return _FunctionReward(spec, function)
+    return _FunctionReward(spec, _checked_function(spec, options or {}, _OF_ANSWERS))
+
+
+def completion_reward(spec: str, options: Mapping[str, Any] | None = None) -> Reward:
+    """The same for what a language model wrote, which no reader sees: `completions` are its words, `doc_ids` those of
+    its prompt in their order, `relevance` their grades by doc_id, `orders` the doc_ids as it ranked them (None where it
+    wrote no order in the agreed form), `outcomes` ok or malformed.
+
+    Raises:
+        ConfigurationError, RewardError: as `function_reward`.
+    """
+    return _CompletionReward(spec, _checked_function(spec, options or {}, _OF_COMPLETIONS))
 
 
 @dataclass(frozen=True)
@@ -57,7 +85,9 @@ class _FunctionReward:
 
     def _values(self, outcomes: Sequence[Outcome]) -> list[float | None]:
         try:
-            returned = self.function(**_columns(outcomes))
+            returned = self.function(**self._columns(outcomes))
+            if inspect.isawaitable(returned):
+                returned = _awaited(returned)
         except Exception as error:
             raise RewardError(
                 f"Reward function '{self.name}' raised {type(error).__name__} ({error}) on {len(outcomes)} answers; "
@@ -73,10 +103,26 @@ class _FunctionReward:
                 f"Reward function '{self.name}' returned {len(returned)} values for {len(outcomes)} completions; "
                 "return one per completion, in order."
             )
+        failed = [value for value in returned if isinstance(value, Exception)]
+        if failed:
+            log.warning(
+                "Reward function '%s' failed on %d of %d completions, first with %s: %s. They have no reward.",
+                self.name,
+                len(failed),
+                len(returned),
+                type(failed[0]).__name__,
+                failed[0],
+            )
         return [self._checked(value, outcome) for value, outcome in zip(returned, outcomes, strict=True)]
 
+    def _columns(self, outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
+        return {
+            **_common(outcomes, [o.result.text if isinstance(o.result, Answer) else "" for o in outcomes]),
+            "position": [outcome.position for outcome in outcomes],
+        }
+
     def _checked(self, value: object, outcome: Outcome) -> float | None:
-        if value is None:
+        if value is None or isinstance(value, Exception):
             return None
         if not isinstance(value, Real) or not math.isfinite(value):
             raise RewardError(
@@ -86,15 +132,74 @@ class _FunctionReward:
         return float(value)
 
 
-def _columns(outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
+@dataclass(frozen=True)
+class _CompletionReward(_FunctionReward):
+    def __call__(self, outcomes: Sequence[Outcome]) -> list[RewardValue]:
+        check_judged(outcomes, self.name)
+        return [RewardValue(value) for value in (self._values(outcomes) if outcomes else [])]
+
+    def _columns(self, outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
+        return {
+            **_common(outcomes, [outcome.completion for outcome in outcomes]),
+            "relevance": [dict(outcome.example.relevance) for outcome in outcomes],
+            "orders": [_order(outcome, self.name) for outcome in outcomes],
+            "outcomes": [outcome.judgement.outcome if outcome.judgement else "malformed" for outcome in outcomes],
+        }
+
+
+def _common(outcomes: Sequence[Outcome], completions: list[str]) -> dict[str, list[Any]]:
     columns = (
         [outcome.context.query.text for outcome in outcomes],
-        [outcome.result.text if isinstance(outcome.result, Answer) else "" for outcome in outcomes],
+        completions,
         [list(outcome.example.answers) for outcome in outcomes],
         [[document.doc_id for document in outcome.context.documents] for outcome in outcomes],
-        [outcome.position for outcome in outcomes],
     )
-    return dict(zip(_COLUMNS, columns, strict=True))
+    return dict(zip(_COMMON, columns, strict=True))
+
+
+def _order(outcome: Outcome, reward: str) -> list[str] | None:
+    """doc_ids as they were ranked, best first; of a choice the chosen one alone."""
+    if not is_whole(outcome.judgement):
+        return None
+    choice = isinstance(outcome.judgement, Choice)
+    places = (choice_of(outcome, reward),) if choice else order_of(outcome, reward)
+    return [outcome.context.documents[place].doc_id for place in places]
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """One event loop for all async rewards of this process, in a thread of its own: connections that a function keeps
+    open belong to their loop, and a new loop for every call would find them closed."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="rankwright-rewards", daemon=True)
+    thread.start()
+
+    def stop() -> None:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(1)
+        if not loop.is_running():
+            loop.close()
+
+    atexit.register(stop)
+    return loop
+
+
+def _awaited(work: Awaitable[Any]) -> Any:
+    async def wait() -> Any:
+        return await work
+
+    future = asyncio.run_coroutine_threadsafe(wait(), _loop())
+    try:
+        return future.result()
+    except BaseException:  # Ctrl-C must not leave calls behind that cost money
+        future.cancel()
+        raise
+
+
+def _checked_function(spec: str, options: Mapping[str, Any], columns: Sequence[str]) -> Callable[..., Any]:
+    function = _load(spec)
+    _check_parameters(function, spec, (*columns, *options))
+    return partial(function, **options) if options else function
 
 
 def _load(spec: str) -> Callable[..., Any]:
@@ -109,9 +214,10 @@ def _load(spec: str) -> Callable[..., Any]:
             f"Reward '{spec}' names '{function_name}', which {where} does not define; correct the name, "
             "or rename the module if another one of the same name was found first."
         )
-    if not callable(function) or inspect.iscoroutinefunction(function):
-        found = "an async function" if callable(function) else f"of type {type(function).__name__}"
-        raise ConfigurationError(f"Reward '{spec}' is {found}; name a plain function that returns a list.")
+    if not callable(function):
+        raise ConfigurationError(
+            f"Reward '{spec}' is of type {type(function).__name__}; name a function that returns a list."
+        )
     return function
 
 
@@ -135,16 +241,16 @@ def _import(module_name: str, spec: str) -> Any:
         ) from error
 
 
-def _check_parameters(function: Callable[..., Any], spec: str) -> None:
+def _check_parameters(function: Callable[..., Any], spec: str, columns: Sequence[str]) -> None:
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
         # Functions of compiled modules may not tell their parameters; the first call will show whether they fit.
         return
     try:
-        signature.bind(**{column: [] for column in _COLUMNS})
+        signature.bind(**{column: [] for column in columns})
     except TypeError as error:
         raise ConfigurationError(
             f"Reward function '{spec}' has the parameters {signature}, which do not fit: {error}. "
-            f"It is called with the keywords {', '.join(_COLUMNS)}; add **kwargs for those it does not use."
+            f"It is called with the keywords {', '.join(columns)}; add **kwargs for those it does not use."
         ) from error

@@ -133,8 +133,9 @@ class RetroStar:
     2509.24869, eq. 1 and 2; alpha and tau from its appendix C).
 
     Intra: of a document's rollouts the one closest to their mean score earns 1, the furthest -1, the others 0; all 0
-    where the furthest is less than tau from the mean. Inter: a positive's rollout earns the share of the negatives'
-    rollouts that it beats, a negative's the share of the positives' rollouts that beat it; equal scores beat neither.
+    where the furthest is not further than tau from the mean. Inter: a positive's rollout earns the share of the
+    negatives' rollouts that it beats, a negative's the share of the positives' rollouts that beat it; equal scores beat
+    neither.
 
     Ours: equally close (or far) rollouts all earn it, and nothing where all are equally far; a question may have more
     than the paper's one positive and one negative; malformed rollouts count neither in the mean nor in a share.
@@ -193,7 +194,7 @@ def _closeness(score: float, scores: Sequence[float], tau: float) -> int:
     # Times the count, distances of whole numbers are whole: equal ones are equal, whatever the mean.
     total, count = math.fsum(scores), len(scores)
     distances = [abs(count * one - total) for one in scores]
-    if max(distances) < tau * count:
+    if max(distances) <= tau * count:
         return 0
     distance = abs(count * score - total)
     return (distance == min(distances)) - (distance == max(distances))
