@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 from rankwright.errors import ConfigurationError
 from rankwright.llms.endpoint import check_model_place
@@ -27,6 +27,29 @@ BACKENDS = {
 AUTO = "auto"
 TRIED = ("torch", "packed", "bf16")
 """Those of which AUTO takes the fastest. An export takes half a minute to make, and is asked for by name."""
+
+
+@overload
+def load(  # an export opens in ONNX Runtime all the same: whoever wants to train names a folder of PyTorch
+    path: str | Path,
+    backend: Literal["torch"] = "torch",
+    *,
+    device: str = "cpu",
+    max_length: int | None = None,
+    kind: Kind | None = None,
+) -> ScoringReranker: ...
+
+
+@overload
+def load(
+    path: str | Path,
+    backend: str = "torch",
+    *,
+    device: str = "cpu",
+    max_length: int | None = None,
+    kind: Kind | None = None,
+    windows: Windows | None = None,
+) -> Scorer: ...
 
 
 def load(
