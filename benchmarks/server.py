@@ -63,9 +63,8 @@ def requests(count: int) -> list[tuple[str, list[str]]]:
 def bodies(count: int) -> list[bytes]:
     """The same as HTTP requests."""
     asked = requests(count)
-    return [
-        post(json.dumps({"query": q, "documents": d, "return_documents": False}).encode(), key="k") for q, d in asked
-    ]
+    made = [{"query": query, "documents": documents, "return_documents": False} for query, documents in asked]
+    return [post(json.dumps(body).encode(), "/v1/rerank", "k", "Content-Type: application/json") for body in made]
 
 
 # --- the other side of the pipe: scoring without HTTP -----------------------------------------------------------------
@@ -263,8 +262,8 @@ def page(found: Mapping[tuple[str, int], Sequence[Round]], command: str, count: 
 
 def main() -> None:
     options = argparse.ArgumentParser()
-    options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--requests", type=int, default=8)
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--requests", type=int, default=4)
     options.add_argument("--alone")
     options.add_argument("--plain", nargs=2)
     given = options.parse_args()
@@ -275,7 +274,8 @@ def main() -> None:
     else:
         with tempfile.TemporaryDirectory() as folder:
             found = measured(Path(folder), given.rounds, given.requests)
-        PAGE.write_text(page(found, "python -m benchmarks.server", given.requests), encoding="utf-8")
+        command = f"python -m benchmarks.server --rounds {given.rounds} --requests {given.requests}"
+        PAGE.write_text(page(found, command, given.requests), encoding="utf-8")
         print(PAGE.read_text("utf-8"))
 
 

@@ -57,8 +57,9 @@ class EngineSettings:
     """Guessed tokens of a batch."""
     batch_seconds: float = 0.5
     """Work of one batch, by the pace so far; a batch has at least one document."""
-    turn: int = 16
-    """Documents of a request that a batch takes before it comes to the next request."""
+    turn: int = 32
+    """Documents of a request that a batch takes before it comes to the next request. A request of no more is served in
+    the order of arrival; a longer one goes to the end of the queue with what is left of it."""
     timeout: float = 30.0
     """Seconds until a request is too late."""
     patience: float = 4.0
@@ -374,6 +375,9 @@ class Engine:
             slices.append(_Slice(job, job.given, job.given + taken))
             job.given, documents, cost = job.given + taken, documents - taken, cost - spent
             if job.given < len(job.places):
+                if taken < settings.turn:  # the batch is full, not its turn over
+                    ours.appendleft(job)
+                    break
                 ours.append(job)
         self._jobs = deque([*others, *ours])
         return slices

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,3 +52,11 @@ def posted(client: TestClient, path: str, body: Mapping[str, Any] | bytes, **hea
     """The response."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     return client.post(path, content=content, headers=headers)
+
+
+def until(true: Callable[[], bool], seconds: float = 10) -> None:
+    """Waits; an AssertionError where it does not become true in time."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.005)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import CancelledError
 
 import pytest
@@ -20,7 +20,7 @@ from rankwright.errors import (
     UnavailableError,
 )
 from rankwright.types import Document, Query, RerankRequest
-from tests.server_kit import started
+from tests.server_kit import started, until
 from tests.stub_scorer import MAX_LENGTH, StubScorer, score_of
 
 
@@ -48,13 +48,6 @@ class Gate:
 
     def open(self) -> None:
         self._opened.set()
-
-
-def until(true: Callable[[], bool], seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def held(gate: Gate, engine: Engine) -> None:

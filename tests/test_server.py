@@ -18,7 +18,7 @@ from rankwright.server.dialects import relevance
 from rankwright.server.settings import ServerSettings, keys_of
 from rankwright.types import Answer, ReadFailed
 from tests.hostile_bodies import HOSTILE
-from tests.server_kit import KEY, client, posted, rerank, started
+from tests.server_kit import KEY, client, posted, rerank, started, until
 from tests.stub_scorer import StubScorer, score_of
 
 RAW = [score_of("red door", text) for text in ("red door", "a wall", "door")]
@@ -224,6 +224,7 @@ def test_a_fault_of_the_model_is_a_500_that_says_nothing(mode: str) -> None:
     modes = iter(["well"] * 2 + [mode])  # the warm-up is well, and so is the probe after it
     with client(StubScorer(mode=lambda: next(modes, "well"))) as at:
         refused = posted(at, *rerank(documents=[secret]))
+        until(lambda: at.get("/ready").status_code == 200)  # the probe comes first
         again = posted(at, *rerank())
     assert is_contract(refused, 500)
     assert "secret" not in refused.text
