@@ -26,7 +26,7 @@ DEMO_INSTALLED := $(VENV)/.installed-demo
 ALL_INSTALLED := $(VENV)/.installed-all
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check gates-quick gates-full gates-mutants gates-alarms gates-llama benchmarks format interop-st5 docs clean
+.PHONY: help install demo test browser check gates-quick gates-full gates-mutants gates-alarms gates-llama ray benchmarks speed format interop-st5 docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,16 @@ demo: $(DEMO_INSTALLED) ## train the embedded reranker from the embedded reader 
 
 test: $(ALL_INSTALLED) ## run the tests; a skip that tests/allowed-skips.txt does not list fails the run
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+# A package of the system, not of pip: browsers that Python packages fetch come from servers of their own.
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+browser: ## install Debian's chromium, in which the pages are tested, where no Chromium is on the path (half a minute)
+	@if command -v chromium || command -v chromium-browser || command -v google-chrome; then exit 0; \
+	elif command -v apt-get >/dev/null && test -n "$(SUDO)" && ! command -v sudo >/dev/null; then \
+		echo "Only root may install chromium, and there is no sudo here; wanted one of both. Run as root: apt-get install chromium" >&2; exit 3; \
+	elif command -v apt-get >/dev/null; then \
+		$(SUDO) apt-get update -q && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends chromium; \
+	else echo "There is no apt-get here; wanted chromium, chromium-browser or google-chrome on the path. Install one as your system does; without it the tests of pages skip." >&2; exit 3; fi
 
 check: $(ALL_INSTALLED) ## lint, formatting, types, import floors
 	$(BIN)/ruff check .
@@ -68,6 +78,9 @@ gates-llama: $(ALL_INSTALLED) ## log probabilities against a real llama.cpp serv
 		'llama-cpp-python[server]==0.3.36' 'gguf==0.19.0' && touch .venv-llama/.made)
 	$(BIN)/python -m pytest -m gates $(PYTEST_ARGS) tests/gates/test_llama_server.py
 
+ray: $(ALL_INSTALLED) ## rerank on a Ray cluster of two nodes on this machine, with a worker killed in the middle (2 minutes)
+	$(BIN)/python -m pytest -m gates $(PYTEST_ARGS) tests/gates/test_ray_cluster.py
+
 benchmarks: $(ALL_INSTALLED) ## calls, cost and the paper's questions, for days on two cores; what is done is kept, and missing rows say so
 	$(BIN)/python -m benchmarks.cost run
 	$(BIN)/python -m benchmarks.calls run --jobs $(JOBS)
@@ -77,7 +90,13 @@ benchmarks: $(ALL_INSTALLED) ## calls, cost and the paper's questions, for days 
 	$(BIN)/python -m benchmarks.strategies
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.grpo_cost --repeats 4 --steps 4
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.scheduler --repeats 2
-	for page in cost calls paper; do $(BIN)/python -m benchmarks.$$page page; done
+	$(BIN)/python -m benchmarks.batch run
+	for page in cost calls paper batch; do $(BIN)/python -m benchmarks.$$page page; done
+
+speed: $(ALL_INSTALLED) ## scoring on this CPU beside its peers, below an hour; the machine must do nothing else
+	$(BIN)/python -m benchmarks.speed peers
+	$(BIN)/python -m benchmarks.speed run
+	$(BIN)/python -m benchmarks.speed page
 
 format: $(ALL_INSTALLED) ## let ruff repair what it can
 	$(BIN)/ruff check --fix .
@@ -108,5 +127,5 @@ $(DEMO_INSTALLED): pyproject.toml constraints.txt | $(MADE)
 	touch $@
 
 $(ALL_INSTALLED): pyproject.toml constraints.txt | $(MADE)
-	$(PIP_INSTALL_PROJECT) --editable '.[all]' --group dev
+	$(PIP_INSTALL_PROJECT) --editable '.[all,integrations]' --group dev
 	touch $(DEMO_INSTALLED) $@

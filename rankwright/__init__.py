@@ -40,9 +40,12 @@ _WHERE = {
     "train": "rankwright.verbs",
     "rerank": "rankwright.verbs",
     "retrieve": "rankwright.verbs",
+    "compare": "rankwright.verbs",
     "report": "rankwright.verbs",
     "push": "rankwright.verbs",
     "cache": "rankwright.verbs",
+    "export": "rankwright.verbs",
+    "calibrate": "rankwright.verbs",
     "doctor": "rankwright.verbs",
 }
 _ALIASES = {"eval": "evaluate"}
@@ -79,8 +82,11 @@ if TYPE_CHECKING:
     from rankwright.types import Ranking as Ranking
     from rankwright.types import ReadFailed as ReadFailed
     from rankwright.verbs import cache as cache
+    from rankwright.verbs import calibrate as calibrate
+    from rankwright.verbs import compare as compare
     from rankwright.verbs import demo as demo
     from rankwright.verbs import doctor as doctor
+    from rankwright.verbs import export as export
     from rankwright.verbs import push as push
     from rankwright.verbs import report as report
     from rankwright.verbs import rerank as rerank

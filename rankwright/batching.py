@@ -29,3 +29,28 @@ def token_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]
         group.append(position)
     if group:
         yield group
+
+
+def row_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Positions of items, the longest first, grouped so that the tokens of a group sum to `max_tokens` at most: for
+    passes that put a group into one row and pad nothing.
+
+    Args:
+        lengths: tokens of each item.
+        max_tokens: tokens of one group; an item longer than that is a group of its own.
+
+    >>> list(row_batches([3, 9, 4, 2], 12))
+    [[1], [2, 0, 3]]
+    >>> list(row_batches([3, 9, 3, 2], 12))
+    [[1, 0], [2, 3]]
+    """
+    group: list[int] = []
+    tokens = 0
+    for position in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if group and tokens + lengths[position] > max_tokens:
+            yield group
+            group, tokens = [], 0
+        group.append(position)
+        tokens += lengths[position]
+    if group:
+        yield group

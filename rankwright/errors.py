@@ -80,3 +80,23 @@ class ResumeError(ConfigurationError):
 
 class TrainingError(RankwrightError, RuntimeError):
     """Training cannot go on: non-finite loss, or nothing to learn from."""
+
+
+class OverloadedError(RankwrightError, RuntimeError):
+    """The queue has no room for a request; nothing of it was done. `retry_after` says when there may be room."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineError(RankwrightError, TimeoutError):
+    """A request's time was over before its last document was scored."""
+
+
+class UnavailableError(RankwrightError, RuntimeError):
+    """Nothing can be scored at the moment: the model is not loaded yet, hangs, failed, or the process is ending."""
+
+
+class ScorerError(RankwrightError, RuntimeError):
+    """The model failed on a request, or gave it scores that are not finite. The cause is kept."""

@@ -241,6 +241,18 @@ class RerankRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Scored:
+    """What one request's documents got, in the order they were given."""
+
+    scores: tuple[float, ...]
+    """Raw logits of fp32, never rescaled."""
+    tokens: tuple[int, ...]
+    """Tokens read of each pair, after cutting; a prompt that holds several documents is shared out among them."""
+    cut: tuple[bool, ...]
+    """Whether the pair was cut to fit into the model."""
+
+
+@dataclass(frozen=True, slots=True)
 class LLMRequest:
     """One call of a chat model."""
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rankwright.retrieval import BM25
-from rankwright.types import Document, Query, Ranking
+from rankwright.types import Document, Example, Query, Ranking
 
 if TYPE_CHECKING:
+    from rankwright.calibration import Calibration
     from rankwright.cli.examination import Check
     from rankwright.llms.cache import ReadStore
 
@@ -79,6 +80,38 @@ def retrieve(queries: Sequence[str], documents: Iterable[Document], depth: int =
     return [list(found) for found in index.retrieve([Query(str(i), text) for i, text in enumerate(queries)], depth)]
 
 
+def compare(
+    before: str | Path,
+    after: str | Path,
+    *,
+    names: Sequence[str] = (),
+    eval_metrics: Sequence[str] = (),
+    perquery: bool = False,
+    force: bool = False,
+    report: str | Path | None = None,
+) -> Mapping[str, Any]:
+    """What `rankwright compare --output json` prints: two runs on the same questions, with a paired test per metric.
+
+    Args:
+        before: a run folder, or a file that `eval --save` or `Evaluation.save` has written.
+        after: the same; measured against the first.
+        names: what the two are called; by default the runs' names.
+        eval_metrics: only these; all that both have by default.
+        perquery: add a row for every question.
+        force: compare what is comparable of runs that do not agree.
+        report: where to write the page with all questions; None writes none.
+
+    Raises:
+        ConfigurationError: the two cannot be compared; the message says what differs.
+    """
+    from rankwright.cli.compare import compared, record
+    from rankwright.reporting.compared import write_comparison
+
+    found = compared(Path(before), Path(after), names=names, eval_metrics=eval_metrics, force=force)
+    path = None if report is None else write_comparison(report, found)
+    return record(found, path, perquery=perquery)
+
+
 def report(source: str | Path, out: str | Path | None = None) -> Path:
     """Makes the HTML page of a run folder, or of a file that `Evaluation.save` or `eval --save` wrote, and returns its
     path; `rankwright.write_report` makes that of an Evaluation at hand.
@@ -107,6 +140,52 @@ def push(folder: str | Path, repo_id: str, *, private: bool = False) -> str:
     model = hub.model_folder(Path(folder))
     hub.check_repo_id(repo_id)
     return hub.upload(model, list(hub.files_of(model)), repo_id, private=private)
+
+
+def export(
+    model: str | Path,
+    to: str | Path,
+    *,
+    forms: Sequence[str] = ("fp32", "int8"),
+    examples: Sequence[Example] | None = None,
+) -> Mapping[str, Any]:
+    """Writes a cross-encoder as ONNX for machines without PyTorch, compared with the model first; returns how the
+    scores of each form differ.
+
+    Args:
+        model: folder, hub name or "reference".
+        to: a new folder, which `rankwright.load` opens.
+        forms: "fp32", "int8" or both.
+        examples: questions with candidates to compare on; by default bundled ones.
+
+    Raises:
+        ModelError: the model cannot be exported, or a form is beyond its bound; nothing is written then.
+    """
+    from rankwright.rerankers import load
+    from rankwright.rerankers.exporting import export as write
+
+    reranker: Any = load(model)
+    return write(reranker, Path(to), examples, forms=forms).parity
+
+
+def calibrate(
+    model: str | Path, examples: Sequence[Example], *, source: str = "questions of the caller"
+) -> Calibration:
+    """Fits a temperature and a threshold on labelled questions that the model was not trained on, and writes them into
+    its folder (docs/export.md).
+
+    Args:
+        model: folder of a model or an export.
+        examples: questions with candidates and relevance labels or answers.
+        source: what the model's card calls them.
+    """
+    from rankwright.calibration import calibrate as fitted
+    from rankwright.calibration import write_calibration
+    from rankwright.rerankers import load
+
+    found = fitted(load(model), examples)
+    write_calibration(Path(model), found, source)
+    return found
 
 
 def cache(path: str | Path = "runs/reads.sqlite") -> ReadStore:

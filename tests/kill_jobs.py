@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import os
 import sqlite3
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,16 @@ import rankwright.cli.run
 import rankwright.rerankers.cross_encoder  # noqa: F401
 from rankwright.algorithms import RRPO, RRPOConfig
 from rankwright.algorithms.config import TrainConfig
+from rankwright.bulk import Form, Output, looked_through, scored_here, write_rankings
 from rankwright.cli.app import run
+from rankwright.data.streams import ExampleStream
 from rankwright.llms.cache import ReadStore
 from rankwright.llms.calls import Call, CallsReport
 from rankwright.llms.http import HTTPLLM
 from rankwright.rewards import answer_reward
 from rankwright.training import dev_scorer, train
-from rankwright.types import Completion, LLMRequest
+from rankwright.types import Completion, LLMRequest, Ranking, RerankRequest
+from tests.bulk_kit import Companionable
 from tests.kill_harness import Say
 from tests.toy import ToyPolicy, ToyReader, examples
 
@@ -144,3 +148,29 @@ def run_command(say: Say, folder: Path, arguments: Sequence[str]) -> None:
 
     HTTPLLM.complete_each = telling
     say(("code", run(arguments)))
+
+
+# --- reranking in bulk
+
+
+def rerank_rows(say: Say, data: Path, out: Path, pairs: int) -> None:
+    """Reranks a file of rows as far as it comes; says the questions of every batch that was written."""
+    stream = ExampleStream(data, folder=out.parent)
+
+    class Slow(Companionable):
+        def rerank_batch(self, requests: Sequence[RerankRequest]) -> list[Ranking]:
+            time.sleep(0.02)
+            return super().rerank_batch(requests)
+
+    with Output.opened(out, {"model": "stub"}, stream.digests) as output:
+        if output.totals is None:
+            output.begin(looked_through(stream, pairs))
+        stub = Slow()
+        write_rankings(
+            output,
+            scored_here(stub),
+            stream,
+            Form.of(out),
+            pairs=pairs,
+            on_progress=lambda what, done, total: say(("written", stub.asked[-1])) if stub.asked else None,
+        )

@@ -167,21 +167,28 @@ Roll = tuple[str, float | None, int]
 
 
 def erank(
-    rolls: list[Roll], positive: str = "reciprocal", above: str = "worst", reference: dict[str, float] | None = None
+    rolls: list[Roll],
+    positive: str = "reciprocal",
+    above: str = "worst",
+    reference: dict[str, float] | None = None,
+    ties: str = "shared",
 ) -> list[float]:
-    def rank(score: float) -> int:
-        return 1 + sum(1 for _, other, _ in rolls if other is not None and other > score)
+    def rank(score: float, first: bool = False) -> int:
+        ahead = sum(1 for _, other, _ in rolls if other is not None and other > score)
+        equal = sum(1 for _, other, g in rolls if other == score and g <= 0)
+        return 1 + ahead + (equal if first else 0)
 
     paid: list[float] = []
-    ranks_of_positives = [rank(s) for _, s, g in rolls if s is not None and g > 0]
+    against = ties == "against"
+    ranks_of_positives = [rank(s, against) for _, s, g in rolls if s is not None and g > 0]
     for document, score, grade in rolls:
         if score is None:
             paid.append(-1.0)
         elif grade > 0 and positive == "reciprocal":
-            paid.append(1 / rank(score))
+            paid.append(1 / rank(score, against))
         elif grade > 0:
             best = sum(1 / log2(r + 1) for r in range(1, sum(1 for _, _, g in rolls if g > 0) + 1))
-            paid.append(1 / log2(rank(score) + 1) / best)
+            paid.append(1 / log2(rank(score, against) + 1) / best)
         elif any(rank(score) < r for r in ranks_of_positives) and (
             above == "worst" or all(rank(score) < r for r in ranks_of_positives)
         ):

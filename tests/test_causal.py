@@ -18,7 +18,7 @@ import rankwright
 from rankwright.algorithms import RRPO, RRPOConfig
 from rankwright.algorithms.config import TrainConfig
 from rankwright.errors import ConfigurationError, ModelError, ResourceNotFoundError
-from rankwright.rerankers import causal, scoring
+from rankwright.rerankers import causal
 from rankwright.rerankers.causal import KINDS, CausalReranker, Kind
 from rankwright.rerankers.scoring import ScoringReranker
 from rankwright.training import dev_scorer, requests_of, train
@@ -263,6 +263,11 @@ def test_long_documents_are_cut_and_counted_and_the_prompt_keeps_its_end(llama: 
     assert any(zero in ids for ids in seen)
     assert (short.pairs_seen, short.pairs_cut, short.share_cut) == (3, 2, pytest.approx(2 / 3))
     assert short.first_cut.endswith("tokens with passage 'long' for question 'q'")
+    (scored,) = short.score_batch([RerankRequest(QUERY, documents)])
+    assert scored.cut == (True, False, True)
+    lengths = {tuple(ids): len(ids) for ids in seen}.values()
+    assert sum(scored.tokens) == sum(lengths)
+    assert max(scored.tokens) <= (max(lengths) if kind != "single-token" else -(-max(lengths) // 3))
 
 
 def test_a_question_takes_three_quarters_at_most(llama: Path) -> None:
@@ -283,9 +288,8 @@ def test_length_never_exceeds_the_positions(folder: Path) -> None:
 
 
 def test_doctests() -> None:
-    for module, count in ((causal, 2), (scoring, 2)):
-        result = doctest.testmod(module)
-        assert (result.failed, result.attempted) == (0, count)
+    result = doctest.testmod(causal)
+    assert (result.failed, result.attempted) == (0, 3)
 
 
 # --- labels ----------------------------------------------------------------------------------------------------------

@@ -33,9 +33,9 @@ def row(example: Example) -> dict[str, Any]:
     }
 
 
-def distinct(count: int, seed: int, held_out: bool = False) -> list[Example]:
+def distinct(count: int, seed: int, side: language.Side = "train") -> list[Example]:
     """Questions of different words: the splits may share none."""
-    found = {example.query.text: example for example in language.questions(300, seed, held_out=held_out, window=6)}
+    found = {example.query.text: example for example in language.questions(300, seed, side=side, window=6)}
     return list(found.values())[:count]
 
 
@@ -44,7 +44,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.chdir(tmp_path)
     decoder(0, width=16, layers=1).save_pretrained("start")
     tokenizer().save_pretrained("start")
-    held_out = distinct(8, 1, held_out=True)
+    held_out = distinct(8, 1, "test")
     sides = {"train": distinct(12, 0), "dev": held_out[:3], "test": held_out[3:]}
     for side, examples in sides.items():
         write_rows(tmp_path / f"{side}.jsonl", [row(example) for example in examples])

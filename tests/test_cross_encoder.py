@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,12 @@ from transformers import (
 
 import rankwright
 from rankwright.errors import ConfigurationError, DataError, ModelError, ResourceNotFoundError, StorageError
-from rankwright.rerankers import cross_encoder, scoring
+from rankwright.rerankers import cross_encoder
+from rankwright.rerankers import ranking as ranking_module
 from rankwright.rerankers.cross_encoder import CrossEncoderReranker, render
 from rankwright.rerankers.scoring import ScoringReranker
 from rankwright.training import interpolate
-from rankwright.types import Document, Query, RerankRequest
+from rankwright.types import Document, Query, RerankRequest, Scored
 from tests.fake_hub import FakeHub
 from tests.tiny_bert import (
     VOCABULARY,
@@ -266,7 +268,7 @@ def test_a_decoder_with_nothing_to_pad_with_is_refused(tmp_path: Path) -> None:
 
 
 def test_doctests() -> None:
-    result = doctest.testmod(scoring)
+    result = doctest.testmod(ranking_module)
     assert result.attempted >= 2
     assert result.failed == 0
 
@@ -315,6 +317,20 @@ def test_documents_longer_than_the_model_are_counted(reranker: CrossEncoderReran
     reranker.rerank("q", [longer, exact, Document("s", "z")])
     assert reranker.share_cut == 1 / 4
     assert reranker.first_cut == "65 tokens with passage 'y' for question '0'"
+
+
+def test_scored_documents_come_with_their_tokens_and_cuts(reranker: CrossEncoderReranker) -> None:
+    """Of texts that stand twice too, and around a request without documents."""
+    letters = (3, 70, 60, 3)
+    request = RerankRequest(Query("0", "q"), tuple(Document(str(i), "z" * n) for i, n in enumerate(letters)))
+    empty = RerankRequest(Query("1", "q"), ())
+    first, none, again = reranker.score_batch([request, empty, replace(request, documents=request.documents[1:])])
+    wanted = [min(n + 4, MAX_LENGTH) for n in letters]
+    assert first.tokens == tuple(wanted)
+    assert first.cut == tuple(n + 4 > MAX_LENGTH for n in letters)
+    assert none == Scored((), (), ())
+    assert (again.tokens, again.cut, again.scores) == (first.tokens[1:], first.cut[1:], first.scores[1:])
+    assert first.scores[0] == first.scores[3]
 
 
 # --- rankings

@@ -23,6 +23,7 @@ def tell():
 """Read by the interpreter when it starts: the guard of the tests, and an exit code for errors that were swallowed."""
 EXAMPLES = {
     "custom_reward.py": ([], ["2 steps, ", "What was the bell of Lowen Quay cast from? -> "], []),
+    "rag_pipeline.py": (["--questions", "2"], ["F1 of 2 questions: "], []),
     "train_from_feedback.py": (
         ["--questions", "2", "--test-questions", "2", "--out", "out"],
         ["step 1 of 1 ", "dev reward ", "F1@1|set:demo-test|retriever:bm25|"],

@@ -30,7 +30,7 @@ def _run_tests(folder: Path, source: str, *arguments: str) -> subprocess.Complet
     (folder / "allowed-skips.txt").write_text("# a comment\n\nno such engine here\n", encoding="utf-8")
     (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
     (folder / "test_inner.py").write_text(source, encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:langsmith_plugin", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
@@ -116,13 +116,15 @@ def test_pip_args_reach_every_pip_command(tmp_path: Path, given: str) -> None:
     assert not (tmp_path / ".venv").exists()
 
 
-@pytest.mark.parametrize(("failing", "called", "code"), [("", ["check", "test"], 0), ("check", ["check"], 7)])
-def test_continuous_integration_runs_checks_then_tests(
+@pytest.mark.parametrize(
+    ("failing", "called", "code"), [("", ["check", "browser", "test"], 0), ("check", ["check"], 7)]
+)
+def test_continuous_integration_runs_checks_then_a_browser_then_tests(
     tmp_path: Path, failing: str, called: list[str], code: int
 ) -> None:
     """With a make that notes where and with what it was called. What fails ends it."""
     make = tmp_path / "make"
-    noting = 'pwd >> "$NOTES"; echo "$@" "$PIP_ARGS" >> "$NOTES"; test "$1" != "$FAILING" || exit 7'
+    noting = 'pwd >> "$NOTES"; echo "$@" "$PIP_ARGS" "$RANKWRIGHT_CI" >> "$NOTES"; test "$1" != "$FAILING" || exit 7'
     make.write_text(f"#!/bin/sh\n{noting}\n")
     make.chmod(0o755)
     notes = tmp_path / "notes"
@@ -130,8 +132,45 @@ def test_continuous_integration_runs_checks_then_tests(
     run = subprocess.run([ROOT / ".ci" / "run"], cwd=tmp_path, env=os.environ | ours, capture_output=True, check=False)
     assert run.returncode == code, run.stderr
     assert notes.read_text("utf-8").splitlines() == [
-        line for target in called for line in (str(ROOT), f"{target} --probe")
+        line for target in called for line in (str(ROOT), f"{target} --probe 1")
     ]
+
+
+@pytest.mark.parametrize(
+    ("there", "user", "called"),
+    [
+        (["chromium"], "0", []),
+        (["apt-get"], "0", ["update -q", "install -q -y --no-install-recommends chromium"]),
+        (["apt-get", "sudo"], "1000", ["update -q", "install -q -y --no-install-recommends chromium"]),
+        (["apt-get"], "1000", "Only root may install chromium, and there is no sudo here"),
+        ([], "0", "There is no apt-get here; wanted chromium"),
+    ],
+)
+def test_make_browser_installs_debians_chromium(
+    tmp_path: Path, there: list[str], user: str, called: list[str] | str
+) -> None:
+    """On a path that has only what it needs, and commands that note how they were called."""
+    notes, sudo_notes = tmp_path / "apt-get.notes", tmp_path / "sudo.notes"
+    for name in ("sh", "env"):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    (tmp_path / "id").write_text(f"#!/bin/sh\necho {user}\n")
+    for name in ("chromium", "apt-get"):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho "$@" >> {notes}\n')
+    (tmp_path / "sudo").write_text(f'#!/bin/sh\necho "$@" >> {sudo_notes}\n"$@"\n')
+    for name in ("id", "chromium", "apt-get", "sudo"):
+        (tmp_path / name).chmod(0o755 if name == "id" or name in there else 0o644)
+    environment = {**_of_its_own(), "PATH": str(tmp_path)}
+    make = str(shutil.which("make"))
+    run = subprocess.run(
+        [make, "browser", "SHELL=/bin/sh"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    if isinstance(called, str):
+        assert run.returncode == 2
+        assert called in run.stderr
+        return
+    assert run.returncode == 0, run.stderr
+    assert (notes.read_text("utf-8").splitlines() if notes.exists() else []) == called
+    assert sudo_notes.exists() == ("sudo" in there)
 
 
 # --- pinned versions ---------------------------------------------------------------------------------------------

@@ -271,6 +271,20 @@ def test_no_truncation_and_no_flipped_bit_gives_a_wrong_value_or_an_error(path: 
     assert missed > 60  # the damage was real
 
 
+@pytest.mark.parametrize("place", [18, 19, 44, 47])
+@pytest.mark.parametrize("bit", range(8))
+def test_a_header_that_claims_another_version_is_damage(path: Path, place: int, bit: int) -> None:
+    """Bytes of the header: write and read version, schema format."""
+    with ReadStore(path) as store:
+        store.put_many({"k": {"text": "x"}})
+    raw = bytearray(path.read_bytes())
+    raw[place] ^= 1 << bit
+    path.write_bytes(raw)
+    with ReadStore(path) as store:
+        store.put_many({"new": {"text": "y"}})
+        assert store.get_many(["new"]) == {"new": {"text": "y"}}
+
+
 def test_a_database_of_another_program_is_left_alone(path: Path) -> None:
     path.parent.mkdir()
     with sqlite3.connect(path) as connection:

@@ -303,6 +303,18 @@ def test_erank_by_hand() -> None:
     assert paid == [1.0, 0.25, *map(pytest.approx, squares), -1.0]
 
 
+def test_one_number_for_all_earns_the_most_of_erank_unless_ties_stand_against_it() -> None:
+    same: list[Roll] = [("a", 5, 1), ("a", 5, 1), ("b", 5, 0), ("b", 5, 0)]
+    apart: list[Roll] = [("a", 5, 1), ("a", 5, 1), ("b", 0, 0), ("b", 0, 0)]
+    for rolls, ties, paid in (
+        (same, "shared", [1, 1, 0, 0]),
+        (apart, "shared", [1, 1, 0, 0]),
+        (same, "against", [1 / 3, 1 / 3, -0.5, -0.5]),
+        (apart, "against", [1, 1, 0, 0]),
+    ):
+        assert [v.value for v in ranking_reward("erank", ties=ties)(pool(rolls))] == paid
+
+
 def test_erank_as_a_share_of_ndcg() -> None:
     """Both rollouts of the relevant document on top: their shares add up to 1."""
     rolls: list[Roll] = [("a", 9, 1), ("a", 8, 1), ("b", 7, 0), ("b", 3, 0)]
@@ -524,6 +536,7 @@ def random_rolls(draw: random.Random, top: int) -> list[Roll]:
     [
         ("erank", {}, 10),
         ("erank", {"positive": "ndcg", "above": "best"}, 3),
+        ("erank", {"ties": "against"}, 3),
         ("retro-star", {}, 100),
         ("retro-star", {"alpha": 0.5, "tau": 0}, 4),
     ],

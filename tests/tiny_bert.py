@@ -89,7 +89,7 @@ def save_offset_cross_encoder(folder: Path, family: str, positions: int) -> Path
     if family == "mpnet":
         tokenizer.model_input_names = ["input_ids", "attention_mask"]
     tokenizer.save_pretrained(folder)
-    return _save_classifier(folder, config)
+    return save_classifier(folder, config)
 
 
 def save_decoder_cross_encoder(
@@ -128,10 +128,11 @@ def save_decoder_cross_encoder(
         padding_side=side,
     )
     tokenizer.save_pretrained(folder)
-    return _save_classifier(folder, config)
+    return save_classifier(folder, config)
 
 
-def _save_classifier(folder: Path, config: PreTrainedConfig) -> Path:
+def save_classifier(folder: Path, config: PreTrainedConfig) -> Path:
+    """A model of this configuration with one label, beside a tokenizer that is there."""
     config.num_labels = 1
     model = AutoModelForSequenceClassification.from_config(config).eval()
     spread(model)

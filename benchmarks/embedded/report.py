@@ -65,25 +65,23 @@ def full_reader(weights: Path) -> EmbeddedReader:
     return reader
 
 
-def ranking_sets() -> dict[str, Callable[[], list[Example]]]:
-    """Sets for nDCG@10 with BM25 candidates (trec_dl19: the run as given)."""
+def ranking_sets(depth: int = DEPTH) -> dict[str, Callable[[], list[Example]]]:
+    """Sets for nDCG@10 with so many BM25 candidates (trec_dl19: the run as given)."""
 
-    def bm25(
-        corpus: Sequence[Document], rows: Sequence[tuple[str, str, Mapping[str, int]]], depth: int
-    ) -> list[Example]:
+    def bm25(corpus: Sequence[Document], rows: Sequence[tuple[str, str, Mapping[str, int]]]) -> list[Example]:
         examples = [Example(Query(query_id, text), relevance=relevance) for query_id, text, relevance in rows]
         return with_candidates(examples, BM25(corpus), depth)
 
     def hotpot() -> list[Example]:
         pool = passages(load_sets(("hotpotqa/train", "hotpotqa/dev")))
         rows = [(q.key, q.text, {d.doc_id: 1 for d in q.gold}) for q in load_set("hotpotqa/dev")]
-        return bm25(list(pool.values()), rows, DEPTH)
+        return bm25(list(pool.values()), rows)
 
     def nfcorpus() -> list[Example]:
         from rankwright.data import load_examples
 
         dataset = load_examples(ROOT / "nfcorpus" / "nfcorpus.zip", "beir")
-        return with_candidates(dataset.examples, BM25(dataset.corpus), DEPTH)
+        return with_candidates(dataset.examples, BM25(dataset.corpus), depth)
 
     def dl19() -> list[Example]:
         from rankwright.data import load_examples
@@ -92,7 +90,7 @@ def ranking_sets() -> dict[str, Callable[[], list[Example]]]:
         return list(load_examples(folder / "bm25_top100.json", "rank_llm", qrels=folder / "qrels.txt").examples)
 
     return {
-        "scifact test": lambda: bm25(scifact_corpus(), scifact_test(), DEPTH),
+        "scifact test": lambda: bm25(scifact_corpus(), scifact_test()),
         "nfcorpus test": nfcorpus,
         "trec_dl19": dl19,
         "hotpotqa/dev": hotpot,

@@ -10,17 +10,22 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.ranking_language.language import LEVELS, TOPICS, VALUES, WINDOWS, WORDS
+from benchmarks.ranking_language.language import GRADES, KINDS, LEVELS, TOPICS, VALUES, WINDOWS, WORDS
 
 PAD, UNKNOWN, END, ASK = "<pad>", "<unk>", "</s>", "<ask>"
-TAGS = ("<think>", "</think>", "<answer>", "</answer>", ">")
+TAGS = ("<think>", "</think>", "<reason>", "</reason>", "<answer>", "</answer>", ">", "{", "}", ",")
+ASKED = tuple(f"<{kind}>" for kind in KINDS)
+"""The first word of a prompt says which form of answer is wanted."""
 IDENTIFIERS = tuple(f"[{number}]" for number in range(1, max(WINDOWS) + 1))
-EVERY = (PAD, UNKNOWN, END, ASK, *TAGS, *IDENTIFIERS, *LEVELS, *TOPICS, *WORDS, *VALUES)
+KEYS = tuple(f'"{identifier}":' for identifier in IDENTIFIERS)
+NUMBERS = tuple(map(str, sorted({0, 1, *GRADES})))
+EVERY = (PAD, UNKNOWN, END, ASK, *TAGS, *ASKED, *IDENTIFIERS, *KEYS, *NUMBERS, *LEVELS, *TOPICS, *WORDS, *VALUES)
 VOCABULARY = {word: number for number, word in enumerate(EVERY)}
 TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if add_generation_prompt %}<ask> {% endif %}"
-LONGEST_PROMPT = 2 + max(WINDOWS) * 5 + 1
-LONGEST_COMPLETION = 4 + 4 * max(WINDOWS)
-"""Tokens: four tags, an identifier and a level each, identifiers with > between them, the end."""
+LONGEST_PROMPT = 3 + max(WINDOWS) * 5 + 1
+LONGEST_COMPLETION = 6 + 5 * max(WINDOWS)
+"""Tokens of JSON scores: four tags, an identifier and a level each, two braces, key and number with a comma between
+them, the end."""
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

@@ -11,7 +11,20 @@ import typer
 
 import rankwright
 from rankwright import processes
-from rankwright.cli import data, diagnose, evaluate, manage, prepare, prompts, rerank, train
+from rankwright.cli import (
+    calibrate,
+    compare,
+    data,
+    diagnose,
+    evaluate,
+    export,
+    manage,
+    prepare,
+    prompts,
+    rerank,
+    serve,
+    train,
+)
 from rankwright.cli.common import console, harmless, silence, write_out
 from rankwright.errors import ConfigurationError, MissingDependencyError, RankwrightError, StorageError
 
@@ -23,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (diagnose, train, evaluate, rerank, prompts, data, prepare, manage):
+for module in (diagnose, train, evaluate, compare, rerank, export, calibrate, serve, prompts, data, prepare, manage):
     module.register(app)
 
 
@@ -42,7 +55,10 @@ def _root(context: typer.Context, version: bool = typer.Option(False, "--version
 
 SHARED = ("train", "demo")
 """Verbs whose work several processes share."""
-INTERRUPTED = "Interrupted. What was read and saved is kept; train goes on with --resume, the others from the cache."
+INTERRUPTED = (
+    "Interrupted. What was read and saved is kept; train goes on with --resume, rerank --out with the same command, "
+    "the others from the cache."
+)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -181,15 +181,18 @@ def checked_device(name: str) -> str:
     return name
 
 
-def build_reranker(name: str, device: str = "cpu") -> Reranker:
-    """`first-stage`, `reference`, a hub name, or a folder: of a model, or of a run that holds one."""
+def build_reranker(name: str, device: str = "cpu", backend: str = "torch") -> Reranker:
+    """`first-stage`, `reference`, a hub name, or a folder: of a model, of an export, or of a run that holds one."""
     if name == FirstStage.name:
         return FirstStage()
     from rankwright.rerankers import load
+    from rankwright.rerankers.onnx_folder import is_export
 
+    if is_export(name):  # needs neither torch nor transformers
+        return load(name, backend, device=device)
     _quiet_bars()
     inside = Path(name) / "model"
-    return load(inside if (inside / "config.json").is_file() else name, device=checked_device(device))
+    return load(inside if (inside / "config.json").is_file() else name, backend, device=checked_device(device))
 
 
 def _quiet_bars() -> None:

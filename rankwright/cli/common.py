@@ -130,21 +130,24 @@ def results_width() -> int:
 
 
 @contextmanager
-def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A function to be told (what, done, total): bars on a terminal, a line every ten seconds elsewhere."""
+def progress_bars(*, rate: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """A function to be told (what, done, total): bars on a terminal, a line every ten seconds elsewhere; with the pace
+    where `rate` says so."""
     if console.is_terminal:
         with _bars() as bars:
             tasks: dict[str, Any] = {}
+            pace = _TimeLeft()
 
             def show(what: str, done: int, total: int) -> None:
                 if what not in tasks:
                     tasks[what] = bars.add_task(what, total=total, note="")
-                bars.update(tasks[what], completed=done, total=total)
+                note = pace.of(what, done, total, rate=rate).removeprefix(", ").partition(",")[0] if rate else ""
+                bars.update(tasks[what], completed=done, total=total, note=note)
 
             yield show
         return
-    now_and_then, left = _now_and_then(), _TimeLeft()
-    yield lambda what, done, total: now_and_then(f"{what}: {done} of {total}{left.of(what, done, total)}")
+    tell, left = now_and_then(), _TimeLeft()
+    yield lambda what, done, total: tell(f"{what}: {done} of {total}{left.of(what, done, total, rate=rate)}")
 
 
 class _TimeLeft:
@@ -154,19 +157,21 @@ class _TimeLeft:
         self._began: dict[str, tuple[float, int]] = {}
         self._last: dict[str, int] = {}
 
-    def of(self, what: str, done: int, total: int) -> str:
-        """ ", 3 min left"; nothing before there is a pace, and after the end."""
+    def of(self, what: str, done: int, total: int, *, rate: bool = False) -> str:
+        """ ", 3 min left", with the rate ", 120 a second, 3 min left"; nothing before there is a pace, and after the
+        end."""
         if done < self._last.get(what, 0):  # the next piece of work under this name
             del self._began[what]
         self._last[what] = done
         at, first = self._began.setdefault(what, (time.monotonic(), done))
         if not first < done < total:
             return ""
-        seconds = (time.monotonic() - at) / (done - first) * (total - done)
-        return f", {seconds / 60:.0f} min left" if seconds >= 90 else f", {seconds:.0f} s left"
+        each = (time.monotonic() - at) / (done - first)
+        seconds, pace = each * (total - done), f", {1 / max(each, 1e-9):.0f} a second" if rate else ""
+        return f"{pace}, {seconds / 60:.0f} min left" if seconds >= 90 else f"{pace}, {seconds:.0f} s left"
 
 
-def _now_and_then() -> Callable[[str], None]:
+def now_and_then() -> Callable[[str], None]:
     """Says what it is given, at most once in ten seconds."""
     last = time.monotonic()
 
@@ -200,10 +205,8 @@ def training_bar() -> Iterator[Callable[[int, int, str], None]]:
             task = bars.add_task("training", total=None, note="")
             yield lambda step, steps, note: bars.update(task, completed=step, total=steps, note=note)
         return
-    now_and_then, left = _now_and_then(), _TimeLeft()
-    yield lambda step, steps, note: now_and_then(
-        f"training: step {step} of {steps}, {note}{left.of('training', step, steps)}"
-    )
+    tell, left = now_and_then(), _TimeLeft()
+    yield lambda step, steps, note: tell(f"training: step {step} of {steps}, {note}{left.of('training', step, steps)}")
 
 
 def score_text(score: Score | None) -> str:

@@ -408,9 +408,9 @@ def _print_verdict(evaluation: Evaluation, worse: Sequence[PairedTest], tell: Ca
     """The last word, after all else is said and written."""
     test = evaluation.headline_test()
     if test is not None and not worse:
-        tell(_sentence(test))
+        tell(sentence(test))
     for found in worse:
-        tell(_sentence(found))
+        tell(sentence(found))
 
 
 def _print_text(evaluation: Evaluation) -> None:
@@ -453,7 +453,7 @@ def _test_cells(test: PairedTest) -> tuple[Any, ...]:
     return test.metric, test.a, test.b, str(test.n), delta, f"{test.p:.4f}", f"{test.p_holm:.4f}", verdict(test)
 
 
-def _sentence(test: PairedTest) -> str:
+def sentence(test: PairedTest) -> str:
     """One test in words."""
     words = {
         "better": "is BETTER than",

@@ -18,6 +18,7 @@ from rankwright.cli.common import OutputKind, emit, print_out, read_text, say
 from rankwright.errors import ConfigurationError, DataError, ResourceNotFoundError
 
 if TYPE_CHECKING:
+    from rankwright.evaluation import Evaluation
     from rankwright.llms.cache import LedgerTotals, ReadStore
 
 MISSING_EXIT_CODE = 3
@@ -108,15 +109,34 @@ def report(
 
 def written_report(source: Path, out: Path | None) -> Path:
     """The page of a run folder or of a saved evaluation, written to `out` or beside its source."""
+    from rankwright.reporting import write_report
+
+    evaluation = stored_evaluation(source)
+    if not source.is_dir():
+        title = f"Comparison on {evaluation.settings.set_name}"
+        return write_report(out or source.with_suffix(".html"), evaluation, title=title)
+    run = {name: _json_object(source / f"{name}.json") for name in ("config", "environment", "result")}
+    return write_report(
+        out or source / "report.html",
+        evaluation,
+        title=f"Run {source.resolve().name}",
+        run={name: values for name, values in run.items() if values},
+        metrics=_metrics(source / "metrics.jsonl"),
+    )
+
+
+def stored_evaluation(source: Path) -> Evaluation:
+    """What a run folder or a file of `eval --save` holds.
+
+    Raises:
+        ResourceNotFoundError: there is none; DataError: it is damaged.
+    """
     from rankwright.checkpoints import MANIFEST
     from rankwright.cli.run import damaged_records
     from rankwright.evaluation import Evaluation
-    from rankwright.reporting import write_report
 
     if not source.is_dir():
-        evaluation = Evaluation.load(source)
-        title = f"Comparison on {evaluation.settings.set_name}"
-        return write_report(out or source.with_suffix(".html"), evaluation, title=title)
+        return Evaluation.load(source)
     if not (source / "evaluation.json").is_file():
         raise ResourceNotFoundError(
             f"Folder {source} holds no evaluation.json; wanted the folder of a finished run. "
@@ -127,14 +147,7 @@ def written_report(source: Path, out: Path | None) -> Path:
             f"{', '.join(damaged)} in {source} is not as the run left it; wanted the files that {MANIFEST} lists. Make "
             f"them again with rankwright train --resume, or remove {MANIFEST} to take them as they are."
         )
-    run = {name: _json_object(source / f"{name}.json") for name in ("config", "environment", "result")}
-    return write_report(
-        out or source / "report.html",
-        Evaluation.load(source / "evaluation.json"),
-        title=f"Run {source.resolve().name}",
-        run={name: values for name, values in run.items() if values},
-        metrics=_metrics(source / "metrics.jsonl"),
-    )
+    return Evaluation.load(source / "evaluation.json")
 
 
 def _json_object(path: Path) -> Mapping[str, Any]:

@@ -27,7 +27,9 @@ from rankwright.errors import ConfigurationError, DataError
 from rankwright.types import Document, Query, Ranking, Reranker, RerankRequest
 
 if TYPE_CHECKING:
+    from rankwright.cli.bulk import BulkOptions
     from rankwright.cli.llm import LLMSettings
+    from rankwright.data.streams import ExampleStream
 
 STDIN = "standard input"
 PARTIAL_EXIT_CODE = 7
@@ -54,6 +56,15 @@ Many requests, one {"query", "documents"} object a line, each answered with one 
 A TREC run in, a TREC run out:
 
     rankwright rerank --run bm25.run --topics topics.tsv --corpus corpus.jsonl > reranked.run
+
+Millions of pairs: progress, constant memory; the same command goes on after a kill. Then the third of eight parts, on
+any machine; at last the parts in one:
+
+    rankwright rerank --run bm25.run --corpus corpus.jsonl --model runs/first/model --out reranked.run.gz
+
+    rankwright rerank --run bm25.run --corpus beir-folder --out top.jsonl --top-k 10 --shard 3/8
+
+    rankwright rerank --out top.jsonl --join 8
 
 A language model behind an OpenAI-compatible endpoint sees 20 passages at a time; --output json tells calls and tokens:
 
@@ -128,13 +139,43 @@ def rerank(
         "is 7.",
     ),
     device: str = typer.Option("cpu", help="Torch device."),
+    backend: str = typer.Option("torch", help="How a scoring model is run, as rankwright.load takes it."),
+    out: Path | None = typer.Option(
+        None,
+        help="File for the rankings of --run or --data, read and written in constant memory; the same command goes on "
+        "after a kill. A TREC run, or rows with texts where the name ends in .jsonl; .gz packs.",
+    ),
+    shard: str | None = typer.Option(None, help="I/N: only the I-th of N parts, into OUT with .I-of-N in its name."),
+    join: int | None = typer.Option(None, min=2, help="Put so many shards of --out together, and do nothing else."),
+    max_failed_questions: int | None = typer.Option(
+        None, min=0, help="Questions of --out that may fail; each is named, and the exit code is 7. Default 10."
+    ),
+    store: Path | None = typer.Option(
+        None, help="Folder for the look-up copy of --corpus. Default: beside --out, until that is complete."
+    ),
+    ray: bool = typer.Option(
+        False, "--ray", help="Score --out by workers on the Ray cluster of RAY_ADDRESS, or on this machine's cores."
+    ),
+    workers: int | None = typer.Option(None, min=1, help="Workers of --ray. Default: one for each CPU."),
     output: OutputKind = typer.Option(
         OutputKind.text, help="json prints one line, of a run one a question; requests are always answered so."
     ),
 ) -> int:
     """Put passages in the order in which they help to answer a question, best first, with raw scores."""
     from rankwright.cli.build import tell_of_cut
+    from rankwright.cli.bulk import check_bulk, check_ray
+    from rankwright.cli.bulk import join as join_shards
 
+    of_bulk = {
+        "--shard": shard,
+        "--max-failed-questions": max_failed_questions is not None,
+        "--store": store,
+        "--ray": ray,
+    }
+    of_scoring = {"--run": run, "--data": data, "--topics": topics, "--corpus": corpus, "--llm": llm}
+    check_bulk(out, join, of_bulk, of_scoring)
+    if join is not None and out is not None:
+        return join_shards(out, join, output)
     _check_arguments(
         question,
         passages_file,
@@ -159,10 +200,25 @@ def rerank(
             f"--model {model} and --llm {llm} were both given; wanted one of them, since one ranks."
         )
     settings = _llm(llm, asked, own | {"reader.reader": llm} | of_endpoint)
+    check_ray(ray, workers, llm)
     allowed = MAX_FAILED if max_failed is None else max_failed
-    opened = _opened(settings, model, device, max(allowed, STOP_ABOVE))
+    opened = _opened(settings, model, device, backend, max(allowed, STOP_ABOVE))
     failed = 0
-    if (file := run or data) is not None:
+    if out is not None:
+        stream, bulk = _bulk(
+            out, shard, store, max_failed_questions, run, data, format, topics, corpus, depth, on_bad_row
+        )
+        of_model = {**asked, "--llm": llm} if llm is not None else _of_model(model, backend, device)
+        of_input = {"format": stream.format, "depth": depth, "on_bad_row": on_bad_row.value}
+        if ray:
+            from rankwright.cli.bulk import rerank_on_ray
+
+            load = {"backend": backend, "device": device}
+            return rerank_on_ray(stream, {**of_model, **of_input}, bulk, model, load, workers, top_k, output)
+        with opened as reranker:
+            failed = _rerank_bulk(reranker, stream, {**of_model, **of_input}, bulk, top_k, output)
+            _say_taken(reranker)
+    elif (file := run or data) is not None:
         form = "trec" if run else format or "jsonl"
         requests, skipped = _file_requests(file, form, topics, corpus, depth, on_bad_row)
         with opened as reranker:
@@ -245,12 +301,14 @@ def _too_many_failed(reranker: Reranker, allowed: float) -> bool:
 
 
 @contextlib.contextmanager
-def _opened(settings: LLMSettings | None, model: str, device: str, max_failed: float) -> Iterator[Reranker]:
+def _opened(
+    settings: LLMSettings | None, model: str, device: str, backend: str, max_failed: float
+) -> Iterator[Reranker]:
     """The reranker that was asked for; where it is a language model, with its cache open."""
     if settings is None:
         from rankwright.cli.build import build_reranker
 
-        yield build_reranker(model, device)
+        yield build_reranker(model, device, backend)
         return
     from rankwright.cli.build import checked_device
     from rankwright.cli.llm import llm_reranker
@@ -471,6 +529,63 @@ def _request(row: Mapping[str, Any]) -> tuple[str | None, RerankRequest]:
     if not documents:
         raise RowError(f"field '{names[0]}' is empty", "at least one passage", "Add passages, or leave the line out.")
     return query_id, RerankRequest(query, tuple(documents.values()), first_stage)
+
+
+# --- a file of results -------------------------------------------------------------------------------------------
+
+
+def _bulk(
+    out: Path,
+    shard: str | None,
+    store: Path | None,
+    max_failed: int | None,
+    run: Path | None,
+    data: Path | None,
+    format: str | None,
+    topics: Path | None,
+    corpus: Path | None,
+    depth: int | None,
+    on_bad_row: BadRow,
+) -> tuple[ExampleStream, BulkOptions]:
+    """What is read, and how it is written."""
+    from rankwright.bulk import PAIRS_AT_ONCE, Shard, shard_of
+    from rankwright.cli.bulk import BulkOptions
+    from rankwright.data.streams import ExampleStream
+
+    file = run or data
+    assert file is not None
+    part = shard_of(shard) if shard is not None else Shard()
+    stream = ExampleStream(
+        file,
+        "trec" if run else format or "jsonl",
+        folder=store or out.parent,
+        corpus=corpus,
+        topics=topics,
+        depth=depth,
+        on_bad_row=on_bad_row.value,
+    )
+    return stream, BulkOptions(out, part, store, 10 if max_failed is None else max_failed, PAIRS_AT_ONCE)
+
+
+def _of_model(model: str, backend: str, device: str) -> dict[str, str]:
+    from rankwright.cli.bulk import model_identity
+
+    return {**model_identity(model), "backend": backend, "device": device}
+
+
+def _rerank_bulk(
+    reranker: Reranker,
+    stream: ExampleStream,
+    settings: Mapping[str, Any],
+    bulk: BulkOptions,
+    top_k: int | None,
+    output: OutputKind,
+) -> int:
+    from rankwright.cli.bulk import rerank_file, score_of
+    from rankwright.strategies import LLMReranker
+
+    own = reranker.on_progress if isinstance(reranker, LLMReranker) else None
+    return rerank_file(stream, settings, bulk, score_of(reranker), top_k, output, own)
 
 
 # --- a file of questions -----------------------------------------------------------------------------------------

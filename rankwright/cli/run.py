@@ -440,9 +440,15 @@ def _train(run: _Run) -> TrainResult:
 def starting_model(settings: RunSettings) -> Any:
     """What the run starts from, and is compared with."""
     from rankwright.rerankers import load
+    from rankwright.rerankers.onnx_folder import is_export
 
     model = settings.model
-    loaded = load(model.name, device=processes.own_device(model.device), max_length=model.max_length or None)
+    if is_export(model.name):
+        raise ConfigurationError(
+            f"Model {model.name} is an export for ONNX Runtime, which cannot learn; wanted a model of PyTorch. Name "
+            "the folder that it was exported from."
+        )
+    loaded: Any = load(model.name, device=processes.own_device(model.device), max_length=model.max_length or None)
     if model.template:
         loaded.template = model.template
     return loaded

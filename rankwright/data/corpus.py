@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from rankwright.data.fields import PASSAGE_FIELDS, document, identifier, passage, shown
 from rankwright.data.files import AnyPath, file_problem, first_line
 from rankwright.data.intake import Intake
@@ -19,18 +21,31 @@ def read_corpus(path: AnyPath, intake: Intake) -> dict[str, Document]:
     Bad rows (among them a doc_id that stands twice) go the way of the intake. Raises DataError where nothing is left.
     """
     documents: dict[str, Document] = {}
-    if first_line(path).lstrip()[:1] in (b"{", b"["):
-        for line, row in json_rows(path, intake):
-            with intake.row(path, line):
-                intake.note_fields(path, line, row, _KNOWN_FIELDS)
-                _take(documents, passage(row))
-    else:
-        for line, text in text_rows(path, intake):
-            with intake.row(path, line):
-                _take(documents, _tab_passage(text))
+    for line, found in passages_of(path, intake):
+        with intake.row(path, line):
+            _take(documents, found)
     if not documents:
         raise file_problem(path, "no usable passage", "a corpus of at least one", "Check the format of the corpus.")
     return documents
+
+
+def passages_of(path: AnyPath, intake: Intake) -> Iterator[tuple[int, Document]]:
+    """(line, passage) of every good row, as the file is read."""
+    if first_line(path).lstrip()[:1] in (b"{", b"["):
+        for line, row in json_rows(path, intake):
+            found: Document | None = None
+            with intake.row(path, line):
+                intake.note_fields(path, line, row, _KNOWN_FIELDS)
+                found = passage(row)
+            if found is not None:
+                yield line, found
+        return
+    for line, text in text_rows(path, intake):
+        found = None
+        with intake.row(path, line):
+            found = _tab_passage(text)
+        if found is not None:
+            yield line, found
 
 
 def _take(documents: dict[str, Document], found: Document) -> None:

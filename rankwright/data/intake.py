@@ -96,6 +96,11 @@ class Intake:
         for name in names:
             self._unknown.setdefault(str(file), {}).setdefault(name, line)
 
+    @property
+    def skipped(self) -> int:
+        """Bad rows so far."""
+        return len(self._problems)
+
     def warn(self, problem: Problem) -> None:
         """Report something that leaves the rows in."""
         self._warnings.append(problem)

@@ -82,7 +82,7 @@ def write_jsonl(
     cannot be written; an older file then stays as it was.
     """
     notes = metadata or {}
-    write_lines(path, (json.dumps(_row(e, notes.get(e.query.query_id)), ensure_ascii=False) for e in examples))
+    write_lines(path, (json.dumps(row_of(e, notes.get(e.query.query_id)), ensure_ascii=False) for e in examples))
 
 
 def _candidate(value: object) -> tuple[Document, float | None]:
@@ -106,7 +106,8 @@ def _order(row: Row) -> tuple[str, ...]:
     return order
 
 
-def _row(example: Example, metadata: Mapping[str, object] | None) -> dict[str, object]:
+def row_of(example: Example, metadata: Mapping[str, object] | None = None) -> dict[str, object]:
+    """An example as a row of this format."""
     row: dict[str, object] = {
         "query_id": example.query.query_id,
         "question": example.query.text,

@@ -139,6 +139,17 @@ def _by_id(documents: Sequence[Document]) -> dict[str, Document]:
     return found
 
 
+ROW_FORMATS: Mapping[str, RowFormat] = MappingProxyType(
+    {
+        "jsonl": jsonl.FORMAT,
+        "hotpotqa": multihop.HOTPOTQA,
+        "2wiki": multihop.HOTPOTQA,
+        "musique": multihop.MUSIQUE,
+        "dpr": dpr.FORMAT,
+        "rank_llm": rank_llm.FORMAT,
+    }
+)
+"""Formats whose rows are questions with their candidates."""
 FORMATS: Mapping[str, Loader] = MappingProxyType(
     {
         "jsonl": _rows(jsonl.FORMAT),

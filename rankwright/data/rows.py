@@ -54,12 +54,13 @@ def take_rows(path: AnyPath, row_format: RowFormat, intake: Intake) -> None:
             intake.note_fields(path, line, row, row_format.fields, row_format.nested)
             example = row_format.parse(row)
             if intake.corpus is None:
-                _refuse_empty_candidates(row, row_format, example)
+                refuse_empty_candidates(row, row_format, example)
             intake.add(example, line)
 
 
-def _refuse_empty_candidates(row: Row, row_format: RowFormat, example: Example) -> None:
-    """A list that is there and empty is a retrieval that failed; a file without lists was never retrieved for."""
+def refuse_empty_candidates(row: Row, row_format: RowFormat, example: Example) -> None:
+    """Raises RowError: a list that is there and empty is a retrieval that failed; a file without lists was never
+    retrieved for."""
     named = [name for name in row_format.candidate_fields if name in row]
     if named and not example.candidates:
         raise RowError(

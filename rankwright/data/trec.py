@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -91,7 +91,7 @@ def read_trec_run(path: str | Path) -> list[Ranking]:
     by_query: dict[str, list[RunLine]] = defaultdict(list)
     for _, found in _run_lines(Path(path), intake):
         by_query[found.query_id].append(found)
-    return [_ranking(query_id, lines) for query_id, lines in by_query.items()]
+    return [ranking_of(query_id, lines) for query_id, lines in by_query.items()]
 
 
 def write_trec_run(path: str | Path, rankings: Iterable[Ranking], tag: str = "rankwright") -> None:
@@ -128,7 +128,7 @@ def load_trec(sources: Sources, intake: Intake) -> None:
     if run is not None:
         _load_run(run, topics, intake)
         return
-    for line, parse in _topics(topics, intake):
+    for line, parse in topics_of(topics, intake):
         with intake.row(topics, line):
             intake.add(parse(), line)
 
@@ -136,7 +136,7 @@ def load_trec(sources: Sources, intake: Intake) -> None:
 def _load_run(run: AnyPath, topics: AnyPath, intake: Intake) -> None:
     candidates = _candidates(run, intake)
     seen: set[str] = set()
-    for line, parse in _topics(topics, intake):
+    for line, parse in topics_of(topics, intake):
         with intake.row(topics, line):
             example = parse()
             query_id = example.query.query_id
@@ -197,7 +197,8 @@ def _run_lines(path: AnyPath, intake: Intake) -> Iterator[tuple[int, RunLine]]:
             yield line, found
 
 
-def _ranking(query_id: str, lines: list[RunLine]) -> Ranking:
+def ranking_of(query_id: str, lines: Sequence[RunLine]) -> Ranking:
+    """The lines of one query in order: by falling score, equal scores by rank."""
     ordered = sorted(lines, key=lambda line: (-line.score, line.rank))
     return Ranking(query_id, tuple(line.doc_id for line in ordered), tuple(line.score for line in ordered))
 
@@ -220,7 +221,7 @@ def _candidates(run: AnyPath, intake: Intake) -> dict[str, tuple[tuple[Document,
                     "Give the corpus that the run was made from (corpus=..., --corpus FILE).",
                 )
             by_query[found.query_id].append(found)
-    rankings = [_ranking(query_id, lines) for query_id, lines in by_query.items()]
+    rankings = [ranking_of(query_id, lines) for query_id, lines in by_query.items()]
     return {
         found.query_id: (
             tuple(corpus[doc_id] for doc_id in found.doc_ids),
@@ -230,7 +231,7 @@ def _candidates(run: AnyPath, intake: Intake) -> dict[str, tuple[tuple[Document,
     }
 
 
-def _topics(path: AnyPath, intake: Intake) -> Iterator[tuple[int, Callable[[], Example]]]:
+def topics_of(path: AnyPath, intake: Intake) -> Iterator[tuple[int, Callable[[], Example]]]:
     """(line, parser of that line) of `query_id TAB text`, of BEIR's JSON lines, or of ours."""
     if first_line(path).lstrip()[:1] in (b"{", b"["):
         for line, row in json_rows(path, intake):
@@ -262,7 +263,7 @@ def parse_topic(row: Row) -> Example:
 def _run_and_topics(sources: Sources) -> tuple[AnyPath | None, AnyPath]:
     if sources.topics is None and not _is_run(sources.path):
         return None, sources.path
-    return sources.path, sources.topics or _topics_beside(sources.path)
+    return sources.path, sources.topics or topics_beside(sources.path)
 
 
 def _is_run(path: AnyPath) -> bool:
@@ -273,7 +274,8 @@ def _is_run(path: AnyPath) -> bool:
     return True
 
 
-def _topics_beside(run: AnyPath) -> AnyPath:
+def topics_beside(run: AnyPath) -> AnyPath:
+    """The one file topics* or queries* in the folder of a run."""
     folder = Path(str(run)).parent
     found = sorted({path for name in _TOPIC_NAMES for path in folder.glob(name) if path.is_file()})
     if len(found) != 1:

@@ -191,7 +191,7 @@ class ReadStore:
             try:
                 return work(self._connected())
             except sqlite3.DatabaseError as error:
-                if not _means_damage(error):
+                if not _means_damage(error, self.path):
                     raise self._cannot_use(error) from error
                 if not _may_be_a_database(self.path):
                     raise StorageError(
@@ -455,15 +455,26 @@ class _Damaged(sqlite3.DatabaseError):
     """The file is a read cache whose content SQLite accepts and we do not."""
 
 
-def _means_damage(error: sqlite3.DatabaseError) -> bool:
+def _means_damage(error: sqlite3.DatabaseError, path: Path) -> bool:
     if isinstance(error, _Damaged):
         return True
     code = getattr(error, "sqlite_errorcode", None)
     if code is None:
         return False
-    # Our statements are fixed and right, so a table or column that is missing was lost to damage.
-    lost = code == sqlite3.SQLITE_ERROR and str(error).startswith("no such ")
+    # Our statements are fixed and right, so a table or column that is missing was lost to damage; and so is the
+    # number of a schema format that SQLite does not have.
+    lost = code == sqlite3.SQLITE_ERROR and str(error).startswith(("no such ", "unsupported file format"))
+    if code & 0xFF == sqlite3.SQLITE_READONLY:
+        return _says_it_is_newer(path)
     return lost or code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT)
+
+
+def _says_it_is_newer(path: Path) -> bool:
+    """Whether the header's write version is neither of the two that there are (byte 18,
+    https://sqlite.org/fileformat.html): SQLite then takes the file for one of a later version, and only reads it."""
+    with contextlib.suppress(OSError), path.open("rb") as stream:
+        return stream.read(19)[18:] not in (b"", b"\1", b"\2")
+    return False
 
 
 def _may_be_a_database(path: Path) -> bool:

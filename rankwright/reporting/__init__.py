@@ -6,15 +6,11 @@ policy (CSP) allows its one style sheet and its one script by hash.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from rankwright.errors import ConfigurationError
@@ -30,7 +26,8 @@ from rankwright.evaluation import (
 from rankwright.llms.endpoint import SECRET_NAME
 from rankwright.metrics.answer import contains_answer
 from rankwright.reporting.charts import curves, interval, share_bar
-from rankwright.reporting.markup import Html, escape, join, quoted, shortened, signed, tag, tone
+from rankwright.reporting.markup import Html, join, quoted, shortened, signed, tag, tone
+from rankwright.reporting.parts import VERDICT_RULE, p_phrase, p_text, table, whole_page
 from rankwright.types import Document, Example, ReadFailed
 
 Record = Mapping[str, Any]
@@ -96,39 +93,8 @@ def write_report(
             tag("footer", f"Made by rankwright {evaluation.settings.version}. All scores are fractions from 0 to 1."),
         ]
     )
-    write_whole(Path(path), _page(title, body, evaluation.to_json()), "Report")
+    write_whole(Path(path), whole_page(title, body, evaluation.to_json(), anchor="evaluation"), "Report")
     return Path(path)
-
-
-def _page(title: str, body: Html, contents: Record) -> str:
-    style, script = _asset("report.css"), _asset("report.js")
-    return Template(_asset("report.html")).substitute(
-        title=escape(title),
-        style=style,
-        script=script,
-        style_hash=_hash(style),
-        script_hash=_hash(script),
-        body=body,
-        data=_json(contents),
-    )
-
-
-def _asset(name: str) -> str:
-    return resources.files("rankwright").joinpath("assets", name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _json(data: Record) -> str:
-    """JSON that cannot end the script element it stands in."""
-    text = json.dumps(data, ensure_ascii=True, allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _header(evaluation: Evaluation, title: str, anchors: Iterable[tuple[str, str]]) -> Html:
@@ -176,7 +142,7 @@ def _verdict(evaluation: Evaluation, test: PairedTest | None, result: Record) ->
     sentence = (
         f"{_metric_name(evaluation, test.metric)} {means[0]:.3f} against {means[1]:.3f}: "
         f"a difference of {signed(test.delta)} with a 95 % interval from {signed(test.ci_low)} "
-        f"to {signed(test.ci_high)} and p {_p_phrase(test.p)}, over {test.n:,} questions."
+        f"to {signed(test.ci_high)} and p {p_phrase(test.p)}, over {test.n:,} questions."
     )
     return tag(
         "section",
@@ -184,16 +150,12 @@ def _verdict(evaluation: Evaluation, test: PairedTest | None, result: Record) ->
         tag("p", sentence, advice),
         tag(
             "p",
-            "Better or worse is said only where the interval excludes 0 and the paired permutation test has p < 0.05.",
+            VERDICT_RULE,
             class_="soft",
         ),
         class_=f"verdict {word.split()[0]}",
         aria_label="Verdict",
     )
-
-
-def _p_phrase(p: float) -> str:
-    return _p(p) if p < 0.001 else f"= {_p(p)}"
 
 
 def _single(evaluation: Evaluation) -> Html:
@@ -279,7 +241,7 @@ def _scores(evaluation: Evaluation) -> Html:
         note += f"nDCG, RR and recall cover the {labelled:,} questions with a relevant document. "
     if with_reader:
         note += f"EM, F1 and sub-EM judge the reader's answer to the first {evaluation.settings.top_k} passages."
-    return join([tag("p", note, class_="soft"), _table(heads, rows)])
+    return join([tag("p", note, class_="soft"), table(heads, rows)])
 
 
 def _role(name: str, evaluation: Evaluation) -> str:
@@ -293,11 +255,6 @@ def _score_cell(score: Score | None) -> Html:
         return tag("td", "–", class_="number", data_value="-1")
     interval = f"{score.ci_low:.3f}–{score.ci_high:.3f}"
     return tag("td", f"{score.mean:.3f}", tag("small", interval), class_="number", data_value=repr(score.mean))
-
-
-def _table(heads: Iterable[Html], rows: Iterable[Html]) -> Html:
-    table = tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *rows), class_="sortable")
-    return tag("div", table, class_="scroll")
 
 
 def _differences(evaluation: Evaluation, headline: PairedTest | None) -> Html:
@@ -322,7 +279,7 @@ def _test_table(tests: Sequence[PairedTest], headline: PairedTest | None) -> Htm
     numbers = ("Difference", "95 % interval", "p", "p (Holm)")
     heads = [tag("th", name, scope="col", class_="number" if name in numbers else None) for name in names]
     rows = [_test_row(test, reach, is_headline=test == headline) for test in tests]
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 def _test_row(test: PairedTest, reach: float, *, is_headline: bool) -> Html:
@@ -335,8 +292,8 @@ def _test_row(test: PairedTest, reach: float, *, is_headline: bool) -> Html:
         tag("td", signed(test.delta), class_="number", data_value=repr(test.delta)),
         tag("td", f"{signed(test.ci_low)} … {signed(test.ci_high)}", class_="number", data_value=repr(test.ci_low)),
         tag("td", interval(test, reach), data_value=repr(test.delta)),
-        tag("td", _p(test.p), class_="number", data_value=repr(test.p)),
-        tag("td", _p(test.p_holm), class_="number", data_value=repr(test.p_holm)),
+        tag("td", p_text(test.p), class_="number", data_value=repr(test.p)),
+        tag("td", p_text(test.p_holm), class_="number", data_value=repr(test.p_holm)),
         tag("td", tag("span", word, class_=f"tag {tone(word)}")),
         class_="headline" if is_headline else None,
     )
@@ -370,7 +327,7 @@ def _alarms(alarms: Sequence[Record]) -> Html:
         for alarm in alarms
     ]
     note = "Each stands at the step at which it was first seen. An alarm is a sign, no proof."
-    return join([tag("p", note, class_="soft"), _table(heads, rows)])
+    return join([tag("p", note, class_="soft"), table(heads, rows)])
 
 
 def _questions(evaluation: Evaluation, test: PairedTest | None, limit: int) -> Html:

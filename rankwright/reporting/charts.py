@@ -193,13 +193,13 @@ def _tick(value: float, all_ticks: Sequence[float]) -> str:
     return written.replace("-", "\u2212")
 
 
-def share_bar(shares: tuple[int, int, int]) -> Html:
-    """Questions won, tied and lost as one bar with its figures."""
-    names, total = ("won", "tied", "lost"), max(1, sum(shares))
+def share_bar(shares: tuple[int, int, int], middle: str = "tied") -> Html:
+    """Questions won, tied (or however the middle is called) and lost as one bar with its figures."""
+    names, total = ("won", middle, "lost"), max(1, sum(shares))
     widths = [1000 * share / total for share in shares]
     bars = [
-        tag("rect", x=f"{sum(widths[:i]):.1f}", y="0", width=f"{widths[i]:.1f}", height="14", class_=name)
-        for i, name in enumerate(names)
+        tag("rect", x=f"{sum(widths[:i]):.1f}", y="0", width=f"{widths[i]:.1f}", height="14", class_=class_)
+        for i, class_ in enumerate(("won", "tied", "lost"))
     ]
     words = [f"{name} {share:,} ({share / total:.0%})" for name, share in zip(names, shares, strict=True)]
     bar = _svg(1000, 14, ", ".join(words), *bars, preserveAspectRatio="none")

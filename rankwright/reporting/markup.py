@@ -21,7 +21,12 @@ def escape(text: str) -> Html:
 
     Control characters and lone surrogates have no place in HTML; a mark in their stead shows that something was there.
     """
-    return Html(html.escape(_UNPRINTABLE.sub("\ufffd", text), quote=True))
+    return Html(html.escape(printable(text), quote=True))
+
+
+def printable(text: str) -> str:
+    """The text with a mark in place of every character that has no place in HTML."""
+    return _UNPRINTABLE.sub("\ufffd", text)
 
 
 def join(parts: Iterable[str]) -> Html:

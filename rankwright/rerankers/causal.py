@@ -31,7 +31,8 @@ from rankwright.batching import token_batches
 from rankwright.errors import ConfigurationError, ModelError
 from rankwright.prompts.ranking import sealed
 from rankwright.prompts.reader import quoted
-from rankwright.rerankers.scoring import DEFAULT_TEMPLATE, ScoringReranker, input_length, opened, padded, render
+from rankwright.rerankers.ranking import DEFAULT_TEMPLATE, render
+from rankwright.rerankers.scoring import ScoringReranker, input_length, opened, padded, settle_scale
 from rankwright.types import Document, Query, RerankRequest
 
 Kind = Literal["yes-no", "integer", "single-token"]
@@ -146,7 +147,10 @@ class CausalReranker(ScoringReranker):
         given = {"kind": kind, "labels": labels, "prompt": prompt, "prefill": prefill}
         tokenizer.model_max_length = input_length(tokenizer, model, max_length)
         settings = saved | {key: value for key, value in given.items() if value is not None}
-        return cls(model, tokenizer, messages=messages, name=str(path), **settings).to(device).eval()
+        reranker = cls(model, tokenizer, messages=messages, name=str(path), **settings)
+        if saved:
+            settle_scale(reranker, path, getattr(config, OWN, None))
+        return reranker.to(device).eval()
 
     @property
     def window(self) -> int | None:
@@ -218,16 +222,23 @@ class CausalReranker(ScoringReranker):
         return self.tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
 
     def _prompts(self, units: Sequence[RerankRequest]) -> list[list[int]]:
-        """Tokens of the prompts, none longer than max_length."""
+        """Tokens of the prompts, none longer than max_length; `read` says what was read of their documents."""
+        self.read = []
         if not units:
             return []
         encoded = self._encode([self.text(unit.query, unit.documents) for unit in units])
         self.pairs_seen += sum(len(unit.documents) for unit in units)
-        pairs = zip(units, encoded, strict=True)
-        return [ids if len(ids) <= self.max_length else self._shortened(unit, len(ids)) for unit, ids in pairs]
+        prompts: list[list[int]] = []
+        for unit, ids in zip(units, encoded, strict=True):
+            fits = len(ids) <= self.max_length
+            kept, cut = (ids, [False] * len(unit.documents)) if fits else self._shortened(unit, len(ids))
+            self.read += zip(_shared_out(len(kept), len(cut)), cut, strict=True)
+            prompts.append(kept)
+        return prompts
 
-    def _shortened(self, unit: RerankRequest, whole: int) -> list[int]:
-        """Tokens of a prompt that would be too long: the longest documents are cut, an overlong question first."""
+    def _shortened(self, unit: RerankRequest, whole: int) -> tuple[list[int], list[bool]]:
+        """Tokens of a prompt that would be too long, and which documents lost some: the longest are cut, an overlong
+        question first."""
         query = replace(unit.query, text=self._cut(unit.query.text, int(self.max_length * QUERY_SHARE)))
         documents, lengths = unit.documents, [len(self._offsets(document.text)) for document in unit.documents]
         (ids,), room = self._encode([self.text(query, documents)]), sum(lengths)
@@ -242,8 +253,7 @@ class CausalReranker(ScoringReranker):
             limit = _water_level(lengths, room)
             documents = tuple(replace(document, text=self._cut(document.text, limit)) for document in unit.documents)
             (ids,) = self._encode([self.text(query, documents)])
-        self._note_cut(unit, query, documents, whole)
-        return ids
+        return ids, self._note_cut(unit, query, documents, whole)
 
     def _cut(self, text: str, tokens: int) -> str:
         """The beginning of a text that has at most so many tokens."""
@@ -254,12 +264,14 @@ class CausalReranker(ScoringReranker):
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return encoded["offset_mapping"]
 
-    def _note_cut(self, unit: RerankRequest, query: Query, documents: Sequence[Document], whole: int) -> None:
+    def _note_cut(self, unit: RerankRequest, query: Query, documents: Sequence[Document], whole: int) -> list[bool]:
         pairs = zip(unit.documents, documents, strict=True)
-        cut = [before for before, after in pairs if query != unit.query or before != after]
-        self.pairs_cut += len(cut)
-        if cut and not self.first_cut:
-            self.first_cut = f"{whole} tokens with passage '{cut[0].doc_id}' for question '{query.query_id}'"
+        cut = [query != unit.query or before != after for before, after in pairs]
+        self.pairs_cut += sum(cut)
+        if any(cut) and not self.first_cut:
+            first = unit.documents[cut.index(True)]
+            self.first_cut = f"{whole} tokens with passage '{first.doc_id}' for question '{query.query_id}'"
+        return cut
 
     # The logits ------------------------------------------------------------------------------------------------------
 
@@ -380,6 +392,15 @@ def _own_settings(path: str, own: Any, kind: Kind | None) -> dict[str, Any]:
         )
     settings = {name: own[name] for name in ("labels", "prompt", "prefill", "template")}
     return {**settings, "kind": own["scoring"], "messages": own.get("messages", False)}
+
+
+def _shared_out(tokens: int, documents: int) -> list[int]:
+    """The tokens of one prompt, divided among its documents.
+
+    >>> _shared_out(8, 3)
+    [3, 3, 2]
+    """
+    return [tokens // documents + (place < tokens % documents) for place in range(documents)]
 
 
 def _water_level(lengths: Sequence[int], room: int) -> int:

@@ -19,15 +19,8 @@ from rankwright.backbone import ASSETS, apply_adapter, backbone_folder, load_ada
 from rankwright.batching import token_batches
 from rankwright.errors import ConfigurationError, ModelError
 from rankwright.prompts.passage import checked_template
-from rankwright.rerankers.scoring import (
-    DEFAULT_TEMPLATE,
-    ScoringReranker,
-    input_length,
-    offset_table,
-    opened,
-    padded,
-    render,
-)
+from rankwright.rerankers.ranking import DEFAULT_TEMPLATE, render
+from rankwright.rerankers.scoring import ScoringReranker, input_length, offset_table, opened, padded, settle_scale
 from rankwright.types import Document, Query, RerankRequest
 
 REFERENCE_ADAPTER = ASSETS / "reference.safetensors"
@@ -71,8 +64,9 @@ class CrossEncoderReranker(ScoringReranker):
         model, tokenizer, config = opened(path, AutoModelForSequenceClassification, "cross-encoder", instead, check)
         _settle_padding(path, tokenizer, model)
         tokenizer.model_max_length = input_length(tokenizer, model, max_length)
-        template = _own_template(path, getattr(config, "rankwright", None))
-        reranker = cls(model, tokenizer, template=template, name=str(path))
+        own = getattr(config, "rankwright", None)
+        reranker = cls(model, tokenizer, template=_own_template(path, own), name=str(path))
+        settle_scale(reranker, path, own)
         return reranker.to(device).eval()
 
     def forward(self, requests: Sequence[RerankRequest]) -> Tensor:
@@ -85,19 +79,17 @@ class CrossEncoderReranker(ScoringReranker):
         for text, pair in zip(texts, pairs, strict=True):
             once.setdefault(text, pair)
         row_of = {text: row for row, text in enumerate(once)}
-        flat = self._score_pairs(once)[[row_of[text] for text in texts]]
+        rows = [row_of[text] for text in texts]
+        flat = self._score_pairs(once)[rows]
+        self.read = [self.read[row] for row in rows]
         return padded(flat, [len(request.documents) for request in requests])
 
     def _score_pairs(self, pair_of: Mapping[tuple[str, str], tuple[Query, Document]]) -> Tensor:
-        """Raw logits of pairs, each under its two texts, in order."""
+        """Raw logits of pairs, each under its two texts, in order; `read` says what was read of them."""
         queries, passages = [query for query, _ in pair_of], [passage for _, passage in pair_of]
         encoded = self.tokenizer(queries, passages, truncation=True, max_length=self.max_length)
-        pairs = list(pair_of.values())
         lengths = [len(ids) for ids in encoded["input_ids"]]
-        self.pairs_seen += len(pairs)
-        self.pairs_cut += self._count_cut(
-            [pair for pair, n in zip(pairs, lengths, strict=True) if n >= self.max_length]
-        )
+        self._note_cut(list(pair_of.values()), lengths)
         device = next(self.model.parameters()).device
         parts: list[Tensor] = []
         order: list[int] = []
@@ -109,19 +101,40 @@ class CrossEncoderReranker(ScoringReranker):
         back[torch.tensor(order, device=device)] = torch.arange(len(order), device=device)
         return torch.cat(parts)[back]
 
+    def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """Where the tokens of each text begin and end, in characters, without special tokens.
+
+        Raises:
+            ModelError: the tokenizer does not tell.
+        """
+        if not self.tokenizer.is_fast:
+            raise ModelError(
+                f"Model '{self.name}' has a tokenizer that does not tell where tokens stand; wanted a fast one. Save "
+                "tokenizer.json beside the weights, or leave windows out."
+            )
+        encoded = self.tokenizer(
+            list(texts), add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
+        )
+        return encoded["offset_mapping"]
+
     def _texts(self, pairs: Sequence[tuple[Query, Document]]) -> tuple[list[str], list[str]]:
         return [query.text for query, _ in pairs], [render(self.template, document) for _, document in pairs]
 
-    def _count_cut(self, full: Sequence[tuple[Query, Document]]) -> int:
-        """How many of the pairs that fill max_length are in truth longer."""
-        if not full:
-            return 0
-        whole = self.tokenizer(*self._texts(full), truncation=False, verbose=False)
-        lengths = [len(ids) for ids in whole["input_ids"]]
-        for (query, document), length in zip(full, lengths, strict=True):
-            if length > self.max_length and not self.first_cut:
-                self.first_cut = f"{length} tokens with passage '{document.doc_id}' for question '{query.query_id}'"
-        return sum(length > self.max_length for length in lengths)
+    def _note_cut(self, pairs: Sequence[tuple[Query, Document]], lengths: Sequence[int]) -> None:
+        """Finds out which of the pairs that fill max_length are in truth longer."""
+        full = [row for row, length in enumerate(lengths) if length >= self.max_length]
+        whole: list[list[int]] = []
+        if full:
+            texts = self._texts([pairs[row] for row in full])
+            whole = self.tokenizer(*texts, truncation=False, verbose=False)["input_ids"]
+        cut = {row: len(ids) for row, ids in zip(full, whole, strict=True) if len(ids) > self.max_length}
+        self.read = [(length, row in cut) for row, length in enumerate(lengths)]
+        self.pairs_seen += len(pairs)
+        self.pairs_cut += len(cut)
+        if cut and not self.first_cut:
+            row = min(cut)
+            query, document = pairs[row]
+            self.first_cut = f"{cut[row]} tokens with passage '{document.doc_id}' for question '{query.query_id}'"
 
     def _lora_parts(self, linear: set[str]) -> tuple[str, set[str], list[str]]:
         heads = [name for name in ("classifier", "score") if name in linear or hasattr(self.model, name)]

@@ -1,12 +1,13 @@
-"""What rerankers that score with a transformer have in common: rankings out of scores, counts of what was cut, LoRA,
-folders. Each is a ScoringPolicy, so RRPO trains it."""
+"""What rerankers that score in torch have in common: scores out of `forward`, counts of what was cut, LoRA, folders.
+Each is a ScoringPolicy, so RRPO trains it."""
 
 from __future__ import annotations
 
-import re
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,23 +18,8 @@ from transformers import AutoConfig, AutoTokenizer
 
 from rankwright.errors import MissingDependencyError, ModelError, ResourceNotFoundError, StorageError
 from rankwright.prompts.passage import checked_template
-from rankwright.types import Document, Query, Ranking, RerankRequest, as_documents, as_query
-
-DEFAULT_TEMPLATE = "{title}: {text}"
-
-
-def render(template: str, document: Document) -> str:
-    """Text that stands for a document; a document without a title is its bare text.
-
-    >>> render("{title}: {text}", Document("1", "It rains.", "Weather"))
-    'Weather: It rains.'
-    >>> render("{title}: {text}", Document("1", "It rains."))
-    'It rains.'
-    """
-    if not document.title:
-        return document.text
-    # Not str.format: braces inside a passage or title are text.
-    return re.sub(r"\{(title|text)\}", lambda field: getattr(document, field[1]), template)
+from rankwright.rerankers.ranking import Scorer
+from rankwright.types import RerankRequest, Scored
 
 
 def padded(flat: Tensor, counts: Sequence[int]) -> Tensor:
@@ -42,9 +28,9 @@ def padded(flat: Tensor, counts: Sequence[int]) -> Tensor:
     return torch.stack([nn.functional.pad(row, (0, width - len(row)), value=-torch.inf) for row in rows])
 
 
-class ScoringReranker(nn.Module):
-    """A Reranker and a ScoringPolicy; a subclass says how documents get their scores (`forward`) and what its folder
-    holds (`_write`).
+class ScoringReranker(Scorer, nn.Module):
+    """A Scorer and a ScoringPolicy; a subclass says how documents get their scores (`forward`, which fills `read`) and
+    what its folder holds (`_write`).
 
     Args:
         model: a model of transformers.
@@ -61,10 +47,8 @@ class ScoringReranker(nn.Module):
         self.template = template
         self.max_tokens = max_tokens
         self._name = name
-        self.pairs_seen = 0
-        self.pairs_cut = 0
-        self.first_cut = ""
-        """The first pair that was cut, for a message: its tokens and ids."""
+        self.read: list[tuple[int, bool]] = []
+        """Of each document of the last forward pass, in order: its tokens, and whether it was cut."""
 
     @property
     def template(self) -> str:
@@ -78,8 +62,12 @@ class ScoringReranker(nn.Module):
 
     @property
     def name(self) -> str:
-        """How it was asked for: folder, hub name or "reference"."""
+        """How it was asked for: folder, hub name or "reference"; and how it is computed, where that is not in fp32."""
         return self._name
+
+    def rename(self, name: str) -> None:
+        """Gives it the name of another way to compute it."""
+        self._name = name
 
     @property
     def max_length(self) -> int:
@@ -87,9 +75,9 @@ class ScoringReranker(nn.Module):
         return int(self.tokenizer.model_max_length)
 
     @property
-    def share_cut(self) -> float:
-        """Share of pairs of query and document that were cut to fit into max_length in all scoring so far."""
-        return self.pairs_cut / self.pairs_seen if self.pairs_seen else 0.0
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
 
     @abstractmethod
     def forward(self, requests: Sequence[RerankRequest]) -> Tensor:
@@ -105,43 +93,19 @@ class ScoringReranker(nn.Module):
         that are trained whole."""
 
     @torch.no_grad()
-    def rerank_batch(self, requests: Sequence[RerankRequest]) -> list[Ranking]:
-        """One Ranking per request, best first, equal scores in input order.
-
-        Raises:
-            ModelError: a score is not finite.
-        """
+    def score_batch(self, requests: Sequence[RerankRequest]) -> list[Scored]:
+        """One Scored per request, in order, by the forward pass outside training."""
         filled = [request for request in requests if request.documents]
         training = self.training
         self.eval()
-        scores = iter(self(filled).double().cpu().tolist() if filled else [])
+        self.read = []
+        rows = iter(self(filled).double().cpu().tolist() if filled else [])
         self.train(training)
-        return [self._ranking(r, next(scores) if r.documents else []) for r in requests]
+        read = iter(self.read)
+        return [_scored(next(rows) if r.documents else [], list(islice(read, len(r.documents)))) for r in requests]
 
-    def _ranking(self, request: RerankRequest, row: list[float]) -> Ranking:
-        documents = request.documents
-        scores = row[: len(documents)]
-        for document, score in zip(documents, scores, strict=True):
-            if score - score != 0:  # NaN or infinite
-                raise ModelError(
-                    f"Model '{self.name}' scored document '{document.doc_id}' of query '{request.query.query_id}' "
-                    f"{score}; "
-                    "wanted a finite number. The weights are damaged or training diverged: use an earlier checkpoint."
-                )
-        order = sorted(range(len(documents)), key=lambda i: -scores[i])
-        return Ranking(
-            request.query.query_id, tuple(documents[i].doc_id for i in order), tuple(scores[i] for i in order)
-        )
-
-    def rerank(self, query: str | Query, documents: Sequence[str | Document], top_k: int | None = None) -> Ranking:
-        """Orders strings or Documents for one query.
-
-        Args:
-            query: the question.
-            documents: passages; plain strings get the ids "0", "1", ... by position.
-            top_k: keep only the best; None keeps all.
-        """
-        return self.rerank_batch([RerankRequest(as_query(query), as_documents(documents))])[0].best(top_k)
+    def _count(self, request: RerankRequest, scored: Scored) -> None:
+        """Nothing: the forward pass has counted, in training too."""
 
     def add_lora(self, rank: int, alpha: int, *, seed: int = 0) -> None:
         """Freezes the model and trains low-rank updates of its linear layers, plus the head of a classifier; `seed` is
@@ -196,6 +160,12 @@ class ScoringReranker(nn.Module):
         self.tokenizer.save_pretrained(folder)
 
 
+def _scored(row: Sequence[float], read: Sequence[tuple[int, bool]]) -> Scored:
+    """One row of scores_QD without its padding."""
+    tokens, cut = tuple(n for n, _ in read), tuple(cut for _, cut in read)
+    return Scored(tuple(row[: len(read)]), tokens, cut)
+
+
 def opened(path: str, model_class: Any, what: str, instead: str, check: Callable[[Any], None]) -> tuple[Any, Any, Any]:
     """Model, tokenizer and config of a folder or hub name; weights are fp32 safetensors, code there is never run.
 
@@ -245,6 +215,20 @@ def opened(path: str, model_class: Any, what: str, instead: str, check: Callable
             "tokenizer files and safetensors weights that fit together. Save it again with save_pretrained."
         ) from error
     return model, tokenizer, config
+
+
+def settle_scale(reranker: ScoringReranker, path: str, own: Any) -> None:
+    """Temperature and threshold that `rankwright calibrate` wrote under `rankwright` in config.json."""
+    own = own if isinstance(own, dict) else {}
+    temperature, threshold = own.get("temperature", 1.0), own.get("threshold")
+    numbers = [value for value in (temperature, threshold) if value is not None]
+    finite = all(isinstance(value, int | float) and math.isfinite(value) for value in numbers)
+    if not finite or temperature is None or temperature <= 0 or not 0 <= (threshold or 0) <= 1:
+        raise ModelError(
+            f"Model '{path}' has temperature {temperature!r} and threshold {threshold!r} under 'rankwright' in "
+            "config.json; wanted a positive number and one from 0 to 1. Run rankwright calibrate, or remove them."
+        )
+    reranker.temperature, reranker.threshold = float(temperature), None if threshold is None else float(threshold)
 
 
 def input_length(tokenizer: Any, model: Any, max_length: int | None) -> int:

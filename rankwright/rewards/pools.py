@@ -56,6 +56,9 @@ class ERank:
     above: Literal["worst", "best"] = "worst"
     """Of which rollout of a positive a negative must stay below: of the worst (any of them, as the paper's words say),
     or of the best; the equation could not be read. Equal scores are not above."""
+    ties: Literal["shared", "against"] = "shared"
+    """Equal scores of positives and negatives. shared: they have the smallest of their ranks (the paper), so a model
+    that writes one number for all passages earns the most there is. against: the negatives stand first (ours)."""
     inversion: float = -0.5
     """Paid to a negative's rollout above that; ours."""
     reference: Mapping[tuple[str, str], float] | None = None
@@ -76,11 +79,12 @@ class ERank:
 
     def __post_init__(self) -> None:
         _require_counts(self)
-        if self.positive not in ("reciprocal", "ndcg") or self.above not in ("worst", "best"):
-            raise ConfigurationError(
-                f"Reward '{self.name}' was given positive={self.positive!r} and above={self.above!r}; use "
-                "reciprocal or ndcg, and worst or best."
-            )
+        known = {"positive": ("reciprocal", "ndcg"), "above": ("worst", "best"), "ties": ("shared", "against")}
+        for option, allowed in known.items():
+            if getattr(self, option) not in allowed:
+                raise ConfigurationError(
+                    f"Option {option} of reward '{self.name}' is {getattr(self, option)!r}; use {' or '.join(allowed)}."
+                )
         if not self.scale > 0:
             raise ConfigurationError(f"Option scale of reward '{self.name}' is {self.scale}; wanted above 0.")
 
@@ -88,8 +92,12 @@ class ERank:
         values = [RewardValue(None)] * len(outcomes)
         for pool in _pools(outcomes, self):
             ascending = sorted(rollout.score for rollout in pool.values() if rollout.score is not None)
+            before = self._negatives(pool)
             rank_of = {
-                index: 1 + len(ascending) - bisect_right(ascending, rollout.score)
+                index: 1
+                + len(ascending)
+                - bisect_right(ascending, rollout.score)
+                + rollout.positive * before[rollout.score]
                 for index, rollout in pool.items()
                 if rollout.score is not None
             }
@@ -99,6 +107,10 @@ class ERank:
             for index, rollout in pool.items():
                 values[index] = self._price(rollout, rank_of.get(index), limit, ideal)
         return values
+
+    def _negatives(self, pool: Mapping[int, _Rollout]) -> Counter[float | None]:
+        """Score -> negatives' rollouts that stand before positives of the same score."""
+        return Counter(one.score for one in pool.values() if self.ties == "against" and not one.positive)
 
     def _ideal(self, positives: int) -> float:
         return math.fsum(1 / math.log2(rank + 1) for rank in range(1, positives + 1))

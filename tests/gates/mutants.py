@@ -26,4 +26,5 @@ class Mutant:
     @property
     def name(self) -> str:
         """For pytest."""
-        return f"{self.gate}: {self.new.strip().splitlines()[0][:60]}"
+        lines = self.new.strip().splitlines() or ["without " + self.old.strip().splitlines()[0]]
+        return f"{self.gate}: {lines[0][:60]}"

@@ -149,9 +149,9 @@ MUTANTS = [
     Mutant(
         gate="R1",
         tests=GATE,
-        file="rankwright/rerankers/scoring.py",
-        old="        order = sorted(range(len(documents)), key=lambda i: -scores[i])\n",
-        new="        order = [scores.index(score) for score in sorted(scores, reverse=True)]\n",
+        file="rankwright/rerankers/ranking.py",
+        old="    order = sorted(range(len(documents)), key=lambda i: -scores[i])\n",
+        new="    order = [scores.index(score) for score in sorted(scores, reverse=True)]\n",
     ),
     Mutant(
         gate="R1",

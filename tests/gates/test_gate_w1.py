@@ -48,10 +48,10 @@ PLACES = 100
 """Texts of the page that come from data; the payload stands in each."""
 
 THIS = "tests/gates/test_gate_w1.py"
-MARKUP, REPORT = "rankwright/reporting/markup.py", "rankwright/reporting/__init__.py"
+MARKUP, PARTS = "rankwright/reporting/markup.py", "rankwright/reporting/parts.py"
 MUTANTS = [
     Mutant("W1", THIS, MARKUP, "quote=True", "quote=False"),
-    Mutant("W1", THIS, REPORT, '.replace("<", "\\\\u003c")', '.replace("<", "<")'),
+    Mutant("W1", THIS, PARTS, '.replace("<", "\\\\u003c")', '.replace("<", "<")'),
     Mutant(
         "W1",
         f"{THIS}::test_the_policy_allows_nothing_inline_but_by_hash",

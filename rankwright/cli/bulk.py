@@ -1,0 +1,217 @@
+"""`rankwright rerank --out FILE`: millions of pairs, in constant memory, to go on after a kill, in shards, over Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rankwright.bulk import (
+    Batch,
+    Done,
+    Form,
+    Output,
+    Progress,
+    Ranked,
+    Score,
+    Shard,
+    join_shards,
+    looked_through,
+    rank_each,
+    record_path,
+    scored_here,
+    write_rankings,
+)
+from rankwright.cli.build import build_reranker
+from rankwright.cli.common import OutputKind, emit, now_and_then, print_out, progress_bars, say
+from rankwright.data.store import file_digest
+from rankwright.data.streams import ExampleStream
+from rankwright.errors import ConfigurationError, DataError
+from rankwright.types import Reranker
+
+PARTIAL_EXIT_CODE = 7
+DECIDING_FILES = ("*.safetensors", "*.onnx", "*.json", "*.yaml", "*.txt", "*.model")
+"""What of a model's folder decides its scores."""
+
+
+@dataclass(frozen=True)
+class BulkOptions:
+    """What `rerank` was asked for that belongs to a file of results."""
+
+    out: Path
+    shard: Shard
+    store: Path | None
+    max_failed: int
+    pairs: int
+
+
+def check_bulk(out: Path | None, join: int | None, of_bulk: Mapping[str, Any], of_scoring: Mapping[str, Any]) -> None:
+    """That options which belong together came together.
+
+    Args:
+        out: --out.
+        join: --join.
+        of_bulk: flags that need --out -> value, None where not given.
+        of_scoring: flags that say what is scored -> value.
+    """
+    given = next((name for name, value in of_bulk.items() if value), None)
+    if out is None and (join is not None or given is not None):
+        raise ConfigurationError(f"{given or '--join'} was given without --out; wanted the file of the results.")
+    if join is None:
+        if out is not None and not any(of_scoring[name] for name in ("--run", "--data")):
+            raise ConfigurationError(f"--out {out} was given without --run and --data; wanted what is to be reranked.")
+        return
+    foreign = next((name for name, value in {**of_bulk, **of_scoring}.items() if value), None)
+    if foreign is not None:
+        raise ConfigurationError(f"{foreign} was given with --join, which only puts shards together; leave it out.")
+
+
+def check_ray(ray: bool, workers: int | None, llm: str | None) -> None:
+    """That options of --ray came with it, and none that it has no use for."""
+    if workers is not None and not ray:
+        raise ConfigurationError("--workers was given without --ray; wanted both, or neither.")
+    if ray and llm is not None:
+        raise ConfigurationError(
+            "--ray was given with --llm, whose calls one process makes side by side; leave it out, and raise "
+            "--set reader.concurrency=N."
+        )
+
+
+def join(out: Path, count: int, output: OutputKind) -> int:
+    """`--join`: the files of all shards as one."""
+    done = join_shards(out, count)
+    for number in range(1, count + 1):
+        part = Shard(number, count).path(out)
+        say(f"{part.name} and {record_path(part).name} are not needed any more.")
+    return _tell(out, done, {"shards": count}, f"{count} shards joined", output)
+
+
+def rerank_file(
+    stream: ExampleStream,
+    settings: Mapping[str, Any],
+    options: BulkOptions,
+    score: Score,
+    top_k: int | None,
+    output: OutputKind,
+    progress: Progress | None = None,
+) -> int:
+    """Writes the rankings of a stream, as far as they are not there yet; the exit code. `progress` is told in the
+    place of bars of pairs."""
+    path = options.shard.path(options.out)
+    began = time.monotonic()
+    asked = {**settings, "pairs": options.pairs, "top_k": top_k}
+    with Output.opened(path, asked, stream.digests, options.shard) as file:
+        if file.totals is None:
+            _begin(file, stream, options.pairs)
+        before = file.done
+        if file.complete:
+            say(f"{path} is complete; nothing was scored.")
+        elif before.batches:
+            say(f"{path} goes on after {before.pairs} of {file.shard_pairs} pairs.")
+        with progress_bars(rate=True) if progress is None else contextlib.nullcontext(progress) as tell:
+            write_rankings(
+                file,
+                score,
+                stream,
+                Form.of(path, top_k),
+                pairs=options.pairs,
+                max_failed=options.max_failed,
+                on_progress=tell,
+            )
+        skipped = file.totals.skipped if file.totals else 0
+        done = file.done
+    _drop_store(stream, options)
+    seconds, pairs = time.monotonic() - began, done.pairs - before.pairs
+    told = {
+        "shard": list(options.shard),
+        "skipped": skipped,
+        "pairs_before": before.pairs,
+        "seconds": round(seconds, 3),
+        "pairs_per_second": round(pairs / seconds, 1),
+    }
+    words = f"{pairs} pairs scored in {seconds:.0f} s ({pairs / seconds:.0f} a second)"
+    return _tell(path, done, told, words + (f", {skipped} bad rows skipped" if skipped else ""), output)
+
+
+def _begin(file: Output, stream: ExampleStream, pairs: int) -> None:
+    tell = now_and_then()
+    looked = looked_through(stream, pairs, lambda count: tell(f"{count} questions read"))
+    if not looked.totals.questions:
+        raise DataError(
+            f"{stream.path} names no candidates; wanted questions with some. rankwright retrieve finds them."
+        )
+    file.begin(looked)
+    say(f"{looked.totals.questions} questions with {looked.totals.pairs} pairs, {file.shard_pairs} of them here.")
+
+
+def _drop_store(stream: ExampleStream, options: BulkOptions) -> None:
+    """The store beside a finished output goes; shards, and whoever named a folder, may need it again."""
+    stream.close()
+    if stream.store_path is not None and options.store is None and options.shard.of == 1:
+        stream.store_path.unlink(missing_ok=True)
+
+
+def _tell(out: Path, done: Done, told: Mapping[str, Any], words: str, output: OutputKind) -> int:
+    failed = [{"query_id": one.query_id, "error": one.error} for one in done.failed]
+    if output is OutputKind.json:
+        emit({"out": str(out), "questions": done.questions, "pairs": done.pairs, "failed": failed, **told})
+    else:
+        print_out(f"{done.questions - len(failed)} rankings: {out}; {words}")
+    for one in done.failed:
+        say(f"Question '{one.query_id}' has no ranking: {one.error}")
+    return PARTIAL_EXIT_CODE if failed else 0
+
+
+def rerank_on_ray(
+    stream: ExampleStream,
+    settings: Mapping[str, Any],
+    options: BulkOptions,
+    model: str,
+    load: Mapping[str, Any],
+    workers: int | None,
+    top_k: int | None,
+    output: OutputKind,
+) -> int:
+    """As `rerank_file`, scored by the workers of a Ray cluster."""
+    from rankwright.batch import RayScore, connected
+    from rankwright.cli.build import tell_of_cut
+
+    count = connected(workers)
+    say(f"{count} workers.")
+    score = RayScore(partial(build_reranker, model, **load), count, name=model)
+    code = rerank_file(stream, settings, options, score, top_k, output)
+    tell_of_cut(score)  # pyright: ignore[reportArgumentType]
+    return code
+
+
+def model_identity(name: str) -> dict[str, str]:
+    """What a model was asked for by, and digests of its folder's files: another one under the same name has others."""
+    folder = next((f for f in (Path(name) / "model", Path(name)) if (f / "config.json").is_file()), None)
+    files = [] if folder is None else sorted({file for glob in DECIDING_FILES for file in folder.glob(glob)})
+    return {"model": name, **{f"model {file.name}": file_digest(file) for file in files}}
+
+
+def scored_by_llm(reranker: Any) -> Score:
+    """As `scored_here`; what all batches took is in the reranker's report in the end."""
+    from rankwright.strategies import StrategyReport
+
+    def score(found: Iterable[Batch]) -> Iterator[Sequence[Ranked]]:
+        report = StrategyReport()
+        for batch in found:
+            results = rank_each(reranker, batch.requests)
+            report += reranker.report
+            yield results
+            reranker.report = report
+
+    return score
+
+
+def score_of(reranker: Reranker) -> Score:
+    """How a reranker's batches are scored in this process."""
+    from rankwright.strategies import LLMReranker
+
+    return scored_by_llm(reranker) if isinstance(reranker, LLMReranker) else scored_here(reranker)

@@ -1,0 +1,179 @@
+"""Verb `serve`: rerankers behind HTTP."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from rankwright.cli.common import say
+from rankwright.cli.options import ApiKeyEnv, ReaderModel
+from rankwright.errors import ConfigurationError, MissingDependencyError
+from rankwright.llms.endpoint import check_model_place
+from rankwright.rerankers import REFERENCE
+from rankwright.rerankers.ranking import Scorer
+
+if TYPE_CHECKING:
+    from rankwright.server.answers import ServedReader
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+EXAMPLES = """
+**Examples**
+
+    rankwright serve runs/mine/model --port 8000
+
+    curl localhost:8000/v1/rerank -H 'content-type: application/json'
+      -d '{"query": "who wrote Faust?", "documents": ["Goethe wrote it.", "A fist is a hand."]}'
+
+With a key, for other machines; two models, chosen by the field `model`:
+
+    RANKWRIGHT_API_KEY=$(cat key) rankwright serve runs/mine/model reference --host 0.0.0.0 --backend auto
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verb."""
+    app.command(epilog=EXAMPLES)(serve)
+
+
+def serve(
+    models: list[str] = typer.Argument(..., metavar="MODEL...", help="Folders, hub names or reference."),
+    port: int = typer.Option(8000, min=0, max=65535, help="0 takes a free one."),
+    host: str = typer.Option("127.0.0.1", help="Address to listen on; one that others reach needs a key."),
+    backend: str = typer.Option("torch", help="How the model is run, as in rankwright.load; auto for the fastest."),
+    device: str = typer.Option("cpu", help="Torch device."),
+    max_length: int | None = typer.Option(None, min=1, help="Tokens of query and document; the model's own without."),
+    max_queue: int = typer.Option(2048, min=1, help="Documents that may wait; beyond it requests are refused (429)."),
+    timeout: float = typer.Option(30.0, min=0.001, help="Seconds that a request may take (504)."),
+    max_documents: int = typer.Option(1000, min=1, help="Documents of a request (422)."),
+    max_body_bytes: int = typer.Option(4 * 2**20, min=1, help="Bytes of a body (413)."),
+    batch_documents: int = typer.Option(64, min=1, help="Documents that are scored at once, of all requests."),
+    patience: float = typer.Option(4.0, min=0.1, help="Seconds of one batch after which /ready says no."),
+    reader: str | None = typer.Option(
+        None, help="Who answers at /answer and on the page: embedded, a local causal LM, or an endpoint's base URL."
+    ),
+    reader_model: ReaderModel = None,
+    api_key_env: ApiKeyEnv = None,
+    top_k: int = typer.Option(3, min=1, help="Passages of a ranking that the page shows to the reader."),
+    strict_model: bool = typer.Option(False, help="Refuse names of models that are not served (404)."),
+    allowed_host: list[str] = typer.Option([], help="Further host name under which clients may call; * for any."),
+    log_level: str = typer.Option("info", help="debug, info, warning or error."),
+) -> int:
+    """Serve rerankers over HTTP, in the dialects of Cohere, Jina, vLLM and Text Embeddings Inference.
+
+    Keys stand in the environment variable RANKWRIGHT_API_KEY, several with commas, and clients send one as
+    `Authorization: Bearer KEY`. Without keys only this machine is served.
+    """
+    _check_extra()
+    from rankwright.engine import Engine, EngineSettings
+    from rankwright.server.app import create_app
+    from rankwright.server.run import bound_socket, run
+    from rankwright.server.settings import KEY_VARIABLE, ServerSettings, keys_of
+
+    _set_up_log(log_level)
+    settings = ServerSettings(
+        host=host,
+        port=port,
+        keys=keys_of(os.environ.get(KEY_VARIABLE, "")),
+        allowed_hosts=tuple(allowed_host),
+        strict_model=strict_model,
+        max_body=max_body_bytes,
+        max_documents=min(max_documents, max_queue),
+        timeout=timeout,
+    )
+    limits = EngineSettings(max_waiting=max_queue, batch_documents=batch_documents, timeout=timeout, patience=patience)
+    engine = Engine(opener(models, backend, device, max_length), limits)
+    with bound_socket(host, port) as listener:  # before anything is loaded: a port in use is told at once
+        served = _served_reader(reader, reader_model, api_key_env, top_k, device)
+        address = f"[{host}]" if ":" in host else host
+        guarded = f"{len(settings.keys)} key{'s' * (len(settings.keys) > 1)}" if settings.keys else "no key"
+        say(f"Serving {', '.join(models)} on http://{address}:{listener.getsockname()[1]} ({guarded})")
+        run(create_app(engine, settings, reader=served), engine, settings, listener)
+    return 0
+
+
+def _served_reader(
+    reader: str | None, model: str | None, api_key_env: str | None, top_k: int, device: str
+) -> ServedReader | None:
+    """The reader of the options, without a cache: a server's questions are not those of a run."""
+    from rankwright.cli.build import build_reader
+    from rankwright.cli.settings import ReaderSettings
+    from rankwright.server.answers import ServedReader
+
+    if reader is None:
+        given = next((flag for flag, v in (("--reader-model", model), ("--api-key-env", api_key_env)) if v), None)
+        if given:
+            raise ConfigurationError(f"{given} was given without --reader; wanted both or none.")
+        return None
+    default = ReaderSettings()
+    settings = ReaderSettings(
+        reader=reader, model=model or default.model, api_key_env=api_key_env or default.api_key_env
+    )
+    built = build_reader(settings, None, "serve", device)
+    return None if built is None else ServedReader(built, top_k)
+
+
+def opener(
+    models: Sequence[str], backend: str, device: str, max_length: int | None
+) -> Callable[[], Mapping[str, Scorer]]:
+    """Opens the models by short names, when it is called.
+
+    Raises:
+        ResourceNotFoundError, ConfigurationError: a folder is not there, or two models would have one name.
+    """
+    for model in models:
+        if model != REFERENCE:
+            check_model_place(model)
+    names = served_names(models)
+
+    def opened() -> Mapping[str, Scorer]:
+        from rankwright.rerankers import load
+
+        return {
+            name: load(model, backend, device=device, max_length=max_length)
+            for name, model in zip(names, models, strict=True)
+        }
+
+    return opened
+
+
+def served_names(models: Sequence[str]) -> list[str]:
+    """What clients call the models: of a folder its last name, of a run's folder `model` that of the run.
+
+    Raises:
+        ConfigurationError: two of them would have one name.
+    """
+    names: list[str] = []
+    for model in models:
+        path = Path(model)
+        is_folder = path.is_dir()
+        full = path.resolve()
+        names.append((full.parent.name if full.name == "model" else full.name) if is_folder else model)
+    if len(set(names)) < len(names):
+        raise ConfigurationError(
+            f"Models {', '.join(models)} would be served as {', '.join(names)}; wanted different names. "
+            "Rename a folder."
+        )
+    return names
+
+
+def _check_extra() -> None:
+    for package in ("fastapi", "uvicorn", "httptools", "prometheus_client"):
+        try:
+            __import__(package)
+        except ImportError as error:
+            raise MissingDependencyError(
+                f'Package {package} is not installed; run pip install "rankwright[serve]".'
+            ) from error
+
+
+def _set_up_log(level: str) -> None:
+    levels = ("debug", "info", "warning", "error")
+    if level not in levels:
+        raise ConfigurationError(f"--log-level is '{level}'; wanted one of {', '.join(levels)}.")
+    logging.basicConfig(level="DEBUG" if level == "debug" else "WARNING", format=LOG_FORMAT)
+    logging.getLogger("rankwright").setLevel(level.upper())

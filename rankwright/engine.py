@@ -1,0 +1,523 @@
+"""A queue in front of scoring: documents of several requests share a batch, nobody waits for ever, nobody is half done.
+
+One thread scores. Batches are filled in turns, so that a request of a thousand documents does not keep one of five
+waiting, and are as large as about half a second of work: what was cancelled, or is too late, costs at most the batch
+that is running.
+
+    engine = Engine(lambda: {"mine": rankwright.load("runs/mine/model")})
+    engine.start()
+    reply = engine.submit("mine", [RerankRequest(query, documents)]).result()
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import random
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from rankwright.errors import (
+    ConfigurationError,
+    DeadlineError,
+    OverloadedError,
+    RankwrightError,
+    ScorerError,
+    UnavailableError,
+)
+from rankwright.rerankers.ranking import Scorer
+from rankwright.types import Document, Query, RerankRequest, Scored
+
+log = logging.getLogger(__name__)
+
+CHARACTERS_PER_TOKEN = 4
+"""How tokens are guessed before a text is tokenised. The pace of scoring is measured in guesses too."""
+OUT_OF_MEMORY = "out of memory"
+_NAN = float("nan")
+_PROBE = RerankRequest(Query("probe", "Is it well?"), (Document("0", "It is well."), Document("1", "No.")))
+_WARM_UP_WORDS = (1, 8, 64, 64, 128)
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How much may wait, how much is scored at once, and when scoring counts as hung."""
+
+    max_waiting: int = 2048
+    """Documents that may wait or be scored; a request that does not fit is refused whole."""
+    max_waiting_characters: int = 32_000_000
+    """The same in characters, so that long documents cannot fill the memory."""
+    batch_documents: int = 64
+    batch_tokens: int = 32_768
+    """Guessed tokens of a batch."""
+    batch_seconds: float = 0.5
+    """Work of one batch, by the pace so far; a batch has at least one document."""
+    turn: int = 16
+    """Documents of a request that a batch takes before it comes to the next request."""
+    timeout: float = 30.0
+    """Seconds until a request is too late."""
+    patience: float = 4.0
+    """Seconds of one batch after which scoring counts as hung."""
+    give_up: float = 60.0
+    """Seconds of one batch after which a hung scorer is given up."""
+    mend: float = 8.0
+    """Seconds for which a scorer that fails even on the probe is tried again before it is given up."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ConfigurationError(f"Setting {name} of the engine is {value}; wanted more than 0.")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a request got."""
+
+    scored: tuple[Scored, ...]
+    """One a request, in order. A document that could not be scored has NaN, and stands in `failed`."""
+    failed: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    """(request, document) -> why it has no score."""
+    waited: float = 0.0
+    """Seconds until its first batch."""
+    worked: float = 0.0
+    """Seconds from its first batch to its last."""
+
+
+@dataclass(frozen=True)
+class Health:
+    """Whether requests are taken, and if not, why."""
+
+    ready: bool
+    reason: str = ""
+    lost: bool = False
+    """True where only a new process can help."""
+
+
+class _Job:
+    """A submitted request: what has been given out, and what has come back."""
+
+    def __init__(self, model: str, requests: Sequence[RerankRequest], now: float, deadline: float) -> None:
+        self.model, self.requests, self.deadline = model, requests, deadline
+        self.places = [(r, d) for r, request in enumerate(requests) for d in range(len(request.documents))]
+        self.characters = sum(_characters(request.query, d) for request in requests for d in request.documents)
+        self.given = 0
+        self.left = len(self.places)
+        self.found = [
+            ([_NAN] * len(request.documents), [0] * len(request.documents), [False] * len(request.documents))
+            for request in requests
+        ]
+        self.failed: dict[tuple[int, int], str] = {}
+        self.submitted, self.started = now, 0.0
+        self.future: Future[Reply] = Future()
+
+    def take(self, room: int, cost_left: float, longest: int) -> tuple[int, float]:
+        """The number of next documents that fit, and their guessed tokens."""
+        taken, cost = 0, 0.0
+        for r, d in itertools.islice(self.places, self.given, self.given + room):
+            tokens = _guess(self.requests[r].query, self.requests[r].documents[d], longest)
+            if cost + tokens > cost_left:
+                break
+            taken, cost = taken + 1, cost + tokens
+        return taken, cost
+
+    def put(self, place: tuple[int, int], score: float, tokens: int, cut: bool) -> None:
+        """Takes note of one document's score."""
+        scores, lengths, cuts = self.found[place[0]]
+        scores[place[1]], lengths[place[1]], cuts[place[1]] = score, tokens, cut
+        self.left -= 1
+
+    def reply(self, now: float) -> Reply:
+        """All of it."""
+        scored = tuple(Scored(tuple(s), tuple(t), tuple(c)) for s, t, c in self.found)
+        return Reply(scored, self.failed, self.started - self.submitted, now - self.started)
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """Documents of a job, by their places in it."""
+
+    job: _Job
+    start: int
+    stop: int
+
+    def requests(self) -> Iterator[tuple[RerankRequest, list[tuple[int, int]]]]:
+        """What the scorer is given, with the places that it is for."""
+        places = self.job.places[self.start : self.stop]
+        for number, group in itertools.groupby(places, key=lambda place: place[0]):
+            there, whole = list(group), self.job.requests[number]
+            documents = whole.documents[there[0][1] : there[-1][1] + 1]
+            yield RerankRequest(whole.query, documents), there
+
+
+class Engine:
+    """Scores what is submitted, in a thread of its own.
+
+    Args:
+        opener: gives the models by name; it runs in the scoring thread.
+        settings: limits.
+    """
+
+    def __init__(self, opener: Callable[[], Mapping[str, Scorer]], settings: EngineSettings | None = None) -> None:
+        self.settings = settings or EngineSettings()
+        self.scorers: Mapping[str, Scorer] = {}
+        self.counts: Counter[str] = Counter()
+        """batches, pairs, tokens, cut, cancelled, expired, splits, failures: since the start."""
+        self.error: BaseException | None = None
+        """Why the models could not be opened, or what the last one was lost to."""
+        self.on_batch: Callable[[int, float], None] | None = None
+        """Told documents and seconds after each batch, in the scoring thread."""
+        self._opener = opener
+        self._jobs: deque[_Job] = deque()
+        self._live: set[_Job] = set()
+        self._waiting = self._characters = 0
+        self._changed = threading.Condition()
+        self._opened = threading.Event()
+        self._trouble, self._draining, self._closed = "", False, False
+        self._busy_since = 0.0
+        self._pace = 0.0
+        self._documents_per_second = 0.0
+        self._thread = threading.Thread(target=self._run, name="scoring", daemon=True)
+
+    # --- for everybody -----------------------------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> int:
+        """Documents that wait or are being scored."""
+        return self._waiting
+
+    @property
+    def requests(self) -> int:
+        """Requests that have not been answered."""
+        return len(self._live)
+
+    def start(self) -> None:
+        """Opens the models and warms them up, in the scoring thread; `health` says when they are ready."""
+        self._thread.start()
+
+    def opened(self, timeout: float | None = None) -> bool:
+        """Waits until the models are open or have failed to open; raises why they could not be opened."""
+        there = self._opened.wait(timeout)
+        if there and self.error is not None:
+            raise self.error
+        return there
+
+    def health(self) -> Health:
+        """Looked at from outside of the scoring thread, so it is right where that hangs or has died."""
+        busy = time.monotonic() - self._busy_since if self._busy_since else 0.0
+        if not self._opened.is_set():
+            return Health(False, "the model is being loaded")
+        if not self._thread.is_alive():
+            return Health(False, "the scoring thread has ended", lost=not self._closed)
+        if busy > self.settings.patience:
+            return Health(False, "scoring hangs", lost=busy > self.settings.give_up)
+        if self._trouble:
+            return Health(False, self._trouble)
+        return Health(False, "the server is ending") if self._draining else Health(True)
+
+    def submit(self, model: str, requests: Sequence[RerankRequest], timeout: float | None = None) -> Future[Reply]:
+        """Queues all documents of the requests, or none. Cancelling the future takes out what is not being scored.
+
+        Args:
+            model: a name of `scorers`.
+            requests: answered together.
+            timeout: seconds from now; by default that of the settings.
+
+        Raises:
+            OverloadedError: the queue has no room for them.
+            UnavailableError: nothing is scored at the moment.
+        """
+        health, now = self.health(), time.monotonic()
+        if not health.ready:
+            raise UnavailableError(f"Nothing is scored at the moment: {health.reason}. Try again later.")
+        job = _Job(model, requests, now, now + (timeout or self.settings.timeout))
+        with self._changed:
+            self._admit(job)
+        job.future.add_done_callback(lambda _: self._forget(job))
+        if not job.places:
+            _settle(job, job.reply(now))
+        return job.future
+
+    def drain(self) -> None:
+        """From now on requests are refused; those that were admitted are answered."""
+        self._draining = True
+
+    def close(self, timeout: float = 1.0) -> bool:
+        """Ends the scoring thread after its batch and fails what is left; False where it is still busy."""
+        with self._changed:
+            self._draining = self._closed = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+        self._fail_all(UnavailableError("The server is ending; try again later."))
+        return not self._thread.is_alive()
+
+    # --- admission ---------------------------------------------------------------------------------------------------
+
+    def _admit(self, job: _Job) -> None:
+        settings = self.settings
+        full = self._waiting + len(job.places) > settings.max_waiting
+        if full or self._characters + job.characters > settings.max_waiting_characters:
+            raise OverloadedError(
+                f"The queue holds {self._waiting} documents and has no room for {len(job.places)} more; at most "
+                f"{settings.max_waiting} documents and {settings.max_waiting_characters} characters wait. Try again "
+                "after the seconds of Retry-After.",
+                self._time_to_room(len(job.places)),
+            )
+        self._waiting += len(job.places)
+        self._characters += job.characters
+        self._live.add(job)
+        if job.places:
+            self._jobs.append(job)
+            self._changed.notify_all()
+
+    def _time_to_room(self, documents: int) -> float:
+        """Seconds until so many documents are done, at the pace so far, spread so that clients do not come at once."""
+        seconds = min(30.0, max(1.0, documents / self._documents_per_second if self._documents_per_second else 1.0))
+        return seconds * random.uniform(1, 2)
+
+    def _forget(self, job: _Job) -> None:
+        """A job was answered, cancelled or failed."""
+        with self._changed:
+            if job not in self._live:
+                return
+            self._live.discard(job)
+            self._waiting -= len(job.places)
+            self._characters -= job.characters
+            if job.future.cancelled():
+                self.counts["cancelled"] += 1
+            with suppress(ValueError):
+                self._jobs.remove(job)
+
+    # --- the scoring thread ------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self.scorers = dict(self._opener())
+            self._warm_up()
+        except BaseException as error:
+            self.error = error
+            self._opened.set()
+            return
+        self._opened.set()
+        try:
+            while not self._closed:
+                try:
+                    self._score(self._next_batch())
+                except Exception as error:  # a fault of the engine's own: nobody may wait for an answer for ever
+                    log.exception("The engine failed")
+                    self._fail_all(ScorerError("The engine failed on this batch."), error)
+        except BaseException as error:  # health says that the thread has ended; the process is ended by its main thread
+            self.error = error
+            log.critical("Scoring has ended: %s", error, exc_info=error)
+        finally:
+            self._busy_since = 0.0
+            self._fail_all(UnavailableError("Scoring has ended; try again later."))
+
+    def _warm_up(self) -> None:
+        """What is slow the first time is done before the first request, and the pace is measured."""
+        words = [Document(str(i), "word " * n) for i, n in enumerate(_WARM_UP_WORDS)]
+        request = RerankRequest(Query("warm-up", "which word?"), tuple(words))
+        for name, scorer in self.scorers.items():
+            scorer.score_batch([request])
+            begun = time.monotonic()
+            (scored,) = scorer.score_batch([request])
+            self._note_pace(scorer, [request], time.monotonic() - begun)
+            if not all(map(math.isfinite, scored.scores)):
+                raise ScorerError(f"Model '{name}' gives scores that are not finite; use an earlier checkpoint.")
+
+    def _note_pace(self, scorer: Scorer, requests: Sequence[RerankRequest], seconds: float) -> None:
+        """Keeps a moving mean of guessed tokens and documents a second."""
+        tokens = sum(_guess(r.query, document, scorer.max_length) for r in requests for document in r.documents)
+        documents = sum(len(request.documents) for request in requests)
+        seconds, share = max(seconds, 1e-6), 0.3 if self._pace else 1.0
+        self._pace += share * (tokens / seconds - self._pace)
+        self._documents_per_second += share * (documents / seconds - self._documents_per_second)
+
+    def _next_batch(self) -> list[_Slice]:
+        """Waits for work; empty where there is none after all."""
+        with self._changed:
+            while not self._jobs and not self._closed:
+                self._changed.wait()
+            late = [job for job in self._jobs if job.deadline <= time.monotonic()]
+            slices = [] if late or self._closed else self._fill()
+        for job in late:  # outside of the lock, which their callbacks take
+            self._expire(job)
+        return slices
+
+    def _expire(self, job: _Job) -> None:
+        self.counts["expired"] += 1
+        _settle(job, DeadlineError("The request's time was over before all of its documents were scored."))
+
+    def _fill(self) -> list[_Slice]:
+        """Turns of `turn` documents, oldest request first, until the batch is full; all of one model."""
+        settings, model = self.settings, self._jobs[0].model
+        longest = self.scorers[model].max_length
+        # Two paces, because short documents cost by their number and long ones by their length.
+        documents = min(settings.batch_documents, math.ceil(self._documents_per_second * settings.batch_seconds))
+        cost = min(settings.batch_tokens, self._pace * settings.batch_seconds)
+        slices: list[_Slice] = []
+        others = [job for job in self._jobs if job.model != model]
+        ours = deque(job for job in self._jobs if job.model == model)
+        while ours:
+            job = ours.popleft()
+            taken, spent = job.take(min(settings.turn, documents), cost, longest)
+            if not taken and not slices:
+                taken = 1  # dearer than a whole batch, and has to be scored all the same
+            if not taken:
+                ours.appendleft(job)
+                break
+            slices.append(_Slice(job, job.given, job.given + taken))
+            job.given, documents, cost = job.given + taken, documents - taken, cost - spent
+            if job.given < len(job.places):
+                ours.append(job)
+        self._jobs = deque([*others, *ours])
+        return slices
+
+    def _score(self, slices: Sequence[_Slice]) -> None:
+        """Scores a batch; what fails is narrowed down, so that it fails alone."""
+        slices = [part for part in slices if not part.job.future.done()]
+        if not slices:
+            return
+        begun = time.monotonic()
+        for part in slices:
+            part.job.started = part.job.started or begun
+        try:
+            self._score_at_once(slices, begun)
+        except Exception as error:
+            if is_memory_error(error):
+                self._score_halves(slices)
+            elif len({part.job for part in slices}) > 1:
+                for _, group in itertools.groupby(slices, key=lambda part: part.job):
+                    self._score(list(group))
+            else:
+                self._fail(slices[0].job, error)
+        finally:
+            self._busy_since = 0.0
+
+    def _score_at_once(self, slices: Sequence[_Slice], begun: float) -> None:
+        asked = [(request, places, part.job) for part in slices for request, places in part.requests()]
+        model = slices[0].job.model
+        self._busy_since = begun
+        found = self.scorers[model].score_batch([request for request, _, _ in asked])
+        seconds = time.monotonic() - begun
+        self._busy_since = 0.0
+        if [len(scored.scores) for scored in found] != [len(places) for _, places, _ in asked]:
+            raise ScorerError(f"Model '{model}' gave another number of scores than it was given documents.")
+        if not all(math.isfinite(score) for scored in found for score in scored.scores):
+            raise ScorerError(f"Model '{model}' gave scores that are not finite.")
+        for scored, (_, places, job) in zip(found, asked, strict=True):
+            for place, score, tokens, cut in zip(places, scored.scores, scored.tokens, scored.cut, strict=True):
+                job.put(place, score, tokens, cut)
+        self._note_pace(self.scorers[model], [request for request, _, _ in asked], seconds)
+        self._count(found, seconds)
+        for job in dict.fromkeys(part.job for part in slices):
+            self._finish(job)
+
+    def _count(self, found: Sequence[Scored], seconds: float) -> None:
+        pairs, tokens = sum(len(scored.scores) for scored in found), sum(sum(scored.tokens) for scored in found)
+        cut = sum(sum(scored.cut) for scored in found)
+        self.counts.update({"batches": 1, "pairs": pairs, "tokens": tokens, "cut": cut})
+        if self.on_batch is not None:
+            self.on_batch(pairs, seconds)
+
+    def _finish(self, job: _Job) -> None:
+        if not job.left:
+            _settle(job, job.reply(time.monotonic()))
+
+    def _score_halves(self, slices: Sequence[_Slice]) -> None:
+        """After memory ran out: half as much at once, down to one document, which then has no score."""
+        size = sum(part.stop - part.start for part in slices)
+        if size == 1:
+            (part,) = slices
+            place = part.job.places[part.start]
+            part.job.failed[place] = OUT_OF_MEMORY
+            part.job.put(place, _NAN, 0, False)
+            self.counts["failures"] += 1
+            self._finish(part.job)
+            return
+        self.counts["splits"] += 1
+        for half in _halves(slices, size // 2):
+            self._score(half)
+
+    def _fail(self, job: _Job, error: Exception) -> None:
+        """The model failed on one request alone. Whether it is the model's fault or the request's, the probe says."""
+        self.counts["failures"] += 1
+        log.error("Scoring failed", exc_info=error)
+        self._trouble = "the model failed, and is tried"
+        failure = ScorerError(f"Model '{job.model}' failed on this request.")
+        failure.__cause__ = error
+        _settle(job, failure)
+        self._mend(job.model)
+
+    def _mend(self, model: str) -> None:
+        """Tries the probe until it succeeds; gives up, by ending the thread, where it does not in time."""
+        end = time.monotonic() + self.settings.mend
+        while (error := self._probed(model)) is not None:
+            self._fail_all(UnavailableError("The model has failed; try again later."))
+            if time.monotonic() > end or self._closed:
+                raise SystemExit(f"Model '{model}' fails on every request") from error
+            time.sleep(min(0.2, self.settings.mend / 10))
+        self._trouble = ""
+
+    def _probed(self, model: str) -> Exception | None:
+        """Why the model cannot score a short question with two short passages; None where it can."""
+        self._busy_since = time.monotonic()
+        try:
+            (scored,) = self.scorers[model].score_batch([_PROBE])
+            return None if all(map(math.isfinite, scored.scores)) else ScorerError("The probe's scores are not finite.")
+        except Exception as error:
+            return error
+        finally:
+            self._busy_since = 0.0
+
+    def _fail_all(self, failure: RankwrightError, cause: Exception | None = None) -> None:
+        failure.__cause__ = cause
+        with self._changed:
+            live = list(self._live)
+        for job in live:
+            _settle(job, failure)
+
+
+def is_memory_error(error: Exception) -> bool:
+    """Whether memory ran out: Python's error, or what PyTorch and ONNX Runtime say."""
+    words = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate memory", "bad_alloc")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | OSError) and any(word in str(error).lower() for word in words)
+    )
+
+
+def _characters(query: Query, document: Document) -> int:
+    return len(query.text) + len(document.title) + len(document.text)
+
+
+def _guess(query: Query, document: Document, longest: int) -> int:
+    """Tokens of a pair, without a tokenizer."""
+    return min(longest, _characters(query, document) // CHARACTERS_PER_TOKEN + 4)
+
+
+def _halves(slices: Sequence[_Slice], first: int) -> tuple[list[_Slice], list[_Slice]]:
+    """The first so many documents, and the rest."""
+    left: list[_Slice] = []
+    right: list[_Slice] = []
+    for part in slices:
+        middle = min(part.stop, part.start + first)
+        first -= middle - part.start
+        if middle > part.start:
+            left.append(_Slice(part.job, part.start, middle))
+        if middle < part.stop:
+            right.append(_Slice(part.job, middle, part.stop))
+    return left, right
+
+
+def _settle(job: _Job, outcome: Reply | RankwrightError) -> None:
+    """Answers a job that may have been cancelled in this moment."""
+    with suppress(InvalidStateError):
+        if isinstance(outcome, Reply):
+            job.future.set_result(outcome)
+        else:
+            job.future.set_exception(outcome)

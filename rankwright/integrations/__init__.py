@@ -1,0 +1,1 @@
+"""A reranker inside other libraries: one module a library, which imports that library and nothing heavier."""

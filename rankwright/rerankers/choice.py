@@ -1,0 +1,180 @@
+"""`backend="auto"`: the fastest backend on this machine whose scores agree with fp32, measured once and remembered."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rankwright.errors import ConfigurationError, MissingDependencyError, ModelError
+from rankwright.rerankers.ranking import Scorer
+from rankwright.types import Document, Query, RerankRequest
+
+Opener = Callable[[str], Scorer]
+"""The name of a backend -> the model in it."""
+
+PLAIN = "torch"
+"""The backend that others are compared with, and the fallback."""
+TOLERANCE = 0.1
+"""How far scores may be from fp32, in standard deviations of the probes' fp32 scores; what bf16 takes of it, and what
+that does to nDCG@10, stands in docs/speed.md."""
+ROUNDS = 3
+SETS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16")
+"""What fast kernels ask of a processor, as Linux names it."""
+PACKAGES = ("rankwright", "torch", "transformers", "onnxruntime", "openvino")
+CACHE = "RANKWRIGHT_CACHE"
+"""Names the folder of what is remembered; by default that of the user's caches."""
+
+_SENTENCE = "The river that rises in the hills behind the old town was measured again in the spring of the year. "
+
+
+def probes() -> list[RerankRequest]:
+    """Pairs of many lengths, from a few words to the limit of most models."""
+    lengths = [*range(12, 1000, 40), 1500, 2200]
+    documents = tuple(
+        Document(str(n), (_SENTENCE[n % 90 :] + _SENTENCE * 23)[:length]) for n, length in enumerate(lengths)
+    )
+    return [RerankRequest(Query("probe", "when was the river behind the town measured?"), documents)]
+
+
+def instruction_sets() -> list[str]:
+    """Those of SETS that this processor has; none where the system does not tell."""
+    try:
+        text = Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        return []
+    flags = set(re.findall(r"\w+", next(iter(re.findall(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)), "")))
+    return [name for name in SETS if name in flags]
+
+
+def processor() -> str:
+    """Its name as the system gives it."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text("utf-8"), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def cache_folder() -> Path:
+    """Where this user's measurements are kept."""
+    own = os.environ.get(CACHE)
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rankwright"
+
+
+def fastest(open_as: Opener, backends: Sequence[str], *, say: Callable[[str], None] | None = None) -> Scorer:
+    """The model in the fastest backend that agrees with fp32 on this machine.
+
+    The first time each backend scores `probes` a few times, a second or so for a small model; what was found is kept
+    under the model's digest, the versions of libraries, the processor and the threads.
+
+    Args:
+        open_as: opens the model in a backend.
+        backends: the names to try; PLAIN comes first in any case.
+        say: is told what was chosen and which instruction sets it relies on; by default standard error.
+    """
+    say = say or (lambda line: print(line, file=sys.stderr))
+    plain = open_as(PLAIN)
+    file = cache_folder() / f"backend-{_key(plain, backends)}.json"
+    known = _read(file)
+    if known is None:
+        known = _measured(plain, open_as, [name for name in backends if name != PLAIN])
+        _write(file, known)
+    name = known["backend"]
+    say(_told(plain.name, known))
+    if name == PLAIN:
+        return plain
+    del plain
+    return open_as(name)
+
+
+def _measured(plain: Scorer, open_as: Opener, backends: Sequence[str]) -> dict[str, Any]:
+    """Seconds of each backend that agrees, and why others were left out."""
+    requests = probes()
+    (wanted,) = plain.score_batch(requests)
+    allowed = TOLERANCE * _deviation(wanted.scores)
+    sound, left_out = {PLAIN: plain}, {}
+    for name in backends:
+        try:
+            scorer = open_as(name)
+            (found,) = scorer.score_batch(requests)
+        except (MissingDependencyError, ConfigurationError, ModelError, RuntimeError) as error:
+            left_out[name] = str(error).split("\n")[0][:200]
+            continue
+        worst = max(abs(a - b) for a, b in zip(found.scores, wanted.scores, strict=True))
+        if worst <= allowed:  # NaN is not
+            sound[name] = scorer
+        else:
+            left_out[name] = f"its scores differ by up to {worst:.3g}, allowed {allowed:.3g}"
+    seconds = {name: float("inf") for name in sound}
+    for _ in range(ROUNDS):  # in turns, so that what else the machine does touches all alike
+        for name, scorer in sound.items():
+            began = time.perf_counter()
+            scorer.score_batch(requests)
+            seconds[name] = min(seconds[name], time.perf_counter() - began)
+    return {"backend": min(seconds, key=lambda name: seconds[name]), "seconds": seconds, "left out": left_out}
+
+
+def _told(model: str, known: Mapping[str, Any]) -> str:
+    seconds = known["seconds"]
+    name = known["backend"]
+    gain = seconds[PLAIN] / seconds[name]
+    left = "".join(f"; {other} was left out: {why}" for other, why in known["left out"].items())
+    sets = ", ".join(instruction_sets()) or "not told by the system"
+    return f"{model}: backend {name}, {gain:.1f} times {PLAIN} on {processor()} (instruction sets: {sets}){left}"
+
+
+def _deviation(scores: Sequence[float]) -> float:
+    mean = sum(scores) / len(scores)
+    return (sum((score - mean) ** 2 for score in scores) / len(scores)) ** 0.5
+
+
+def _key(plain: Any, backends: Sequence[str]) -> str:
+    """Digest of all that the choice depends on."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(plain.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    around = [plain.max_length, torch.get_num_threads(), processor(), instruction_sets(), list(backends)]
+    digest.update(json.dumps([around, [_version(name) for name in PACKAGES]]).encode())
+    return digest.hexdigest()[:32]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """What is kept; None for nothing, and for what is damaged."""
+    try:
+        known = json.loads(file.read_text("utf-8"))
+        sound = isinstance(known["left out"], dict) and {PLAIN, known["backend"]} <= known["seconds"].keys()
+        return known if sound and all(value > 0 for value in known["seconds"].values()) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _write(file: Path, known: Mapping[str, Any]) -> None:
+    """Keeps it, whole or not at all; a folder that cannot be written costs the next start a second."""
+    part = file.with_name(f"{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(known, indent=2) + "\n", "utf-8")
+        part.replace(file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink()

@@ -1,0 +1,194 @@
+"""A temperature and a threshold: found where they were planted, written where load reads them, orders untouched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rankwright
+from rankwright.calibration import calibrate, fit, log_loss, write_calibration
+from rankwright.cli.app import run
+from rankwright.errors import ConfigurationError, DataError, ModelError
+from rankwright.rerankers import load
+from rankwright.rerankers.onnx_folder import MANIFEST, Manifest, read_manifest
+from rankwright.rerankers.ranking import Scorer
+from rankwright.scale import relevance
+from rankwright.types import Document, Example, Query, RerankRequest, Scored
+from tests.cli_kit import make_model, one_line, rows, write_rows
+
+
+class Told(Scorer):
+    """Scores a passage by the number that it is."""
+
+    @property
+    def name(self) -> str:
+        return "told"
+
+    @property
+    def max_length(self) -> int:
+        return 8
+
+    def score_batch(self, requests: Sequence[RerankRequest]) -> list[Scored]:
+        return [
+            Scored(tuple(float(d.text) for d in r.documents), (1,) * len(r.documents), (False,) * len(r.documents))
+            for r in requests
+        ]
+
+
+def planted(temperature: float, questions: int = 400, seed: int = 0) -> list[Example]:
+    """Questions whose labels are drawn with the probability sigmoid(score / temperature)."""
+    chance = np.random.default_rng(seed)
+    examples = []
+    for number in range(questions):
+        score_D = chance.normal(0, 3, 10)
+        label_D = chance.random(10) < 1 / (1 + np.exp(-score_D / temperature))
+        documents = tuple(Document(str(i), repr(float(score))) for i, score in enumerate(score_D))
+        relevant = {str(i): 1 if label else 0 for i, label in enumerate(label_D)}
+        examples.append(Example(Query(str(number), "q"), documents, (), relevant))
+    return examples
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_a_planted_temperature_is_found_and_makes_the_labels_likelier(temperature: float) -> None:
+    found = calibrate(Told(), planted(temperature))
+    assert found.temperature == pytest.approx(temperature, rel=0.15)
+    assert (found.questions, found.pairs) == (400, 4000)
+    # On other questions than the temperature was fitted on; 1 is as good only where it was planted.
+    assert found.log_loss_after <= found.log_loss_before + (0.003 if temperature == 1 else -0.01)
+    assert found.log_loss_before == pytest.approx(
+        float(np.mean([_loss(example) for example in planted(temperature)[1::2]])), abs=1e-9
+    )
+
+
+def _loss(example: Example) -> float:
+    score_D = np.array([float(document.text) for document in example.candidates])
+    sign_D = np.array([1 if example.relevance[d.doc_id] else -1 for d in example.candidates])
+    return float(np.mean(np.log1p(np.exp(-sign_D * score_D))))
+
+
+def test_the_temperature_is_the_best_of_all() -> None:
+    chance = np.random.default_rng(1)
+    score_P, label_P = chance.normal(0, 2, 500), chance.random(500) < 0.4
+    label_P |= score_P > 1.5
+    temperature, _ = fit(score_P, label_P)
+    losses = [log_loss(score_P, label_P, t) for t in np.geomspace(0.01, 100, 400)]
+    assert log_loss(score_P, label_P, temperature) <= min(losses) + 1e-6
+
+
+def test_the_threshold_has_the_largest_f1_of_all() -> None:
+    chance = np.random.default_rng(2)
+    score_P = chance.normal(0, 2, 200).round(1)  # with ties
+    label_P = chance.random(200) < 1 / (1 + np.exp(-score_P))
+    temperature, threshold = fit(score_P, label_P)
+    shown_P = np.array(relevance(score_P, temperature))
+
+    def f1(least: float) -> float:
+        called = shown_P >= least
+        return 2 * (called & label_P).sum() / (called.sum() + label_P.sum())
+
+    assert f1(threshold) == pytest.approx(max(f1(value) for value in shown_P))
+    assert 0 < threshold < 1
+
+
+def test_labels_that_scores_do_not_follow_are_refused() -> None:
+    example = planted(1.0, 40)
+    upside_down = [
+        Example(e.query, e.candidates, (), {name: 1 - grade for name, grade in e.relevance.items()}) for e in example
+    ]
+    with pytest.raises(DataError, match="wanted scores on both sides of 0, relevant ones above"):
+        calibrate(Told(), upside_down)
+    nothing = [Example(e.query, e.candidates, (), dict.fromkeys(e.relevance, 0)) for e in example]
+    with pytest.raises(DataError, match="first half of the 40 labelled questions has 200 pairs, 0 of them relevant"):
+        calibrate(Told(), nothing)
+    with pytest.raises(DataError, match="has 0 pairs"):
+        calibrate(Told(), [])
+    broken = [Example(e.query, (Document("x", "nan"), *e.candidates), (), e.relevance) for e in example]
+    with pytest.raises(ModelError, match="scored document 'x'"):
+        calibrate(Told(), broken)
+
+
+def test_answers_in_passages_stand_in_for_labels() -> None:
+    examples = [
+        Example(Query(str(i), "q"), (Document("a", "2"), Document("b", "-1"), Document("c", "1")), ("2",))
+        for i in range(20)
+    ]
+    found = calibrate(Told(), examples)
+    assert (found.relevant, found.f1) == (20, 1.0)
+    assert relevance([1.0], found.temperature)[0] < found.threshold < relevance([2.0], found.temperature)[0]
+
+
+def test_the_command_writes_what_load_reads_and_leaves_scores_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_model(tmp_path / "model")
+    reranker: Any = rankwright.load(folder)
+    questions = rows()
+    requests = [
+        RerankRequest(
+            Query(row["query_id"], row["question"]),
+            tuple(Document(c["doc_id"], c["text"], c.get("title", "")) for c in row["candidates"]),
+        )
+        for row in questions
+    ]
+    middle = float(np.median([score for scored in reranker.score_batch(requests) for score in scored.scores]))
+    reranker.model.classifier.bias.data -= middle  # scores on both sides of 0, and labels that follow them
+    reranker.save(folder)
+    before = reranker.rerank_batch(requests)
+    labels = [{n: int(s > 0) for n, s in zip(r.doc_ids, r.scores, strict=True)} for r in before]
+    labelled = [{**row, "relevance": grades} for row, grades in zip(questions, labels, strict=True)]
+    data = write_rows(tmp_path / "data.jsonl", labelled)
+    (folder / "README.md").write_text("---\ntags: [x]\n---\n# Card\n\nText.\n\n## Use\n\nSo.\n")
+    command = ["calibrate", str(folder), "--data", str(data), "--retriever", "given", "--output", "json"]
+    code = run(command)
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    record = one_line(printed.out)
+    loaded = rankwright.load(folder)
+    assert (loaded.temperature, loaded.threshold) == (record["temperature"], record["threshold"])
+    assert loaded.rerank_batch(requests) == before
+    assert run(command) == 0  # again, in the place of the first
+    card = (folder / "README.md").read_text()
+    assert card.count("## Scale of the scores") == 1
+    assert card.startswith("---\ntags: [x]\n---\n# Card\n\nText.\n\n## Use\n\nSo.\n")
+    assert f"{record['pairs']} pairs" in card
+    capsys.readouterr()
+    assert run(["calibrate", "reference", "--data", str(data)]) == 2
+    assert "is no folder" in capsys.readouterr().err
+
+
+def test_an_export_keeps_it_in_its_manifest(tmp_path: Path) -> None:
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    Manifest(template="{text}", max_length=64).write(folder)
+    found = calibrate(Told(), planted(2.0, 40))
+    write_calibration(folder, found, "planted")
+    manifest = read_manifest(folder)
+    assert (manifest.temperature, manifest.threshold) == (found.temperature, found.threshold)
+    assert [path.name for path in folder.iterdir()] == [MANIFEST]
+
+
+@pytest.mark.parametrize(
+    "own", [{"temperature": 0}, {"temperature": "x"}, {"temperature": None}, {"threshold": 1.5}, {"threshold": "a"}]
+)
+def test_a_damaged_entry_is_named(tmp_path: Path, own: dict[str, object]) -> None:
+    folder = make_model(tmp_path / "model")
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["rankwright"] |= own
+    path.write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="wanted a positive number and one from 0 to 1"):
+        load(folder)
+
+
+def test_what_is_no_model_folder_is_named(tmp_path: Path) -> None:
+    found = calibrate(Told(), planted(1.0, 40))
+    with pytest.raises(ConfigurationError, match=r"no folder with a config\.json"):
+        write_calibration(tmp_path, found, "x")
+    (tmp_path / "config.json").write_text("[")
+    with pytest.raises(ModelError, match="is damaged"):
+        write_calibration(tmp_path, found, "x")

@@ -1,0 +1,182 @@
+"""`rankwright rerank --out`: files in and out, going on, shards, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import rankwright
+from rankwright.cli.app import run
+from rankwright.data import load_examples, read_trec_run
+from rankwright.types import Ranking
+from tests.bulk_kit import examples, write_rows, write_run
+from tests.cli_kit import key_reader, make_model, one_line
+
+COUNT = 20
+SPAN = 8
+"""Pairs of a batch in these tests."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("models") / "random")
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rankwright.bulk.PAIRS_AT_ONCE", SPAN)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_run_over_a_beir_folder(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, beir = write_run(tmp_path, COUNT)
+    out = tmp_path / "results" / "out.jsonl"
+    asked = ["rerank", "--run", str(first), "--corpus", str(beir), "--model", str(model), "--out", str(out)]
+    assert run([*asked, "--top-k", "3", "--output", "json"]) == 0
+    told = one_line(capsys.readouterr().out)
+    loaded = load_examples(first, "trec", topics=beir / "queries.jsonl", corpus=beir / "corpus.jsonl").examples
+    assert (told["questions"], told["pairs"]) == (COUNT, sum(len(e.candidates) for e in loaded))
+    assert (told["failed"], told["skipped"], told["pairs_before"]) == ([], 0, 0)
+    reranker = rankwright.load(model)
+    for old, new in zip(loaded, load_examples(out, "jsonl").examples, strict=True):
+        ranking = reranker.rerank(old.query, old.candidates)
+        scores = dict(zip(ranking.doc_ids, ranking.scores, strict=True))
+        assert new.query == old.query
+        assert [new.first_stage[d.doc_id] for d in new.candidates] == pytest.approx(ranking.scores[:3], abs=1e-5)
+        assert [scores[d.doc_id] for d in new.candidates] == pytest.approx(ranking.scores[:3], abs=1e-5)
+    assert files(out.parent) == ["out.jsonl", "out.jsonl.progress"]  # the look-up copy of the corpus has gone
+
+
+def test_it_goes_on_and_does_nothing_where_all_is_done(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = write_rows(tmp_path / "rows.jsonl", COUNT), tmp_path / "out.jsonl"
+    asked = ["rerank", "--data", str(data), "--model", str(model), "--out", str(out)]
+    assert run(asked) == 0
+    whole = out.read_bytes()
+    assert f"{COUNT} rankings: {out}" in capsys.readouterr().out
+    assert run([*asked, "--output", "json"]) == 0
+    captured = capsys.readouterr()
+    assert "is complete; nothing was scored" in captured.err
+    assert one_line(captured.out)["pairs_before"] == sum(len(e.candidates) for e in examples(COUNT))
+    out.write_bytes(whole[: len(whole) // 2])
+    assert run(asked) == 0
+    assert "goes on after" in capsys.readouterr().err
+    assert out.read_bytes() == whole
+    assert run([*asked, "--top-k", "2"]) == 2
+    assert "settings top_k None and is asked to go on with 2" in capsys.readouterr().err
+
+
+def test_another_model_of_the_same_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, model = write_rows(tmp_path / "rows.jsonl", 4), tmp_path / "model"
+    asked = ["rerank", "--data", str(data), "--model", str(model), "--out", str(tmp_path / "out.run")]
+    make_model(model, seed=1)
+    assert run(asked) == 0
+    make_model(model, seed=2)
+    assert run(asked) == 2
+    assert "settings model model.safetensors" in capsys.readouterr().err
+
+
+def test_shards_are_made_apart_and_joined(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, beir = write_run(tmp_path, COUNT)
+    asked = ["rerank", "--run", str(first), "--corpus", str(beir), "--model", str(model)]
+    assert run([*asked, "--out", str(tmp_path / "whole" / "out.run.gz")]) == 0
+    parts = tmp_path / "parts"
+    out, stores = parts / "out.run.gz", ["--store", str(tmp_path / "stores")]
+    for number in (2, 1, 3):
+        assert run(["rerank", "--out", str(out), "--join", "3"]) == 2
+        assert run([*asked, *stores, "--out", str(out), "--shard", f"{number}/3"]) == 0
+    assert len(files(tmp_path / "stores")) == 1
+    capsys.readouterr()
+    assert run(["rerank", "--out", str(out), "--join", "3", "--output", "json"]) == 0
+    assert one_line(capsys.readouterr().out)["questions"] == COUNT
+    assert out.read_bytes() == (tmp_path / "whole" / "out.run.gz").read_bytes()
+
+
+def test_a_question_that_fails_is_told_and_counted_by_the_exit_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = write_rows(tmp_path / "rows.jsonl", COUNT), tmp_path / "out.run"
+    plain = rankwright.cli.build.FirstStage.rerank_batch
+
+    def failing(self: object, requests: list[rankwright.types.RerankRequest]) -> list[Ranking]:
+        if any(request.query.query_id == "q3" for request in requests):
+            raise ValueError("planned")
+        return plain(self, requests)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr("rankwright.cli.build.FirstStage.rerank_batch", failing)
+    asked = ["rerank", "--data", str(data), "--model", "first-stage", "--out", str(out)]
+    assert run([*asked, "--max-failed-questions", "0"]) == 5
+    assert "1 questions failed, the last 'q3' (ValueError: planned); wanted at most 0" in capsys.readouterr().err
+    assert run([*asked, "--output", "json"]) == 7
+    captured = capsys.readouterr()
+    assert one_line(captured.out)["failed"] == [{"query_id": "q3", "error": "ValueError: planned"}]
+    assert "Question 'q3' has no ranking: ValueError: planned" in captured.err
+    assert run(asked) == 7  # nothing is left to score, and the failure is not forgotten
+
+
+def test_bad_rows_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", 3)
+    with data.open("a") as stream:
+        stream.write('{"question": "?", "candidates": []}\n')
+    asked = ["rerank", "--data", str(data), "--model", "first-stage", "--out", str(tmp_path / "out.run")]
+    assert run(asked) == 5
+    assert "line 4: candidate list 'candidates'" in capsys.readouterr().err
+    assert files(tmp_path) == ["rows.jsonl"]
+    assert run([*asked, "--on-bad-row", "skip", "--output", "json"]) == 0
+    assert one_line(capsys.readouterr().out)["skipped"] == 1
+
+
+def test_a_language_model_writes_a_file_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = write_rows(tmp_path / "rows.jsonl", 6), tmp_path / "out.run"
+    with key_reader() as address:
+        endpoint = ["--llm", address, "--llm-model", "m", "--cache", str(tmp_path / "reads.sqlite")]
+        assert run(["rerank", "--data", str(data), *endpoint, "--out", str(out)]) == 0
+    rankings = read_trec_run(out)
+    assert [len(r.doc_ids) for r in rankings] == [len(e.candidates) for e in examples(6)]
+    assert "calls" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--shard", "1/2", "--data", "d"], 2, "--shard was given without --out"),
+        (["--join", "2"], 2, "--join was given without --out"),
+        (["--out", "o"], 2, "--out o was given without --run and --data"),
+        (["--out", "o", "--join", "2", "--data", "d"], 2, "--data was given with --join"),
+        (["--out", "o", "--join", "2"], 2, "'o.1-of-2' is missing"),
+        (["--out", "o", "--data", "d", "--shard", "3/2"], 2, "Shard is '3/2'"),
+        (["--out", "o", "--data", "d"], 4, "'d' does not exist"),
+        (["--out", "o", "--run", "r", "--corpus", "c"], 4, "'r' does not exist"),
+        (["--out", "o", "--run", "/dev/null"], 2, "is not a file that can be read twice"),
+        (["--out", "o", "--run", __file__], 2, "no corpus was given"),
+        (["--out", "o", "--data", "d", "--format", "squad"], 2, "Format is 'squad'"),
+    ],
+)
+def test_bad_arguments_are_named(
+    arguments: list[str],
+    code: int,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["rerank", "--model", "first-stage", *arguments]) == code
+    captured = capsys.readouterr()
+    assert (captured.out, message in captured.err) == ("", True), captured.err
+    assert files(tmp_path) == []
+
+
+def test_rows_go_back_in(tmp_path: Path) -> None:
+    """What comes out as rows is read by every verb that takes questions with candidates."""
+    data, out = write_rows(tmp_path / "rows.jsonl", 3), tmp_path / "out.jsonl.gz"
+    assert run(["rerank", "--data", str(data), "--model", "first-stage", "--out", str(out)]) == 0
+    assert run(["rerank", "--data", str(out), "--model", "first-stage", "--out", str(tmp_path / "again.jsonl")]) == 0
+    rows = (tmp_path / "again.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(row)["question"] for row in rows] == [e.query.text for e in examples(3)]

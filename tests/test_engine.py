@@ -1,0 +1,377 @@
+"""The queue before the scorer: shared batches, turns, whole admission, deadlines, cancellation, faults."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
+
+import pytest
+
+from rankwright.engine import Engine, EngineSettings, Reply, is_memory_error
+from rankwright.errors import (
+    ConfigurationError,
+    DeadlineError,
+    ModelError,
+    OverloadedError,
+    RankwrightError,
+    ScorerError,
+    UnavailableError,
+)
+from rankwright.types import Document, Query, RerankRequest
+from tests.server_kit import started
+from tests.stub_scorer import MAX_LENGTH, StubScorer, score_of
+
+
+def request(query: str, *texts: str) -> RerankRequest:
+    return RerankRequest(Query(query, query), tuple(Document(str(i), text) for i, text in enumerate(texts)))
+
+
+def many(query: str, count: int) -> RerankRequest:
+    return request(query, *(f"{query} {i}" for i in range(count)))
+
+
+class Gate:
+    """Holds a scorer's batches until it is opened, and takes note of them."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.entered, self._opened = threading.Event(), threading.Event()
+        self.shut = False
+
+    def note(self, texts: Sequence[str]) -> None:
+        self.batches.append(list(texts))
+        if self.shut:
+            self.entered.set()
+            assert self._opened.wait(20)
+
+    def open(self) -> None:
+        self._opened.set()
+
+
+def until(true: Callable[[], bool], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def held(gate: Gate, engine: Engine) -> None:
+    """Keeps the scoring thread busy with one document, so that what comes next waits."""
+    gate.shut = True
+    engine.submit("stub", [request("first", "first")])
+    assert gate.entered.wait(10)
+    gate.batches.clear()
+
+
+def test_scores_come_back_in_place_with_tokens_and_cuts() -> None:
+    texts = ["red door", "red " * 80, "wall"]
+    with started() as engine:
+        reply = engine.submit("stub", [request("red door", *texts), request("x")]).result(10)
+    first, empty = reply.scored
+    assert first.scores == tuple(score_of("red door", text) for text in texts)
+    assert first.cut == (False, True, False)
+    assert first.tokens == (4, MAX_LENGTH, 3)
+    assert empty.scores == ()
+    assert engine.counts["pairs"] == 3
+    assert engine.counts["cut"] == 1
+
+
+def test_a_request_without_documents_is_answered_at_once() -> None:
+    with started() as engine:
+        assert engine.submit("stub", [request("x")]).result(1).scored[0].scores == ()
+        assert engine.requests == 0
+
+
+def test_documents_of_several_requests_share_a_batch() -> None:
+    gate = Gate()
+    with started(StubScorer(note=gate.note)) as engine:
+        held(gate, engine)
+        replies = [engine.submit("stub", [many(name, 5)]) for name in "abc"]
+        gate.open()
+        for name, reply in zip("abc", replies, strict=True):
+            expected = tuple(score_of(name, f"{name} {i}") for i in range(5))
+            assert reply.result(10).scored[0].scores == expected
+    assert len(gate.batches) == 1
+    assert len(gate.batches[0]) == 15
+
+
+def test_requests_take_turns() -> None:
+    gate = Gate()
+    settings = EngineSettings(batch_documents=10, turn=4)
+    with started(StubScorer(note=gate.note), settings) as engine:
+        held(gate, engine)
+        engine.submit("stub", [many("long", 30)])
+        small = engine.submit("stub", [many("small", 6)])
+        gate.open()
+        small.result(10)
+    counts = [[sum(text.startswith(name) for text in batch) for name in ("long", "small")] for batch in gate.batches]
+    # Turns of four: long 4, small 4, long 2; then what small has left comes in the next batch at the latest.
+    assert counts[0] == [6, 4]
+    assert counts[1][1] == 2
+    assert all(sum(pair) <= 10 for pair in counts)
+
+
+def test_a_batch_is_bounded_by_guessed_tokens_but_has_one_document() -> None:
+    gate = Gate()
+    long = "word " * 40  # 200 characters: 50 tokens and a little more
+    with started(StubScorer(note=gate.note), EngineSettings(batch_tokens=120)) as engine:
+        held(gate, engine)
+        reply = engine.submit("stub", [request("q", *[f"{i} {long}" for i in range(6)])])
+        gate.open()
+        reply.result(10)
+    assert [len(batch) for batch in gate.batches] == [2, 2, 2]
+    with started(settings=EngineSettings(batch_tokens=1)) as engine:
+        assert len(engine.submit("stub", [many("q", 3)]).result(10).scored[0].scores) == 3
+
+
+def test_batches_are_as_long_as_was_asked_for() -> None:
+    gate = Gate()
+    settings = EngineSettings(batch_seconds=0.05)
+    with started(StubScorer(0.01, note=gate.note), settings) as engine:
+        engine.submit("stub", [many("q", 40)]).result(10)
+    sizes = [len(batch) for batch in gate.batches[2:]]
+    assert sum(sizes) == 40
+    assert max(sizes) < 20  # five by the pace of the warm-up, whose documents are longer
+
+
+def test_models_do_not_share_batches() -> None:
+    gates = {"one": Gate(), "two": Gate()}
+    engine = Engine(lambda: {name: StubScorer(note=gate.note) for name, gate in gates.items()})
+    engine.start()
+    assert engine.opened(10)
+    gates["one"].shut = True
+    engine.submit("one", [request("first", "first")])
+    assert gates["one"].entered.wait(10)
+    replies = [engine.submit(name, [many(name, 3)]) for name in ("one", "two", "one")]
+    gates["one"].open()
+    for reply in replies:
+        reply.result(10)
+    engine.close(5)
+    assert all(text.startswith("one") for batch in gates["one"].batches[3:] for text in batch)
+    assert [len(batch) for batch in gates["one"].batches[3:]] == [6]
+    assert [len(batch) for batch in gates["two"].batches[2:]] == [3]
+
+
+def test_a_request_is_admitted_whole_or_not_at_all() -> None:
+    gate = Gate()
+    with started(StubScorer(note=gate.note), EngineSettings(max_waiting=10)) as engine:
+        held(gate, engine)
+        taken = engine.submit("stub", [many("a", 6)])
+        with pytest.raises(OverloadedError, match="holds 7 documents and has no room for 4") as refused:
+            engine.submit("stub", [many("b", 4)])
+        assert refused.value.retry_after >= 1
+        assert engine.waiting == 7
+        gate.open()
+        taken.result(10)
+    assert not [text for batch in gate.batches for text in batch if text.startswith("b ")]
+
+
+def test_characters_that_wait_are_bounded_too() -> None:
+    gate = Gate()
+    with started(StubScorer(note=gate.note), EngineSettings(max_waiting_characters=1000)) as engine:
+        held(gate, engine)
+        with pytest.raises(OverloadedError):
+            engine.submit("stub", [request("a", "x" * 1000)])
+        gate.open()
+
+
+def test_what_was_cancelled_is_not_scored() -> None:
+    gate = Gate()
+    with started(StubScorer(note=gate.note), EngineSettings(batch_documents=4)) as engine:
+        held(gate, engine)
+        left = engine.submit("stub", [many("left", 40)])
+        stays = engine.submit("stub", [many("stays", 4)])
+        assert left.cancel()
+        assert engine.waiting == 1 + 4
+        gate.open()
+        stays.result(10)
+        with pytest.raises(CancelledError):
+            left.result()
+        assert engine.counts["cancelled"] == 1
+    assert not [text for batch in gate.batches for text in batch if text.startswith("left")]
+
+
+def test_what_is_cancelled_in_the_middle_costs_no_further_batch() -> None:
+    gate = Gate()
+    with started(StubScorer(note=gate.note), EngineSettings(batch_documents=4)) as engine:
+        gate.shut = True
+        left = engine.submit("stub", [many("left", 40)])
+        assert gate.entered.wait(10)
+        left.cancel()
+        gate.open()
+        engine.submit("stub", [many("next", 1)]).result(10)
+    assert sum(text.startswith("left") for batch in gate.batches for text in batch) == 4
+
+
+def test_what_is_too_late_is_not_scored() -> None:
+    gate = Gate()
+    with started(StubScorer(note=gate.note)) as engine:
+        held(gate, engine)
+        late = engine.submit("stub", [many("late", 3)], timeout=0.01)
+        stays = engine.submit("stub", [many("stays", 3)])
+        time.sleep(0.05)
+        gate.open()
+        with pytest.raises(DeadlineError):
+            late.result(10)
+        assert len(stays.result(10).scored[0].scores) == 3
+        assert engine.counts["expired"] == 1
+    assert not [text for batch in gate.batches for text in batch if text.startswith("late")]
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["raise on poison", "nan on poison"])
+def test_a_request_on_which_the_model_fails_fails_alone(fault: str) -> None:
+    gate = Gate()
+    with started(StubScorer(mode=lambda: fault, note=gate.note)) as engine:
+        held(gate, engine)
+        well, ill = engine.submit("stub", [many("a", 3)]), engine.submit("stub", [request("b", "x", "poison")])
+        gate.open()
+        assert well.result(10).scored[0].scores == tuple(score_of("a", f"a {i}") for i in range(3))
+        with pytest.raises(ScorerError):
+            ill.result(10)
+        until(lambda: engine.health().ready)
+
+
+def test_memory_that_runs_out_halves_the_batch() -> None:
+    gate = Gate()
+    with started(StubScorer(mode=lambda: "memory 5", note=gate.note)) as engine:
+        reply = engine.submit("stub", [many("a", 16)]).result(10)
+    assert reply.scored[0].scores == tuple(score_of("a", f"a {i}") for i in range(16))
+    assert not reply.failed
+    assert [len(batch) for batch in gate.batches[2:]] == [16, 8, 4, 4, 8, 4, 4]
+
+
+@pytest.mark.parametrize("place", [0, 41, 99])
+def test_one_document_that_is_too_much_costs_no_other_its_score(place: int) -> None:
+    texts = [f"a {i}" for i in range(100)]
+    texts[place] += " poison"
+    with started(StubScorer(mode=lambda: "memory on poison")) as engine:
+        alone = [engine.submit("stub", [request("a", text)]).result(10).scored[0].scores[0] for text in texts]
+        reply: Reply = engine.submit("stub", [request("a", *texts)]).result(10)
+    assert list(reply.failed) == [(0, place)]
+    found = reply.scored[0].scores
+    assert [s for i, s in enumerate(found) if i != place] == [s for i, s in enumerate(alone) if i != place]
+    assert found[place] != found[place]
+
+
+def test_a_model_that_fails_on_everything_answers_all_and_recovers() -> None:
+    modes = {"now": "well"}
+    with started(StubScorer(mode=lambda: modes["now"]), EngineSettings(mend=30)) as engine:
+        modes["now"] = "raise"
+        futures = [engine.submit("stub", [many("a", 3)]) for _ in range(1)]
+        for future in futures:
+            with pytest.raises(RankwrightError):
+                future.result(1)
+        until(lambda: not engine.health().ready)
+        with pytest.raises(UnavailableError, match="failed"):
+            engine.submit("stub", [many("a", 3)])
+        modes["now"] = "well"
+        until(lambda: engine.health().ready)
+        engine.submit("stub", [many("a", 3)]).result(10)
+
+
+@pytest.mark.parametrize("mode", ["raise", "die"])
+def test_a_model_that_stays_ill_is_given_up(mode: str) -> None:
+    modes = {"now": "well"}
+    with started(StubScorer(mode=lambda: modes["now"]), EngineSettings(mend=0.2)) as engine:
+        modes["now"] = mode
+        with pytest.raises(RankwrightError):
+            engine.submit("stub", [many("a", 3)]).result(5)
+        until(lambda: engine.health().lost)
+        assert engine.requests == 0
+
+
+def test_a_fault_of_the_engine_itself_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    with started() as engine:
+        broken, fill = iter([True]), engine._fill
+
+        def faulty() -> object:
+            if next(broken, False):
+                raise KeyError("a fault in the batcher")
+            return fill()
+
+        monkeypatch.setattr(engine, "_fill", faulty)
+        with pytest.raises(ScorerError, match="engine failed"):
+            engine.submit("stub", [many("a", 3)]).result(5)
+        assert len(engine.submit("stub", [many("a", 3)]).result(5).scored[0].scores) == 3
+
+
+def test_a_scorer_that_hangs_is_seen_from_outside() -> None:
+    gate = Gate()
+    settings = EngineSettings(patience=0.1, give_up=0.4)
+    with started(StubScorer(note=gate.note), settings) as engine:
+        held(gate, engine)
+        assert engine.health().ready
+        until(lambda: not engine.health().ready)
+        assert engine.health().reason == "scoring hangs"
+        until(lambda: engine.health().lost)
+        with pytest.raises(UnavailableError, match="hangs"):
+            engine.submit("stub", [many("a", 1)])
+        gate.open()
+        until(lambda: engine.health().ready)
+
+
+def test_draining_answers_what_was_admitted_and_refuses_the_rest() -> None:
+    gate = Gate()
+    with started(StubScorer(note=gate.note)) as engine:
+        held(gate, engine)
+        admitted = engine.submit("stub", [many("a", 3)])
+        engine.drain()
+        with pytest.raises(UnavailableError, match="ending"):
+            engine.submit("stub", [many("b", 3)])
+        gate.open()
+        assert len(admitted.result(10).scored[0].scores) == 3
+
+
+def test_closing_fails_what_is_left() -> None:
+    gate = Gate()
+    with started(StubScorer(note=gate.note)) as engine:
+        held(gate, engine)
+        left = engine.submit("stub", [many("a", 3)])
+        assert not engine.close(0.05)
+        with pytest.raises(UnavailableError):
+            left.result(1)
+        gate.open()
+
+
+def test_a_model_that_cannot_be_opened_says_why() -> None:
+    def opener() -> dict[str, StubScorer]:
+        raise ModelError("this folder is no reranker")
+
+    engine = Engine(opener)
+    assert engine.health().reason == "the model is being loaded"
+    engine.start()
+    with pytest.raises(ModelError, match="no reranker"):
+        engine.opened(10)
+    until(lambda: engine.health().lost)
+
+
+def test_a_model_whose_scores_are_not_finite_is_not_served() -> None:
+    engine = Engine(lambda: {"stub": StubScorer(mode=lambda: "nan")})
+    engine.start()
+    with pytest.raises(ScorerError, match="earlier checkpoint"):
+        engine.opened(10)
+
+
+def test_settings_are_positive() -> None:
+    with pytest.raises(ConfigurationError, match="batch_documents"):
+        EngineSettings(batch_documents=0)
+
+
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (RuntimeError("CUDA out of memory. Tried to allocate"), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("shape mismatch"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_what_counts_as_memory_that_ran_out(error: Exception, memory: bool) -> None:
+    assert is_memory_error(error) == memory

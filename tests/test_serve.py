@@ -1,0 +1,210 @@
+"""`rankwright serve` as a process, and what it says where it cannot serve."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rankwright
+from rankwright.cli.app import run
+from rankwright.cli.serve import served_names
+from rankwright.errors import ConfigurationError
+from rankwright.server.run import bound_socket
+from tests.cli_kit import MAIN, ROOT, key_reader, make_model
+from tests.load_kit import process_of
+from tests.served import Served
+
+KEY = "key-of-serve"
+QUERY = "What is the key of door 10?"
+PASSAGES = ["Door 10 stands in a wall.", "The key of door 10 is word10.", "Door 10 is painted."]
+
+
+def serve(folder: Path, *arguments: str) -> Served:
+    """The command, with a key."""
+    command = [sys.executable, "-c", MAIN, "serve", *arguments]
+    environment = {"PYTHONPATH": str(ROOT), "RANKWRIGHT_API_KEY": f"other,{KEY}"}
+    return Served(lambda port: [*command, "--port", str(port)], folder, "/ready", environment)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("serve")
+    make_model(root / "one" / "model")
+    make_model(root / "two", seed=1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Served]:
+    with (
+        key_reader() as reader,
+        serve(
+            folder, str(folder / "one" / "model"), str(folder / "two"), "--reader", reader, "--reader-model", "stub"
+        ) as at,
+    ):
+        yield at
+
+
+def ask(server: Served, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    raw = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(server.url + path, raw, {"Authorization": f"Bearer {KEY}"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.loads(answer.read())
+
+
+@pytest.mark.parametrize(("name", "path"), [("one", "one/model"), ("two", "two")])
+def test_served_scores_are_those_of_load(server: Served, folder: Path, name: str, path: str) -> None:
+    answer = ask(server, "/v1/rerank", {"model": name, "query": QUERY, "documents": PASSAGES})
+    ranking = rankwright.load(folder / path).rerank(QUERY, PASSAGES)
+    assert answer["model"] == name
+    assert [str(r["index"]) for r in answer["results"]] == list(ranking.doc_ids)
+    assert [r["score_raw"] for r in answer["results"]] == pytest.approx(list(ranking.scores), abs=1e-5)
+
+
+def test_titles_go_through_the_models_template(server: Served, folder: Path) -> None:
+    body = {"query": QUERY, "documents": [{"text": "is red", "title": "Door 10"}, "Door 10: is red"]}
+    first, second = ask(server, "/v1/rerank", body)["results"]
+    assert first["score_raw"] == pytest.approx(second["score_raw"], abs=1e-6)
+
+
+def test_info_and_the_page_know_models_and_reader(server: Served) -> None:
+    info = ask(server, "/info")
+    assert [model["name"] for model in info["models"]] == ["one", "two"]
+    assert info["reader"]["top_k"] == 3
+    answer = ask(server, "/answer", {"query": QUERY, "documents": PASSAGES})
+    assert answer["answer"] == "word10"
+
+
+def test_without_the_key_nothing_is_answered(server: Served) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{server.url}/info", timeout=30)
+    assert refused.value.code == 401
+    refused.value.close()
+
+
+def test_in_the_end_a_signal_ends_it_well_and_the_log_has_no_key_and_no_text(server: Served) -> None:
+    process_of(server).send_signal(signal.SIGTERM)
+    assert process_of(server).wait(60) == 0
+    log = server.logs[-1].read_text()
+    assert "POST /v1/rerank 200" in log
+    assert KEY not in log
+    assert "word10" not in log
+
+
+# --- what cannot be served -------------------------------------------------------------------------------------------
+
+
+def test_a_port_in_use_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=f"Port {port} of 127.0.0.1 is in use.*--port"):
+            bound_socket("127.0.0.1", port)
+    bound_socket("127.0.0.1", port).close()
+
+
+def test_a_host_of_another_machine_is_named() -> None:
+    with pytest.raises(ConfigurationError, match=r"192\.0\.2\.1.*address of this machine"):
+        bound_socket("192.0.2.1", 0)
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Exit code of the command in this process, and what it wrote for people."""
+    code = run(["serve", *arguments])
+    return code, capsys.readouterr().err
+
+
+def test_two_servers_cannot_share_a_port(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        code, words = said(capsys, str(folder / "two"), "--port", str(other.getsockname()[1]))
+    assert code == 2
+    assert "is in use" in words
+
+
+def not_a_model(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "readme.txt").write_text("nothing here")
+    return folder
+
+
+def without_weights(folder: Path) -> Path:
+    (make_model(folder) / "model.safetensors").unlink()
+    return folder
+
+
+def damaged(folder: Path) -> Path:
+    weights = make_model(folder) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    return folder
+
+
+def with_code(folder: Path) -> Path:
+    """Asks for code of its own, which would leave a file behind."""
+    config = make_model(folder) / "config.json"
+    settings = json.loads(config.read_text())
+    settings["auto_map"] = {"AutoModelForSequenceClassification": "evil.Model", "AutoConfig": "evil.Config"}
+    settings["model_type"] = "evil"
+    config.write_text(json.dumps(settings))
+    (folder / "evil.py").write_text(f"open({str(folder / 'owned')!r}, 'w')\n")
+    return folder
+
+
+@pytest.mark.parametrize("make", [not_a_model, without_weights, damaged, with_code], ids=lambda make: make.__name__)
+def test_a_folder_that_is_no_reranker_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Any) -> None:
+    model = make(tmp_path / "model")
+    code, words = said(capsys, str(model), "--port", "0")
+    assert code in (4, 5)
+    assert str(model) in words
+    assert "Traceback" not in words
+    assert not (model / "owned").exists()
+
+
+def test_a_path_that_is_not_there_is_named_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    code, words = said(capsys, "runs/nothing/model", "--port", "0")
+    assert code == 4
+    assert "does not exist" in words
+
+
+@pytest.mark.parametrize("package", ["fastapi", "uvicorn", "httptools", "prometheus_client"])
+def test_a_missing_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    code, words = said(capsys, "reference", "--port", "0")
+    assert code == 3
+    assert f'Package {package} is not installed; run pip install "rankwright[serve]"' in words
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--host", "0.0.0.0"], "RANKWRIGHT_API_KEY"),
+        (["--backend", "quantum"], "quantum"),
+        (["--log-level", "loud"], "loud"),
+        (["--reader-model", "x"], "--reader"),
+    ],
+)
+def test_wrong_options_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
+    monkeypatch.delenv("RANKWRIGHT_API_KEY", raising=False)
+    code, told = said(capsys, "reference", "--port", "0", *options)
+    assert code == 2
+    assert words in told
+
+
+def test_models_have_short_names(tmp_path: Path) -> None:
+    for name in ("first/model", "second/model", "plain"):
+        (tmp_path / name).mkdir(parents=True)
+    given = [str(tmp_path / "first/model"), str(tmp_path / "plain"), "reference", "owner/name"]
+    assert served_names(given) == ["first", "plain", "reference", "owner/name"]
+    with pytest.raises(ConfigurationError, match="different names"):
+        served_names([str(tmp_path / "plain"), str(tmp_path / "plain")])
