@@ -93,6 +93,26 @@ def test_calls_are_reported_batch_by_batch_at_a_known_price_of_zero(chain: Path)
     assert {call.price for calls in reports for call in calls} == {0.0}
 
 
+def test_without_a_size_a_batch_is_as_large_as_its_tokens_allow(chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of prompts sorted by length: 2 + 6 tokens (its template writes 2) and 8 of an answer, then shorter ones."""
+    model = LocalLLM(chain, device="cpu", max_new_tokens=8)
+    lengths = [6, 1, 1, 6, 1, 1, 1]
+    requests = [ask("it " * length) for length in lengths]
+
+    def batches() -> list[list[int]]:
+        seen: list[list[int]] = []
+        model.complete_each(requests, lambda calls: seen.append([lengths[call.index] for call in calls]))
+        return seen
+
+    assert batches() == [[6, 6, 1, 1, 1, 1, 1]]
+    monkeypatch.setattr("rankwright.llms.local.BATCH_TOKENS", 3 * (1 + 2 + 8))
+    assert batches() == [[6, 6], [1, 1, 1], [1, 1]]
+    monkeypatch.setattr("rankwright.llms.local.MOST_AT_ONCE", 2)
+    assert batches() == [[6, 6], [1, 1], [1, 1], [1]]
+    monkeypatch.setattr("rankwright.llms.local.BATCH_TOKENS", 1)
+    assert batches() == [[length] for length in sorted(lengths, reverse=True)]
+
+
 def test_the_name_changes_with_the_weights_and_not_with_the_folder(tmp_path: Path, chain: Path, llm: LocalLLM) -> None:
     same = LocalLLM(make_chain_model(tmp_path / "chain", ["answer", "is", "paris", END]), device="cpu")
     other = LocalLLM(make_chain_model(tmp_path / "other" / "chain", ["oslo", END]), device="cpu")

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT_NEW_TOKENS = 256
+BATCH_TOKENS, MOST_AT_ONCE = 32_768, 64
+"""Of a batch where no size is given: tokens of prompts and answers together, and prompts. As many tokens as eight
+prompts of 4,096 have, whatever their length: writing for more prompts at once costs little where they are short."""
 KNOWN_SAMPLING = frozenset({"max_tokens", "temperature", "stop", "logprobs", "top_logprobs"})
 Tokens = Mapping[str, float]
 
@@ -34,7 +37,7 @@ class LocalLLM:
 
     Arguments: `model_name_or_path`; `device`, "auto" takes a GPU where there is one; `dtype`, "auto" takes that of the
     weights; `max_new_tokens`, upper bound over the `max_tokens` of every request, 256 where it names none;
-    `batch_size`.
+    `batch_size`, prompts at once, by default as many as have 32,768 tokens together with their answers, at most 64.
 
     A tokenizer with a chat template gets the messages through it, one without gets their bare texts. Decoding is
     greedy, so a temperature other than 0 is an error. A text that does not end within its tokens, and a prompt that
@@ -50,9 +53,9 @@ class LocalLLM:
         device: str = "auto",
         dtype: str = "auto",
         max_new_tokens: int | None = None,
-        batch_size: int = 8,
+        batch_size: int | None = None,
     ):
-        if (max_new_tokens is not None and max_new_tokens < 1) or batch_size < 1:
+        if (max_new_tokens is not None and max_new_tokens < 1) or (batch_size is not None and batch_size < 1):
             raise ConfigurationError(
                 f"Settings max_new_tokens={max_new_tokens} and batch_size={batch_size}: give whole numbers from 1 on."
             )
@@ -110,8 +113,14 @@ class LocalLLM:
         ordered = sorted(indices, key=lambda index: (str(requests[index].sampling), -len(prompts[index])))
         for _, group in groupby(ordered, key=lambda index: requests[index].sampling):
             members = list(group)
-            for start in range(0, len(members), self._batch_size):
-                yield members[start : start + self._batch_size]
+            while members:
+                size = self._size(len(prompts[members[0]]) + self._limit(requests[members[0]]))
+                yield members[:size]
+                members = members[size:]
+
+    def _size(self, tokens: int) -> int:
+        """Prompts of a batch whose longest has so many tokens with its answer."""
+        return self._batch_size or min(MOST_AT_ONCE, max(1, BATCH_TOKENS // tokens))
 
     def _generate(self, batch: Sequence[int], prompts: Sequence[list[int]], request: LLMRequest) -> list[Call]:
         import torch
