@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ from benchmarks.ranking_language.language import (
     worth,
     written,
 )
-from benchmarks.ranking_language.rows import BASE, ROWS, SEEDS, PlainNDCG, Row
+from benchmarks.ranking_language.rows import BASE, RANDOM, ROWS, SEEDS, PlainNDCG, Row, reward_of
 from rankwright.algorithms.grpo import NOT_READ
 from rankwright.metrics.orders import ndcg
 from rankwright.types import Answer, Choice, Completion, Context, Example, Outcome, Permutation, Scores
@@ -209,7 +210,17 @@ def test_runs_of_one_question_of_settings_differ_in_nothing_else() -> None:
     for name in ("ndcg", "difference", "reasonrank", "reader"):
         assert ROWS[name].grpo == BASE.grpo
         assert ROWS[name].loop == BASE.loop
-    assert (ROWS["rl-only"].reward, ROWS["rl-only"].grpo, ROWS["rl-only"].loop) == (BASE.reward, BASE.grpo, BASE.loop)
+    assert ROWS["rl-only"] == replace(BASE, name="rl-only", start=RANDOM, seeds=(0,))
+    assert ROWS["rearank-default"] == replace(BASE, name="rearank-default", options={}, seeds=(0,))
     for name in ("group-4", "group-16"):
         row = ROWS[name]
         assert row.grpo.rollouts * row.loop.batch_size == BASE.grpo.rollouts * BASE.loop.batch_size
+
+
+def test_an_order_that_cannot_be_read_costs_what_the_row_says() -> None:
+    (example,) = questions(1, 3, window=6)
+    text = "<think> [1] s0 </think> <answer> [1] > [1] </answer>"
+    judgement = prompt().parse(Completion(text), 6, strict=True)
+    outcome = Outcome(example, Context(example.query, example.candidates), NOT_READ, 0, "q", judgement, text)
+    paid = {name: reward_of(ROWS[name])([outcome])[0].value for name in ("rearank", "rearank-default")}
+    assert paid == {"rearank": pytest.approx(0.2 - 0.8), "rearank-default": pytest.approx(0.2)}

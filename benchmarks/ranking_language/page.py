@@ -211,8 +211,9 @@ def _settings() -> list[str]:
     for row in (*LESSONS.values(), *ROWS.values()):
         prompts = str(6 if row.start == SHORT else 1) if row.reward else ""
         rollouts = str(row.grpo.rollouts) if row.reward else ""
+        options = "".join(f", {name} {value}" for name, value in row.options.items())
         lines.append(
-            f"| {row.name} | {row.reward or 'none (SFT)'} | {row.loop.learning_rate:g} | "
+            f"| {row.name} | {row.reward or 'none (SFT)'}{options} | {row.loop.learning_rate:g} | "
             f"{row.loop.trainer['max_steps']} | {row.loop.batch_size} | {prompts} | {rollouts} |"
         )
     return lines

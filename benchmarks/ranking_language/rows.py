@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from benchmarks.ranking_language.language import PerfectReader
 from rankwright.algorithms.config import TrainConfig
@@ -31,6 +32,8 @@ class Row:
     name: str
     reward: str
     """Empty for SFT."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Of the reward; `unreadable` is what its ladder pays for an answer that cannot be read."""
     kind: str = "listwise"
     start: str = LONG
     seeds: tuple[int, ...] = (0,)
@@ -72,46 +75,43 @@ def _lesson(steps: int, every: int, schedule: str = "constant_with_warmup") -> T
 
 
 LESSONS = {
-    SHORT: Row(SHORT, "", "integer", RANDOM, seeds=SEEDS, loop=_lesson(600, 300)),
+    SHORT: Row(SHORT, "", kind="integer", start=RANDOM, seeds=SEEDS, loop=_lesson(600, 300)),
     MIDDLE: Row(MIDDLE, "", start=SHORT, seeds=SEEDS, loop=_lesson(450, 150)),
     LONG: Row(LONG, "", start=MIDDLE, seeds=SEEDS, loop=_lesson(450, 150, "cosine")),
 }
 ALONE = _loop(8, 3e-4, STEPS)
 """Of pointwise forms."""
-BASE = Row("rearank", "rearank", seeds=SEEDS)
+BASE = Row("rearank", "rearank", {"unreadable": -1.0}, seeds=SEEDS)
+PLAIN = replace(BASE, options={})
+"""Other rewards as the product has them."""
+SCORED = replace(
+    PLAIN, reward="erank", options={"relevant_from": 2}, kind="integer", start=SHORT, grpo=_grpo(8), loop=ALONE
+)
 ROWS = {
     row.name: row
     for row in (
         BASE,
-        replace(BASE, name="rank-r1", reward="rank-r1", kind="setwise"),
-        replace(BASE, name="reader", reward="reader"),
+        replace(PLAIN, name="rank-r1", reward="rank-r1", kind="setwise"),
+        replace(PLAIN, name="reader", reward="reader"),
         *(
             replace(one, seeds=(0,))
             for one in (
-                replace(BASE, name="sft-only", reward="", loop=_loop(64, 3e-4, STEPS)),
+                replace(PLAIN, name="sft-only", reward="", loop=_loop(64, 3e-4, STEPS)),
                 replace(BASE, name="rl-only", start=RANDOM),
-                replace(BASE, name="reasonrank", reward="reasonrank"),
-                replace(BASE, name="grouprank", reward="grouprank", kind="groupwise", grpo=_grpo(46)),
-                replace(BASE, name="erank", reward="erank", kind="integer", start=SHORT, grpo=_grpo(8), loop=ALONE),
-                replace(
-                    BASE, name="erank-ties", reward="erank-ties", kind="integer", start=SHORT, grpo=_grpo(8), loop=ALONE
-                ),
-                replace(BASE, name="prorank", reward="prorank", kind="binary", start=SHORT, grpo=_grpo(2), loop=ALONE),
-                replace(BASE, name="rearank-default", reward="rearank-default"),
-                replace(BASE, name="ndcg", reward="ndcg"),
-                replace(BASE, name="difference", reward="difference"),
+                replace(PLAIN, name="reasonrank", reward="reasonrank"),
+                replace(PLAIN, name="grouprank", reward="grouprank", kind="groupwise", grpo=_grpo(46)),
+                replace(SCORED, name="erank"),
+                replace(SCORED, name="erank-ties", options={**SCORED.options, "ties": "against"}),
+                replace(PLAIN, name="prorank", reward="prorank", kind="binary", start=SHORT, grpo=_grpo(2), loop=ALONE),
+                replace(PLAIN, name="rearank-default"),
+                replace(PLAIN, name="ndcg", reward="ndcg"),
+                replace(PLAIN, name="difference", reward="difference"),
                 replace(BASE, name="group-4", grpo=_grpo(36, 4), loop=_loop(16, 1e-4, STEPS)),
                 replace(BASE, name="group-16", grpo=_grpo(36, 16), loop=_loop(4, 1e-4, STEPS)),
             )
         ),
     )
 }
-
-
-STRICT = replace(
-    LADDERS["rearank"],
-    rungs=(Rung("judgement", -1.0, "ours", "below most orders, so that it does not pay to give none"),),
-)
 
 
 @dataclass(frozen=True)
@@ -134,17 +134,14 @@ class PlainNDCG:
         return value - (ndcg(given, best, 10) if self.name == "difference" else 0.0)
 
 
-def reward_of(name: str) -> Reward:
+def reward_of(row: Row) -> Reward:
     """The reward of a row."""
-    if name in ("ndcg", "difference"):
-        return PlainNDCG(name)
-    if name == "rearank":
-        return ranking_reward(name, ladder=STRICT)
-    if name == "rearank-default":
-        return ranking_reward("rearank")
-    if name == "reader":
+    options = dict(row.options)
+    if row.reward in ("ndcg", "difference"):
+        return PlainNDCG(row.reward)
+    if row.reward == "reader":
         return ranking_reward("reader", reader=PerfectReader(), reward=answer_reward("f1"), depth=1)
-    if name in ("erank", "erank-ties"):
-        ties = "against" if name == "erank-ties" else "shared"
-        return ranking_reward("erank", relevant_from=2, ties=ties)
-    return ranking_reward(name)
+    if "unreadable" in options:
+        price = Rung("judgement", options.pop("unreadable"), "ours", "below most orders, so that none does not pay")
+        options["ladder"] = replace(LADDERS[row.reward], rungs=(price,))
+    return ranking_reward(row.reward, **options)

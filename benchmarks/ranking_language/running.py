@@ -114,7 +114,11 @@ def _deciding(row: Row) -> dict[str, Any]:
     names = ("rollouts", "max_completion_length", "temperature", "top_p", "beta", "clip", "loss", "scale")
     grpo = {name: fields["grpo"][name] for name in names} if row.reward else {}
     loop = {name: fields["loop"][name] for name in ("batch_size", "learning_rate", "eval_steps", "trainer")}
-    return {**{name: fields[name] for name in ("name", "reward", "kind", "start")}, "grpo": grpo, "loop": loop}
+    return {
+        **{name: fields[name] for name in ("name", "reward", "options", "kind", "start")},
+        "grpo": grpo,
+        "loop": loop,
+    }
 
 
 def record(row: Row, seed: int) -> dict[str, Any] | None:
@@ -172,7 +176,7 @@ def tune(row: Row, seed: int, score: Any, folder: Path) -> Any:
         asked = prompt(row.kind)
         window = POINTWISE_WINDOW if row.kind in ALONE else 8
         rows = prompt_rows(questions(FOR_REWARDS, 4), asked, window, shorter=row.kind not in ALONE)
-        reward = TRLReward(reward_of(row.reward), asked, rows, row.grpo.rollouts)
+        reward = TRLReward(reward_of(row), asked, rows, row.grpo.rollouts)
         return tune_by_reward(start, words, reward, row.grpo, row.loop, folder, seed=seed, score=score)
     lesson = [
         Taught(prompt(kind).messages(e.query, e.candidates), written(taught_levels(e, seed), kind))
