@@ -46,6 +46,7 @@ _WHERE = {
     "cache": "rankwright.verbs",
     "export": "rankwright.verbs",
     "calibrate": "rankwright.verbs",
+    "serve": "rankwright.verbs",
     "doctor": "rankwright.verbs",
 }
 _ALIASES = {"eval": "evaluate"}
@@ -91,6 +92,7 @@ if TYPE_CHECKING:
     from rankwright.verbs import report as report
     from rankwright.verbs import rerank as rerank
     from rankwright.verbs import retrieve as retrieve
+    from rankwright.verbs import serve as serve
     from rankwright.verbs import train as train
 
 

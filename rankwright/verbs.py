@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -186,6 +187,32 @@ def calibrate(
     found = fitted(load(model), examples)
     write_calibration(Path(model), found, source)
     return found
+
+
+def serve(models: str | Sequence[str], *, port: int = 8000, host: str = "127.0.0.1", backend: str = "torch") -> None:
+    """Serves rerankers over HTTP until the process is told to stop (SIGTERM or SIGINT), as `rankwright serve` does
+    with its defaults; keys come from RANKWRIGHT_API_KEY. Call it in the main thread.
+
+    Args:
+        models: folders, hub names or "reference".
+        port: 0 takes a free one.
+        host: address to listen on; one that others reach needs a key.
+        backend: as in `rankwright.load`.
+
+    Raises:
+        MissingDependencyError: the extra "serve" is not installed.
+        ConfigurationError: the port is in use, or others could reach the server without a key.
+        ResourceNotFoundError: a model is not there.
+    """
+    from rankwright.cli import serve as serving
+
+    serving.check_extra()
+    from rankwright.engine import Engine
+    from rankwright.server.settings import KEY_VARIABLE, ServerSettings, keys_of
+
+    names = [models] if isinstance(models, str) else list(models)
+    settings = ServerSettings(host=host, port=port, keys=keys_of(os.environ.get(KEY_VARIABLE, "")))
+    serving.listen(names, Engine(serving.opener(names, backend, "cpu", None)), settings)
 
 
 def cache(path: str | Path = "runs/reads.sqlite") -> ReadStore:

@@ -20,6 +20,7 @@ VERBS = [
     "rerank",
     "export",
     "calibrate",
+    "serve",
     "prompts",
     "retrieve",
     "validate",

@@ -78,5 +78,6 @@ def load_recipe(name: str, method: str | None = None) -> Recipe:
             f"Recipe {name} has no stage for --method {chosen}; wanted {' or '.join(stages)}. Leave --method out to "
             f"take {tree['method']}."
         )
-    settings = {key: Sourced(**given) for key, given in (tree["settings"] | stages[chosen]).items()}
+    given: dict[str, Any] = {**tree["settings"], **stages[chosen]}
+    settings = {key: Sourced(**setting) for key, setting in given.items()}
     return Recipe(name, tree["paper"], chosen, {"method": Sourced(chosen, "paper", "a stage of its own")} | settings)

@@ -18,7 +18,9 @@ from rankwright.rerankers import REFERENCE
 from rankwright.rerankers.ranking import Scorer
 
 if TYPE_CHECKING:
+    from rankwright.engine import Engine
     from rankwright.server.answers import ServedReader
+    from rankwright.server.settings import ServerSettings
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 EXAMPLES = """
@@ -68,10 +70,8 @@ def serve(
     Keys stand in the environment variable RANKWRIGHT_API_KEY, several with commas, and clients send one as
     `Authorization: Bearer KEY`. Without keys only this machine is served.
     """
-    _check_extra()
+    check_extra()
     from rankwright.engine import Engine, EngineSettings
-    from rankwright.server.app import create_app
-    from rankwright.server.run import bound_socket, run
     from rankwright.server.settings import KEY_VARIABLE, ServerSettings, keys_of
 
     _set_up_log(log_level)
@@ -87,13 +87,26 @@ def serve(
     )
     limits = EngineSettings(max_waiting=max_queue, batch_documents=batch_documents, timeout=timeout, patience=patience)
     engine = Engine(opener(models, backend, device, max_length), limits)
-    with bound_socket(host, port) as listener:  # before anything is loaded: a port in use is told at once
-        served = _served_reader(reader, reader_model, api_key_env, top_k, device)
-        address = f"[{host}]" if ":" in host else host
+    listen(models, engine, settings, lambda: _served_reader(reader, reader_model, api_key_env, top_k, device))
+    return 0
+
+
+def listen(
+    models: Sequence[str],
+    engine: Engine,
+    settings: ServerSettings,
+    reader: Callable[[], ServedReader | None] = lambda: None,
+) -> None:
+    """Serves until it is told to stop. The port is taken before anything is loaded: one in use is told at once."""
+    from rankwright.server.app import create_app
+    from rankwright.server.run import bound_socket, run
+
+    with bound_socket(settings.host, settings.port) as listener:
+        served = reader()
+        address = f"[{settings.host}]" if ":" in settings.host else settings.host
         guarded = f"{len(settings.keys)} key{'s' * (len(settings.keys) > 1)}" if settings.keys else "no key"
         say(f"Serving {', '.join(models)} on http://{address}:{listener.getsockname()[1]} ({guarded})")
         run(create_app(engine, settings, reader=served), engine, settings, listener)
-    return 0
 
 
 def _served_reader(
@@ -161,7 +174,7 @@ def served_names(models: Sequence[str]) -> list[str]:
     return names
 
 
-def _check_extra() -> None:
+def check_extra() -> None:
     for package in ("fastapi", "uvicorn", "httptools", "prometheus_client"):
         try:
             __import__(package)
