@@ -585,6 +585,17 @@ def test_pickled_weights_are_never_read(copy: Path, reranker: CrossEncoderRerank
         rankwright.load(copy)
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_adapter_is_refused_before_what_it_names_is_sought(copy: Path, whole: bool, tmp_path: Path) -> None:
+    """transformers would take the weights of `base_model_name_or_path`, and open adapter_model.bin, a pickle."""
+    (copy / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "some/one"}))
+    (copy / "adapter_model.bin").write_bytes(b"\x80\x04.")
+    if not whole:
+        (copy / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"holds an adapter .*wanted the whole model in safetensors. Merge"):
+        rankwright.load(copy)
+
+
 def test_code_in_the_folder_is_never_run(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     code = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
@@ -621,8 +632,8 @@ def test_a_folder_without_tokenizer_is_refused(copy: Path) -> None:
 
 
 def test_unknown_backend_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="Backend is 'onnx'; wanted 'torch'"):
-        rankwright.load("reference", backend="onnx")
+    with pytest.raises(ConfigurationError, match=r"Backend is 'quantum'; wanted one of torch, .*, auto"):
+        rankwright.load("reference", backend="quantum")
 
 
 # --- the hub, on loopback

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from rankwright.errors import MissingDependencyError, ModelError, ResourceNotFoundError, StorageError
 from rankwright.prompts.passage import checked_template
@@ -181,6 +182,7 @@ def opened(path: str, model_class: Any, what: str, instead: str, check: Callable
         ModelError: what is found is something else, incomplete or damaged.
     """
     try:
+        _refuse_adapter(path)
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         check(config)
         model, report = model_class.from_pretrained(
@@ -215,6 +217,16 @@ def opened(path: str, model_class: Any, what: str, instead: str, check: Callable
             "tokenizer files and safetensors weights that fit together. Save it again with save_pretrained."
         ) from error
     return model, tokenizer, config
+
+
+def _refuse_adapter(path: str) -> None:
+    """An adapter beside a model names other weights to fetch, and may bring its own in a pickle; with peft installed
+    transformers would open both."""
+    if find_adapter_config_file(path) is not None:
+        raise ModelError(
+            f"Model '{path}' holds an adapter (adapter_config.json); wanted the whole model in safetensors. Merge the "
+            "adapter into its model (merge_and_unload of peft), and save that with save_pretrained."
+        )
 
 
 def settle_scale(reranker: ScoringReranker, path: str, own: Any) -> None:
