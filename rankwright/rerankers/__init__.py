@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
 from rankwright.errors import ConfigurationError
-from rankwright.llms.endpoint import check_model_place
+from rankwright.llms.endpoint import check_model_place, model_place
 from rankwright.rerankers.onnx_folder import is_export
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def load(
 
     Args:
         path: folder of a sequence-classification model with one label or of a scoring language model that rankwright
-            saved, its hub name, or "reference".
+            saved, its hub name, or "reference"; of a run's folder the model in it.
         backend: "torch" (fp32, as transformers computes it), "packed" (fp32 without padding), "bf16" (the same in
             bfloat16) or "auto": the fastest of them whose scores agree with fp32, measured once on this machine. A
             model that cannot be packed keeps transformers' pass, in bf16 too. "onnx" and "onnx-int8" are ONNX Runtime:
@@ -87,6 +87,8 @@ def load(
     """
     if backend not in (*BACKENDS, AUTO):
         raise ConfigurationError(f"Backend is '{backend}'; wanted one of {', '.join(BACKENDS)}, {AUTO}.")
+    if str(path) != REFERENCE:
+        path = model_place(str(path))
 
     def opened(backend: str) -> Scorer:
         return _computed(_policy(path, device, max_length, kind), backend)
