@@ -176,9 +176,9 @@ def _is_causal(path: str) -> bool:
 
     try:
         config, _ = PreTrainedConfig.get_config_dict(path)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
-    own = config.get("rankwright")
+    own = config.get("rankwright") if isinstance(config, dict) else None
     return isinstance(own, dict) and own.get("kind") == "causal"
 
 
