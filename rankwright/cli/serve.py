@@ -186,6 +186,7 @@ def served_names(models: Sequence[str]) -> list[str]:
 
 
 def check_extra() -> None:
+    """Raises MissingDependencyError where a package of the extra `serve` is not installed."""
     for package in ("fastapi", "uvicorn", "httptools", "prometheus_client"):
         try:
             __import__(package)
