@@ -687,11 +687,6 @@ def test_a_folder_without_tokenizer_is_refused(copy: Path) -> None:
         rankwright.load(copy)
 
 
-def test_unknown_backend_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"Backend is 'quantum'; wanted one of torch, .*, auto"):
-        rankwright.load("reference", backend="quantum")
-
-
 # --- the hub, on loopback
 
 
