@@ -245,6 +245,30 @@ def test_an_export_loads_and_scores_where_pytorch_is_not_installed(
     assert (tuple(doc_ids), tuple(found), heavy) == (wanted.doc_ids, wanted.scores, [])
 
 
+WITHOUT = (
+    LEAN.partition("import rankwright")[0]
+    + """
+import rankwright
+for path, backend in (("reference", "torch"), (sys.argv[1], "auto"), (sys.argv[1], "onnx")):
+    try:
+        rankwright.load(path, backend)
+    except rankwright.errors.MissingDependencyError as error:
+        print(error)
+"""
+)
+
+
+def test_a_model_of_pytorch_says_what_to_install_where_there_is_none(source: Path, tmp_path: Path) -> None:
+    done = run_process(str(source), cwd=tmp_path, code=WITHOUT)
+    assert done.returncode == 0, done.stderr
+    extras = ("train,embedded", "train", "train")
+    assert done.stdout.splitlines() == [
+        f"Model '{path}' needs torch, which is not installed; run pip install \"rankwright[{extra}]\". A folder of "
+        'rankwright export needs pip install "rankwright[onnx]" alone.'
+        for path, extra in zip(("reference", source, source), extras, strict=True)
+    ]
+
+
 COMMAND_WITHOUT = LEAN.partition("import rankwright")[0] + "from rankwright.cli import main; main()"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
-from rankwright.errors import ConfigurationError
+from rankwright.errors import ConfigurationError, MissingDependencyError
 from rankwright.llms.endpoint import check_model_place, model_place
 from rankwright.rerankers.onnx_folder import is_export
 
@@ -82,6 +82,7 @@ def load(
     Raises:
         ResourceNotFoundError: nothing is found under that name.
         ModelError: what is found is neither a cross-encoder with one label nor a scoring language model.
+        MissingDependencyError: a package is not installed; the message says which extra brings it.
         ConfigurationError: a label of the kind is not one token of the model; an unknown backend; windows for a model
             that reads all documents in one prompt.
     """
@@ -89,6 +90,9 @@ def load(
         raise ConfigurationError(f"Backend is '{backend}'; wanted one of {', '.join(BACKENDS)}, {AUTO}.")
     if str(path) != REFERENCE:
         path = model_place(str(path))
+
+    if not is_export(path):
+        _check_installed(str(path))
 
     def opened(backend: str) -> Scorer:
         return _computed(_policy(path, device, max_length, kind), backend)
@@ -106,6 +110,23 @@ def load(
     from rankwright.rerankers.windows import WindowedScorer
 
     return _same_scale(scorer, WindowedScorer(scorer, windows))
+
+
+def _check_installed(path: str) -> None:
+    """Raises MissingDependencyError where what opens a model of PyTorch is not installed."""
+    try:
+        import torch
+        import transformers
+
+        assert torch
+        assert transformers
+    except ModuleNotFoundError as error:
+        extras = "train,embedded" if path == REFERENCE else "train"
+        raise MissingDependencyError(
+            f"Model '{path}' needs {error.name}, which is not installed; run pip install \"rankwright[{extras}]\". "
+            'A folder of rankwright export needs pip install "rankwright[onnx]" alone.',
+            name=error.name,
+        ) from error
 
 
 def _policy(path: str | Path, device: str, max_length: int | None, kind: Kind | None) -> ScoringReranker:
