@@ -109,6 +109,7 @@ def test_fp32_scores_tokens_and_cuts_are_those_of_pytorch(source: Path, exported
 def test_the_exported_reranker_says_what_the_model_says(source: Path, exported: Path) -> None:
     model, found = load(source), load(exported)
     assert (found.max_length, found.temperature, found.threshold) == (model.max_length, 2.0, 0.25)
+    assert (found.name, load(exported, "onnx-int8").name) == (f"{exported}|onnx", f"{exported}|onnx-int8")
     documents = ["rain", "moon moon", "river " * 70]
     assert found.rerank("moon", documents).doc_ids == model.rerank("moon", documents).doc_ids
     assert (found.pairs_seen, found.pairs_cut) == (3, 1)
@@ -294,11 +295,14 @@ def test_an_export_is_served_without_pytorch_until_a_signal_ends_it(exported: Pa
         body = json.dumps({"query": "moon", "documents": documents}).encode()
         with urllib.request.urlopen(f"{server.url}/v1/rerank", body, timeout=30) as answer:
             results = json.loads(answer.read())["results"]
+        with urllib.request.urlopen(f"{server.url}/info", timeout=30) as answer:
+            (info,) = json.loads(answer.read())["models"]
         process_of(server).send_signal(signal.SIGTERM)
         assert process_of(server).wait(30) == 0
     wanted = load(exported).rerank("moon", documents)
     assert tuple(str(result["index"]) for result in results) == wanted.doc_ids
     assert tuple(result["score_raw"] for result in results) == wanted.scores
+    assert (info["name"], info["backend"]) == (exported.name, "onnx")
 
 
 @pytest.mark.parametrize("package", ["onnxruntime", "tokenizers"])
@@ -379,7 +383,7 @@ def test_load_exports_once_into_the_cache(
     monkeypatch.setenv("RANKWRIGHT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("rankwright.rerankers.exporting.export", fake)
     first = load(source, backend="onnx")
-    assert first.name == str(source)
+    assert first.name == f"{source}|onnx"
     assert "Exporting" in caplog.text
     assert load(source, backend="onnx").rerank("moon", ["rain"]).scores == first.rerank("moon", ["rain"]).scores
     assert made == ["fp32"]

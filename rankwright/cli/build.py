@@ -189,11 +189,11 @@ def build_reranker(name: str, device: str = "cpu", backend: str = "torch") -> Re
 
     if is_export(name):  # needs neither torch nor transformers
         return load(name, backend, device=device)
-    _quiet_bars()
+    quiet_bars()
     return load(name, backend, device=checked_device(device))
 
 
-def _quiet_bars() -> None:
+def quiet_bars() -> None:
     """No bar for every model that transformers loads: they last a moment and hide what matters."""
     from transformers.utils import logging
 

@@ -15,6 +15,7 @@ from rankwright.cli.options import ApiKeyEnv, ReaderModel
 from rankwright.errors import ConfigurationError, MissingDependencyError
 from rankwright.llms.endpoint import check_model_place
 from rankwright.rerankers import REFERENCE
+from rankwright.rerankers.onnx_folder import is_export
 from rankwright.rerankers.ranking import Scorer
 
 if TYPE_CHECKING:
@@ -157,8 +158,11 @@ def opener(
     names = served_names(models)
 
     def opened() -> Mapping[str, Scorer]:
+        from rankwright.cli.build import quiet_bars
         from rankwright.rerankers import load
 
+        if not all(map(is_export, models)):  # which need no transformers
+            quiet_bars()
         return {
             name: load(model, backend, device=device, max_length=max_length)
             for name, model in zip(names, models, strict=True)
