@@ -16,7 +16,7 @@ from rankwright.cli.common import progress_bars, say
 from rankwright.cli.settings import ReaderSettings, filled, load_reader_settings, validated
 from rankwright.errors import ConfigurationError
 from rankwright.llms.cache import CachedLLM
-from rankwright.llms.endpoint import check_sampling_names
+from rankwright.llms.endpoint import check_sampling_names, model_place
 from rankwright.prompts.ranking import PROMPT_FILE, RankingPrompt, load_ranking_prompt
 from rankwright.rerankers.generating import LLMPolicy
 from rankwright.strategies import (
@@ -128,12 +128,6 @@ def llm_settings(
         chosen,
         sampling,
     )
-
-
-def model_place(place: str) -> str:
-    """A folder of a run means the model in it; everything else stays as it is."""
-    inside = Path(place) / "model"
-    return str(inside) if (inside / "config.json").is_file() else place
 
 
 def several_settings(
