@@ -16,7 +16,7 @@ from rankwright.cli.common import progress_bars, say
 from rankwright.cli.settings import ReaderSettings, filled, load_reader_settings, validated
 from rankwright.errors import ConfigurationError
 from rankwright.llms.cache import CachedLLM
-from rankwright.llms.endpoint import check_sampling_names
+from rankwright.llms.endpoint import VLLM, bare_place, check_sampling_names
 from rankwright.prompts.ranking import PROMPT_FILE, RankingPrompt, load_ranking_prompt
 from rankwright.rerankers.generating import LLMPolicy
 from rankwright.strategies import (
@@ -107,13 +107,14 @@ def llm_settings(
             "--set sampling.max_tokens=2048 or --set fuse.scale=z-score."
         )
     check_sampling_names(sampling)
-    loaded = load_ranking_prompt(prompt) if prompt else _kept_prompt(flags.get("reader.reader"))
+    folder = bare_place(str(flags.get("reader.reader") or ""))
+    loaded = load_ranking_prompt(prompt) if prompt else _kept_prompt(folder)
     name = strategy or _strategy_for(loaded)
     if name not in WAYS:
         raise ConfigurationError(f"Strategy '{name}' is unknown; use one of {', '.join(WAYS)}.")
     loaded = loaded or load_ranking_prompt(WAYS[name].prompt)
     _check_prompt(name, loaded)
-    loaded = _with_tokenizer(loaded, prompt or "", str(flags.get("reader.reader") or ""))
+    loaded = _with_tokenizer(loaded, prompt or "", folder)
     chosen = _made(name, tree)
     _check_identifiers(name, chosen, loaded)
     if fuse is not None:
@@ -132,8 +133,10 @@ def llm_settings(
 
 def model_place(place: str) -> str:
     """A folder of a run means the model in it; everything else stays as it is."""
-    inside = Path(place) / "model"
-    return str(inside) if (inside / "config.json").is_file() else place
+    inside = Path(bare_place(place)) / "model"
+    if not (inside / "config.json").is_file():
+        return place
+    return f"{VLLM if place.startswith(VLLM) else ''}{inside}"
 
 
 def several_settings(
@@ -195,10 +198,10 @@ def _check_endpoint(assignments: Sequence[str]) -> None:
             )
 
 
-def _kept_prompt(place: str | None) -> RankingPrompt | None:
+def _kept_prompt(folder: str) -> RankingPrompt | None:
     """The prompt that a model was trained with, where its folder keeps it: with another one it ranks worse, and nothing
     would say so."""
-    return load_ranking_prompt(place) if place and (Path(place) / PROMPT_FILE).is_file() else None
+    return load_ranking_prompt(folder) if folder and (Path(folder) / PROMPT_FILE).is_file() else None
 
 
 def _strategy_for(prompt: RankingPrompt | None) -> str:

@@ -20,6 +20,8 @@ SECRET_NAME = re.compile(
 """Names whose values are not shown; max_tokens and api_key_env are none."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HOST_AND_PORT = re.compile(r"[\w.-]+:\d+(/.*)?")
+VLLM = "vllm:"
+"""Stands before the place of a local model that vLLM is to run."""
 
 
 def checked_url(base_url: str) -> str:
@@ -63,6 +65,15 @@ def checked_variable(name: str) -> str:
             "wanted a name of letters, digits and underscores. Put the key into a variable, and give its name."
         )
     return name
+
+
+def bare_place(place: str) -> str:
+    """Folder or hub name of a local model, without the word for what runs it.
+
+    >>> bare_place("vllm:runs/rearank/model"), bare_place("runs/rearank/model")
+    ('runs/rearank/model', 'runs/rearank/model')
+    """
+    return place.removeprefix(VLLM)
 
 
 def check_sampling_names(names: Iterable[str]) -> None:
