@@ -192,6 +192,8 @@ class Judged:
     output_tokens: int | None = None
     paid: bool = True
     """False where a cache answered, or nothing was sent."""
+    thoughts: str = ""
+    """What was written before the answer, without the tags around it; empty where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,14 @@ def test_a_window_is_one_call_and_all_of_them_are_one_batch() -> None:
     ]
 
 
+def test_thoughts_before_an_answer_are_handed_on() -> None:
+    judge, _ = policy("listwise-think-1", "<think>[2] it is</think><answer>[2] > [1]</answer>")
+    (judged,) = judge.judge([window(2)])
+    assert (judged.judgement, judged.thoughts) == (Permutation((1, 0)), "[2] it is")
+    judge, _ = policy("listwise-1", "[2] > [1]")
+    assert [one.thoughts for one in judge.judge([window(2), window(1)])] == ["", ""]
+
+
 def test_a_request_carries_messages_sampling_and_version() -> None:
     judge, llm = policy("listwise-1", "[1]")
     judge.judge([window(2)])

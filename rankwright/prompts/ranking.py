@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from rankwright.errors import ConfigurationError, ResourceNotFoundError, StorageError
 from rankwright.prompts import parsers
-from rankwright.prompts.answers import Tags
+from rankwright.prompts.answers import Tags, thoughts_in
 from rankwright.prompts.files import Shown, Turn, Unit, read_prompt_file, with_answer, with_limit
 from rankwright.prompts.reader import quoted
 from rankwright.types import Completion, Document, Judgement, Query
@@ -156,6 +156,10 @@ class RankingPrompt:
         """
         form = parsers.Form(self._labels(count), self.tags, self.options)
         return parsers.PARSERS[self.parser](completion, form, strict=strict)
+
+    def thoughts(self, completion: Completion) -> str:
+        """What the model wrote before its answer, without tags; empty where that cannot be told."""
+        return thoughts_in(completion.text, self.tags)
 
     def malformed(self, count: int, *reasons: str) -> Judgement:
         """The judgement of so many documents where nothing could be read."""
