@@ -278,7 +278,7 @@ def test_a_failed_reward_moves_nothing(start: Path, tmp_path: Path) -> None:
 
 
 def test_a_prompt_that_is_too_long_is_named_before_anything_begins(start: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="longest prompt has 33 tokens; wanted 20 at most"):
+    with pytest.raises(ConfigurationError, match="longest training prompt has 34 tokens; wanted 20 at most"):
         run(start, tmp_path, generating=GeneratingConfig(max_prompt_length=20))
 
 
@@ -352,7 +352,7 @@ def test_an_identifier_of_several_tokens_is_refused(start: Path, tmp_path: Path)
 
 
 def test_rows_that_are_too_long_and_none_at_all_are_refused(start: Path, tmp_path: Path) -> None:
-    tokens = (2 + 6 * 5 + 1) + (4 + 4 * 6)  # prompt, completion
+    tokens = (3 + 6 * 5 + 1) + (4 + 4 * 6)  # prompt, completion
     with pytest.raises(ConfigurationError, match=rf"longest row has {tokens} tokens .* wanted 30 at most"):
         learn(start, tmp_path, SFTConfig(max_length=30))
     with pytest.raises(TrainingError, match="nothing to learn"):
