@@ -24,7 +24,16 @@ DATA_ABSENT = "real data sets are absent; set RANKWRIGHT_DATA to their folder"
 SEED = 0
 
 
-SLOWEST = ("test_demo_run.py", "test_processes.py", "test_wheel.py", "test_cli_costs.py", "test_alarms.py")
+SLOWEST = (
+    "test_demo_teaches.py",
+    "test_training.py",
+    "test_demo_run.py",
+    "test_processes.py",
+    "test_budget.py",
+    "test_wheel.py",
+    "test_cli_costs.py",
+    "test_alarms.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -152,7 +152,7 @@ def test_a_run_that_is_out_of_time_goes_on(command: list[str], capsys: pytest.Ca
 def test_prompts_that_are_too_long_are_shortened_where_that_is_wanted(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It has three words, six passages of an identifier and four words, and a mark; with three words each it fits."""
+    """A prompt: three words, six passages of identifier and four words, and a mark; cut to three words it has 28."""
     whole, short = 3 + 6 * (1 + 4) + 1, 3 + 6 * (1 + 3) + 1
     grpo = [*command, "--method", "grpo", "--name", "a", "--epochs", "1", "--reward", "f1", "--max-hours", "0.0000001"]
     limits = ["--set", f"generating.max_prompt_length={short}", "--set", "generating.passage_unit=words"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +24,13 @@ pytestmark = [
     # What the libraries themselves do, as far as it is nothing that this project could mend.
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::UserWarning", "ignore::FutureWarning"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _clients_end_here() -> Iterator[None]:
+    """Some of them never close their sockets; what that warns of is to be said in their own test."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")

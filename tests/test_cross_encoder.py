@@ -620,11 +620,6 @@ def test_a_folder_without_tokenizer_is_refused(copy: Path) -> None:
         rankwright.load(copy)
 
 
-def test_unknown_backend_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="Backend is 'onnx'; wanted 'torch'"):
-        rankwright.load("reference", backend="onnx")
-
-
 # --- the hub, on loopback
 
 

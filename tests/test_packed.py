@@ -332,7 +332,9 @@ def test_a_cache_that_cannot_be_written_hinders_nobody(
 
 
 def test_an_unknown_backend_is_named() -> None:
-    with pytest.raises(ConfigurationError, match="Backend is 'bf8'; wanted one of torch, packed, bf16, auto"):
+    with pytest.raises(
+        ConfigurationError, match="Backend is 'bf8'; wanted one of torch, packed, bf16, onnx, onnx-int8, auto"
+    ):
         rankwright.load("reference", backend="bf8")
 
 

@@ -137,10 +137,15 @@ def _plug_point_methods() -> set[str]:
     return {m.name for c in classes for m in _public(c.body) if ast.get_docstring(m)}
 
 
+def _is_overload(node: ast.AST) -> bool:
+    """A signature for type checkers, whose docstring stands at the function itself."""
+    return any(isinstance(d, ast.Name) and d.id == "overload" for d in getattr(node, "decorator_list", []))
+
+
 def _undocumented(tree: ast.Module, described_elsewhere: set[str]) -> list[str]:
     missing = [] if ast.get_docstring(tree) or not tree.body else ["the module"]
     for node in _public(tree.body):
-        if not ast.get_docstring(node):
+        if not ast.get_docstring(node) and not _is_overload(node):
             missing.append(node.name)
         if isinstance(node, ast.ClassDef):
             methods = [m for m in _public(node.body) if m.name not in described_elsewhere]

@@ -33,7 +33,9 @@ EXAMPLES = """
 
 With a key, for other machines; two models, chosen by the field `model`:
 
-    RANKWRIGHT_API_KEY=$(cat key) rankwright serve runs/mine/model reference --host 0.0.0.0 --backend auto
+    export RANKWRIGHT_API_KEY=$(openssl rand -hex 32)
+
+    rankwright serve runs/mine/model reference --host 0.0.0.0 --backend auto
 """
 
 
@@ -175,6 +177,7 @@ def served_names(models: Sequence[str]) -> list[str]:
 
 
 def check_extra() -> None:
+    """MissingDependencyError where a package of the server is not installed."""
     for package in ("fastapi", "uvicorn", "httptools", "prometheus_client"):
         try:
             __import__(package)
