@@ -219,6 +219,7 @@ def tune_by_reward(
         TrainingError: too few questions.
     """
     grouped = _grouped_trainer()
+    check_generation(config)
     rows, generating = reward.rows, generating or GeneratingConfig()
     plan = plan_of(config, loop, rows.questions, rows.per_question)
     shown, most = [row.messages for row in rows.rows], generating.max_prompt_length
@@ -543,6 +544,19 @@ def _grouped_trainer() -> Any:
             return written, None
 
     return GroupedTrainer
+
+
+def check_generation(config: GRPOConfig) -> None:
+    """Raises MissingDependencyError where vLLM is to generate and is not installed."""
+    if config.generation != "vllm":
+        return
+    try:
+        import vllm  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"Setting grpo.generation is vllm, which needs {error.name}; run: "
+            'pip install "rankwright[vllm]", or leave it at transformers.'
+        ) from error
 
 
 def _grpo_arguments(

@@ -166,13 +166,15 @@ class _Work:
         Raises:
             ConfigurationError: a prompt does not fit beside its answer.
             DataError: a reference score is missing.
+            MissingDependencyError: vLLM is to generate and is not there.
         """
-        from rankwright.tuning import check_prompt_lengths, check_taught_lengths
+        from rankwright.tuning import check_generation, check_prompt_lengths, check_taught_lengths
 
         settings = self.settings
         model, most = settings.model.name, settings.generating.max_prompt_length
         training = [row.messages for row in self.rows.rows]
         if settings.method == "grpo":
+            check_generation(settings.grpo)
             check_prompt_lengths(self.tokenizer, training, settings.grpo.max_completion_length, most, model)
             reward = None if settings.asks_reader or ":" in settings.reward else written_reward_of(settings, None)
             if isinstance(reward, ERank):
