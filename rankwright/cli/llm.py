@@ -32,7 +32,7 @@ from rankwright.strategies import (
     TopK,
     largest_window,
 )
-from rankwright.types import Ranking, RerankRequest
+from rankwright.types import LLM, Ranking, RerankRequest
 
 LLM_ROLE = Role("Language model", "--llm", "--llm-model")
 
@@ -298,7 +298,9 @@ def llm_policy(settings: LLMSettings, device: str, verb: str) -> Iterator[LLMPol
     too."""
     endpoint, run = settings.endpoint, command_run(verb)
     with counted_store(endpoint.cache, run, LLM_ROLE) as store:
-        llm = CachedLLM(build_llm(endpoint, device, LLM_ROLE), store, run=run)
+        model = build_llm(endpoint, device, LLM_ROLE)
+        _check_tokens(model, settings)
+        llm = CachedLLM(model, store, run=run)
         policy = LLMPolicy(llm, settings.prompt, sampling=settings.sampling)
         try:
             yield policy
@@ -309,6 +311,22 @@ def llm_policy(settings: LLMSettings, device: str, verb: str) -> Iterator[LLMPol
                     f"'{settings.prompt.version}' shows; what lies beyond was not read. Raise passages.limit in a copy "
                     "of the prompt (--prompt)."
                 )
+
+
+def _check_tokens(model: LLM, settings: LLMSettings) -> None:
+    """Whether each identifier that is read from one token is one. Of a server nobody knows; its answers then have no
+    identifier that can be read, which is counted."""
+    tokens_in, prompt = getattr(model, "tokens_in", None), settings.prompt
+    if tokens_in is None or prompt.parser != "first-token":
+        return
+    largest = largest_window(settings.strategy)
+    several = [name for name in prompt.identifiers(largest) if tokens_in(name) != 1]
+    if several:
+        raise ConfigurationError(
+            f"Identifier '{several[0]}' of prompt '{prompt.version}' is {tokens_in(several[0])} tokens to "
+            f"{model.name}; wanted one token for each, because they are ranked by the probability of one. Take another "
+            "strategy, or a model with another tokenizer."
+        )
 
 
 def told(report: StrategyReport) -> dict[str, Any]:
@@ -337,3 +355,10 @@ def say_report(report: StrategyReport) -> None:
     for what, counter in (("Repairs", report.repairs), ("Failed calls", report.failures)):
         if counter:
             say(f"{what}: " + ", ".join(f"{name} {times}" for name, times in counter.most_common(8)) + ".")
+    unread = report.outcomes["malformed"] - report.failures.total()
+    if 2 * unread > report.calls:
+        say(
+            f"{unread} of {report.calls} answers could not be read, so most documents stand as they were given. Wanted "
+            "answers as the prompt asks for them: take the prompt that the model was trained with (--prompt), or "
+            "another model."
+        )

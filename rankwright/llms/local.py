@@ -81,6 +81,10 @@ class LocalLLM:
         for batch in self._batches(fitting, prompts, requests):
             on_calls(self._generate(batch, prompts, requests[batch[0]]))
 
+    def tokens_in(self, text: str) -> int:
+        """Tokens of a bare text."""
+        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore[reportArgumentType]
+
     def input_tokens(self, request: LLMRequest) -> int:
         """Tokens of a request's prompt."""
         return len(self._prompt(request))

@@ -86,6 +86,10 @@ class VLLMOffline:
                 batch = members[start : start + AT_ONCE]
                 on_calls(self._generate(batch, prompts, requests[batch[0]]))
 
+    def tokens_in(self, text: str) -> int:
+        """Tokens of a bare text."""
+        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
     def input_tokens(self, request: LLMRequest) -> int:
         """Tokens of a request's prompt."""
         return len(prompt_ids(self._tokenizer, request))
