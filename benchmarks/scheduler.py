@@ -6,7 +6,8 @@ have the same model, prompts, greedy decoding, parser and windows. They take tur
 PyTorch takes by default. The machine must do nothing else; seconds of the processor, of which other work changes
 little, stand beside those of the clock.
 
-The weights are random: what an answer says decides nothing about its cost. Answers are as long as their limit.
+The weights are random: what an answer says decides nothing about its cost. Answers are as long as their limit, which in
+both loops is a failed call that leaves its window as it is; that both come to the same rankings is checked.
 """
 
 from __future__ import annotations
@@ -120,16 +121,19 @@ def plain(policy: LLMPolicy, llm: LocalLLM, shape: Shape, requests: Sequence[Rer
         order = list(request.documents)
         for start, end in windows(len(order), shape.window, shape.stride):
             window = RerankRequest(request.query, tuple(order[start:end]))
-            prompt = "\n\n".join(content for _, content in policy.request(window).messages)
+            asked = policy.request(window)
+            prompt = "\n\n".join(content for _, content in asked.messages)
             inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
             with torch.inference_mode():
                 tokens: Any = model.generate(  # pyright: ignore[reportCallIssue]
                     **inputs,  # pyright: ignore[reportArgumentType]
-                    max_new_tokens=dict(policy.request(window).sampling)["max_tokens"],
+                    max_new_tokens=dict(asked.sampling)["max_tokens"],
                     do_sample=False,
                     pad_token_id=0,
                 )
             text = str(tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+            if int(tokens[0, -1]) != tokenizer.eos_token_id:
+                continue
             judged: Judgement = policy.prompt.parse(Completion(text), end - start)
             if isinstance(judged, Permutation) and judged.outcome != "malformed":
                 order[start:end] = [window.documents[place] for place in judged.order]
@@ -161,6 +165,8 @@ def measure(shape: Shape, repeats: int) -> dict[str, Any]:
         for repeat in range(repeats):
             for name in sorted(loops, reverse=repeat % 2 == 1):
                 found[name].append(seconds(loops[name]))
+        orders = [run[2] for runs in found.values() for run in runs]
+        assert all(one == orders[0] for one in orders), "the loops rank differently"
         weights = sum(weight.numel() for weight in llm._model.parameters())
         return {
             "weights": weights / 1e6,

@@ -31,7 +31,17 @@ from rankwright.data.drawing import (
 from rankwright.errors import ConfigurationError, DataError
 from rankwright.metrics.orders import ndcg
 from rankwright.strategies import Pointwise, Progress, Strategy, StrategyReport, run_strategies
-from rankwright.types import CALL_FAILED, Document, Example, GeneratingPolicy, Judged, Ranking, RerankRequest, Scores
+from rankwright.types import (
+    CALL_FAILED,
+    Document,
+    Example,
+    GeneratingPolicy,
+    Judged,
+    Permutation,
+    Ranking,
+    RerankRequest,
+    Scores,
+)
 
 T = TypeVar("T")
 
@@ -52,6 +62,9 @@ class Teacher:
     on_progress: Progress | None = None
     report: StrategyReport = field(default_factory=StrategyReport)
     """Of all that it was asked."""
+    thoughts: dict[str, str] = field(default_factory=dict)
+    """query_id -> what it wrote before its order, of the questions that it ordered in one answer with all documents as
+    they stood, so that `[1]` in it is the first of them."""
 
     def orders(self, requests: Sequence[RerankRequest]) -> list[tuple[str, ...] | str]:
         """The doc_ids of each request, best first; or the reason why there is no order: an answer on the way to it that
@@ -87,11 +100,13 @@ class Teacher:
             raise DataError(f"query_id '{twice}' stands {times} times among the questions; wanted every one once.")
         found: list[T] = []
         for start in range(0, len(requests), QUERIES_AT_ONCE):
-            heard, batch = _Heard(self.policy), requests[start : start + QUERIES_AT_ONCE]
+            batch = requests[start : start + QUERIES_AT_ONCE]
+            heard = _Heard(self.policy, {request.query.query_id: request.documents for request in batch})
             rankings, report = run_strategies(
                 self.strategy, heard, batch, max_failed=self.max_failed, on_progress=self.on_progress
             )
             self.report += report
+            self.thoughts |= heard.thoughts
             found += [part(heard, ranking) for ranking in rankings]
             if self.on_progress is not None:
                 self.on_progress("questions labelled", start + len(batch), len(requests))
@@ -101,11 +116,19 @@ class Teacher:
 class _Heard:
     """A GeneratingPolicy that notes by question what the one inside said."""
 
-    def __init__(self, policy: GeneratingPolicy) -> None:
+    def __init__(self, policy: GeneratingPolicy, shown: Mapping[str, tuple[Document, ...]]) -> None:
         self.policy = policy
+        self.shown = shown
+        """query_id -> all its documents, in order."""
         self.unread: dict[str, str] = {}
         """query_id -> why its first unreadable answer could not be read."""
         self.points: dict[str, dict[str, float]] = {}
+        self._answers: dict[str, list[str]] = {}
+
+    @property
+    def thoughts(self) -> dict[str, str]:
+        """query_id -> thoughts, where one answer was about all documents in their order."""
+        return {query_id: said[0] for query_id, said in self._answers.items() if len(said) == 1 and said[0]}
 
     @property
     def name(self) -> str:
@@ -119,6 +142,8 @@ class _Heard:
 
     def _note(self, window: RerankRequest, one: Judged) -> None:
         judgement, query_id = one.judgement, window.query.query_id
+        whole = isinstance(judgement, Permutation) and window.documents == self.shown[query_id]
+        self._answers.setdefault(query_id, []).append(one.thoughts if whole else "")
         if isinstance(judgement, Scores):
             said = zip(window.documents, judgement.values, strict=False)
             scores = {document.doc_id: value for document, value in said if value is not None}
@@ -157,8 +182,9 @@ class TaughtOrders:
     """A teacher's order of the first `depth` candidates, for learning by imitation (RankGPT, Sun et al., EMNLP 2023,
     https://arxiv.org/abs/2304.09542, section 4).
 
-    `order` of the row is the teacher's. With `labels="order"` its grades are n for the best passage ... 1 for the
-    last, for whatever learns from grades, in the place of those of the data; with `kept` these stay.
+    `order` of the row is the teacher's, and so are `thoughts` where one answer ordered all passages. With
+    `labels="order"` its grades are n for the best passage ... 1 for the last, for whatever learns from grades, in the
+    place of those of the data; with `kept` these stay.
     """
 
     depth: int = 20
@@ -180,7 +206,9 @@ class TaughtOrders:
                 continue
             grades = descending(order) if self.labels == "order" else example.relevance
             note = {"recipe": self.name, "query_id": example.query.query_id, "teacher": teacher.policy.name}
-            prepared.rows.append(PreparedRow(replace(example, order=order, relevance=grades), note))
+            thoughts = teacher.thoughts.get(example.query.query_id, "")
+            taught = replace(example, order=order, relevance=grades, thoughts=thoughts)
+            prepared.rows.append(PreparedRow(taught, note))
         return prepared
 
 
@@ -201,7 +229,8 @@ class SelfConsistent:
     """A teacher's order, kept where its nDCG against the teacher's own labels of single passages is `least` or more
     (ReasonRank, Liu et al., 2025, https://arxiv.org/abs/2508.07050, section 4.1: 0.4).
 
-    A row has both: the labels are its relevance, the order its `order`. Passages whose label could not be read are
+    A row has both: the labels are its relevance, the order its `order`, with the `thoughts` before it where one answer
+    ordered all passages of the row. Passages whose label could not be read are
     left out of it.
     """
 
@@ -269,7 +298,8 @@ def _labelled(
         if isinstance(order, str):
             prepared.left_out[f"questions without an order ({order})"] += 1
         else:
-            ordered.append((example, order))
+            thoughts = lists.thoughts.get(example.query.query_id, "")
+            ordered.append((replace(example, thoughts=thoughts), order))
     found = []
     asked = _requests([example for example, _ in ordered])
     for (example, order), points in zip(ordered, single.points(asked), strict=True):
@@ -333,7 +363,7 @@ class FusedLabels:
         for example, order, points in _labelled(long, lists, single, prepared, self.smallest):
             labels = fused_labels(order, points)
             best = sorted(order, key=lambda doc_id: -labels[doc_id])
-            graded = replace(example, order=tuple(best), relevance=as_grades(labels))
+            graded = replace(example, order=tuple(best), relevance=as_grades(labels), thoughts="")
             for number in range(1, self.lists + 1):
                 short = self._short(graded, number)
                 note = _note(self.name, example, lists, single) | {

@@ -219,11 +219,13 @@ def tune_by_reward(
         TrainingError: too few questions.
     """
     grouped = _grouped_trainer()
+    check_generation(config)
     rows, generating = reward.rows, generating or GeneratingConfig()
     plan = plan_of(config, loop, rows.questions, rows.per_question)
-    prompts = [prompt_text(tokenizer, row.messages) for row in rows.rows]
-    _check_lengths(tokenizer, prompts, config.max_completion_length, generating.max_prompt_length, str(model))
-    reward.gather, reward.begun, reward.max_failed = _gather, begun_by(prompts[0]), config.max_failed_rewards
+    shown, most = [row.messages for row in rows.rows], generating.max_prompt_length
+    check_prompt_lengths(tokenizer, shown, config.max_completion_length, most, str(model))
+    begun = begun_by(prompt_text(tokenizer, shown[0]))
+    reward.gather, reward.begun, reward.max_failed = _gather, begun, config.max_failed_rewards
     session = _Session(folder, loop, seed, resume, {"grpo": _deciding(config), **(settings or {})})
     from datasets import Dataset
 
@@ -276,9 +278,8 @@ def tune_by_completions(
             "There is nothing to learn: no question has a completion. Check generating.window and labels."
         )
     generating = generating or GeneratingConfig()
-    rows = [_taught_row(tokenizer, one, config) for one in taught]
+    rows = check_taught_lengths(tokenizer, taught, config, str(model))
     loaded: Any = AutoModelForCausalLM.from_pretrained(str(model), dtype=torch.float32, use_safetensors=True)
-    _check_row_lengths(rows, config.max_length or _positions(loaded), str(model))
     torch.manual_seed(seed)
     if lora:
         from peft import get_peft_model
@@ -545,6 +546,19 @@ def _grouped_trainer() -> Any:
     return GroupedTrainer
 
 
+def check_generation(config: GRPOConfig) -> None:
+    """Raises MissingDependencyError where vLLM is to generate and is not installed."""
+    if config.generation != "vllm":
+        return
+    try:
+        import vllm  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"Setting grpo.generation is vllm, which needs {error.name}; run: "
+            'pip install "rankwright[vllm]", or leave it at transformers.'
+        ) from error
+
+
 def _grpo_arguments(
     config: GRPOConfig,
     loop: TrainConfig,
@@ -594,19 +608,29 @@ def _gather(share: list[Any]) -> list[Any]:
     return gather_object(share)
 
 
-def _check_lengths(tokenizer: Any, prompts: Sequence[str], completion: int, limit: int, model: str) -> None:
+def check_prompt_lengths(
+    tokenizer: Any, prompts: Sequence[Messages], completion: int, limit: int, model: str, side: str = "training"
+) -> None:
     """Whether the longest prompt fits beside its completion.
+
+    Args:
+        tokenizer: of the model.
+        prompts: messages of each, one at least.
+        completion: tokens of the longest answer.
+        limit: most tokens of a prompt; 0 for as many as the model leaves.
+        model: folder or hub name.
+        side: which questions they are about, for the message.
 
     Raises:
         ConfigurationError: it does not.
     """
-    positions = positions_of(model)
-    longest = max(len(ids) for ids in tokenizer(list(prompts), add_special_tokens=False)["input_ids"])
+    positions, shown = positions_of(model), [prompt_text(tokenizer, messages) for messages in prompts]
+    longest = max(len(ids) for ids in tokenizer(shown, add_special_tokens=False)["input_ids"])
     allowed = min(limit or math.inf, positions - completion)
     if longest > allowed:
         raise ConfigurationError(
-            f"The longest prompt has {longest} tokens; wanted {allowed} at most (generating.max_prompt_length, and "
-            f"what {model} leaves beside {completion} of an answer). Lower generating.window or "
+            f"The longest {side} prompt has {longest} tokens; wanted {allowed} at most (generating.max_prompt_length, "
+            f"and what {model} leaves beside {completion} of an answer). Lower generating.window or "
             "generating.passage_limit, or set generating.shorten_to_fit=true; nothing is cut off silently."
         )
 
@@ -652,18 +676,22 @@ def _taught_row(tokenizer: Any, taught: Taught, config: SFTConfig) -> _Row:
     return _Row([*prompt, *said], len(prompt), len(prompt) + said.index(names[0][0]) - 1, [ids[0] for ids in names])
 
 
-def _positions(model: Any) -> int:
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 0
+def check_taught_lengths(tokenizer: Any, taught: Sequence[Taught], config: SFTConfig, model: str) -> list[_Row]:
+    """Tokens of all rows, of which the longest has room.
 
-
-def _check_row_lengths(rows: Sequence[_Row], limit: int, model: str) -> None:
+    Raises:
+        ConfigurationError: it has none, or an identifier of the ranking loss is not one token.
+    """
+    rows = [_taught_row(tokenizer, one, config) for one in taught]
+    limit = min(config.max_length or math.inf, positions_of(model))
     longest = max(len(row.ids) for row in rows)
-    if limit and longest > limit:
+    if longest > limit:
         raise ConfigurationError(
             f"The longest row has {longest} tokens of prompt and completion; wanted {limit} at most (sft.max_length, "
             f"or what {model} takes). Lower generating.window or generating.passage_limit, or set "
             "generating.shorten_to_fit=true; nothing is cut off silently."
         )
+    return rows
 
 
 class _Rows(torch.utils.data.Dataset[_Row]):

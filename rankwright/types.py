@@ -192,6 +192,8 @@ class Judged:
     output_tokens: int | None = None
     paid: bool = True
     """False where a cache answered, or nothing was sent."""
+    thoughts: str = ""
+    """What was written before the answer, without the tags around it; empty where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +290,9 @@ class CompletionFailed:
     """False where nothing was sent."""
     detail: str = field(default="", compare=False)
     """What else is known, for a message: sizes, or the server's own words. Failures are counted by `reason` alone."""
+    input_tokens: int | None = field(default=None, compare=False)
+    """Billed prompt tokens of all attempts; None where one of them is not known."""
+    output_tokens: int | None = field(default=None, compare=False)
 
 
 CompletionResult = Completion | CompletionFailed

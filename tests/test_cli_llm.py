@@ -18,6 +18,7 @@ from rankwright.cli.llm import WAYS, llm_settings
 from rankwright.cli.options import STRATEGIES
 from rankwright.data import read_trec_run
 from rankwright.evaluation import Evaluation
+from rankwright.llms.local import LocalLLM
 from rankwright.prompts.ranking import load_ranking_prompt
 from rankwright.types import Document, Query
 from tests.cli_kit import body_of, feed, one_line, reply, serving, write_rows
@@ -211,6 +212,28 @@ def test_an_answer_that_nobody_can_read_is_told_of_beside_the_ranking(
         assert run(["rerank", "what?", "one", "two", "--llm", url, "--llm-model", "m"]) == 0
     said = " ".join(capsys.readouterr().err.split())
     assert "answers: 0 ok, 0 repaired, 1 malformed. Repairs: no id 1." in said
+    assert "1 of 1 answers could not be read, so most documents stand as they were given" in said
+
+
+def test_an_identifier_that_is_several_tokens_to_a_local_model_is_named(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_chain_model(tmp_path / "model", ["paris"])
+    arguments = ["rerank", "--llm", str(folder), "--data", str(data), "--format", "rank_llm", "--strategy"]
+    assert run([*arguments, "single-token", "--window", "4"]) == 0
+    assert "could not be read, so most documents" in " ".join(capsys.readouterr().err.split())  # it says Paris
+    monkeypatch.setattr(LocalLLM, "tokens_in", lambda llm, text: 2 if text == "D" else 1)
+    assert run([*arguments, "single-token", "--window", "3"]) == 0
+    capsys.readouterr()
+    assert run([*arguments, "single-token", "--window", "4"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Identifier 'D' of prompt 'listwise-letters-1' is 2 tokens to model@" in said
+    assert "wanted one token for each" in said
+
+
+def test_a_local_model_tells_how_many_tokens_a_text_is(tmp_path: Path) -> None:
+    llm = LocalLLM(make_chain_model(tmp_path / "model", ["paris"]), device="cpu")
+    assert [llm.tokens_in(text) for text in ("A", "capital of", "")] == [1, 2, 0]
 
 
 @pytest.mark.parametrize(

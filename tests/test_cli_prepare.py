@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from rankwright.algorithms.grpo import prompt_rows
+from rankwright.algorithms.targets import targets
 from rankwright.cli.app import run
 from rankwright.cli.prepare import RECIPE_NAMES, middle_of
 from rankwright.data import load_examples
@@ -55,6 +57,7 @@ class Server:
         self.waiting, self.released = threading.Event(), threading.Event()
         self.broken: tuple[str, ...] = ()
         """Words of prompts that get no usable answer."""
+        self.thinks = False
 
     def __call__(self, request: BaseHTTPRequestHandler) -> None:
         body = json.loads(body_of(request))
@@ -66,6 +69,8 @@ class Server:
         text, tokens = said(words)
         if any(word in words for word in self.broken):
             text, tokens = "I would rather not.", []
+        if self.thinks:
+            text = f"<think>{text[:3]} has the best grade.</think><answer>{text}</answer>"
         choice: dict[str, Any] = {"index": 0, "message": {"role": "assistant", "content": text}}
         choice["finish_reason"] = "stop"
         if body.get("logprobs"):
@@ -137,6 +142,23 @@ def test_bm25_finds_candidates_as_deep_as_the_recipe_draws(data: Path, capsys: p
     capsys.readouterr()
     assert run(arguments("rearank", bare, "--corpus", str(corpus))) != 0
     assert "wanted at least one passage, because candidates are taken as given" in capsys.readouterr().err
+
+
+def test_what_a_teacher_thought_is_what_sft_teaches(
+    url: str, server: Server, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.thinks = True
+    teacher = ["--llm", url, "--llm-model", "m", "--prompt", "listwise-reason-1", "--window", "5"]
+    assert run(arguments("permutation", data, *teacher, "--set", "stride=2", "--output", "json")) == 0
+    found = one_line(capsys.readouterr().out)
+    assert (found["rows"], found["with_thoughts"]) == (3, 2)  # q1 has eight passages: two windows
+    prompt = load_ranking_prompt("listwise-reason-1")
+    for example in load_examples(data.with_name("out.jsonl"), "jsonl").examples:
+        (taught,) = targets(prompt_rows([example], prompt, 8, shorter=True), prompt)
+        order = [example.candidates.index(next(d for d in example.candidates if d.doc_id == i)) for i in example.order]
+        words = " > ".join(f"[{place + 1}]" for place in order)
+        thoughts = f"{words[:3]} has the best grade." if len(order) == 5 else ""
+        assert taught == f"<think>\n{thoughts}\n</think>\n<answer>{words}</answer>"
 
 
 def test_sets_of_rank_r1(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

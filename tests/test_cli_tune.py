@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
 from benchmarks.ranking_language import language
 from benchmarks.ranking_language.decoder import decoder, tokenizer
@@ -160,6 +161,79 @@ def test_prompts_that_are_too_long_are_shortened_where_that_is_wanted(
     assert run([*grpo, *limits, "--overwrite", "--set", "generating.shorten_to_fit=true"]) == 9
     said = " ".join(capsys.readouterr().err.split())
     assert f"12 of 12 training prompts had more than {short} tokens" in said
+
+
+def test_what_is_too_long_is_refused_before_the_start_is_loaded(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The start answers all test questions first, which takes hours with a large model."""
+    monkeypatch.setattr(tune._Work, "_started", lambda work: pytest.fail("It was loaded."))
+    positions = AutoConfig.from_pretrained("start").max_position_embeddings
+    words = 3 + 6 * (1 + 4) + 1
+    grpo, sft = [[*command, "--name", "a", "--method", method, "--epochs", "1"] for method in ("grpo", "sft")]
+    grpo += ["--reward", "rearank"]
+    room = ["--set", f"grpo.max_completion_length={positions - words}"]
+    cases: list[tuple[list[str], str]] = [
+        ([*grpo, "--set", "generating.max_prompt_length=9"], f"longest training prompt has {words} tokens; wanted 9"),
+        ([*sft, "--set", "generating.max_prompt_length=9"], f"longest training prompt has {words} tokens; wanted 9"),
+        ([*sft, "--set", f"sft.max_length={words}"], f"wanted {words} at most (sft.max_length"),
+    ]
+    for arguments, said in cases:
+        assert run(arguments) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
+    dev = [json.loads(line) for line in Path("dev.jsonl").read_text("utf-8").splitlines()]
+    dev[0]["candidates"][0]["text"] += " and more"
+    write_rows(Path("dev.jsonl"), dev)
+    assert run([*grpo, *room]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"longest dev prompt has {words + 2} tokens; wanted {words} at most" in said
+    assert not Path("runs").exists()
+
+
+def test_eranks_reference_is_what_rerank_wrote_and_every_document_has_one(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = Path(language.__file__).with_name("integer.yaml")
+    erank = [*command, "--method", "grpo", "--name", "a", "--epochs", "1", "--reward", "erank"]
+    erank += ["--set", f"generating.prompt={prompt}", "--reward-option", "reference=scores.json"]
+    rows = [json.loads(line) for line in Path("train.jsonl").read_text("utf-8").splitlines()]
+    ids = {row["query_id"]: [passage["doc_id"] for passage in row["candidates"]] for row in rows}
+    rankings = [
+        {"query_id": query_id, "doc_ids": doc_ids, "scores": [9.0 - rank for rank in range(len(doc_ids))]}
+        for query_id, doc_ids in ids.items()
+    ]
+    Path("scores.json").write_text(json.dumps({"outcomes": {"malformed": 2}, "rankings": rankings[1:]}), "utf-8")
+    assert run(erank) == 5
+    said = " ".join(capsys.readouterr().err.split())
+    assert "no reference score for 6 documents" in said
+    assert said.count("2 scores of scores.json could not be read") == 1
+    assert not Path("runs").exists()
+    Path("scores.json").write_text(json.dumps({"outcomes": {"malformed": 0}, "rankings": rankings}), "utf-8")
+    seen: list[dict[tuple[str, str], float]] = []
+
+    def stop(model: Any, tokenizer: Any, reward: Any, *rest: Any, **more: Any) -> None:
+        seen.append(reward.reward.reference)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rankwright.tuning.tune_by_reward", stop)
+    assert run(erank) != 0
+    assert seen == [{(q, doc_id): 9.0 - rank for q, doc_ids in ids.items() for rank, doc_id in enumerate(doc_ids)}]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"rankings": [{}]}',
+        '{"outcomes": {"malformed": 0}, "rankings": [{"query_id": "q", "doc_ids": ["a"]}]}',
+    ],
+)
+def test_a_reference_that_is_none_is_named(text: str, command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("scores.json").write_text(text, "utf-8")
+    erank = [*command, "--method", "grpo", "--name", "a", "--reward", "erank", "--reward-option"]
+    assert run([*erank, "reference=scores.json"]) == 2
+    assert "Option reference is 'scores.json'" in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_the_start_came_to_is_measured_once(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

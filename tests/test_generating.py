@@ -11,6 +11,7 @@ import pytest
 
 from rankwright.errors import ConfigurationError
 from rankwright.llms.cache import CachedLLM, ReadStore
+from rankwright.llms.calls import Call, CallsReport, collect
 from rankwright.llms.http import HTTPLLM
 from rankwright.prompts.answers import Tags
 from rankwright.prompts.ranking import RankingPrompt, load_ranking_prompt, shipped_prompts
@@ -70,6 +71,36 @@ def test_a_window_is_one_call_and_all_of_them_are_one_batch() -> None:
         False,
         True,
     ]
+
+
+def test_a_call_that_fails_takes_tokens_too(tmp_path: Path) -> None:
+    """A text that did not end is billed, and so is one that the cache turns down."""
+
+    class Endless:
+        name = "endless"
+
+        def complete(self, requests: Sequence[LLMRequest]) -> list[CompletionResult]:
+            return collect(self, requests)
+
+        def complete_each(self, requests: Sequence[LLMRequest], on_calls: CallsReport) -> None:
+            told = [CompletionFailed("length"), Completion(" ", 7, 1), CompletionFailed("timeout")]
+            tokens = [(9, 512), (7, 1), (None, None)]
+            on_calls([Call(i, told[i], 1, *tokens[i]) for i in range(len(requests))])
+
+    windows, prompt = [window(2, query) for query in "abc"], load_ranking_prompt("listwise-1")
+    with ReadStore(tmp_path / "reads.sqlite") as store:
+        for llm in (CachedLLM(Endless(), store), Endless()):
+            judged = LLMPolicy(llm, prompt).judge(windows)
+            assert [one.judgement.outcome for one in judged] == ["malformed"] * 3
+            assert [(one.input_tokens, one.output_tokens) for one in judged] == [(9, 512), (7, 1), (None, None)]
+
+
+def test_thoughts_before_an_answer_are_handed_on() -> None:
+    judge, _ = policy("listwise-think-1", "<think>[2] it is</think><answer>[2] > [1]</answer>")
+    (judged,) = judge.judge([window(2)])
+    assert (judged.judgement, judged.thoughts) == (Permutation((1, 0)), "[2] it is")
+    judge, _ = policy("listwise-1", "[2] > [1]")
+    assert [one.thoughts for one in judge.judge([window(2), window(1)])] == ["", ""]
 
 
 def test_a_request_carries_messages_sampling_and_version() -> None:

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 from rankwright.prompts import answers, parsers, probabilities, ranking
-from rankwright.prompts.answers import Span, Tags, lenient_span, strict_span
+from rankwright.prompts.answers import Span, Tags, lenient_span, strict_span, thoughts_in
 from rankwright.prompts.parsers import PARSERS, Form
 from rankwright.prompts.ranking import RankingPrompt, load_ranking_prompt, shipped_prompts
 from rankwright.types import Choice, Completion, Judgement, Permutation, Scores
@@ -54,6 +54,24 @@ def permutation(text: str, count: int = 3, tags: Tags = BARE, *, strict: bool = 
 )
 def test_the_answer_is_found_behind_the_thoughts(text: str, span: Span) -> None:
     assert lenient_span(text, THINK) == span
+
+
+@pytest.mark.parametrize(
+    ("text", "tags", "thoughts"),
+    [
+        ("<think> [2] > [1]? </think> <answer>[2]</answer>", Tags("think", "answer"), "[2] > [1]?"),
+        ("[2] > [1]?</think>[2]", Tags(), "[2] > [1]?"),  # the chat template opened them
+        ("<Reason>so</reason><answer>{}</answer>", Tags("reason", "answer"), "so"),
+        ("[2] > [1]", Tags("think", "answer"), ""),
+        ("<think>never ends", Tags("think", "answer"), ""),
+        ("<think>so <answer>[1]</answer></think><answer>[2]</answer>", Tags("think", "answer"), ""),
+        ("<think>a</think><think>b</think>[2]", Tags("think"), ""),
+        ("<think>a<think>b</think>[2]", Tags("think"), ""),
+        ("", Tags("think"), ""),
+    ],
+)
+def test_thoughts_are_told_from_the_answer_or_not_at_all(text: str, tags: Tags, thoughts: str) -> None:
+    assert thoughts_in(text, tags) == thoughts
 
 
 def test_without_agreed_tags_all_behind_native_thoughts_is_the_answer() -> None:

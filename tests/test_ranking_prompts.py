@@ -92,6 +92,7 @@ VERSIONS = {
     "pointwise-binary-1": "379d34f89dd3df72",
     "pointwise-integer-1": "4c51653f782f47ee",
     "pointwise-think-1": "ec29e18059b58c04",
+    "pointwise-true-false-1": "9c62c75f9208507d",
     "pointwise-yes-no-1": "36be0c5934e2a2e0",
     "setwise-1": "30f16621e590d086",
     "setwise-think-1": "2c4a38d11423397f",

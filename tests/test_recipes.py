@@ -61,7 +61,7 @@ def test_a_recipe_leaves_no_setting_of_its_method_to_a_default(name: str, stage:
     section = {"grpo": GRPOConfig, "sft": SFTConfig}[stage]
     wanted = {f"{stage}.{field.name}" for field in dataclasses.fields(section)}
     basics = ("model.name", "model.lora_rank", "generating.prompt", "generating.window", "generating.max_prompt_length")
-    wanted |= {*basics, "loop.batch_size", "loop.epochs", "loop.learning_rate"}
+    wanted |= {*basics, "loop.batch_size", "loop.epochs", "loop.learning_rate", "loop.trainer.lr_scheduler_type"}
     wanted |= {"reward"} if stage == "grpo" else {"loop.batch_size"}
     assert wanted - load_recipe(name, stage).settings.keys() == set()
 
@@ -163,7 +163,8 @@ def test_the_budget_counts_prompts_completions_and_reads(tmp_path: Path, capsys:
             ["--recipe", "reasonrank", "--dry-run", "--reward-option", "recall_weight=much"],
             "Setting reward_options.recall_weight is 'much'",
         ),
-        (["--recipe", "erank", "--dry-run", "--reward-option", "reference=1"], "which Python alone can give"),
+        (["--recipe", "erank", "--dry-run", "--reward-option", "reference=1"], "wanted the file that rankwright"),
+        (["--recipe", "erank", "--dry-run", "--reward-option", "reference=no.json"], "'no.json' (FileNotFoundError"),
         (["--recipe", "rearank", "--dry-run", "--reward", "f1", "--reward-option", "depth=1"], "option 'depth'"),
         (["--recipe", "rearank", "--dry-run", "--reward-option", "cutoff"], "wanted NAME=VALUE"),
         (["--recipe", "rearank", "--dry-run", "--reward-option", "cutoff=0"], "Option cutoff of reward 'rearank' is 0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -74,6 +75,21 @@ class Pointing:
         return [Judged(Scores((value,), "ok" if value is not None else "malformed")) for value in values]
 
 
+class Thinking:
+    """A policy that turns the list around and thinks aloud about it; single passages it all likes alike."""
+
+    name = "thinking"
+
+    def judge(self, windows: Sequence[RerankRequest]) -> list[Judged]:
+        return [self._judged(window) for window in windows]
+
+    def _judged(self, window: RerankRequest) -> Judged:
+        count = len(window.documents)
+        if count == 1:
+            return Judged(Scores((1.0,)), thoughts="about one alone")
+        return Judged(Permutation(tuple(reversed(range(count)))), thoughts=f"[{count}] of {window.query.query_id}")
+
+
 # --- permutation ---
 
 
@@ -109,6 +125,34 @@ def test_what_cannot_be_read_is_left_out_and_counted(fault: str, reason: str) ->
     assert len(prepared.rows) == 200 - left
     whole = rows_of(TaughtOrders(depth=6).prepare(examples, teacher(grades, seed=1)))
     assert all(row == whole[query_id] for query_id, row in rows_of(prepared).items())
+
+
+def test_thoughts_stay_where_one_answer_ordered_all_passages_as_they_stand() -> None:
+    """[1] in them is the first candidate of the row; after a second window it would be another one."""
+    sources = [
+        replace(example("q", 4), thoughts="of an older teacher"),
+        replace(example("r", 5), thoughts="of an older teacher"),
+    ]
+    taught = Teacher(Thinking(), Sliding(window=4, stride=2))
+    found = rows_of(TaughtOrders(depth=5).prepare(sources, taught))
+    assert {query_id: row.thoughts for query_id, row in found.items()} == {"q": "[4] of q", "r": ""}
+    twice = Teacher(Thinking(), Sliding(window=4, stride=2, passes=2))
+    assert [row.example.thoughts for row in TaughtOrders(depth=4).prepare(sources[:1], twice).rows] == [""]
+    plain = teacher({"q": {}})
+    assert [row.example.thoughts for row in TaughtOrders(depth=4).prepare(sources[:1], plain).rows] == [""]
+
+
+def test_thoughts_go_with_the_passages_that_they_number() -> None:
+    lists, points = Teacher(Thinking(), Sliding(window=4, stride=2)), {f"q-{i}": 1.0 for i in range(4)}
+    whole = SelfConsistent(depth=4, relevant_from=1.0)
+    (row,) = whole.prepare([example("q", 4)], lists, Teacher(Pointing(points))).rows
+    assert row.example.thoughts == "[4] of q"
+    del points["q-1"]  # it is left out, and [4] would be the third
+    (row,) = whole.prepare([example("q", 4)], lists, Teacher(Pointing(points))).rows
+    assert (len(row.example.candidates), row.example.thoughts) == (3, "")
+    fused = FusedLabels(top=4, drawn=0, smallest=4, largest=4, lists=3)
+    rows = fused.prepare([example("q", 4)], lists, Teacher(Thinking())).rows
+    assert [row.example.thoughts for row in rows] == ["", "", ""]  # they stand shuffled
 
 
 def test_an_order_by_scores_of_which_one_is_missing_is_left_out() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -278,7 +279,7 @@ def test_a_failed_reward_moves_nothing(start: Path, tmp_path: Path) -> None:
 
 
 def test_a_prompt_that_is_too_long_is_named_before_anything_begins(start: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="longest prompt has 34 tokens; wanted 20 at most"):
+    with pytest.raises(ConfigurationError, match="longest training prompt has 34 tokens; wanted 20 at most"):
         run(start, tmp_path, generating=GeneratingConfig(max_prompt_length=20))
 
 
@@ -292,6 +293,13 @@ def test_without_trl_the_command_to_install_it_is_named(
     with pytest.raises(MissingDependencyError, match=r'pip install "rankwright\[grpo\]"'):
         run(start, tmp_path)
     tuning._grouped_trainer.cache_clear()
+
+
+def test_without_vllm_generation_by_it_is_refused(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(MissingDependencyError, match=r'grpo.generation is vllm.*pip install "rankwright\[vllm\]"'):
+        run(start, tmp_path, config=replace(SMALL, generation="vllm"))
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- SFT
@@ -342,6 +350,35 @@ def test_the_ranking_loss_orders_the_first_identifiers_logits(start: Path, tmp_p
     with torch.no_grad():
         logits = with_loss.model(**words(shown, return_tensors="pt", return_token_type_ids=False)).logits[0, -1]
     assert sorted(tokens, key=lambda token: -logits[token].item()) == tokens
+
+
+def test_embedding_noise_is_neftunes_and_only_of_training(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uniform up to alpha by the square root of tokens times dimensions (arXiv 2310.05914, algorithm 1)."""
+    from rankwright import tuning
+
+    seen: list[float] = []
+    original = tuning._CompletionTrainer.compute_loss
+
+    def noise(model: Any, ids: torch.Tensor) -> torch.Tensor:
+        embedding = model.get_input_embeddings()
+        return (embedding(ids) - embedding.weight[ids]).detach().abs()
+
+    def look(trainer: Any, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
+        ids = inputs["input_ids"]
+        size = ids.shape[1] * model.get_input_embeddings().weight.shape[1]
+        seen.append(noise(model, ids).max().item() * math.sqrt(size))
+        return original(trainer, model, inputs, *rest, **more)
+
+    monkeypatch.setattr(tuning._CompletionTrainer, "compute_loss", look)
+    tuned = learn(start, tmp_path / "noise", SFTConfig(embedding_noise=5.0), loop=replace(LOOP, epochs=2))
+    assert all(4.5 < largest <= 5.0 + 1e-4 for largest in seen)
+    assert len(seen) > 1
+    assert noise(tuned.model.train(), torch.arange(9)).max() == 0.0
+    seen.clear()
+    learn(start, tmp_path / "none", loop=replace(LOOP, epochs=2))
+    assert set(seen) == {0.0}
 
 
 def test_an_identifier_of_several_tokens_is_refused(start: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rankwright.llms.cache import ReadStore
     from rankwright.llms.http import HTTPLLM
     from rankwright.llms.local import LocalLLM
+    from rankwright.llms.offline import VLLMOffline
 
 
 REREADS = 8
@@ -127,15 +128,21 @@ def _endpoint(settings: ReaderSettings, role: Role) -> HTTPLLM:
     )
 
 
-def _local(settings: ReaderSettings, device: str, role: Role) -> LocalLLM:
+def _local(settings: ReaderSettings, device: str, role: Role) -> LocalLLM | VLLMOffline:
     """A language model on this machine."""
-    from rankwright.llms.local import LocalLLM
+    from rankwright.llms.endpoint import VLLM, bare_place
 
     if settings.model:
         raise ConfigurationError(
             f"{role.what} {settings.reader} is a model on this machine, but '{settings.model}' was given as model of "
             f"an endpoint. Leave {role.model_flag} out, or give the endpoint's base URL as {role.place_flag}."
         )
+    if settings.reader.startswith(VLLM):
+        from rankwright.llms.offline import VLLMOffline
+
+        return VLLMOffline(bare_place(settings.reader))  # vLLM looks for devices by itself
+    from rankwright.llms.local import LocalLLM
+
     return LocalLLM(settings.reader, device=device)
 
 

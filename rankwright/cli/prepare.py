@@ -94,7 +94,7 @@ def prepare(
         help="NAME=VALUE: a setting of the recipe (draws=20), of the teacher's strategy, sampling.NAME, "
         "single.sampling.NAME, max_failed or reader.NAME for the endpoint.",
     ),
-    llm: str | None = typer.Option(None, help="Teacher: an endpoint's base URL, or a local causal LM."),
+    llm: str | None = typer.Option(None, help="Teacher: an endpoint's base URL, or a local causal LM, as in rerank."),
     llm_model: str | None = typer.Option(None, help="Model name at the endpoint of --llm."),
     strategy: str | None = typer.Option(None, help="How the teacher orders long lists. Default sliding."),
     prompt: str | None = typer.Option(None, help="Its prompt: shipped, file, or a model's folder."),
@@ -382,6 +382,7 @@ def _tell(
                 "unjudged": dataset.unjudged,
                 "rows": len(prepared.rows),
                 "of_questions": len({row.metadata["query_id"] for row in prepared.rows}),
+                "with_thoughts": sum(bool(row.example.thoughts) for row in prepared.rows),
                 "left_out": dict(prepared.left_out),
                 "teachers": {
                     name: {"name": f"{teacher.policy.name} {teacher.strategy.name}", **told(teacher.report)}
@@ -395,6 +396,9 @@ def _tell(
     for teacher in teachers.values():
         if teacher is not None:
             say_report(teacher.report)
+    thinking = sum(bool(row.example.thoughts) for row in prepared.rows)
+    if thinking:
+        say(f"{thinking} of {len(prepared.rows)} rows have the teacher's thoughts, which --method sft teaches.")
     for what, times in prepared.left_out.most_common():
         say(f"Left out: {times} {what}.")
     print_out(

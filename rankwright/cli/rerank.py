@@ -100,7 +100,9 @@ def rerank(
     corpus: Path | None = typer.Option(None, help="Passages of the run or of --data."),
     depth: int | None = typer.Option(None, min=1, help="Candidates of a question that are reranked; all without it."),
     llm: str | None = typer.Option(
-        None, help="Language model in the place of --model: an endpoint's base URL, or a local causal LM."
+        None,
+        help="Language model in the place of --model: an endpoint's base URL, a local causal LM, or vllm:PATH, run "
+        "by vLLM (untested).",
     ),
     llm_model: str | None = typer.Option(None, help="Model name at the endpoint of --llm."),
     strategy: str | None = typer.Option(

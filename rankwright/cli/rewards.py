@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
+import math
 from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter
 
+from rankwright.cli.common import say
 from rankwright.cli.settings import RunSettings, validated
 from rankwright.errors import ConfigurationError
 from rankwright.rewards import (
@@ -25,10 +30,8 @@ from rankwright.types import Reader, Reward
 PREFIX = "reward_options."
 OF_THE_READER_REWARD = ("anchored", "ladder", "tags")
 """Options of the reward `reader` that a run may set; who reads, and how much, it says elsewhere."""
-NOT_HERE: Mapping[str, Mapping[str, str]] = {
-    "erank": {"reference": "scores of a supervised model by question and document"},
-}
-"""Reward -> options that no flag or file can hold -> what they are."""
+REFERENCE = "reference"
+"""Option of the reward erank: here the file with the scores, which `rerank --output json` printed."""
 
 
 def check_reward(settings: RunSettings) -> None:
@@ -103,23 +106,65 @@ def _answer_reward(name: str, options: Mapping[str, Any]) -> Reward:
 def _checked(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a ranking reward, each of the kind that its field wants."""
     kind = RANKING_REWARDS[name]
-    hidden = NOT_HERE.get(name, {})
-    known = [field.name for field in dataclasses.fields(kind) if field.name not in hidden]
+    known = [field.name for field in dataclasses.fields(kind)]
     if name == "reader":
         known = [option for option in known if option in OF_THE_READER_REWARD]
-    _require_known(name, options, [*dict.fromkeys((*known, "tags"))], hidden)
-    tags = {"tags": options["tags"]} if "tags" in options else {}
-    rest = {option: value for option, value in options.items() if option != "tags"}
-    return _typed(rest, get_type_hints(kind)) | tags
+    _require_known(name, options, [*dict.fromkeys((*known, "tags"))])
+    taken = {"tags": options["tags"]} if "tags" in options else {}
+    if options.get(REFERENCE) is not None:
+        taken[REFERENCE] = _scores_in(options[REFERENCE])
+    rest = {option: value for option, value in options.items() if option not in taken}
+    return _typed(rest, get_type_hints(kind)) | taken
 
 
-def _require_known(reward: str, options: Mapping[str, Any], known: list[str], hidden: Mapping[str, str] = {}) -> None:
+def reference_file(settings: RunSettings) -> Path | None:
+    """The file of scores that a reward is held against."""
+    given = settings.reward_options.get(REFERENCE)
+    return Path(given) if isinstance(given, str) else None
+
+
+def _scores_in(given: object) -> dict[tuple[str, str], float]:
+    """(query_id, doc_id) -> score.
+
+    Raises:
+        ConfigurationError: no such file, or something else stands in it.
+    """
+    try:
+        path = Path(given) if isinstance(given, str) else Path()
+        return _read_scores(path, path.stat().st_mtime_ns)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigurationError(
+            f"Option {REFERENCE} is '{str(given)[:80]}' ({type(error).__name__}: {str(error)[:80]}); wanted the file "
+            "that rankwright rerank --strategy pointwise --data FILE --output json printed for these questions."
+        ) from None
+
+
+@lru_cache(maxsize=1)
+def _read_scores(path: Path, changed: int) -> dict[tuple[str, str], float]:
+    """What stands in the file; it is read once as long as it was not `changed`, and what it lacks is said once."""
+    found = json.loads(path.read_text("utf-8"))
+    unread = found["outcomes"]["malformed"]
+    if unread:
+        say(f"{unread} scores of {path} could not be read; their passages count as the lowest of their question.")
+    return {
+        (str(row["query_id"]), str(doc_id)): _finite(score)
+        for row in found["rankings"]
+        for doc_id, score in zip(row["doc_ids"], row["scores"], strict=True)
+    }
+
+
+def _finite(score: object) -> float:
+    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        raise ValueError(f"a score is {score!r}")
+    return float(score)
+
+
+def _require_known(reward: str, options: Mapping[str, Any], known: list[str]) -> None:
     wrong = next((option for option in options if option not in known), None)
     if wrong is None:
         return
-    why = f" ({hidden[wrong]}, which Python alone can give)" if wrong in hidden else ""
     raise ConfigurationError(
-        f"Reward '{reward}' was given the option '{wrong}'{why}; its options are {', '.join(known)}. See "
+        f"Reward '{reward}' was given the option '{wrong}'; its options are {', '.join(known)}. See "
         "docs/ranking-rewards.md."
     )
 

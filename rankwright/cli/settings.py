@@ -134,7 +134,8 @@ class ReaderSettings:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     reader: str = "embedded"
-    """embedded, none, the base URL of an OpenAI-compatible endpoint, or a local causal language model."""
+    """embedded, none, the base URL of an OpenAI-compatible endpoint, or a local causal language model; vllm: before its
+    name runs it by vLLM."""
     model: str = ""
     """Model name at the endpoint."""
     api: Api = "chat"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,11 +16,12 @@ from typing import Any
 from rankwright import processes
 from rankwright.algorithms.grpo import PromptRows, TRLReward, order_of, prompt_rows
 from rankwright.algorithms.targets import label_order, targets
+from rankwright.backbone import sha256_file
 from rankwright.cli.build import Splits, build_reader, checked_device, counted_store, load_splits
 from rankwright.cli.common import WORSE_EXIT_CODE, say
 from rankwright.cli.generating_costs import budget
 from rankwright.cli.llm import shortener
-from rankwright.cli.rewards import answer_reward_of, written_reward_of
+from rankwright.cli.rewards import answer_reward_of, reference_file, written_reward_of
 from rankwright.cli.run import (
     REFERENCE_ROW,
     TRAINED_ROW,
@@ -37,6 +39,7 @@ from rankwright.evaluation import digest_of, paired_test
 from rankwright.metrics.ranking import ranking_metrics
 from rankwright.prompts.ranking import RankingPrompt, load_ranking_prompt
 from rankwright.rerankers.generating import default_sampling
+from rankwright.rewards.pools import ERank
 from rankwright.types import Completion, Example, Ranking, Reader, Scores
 
 METRIC = "nDCG@10"
@@ -66,6 +69,7 @@ def run_tuning(
     splits = load_splits(settings)
     _check_limits(settings, splits)
     work = _Work.of(settings, splits)
+    work.check()
     if not processes.rank():
         _begin(folder, settings, name, resume, command)
     say(f"{len(splits.train)} training, {len(splits.dev)} dev, {len(splits.test)} test questions; run folder {folder}")
@@ -138,7 +142,8 @@ class _Work:
         from rankwright.tuning import positions_of, prompt_text
 
         settings, tokenizer = self.settings, self.tokenizer
-        whole = (settings.sft.max_length if settings.method == "sft" else 0) or positions_of(settings.model.name)
+        learned = settings.sft.max_length if settings.method == "sft" else 0
+        whole = min(learned or math.inf, positions_of(settings.model.name))
         most = min(whole - self._longest_answer, settings.generating.max_prompt_length or whole)
 
         def fits(messages: Sequence[tuple[str, str]]) -> bool:
@@ -153,6 +158,40 @@ class _Work:
                 "shortened alike until they fit (generating.shorten_to_fit)."
             )
         return replace(self, prompt=prompt, rows=rows)
+
+    def check(self) -> None:
+        """What would end the run otherwise once hours are spent: prompts that are too long, a reward that lacks a
+        document.
+
+        Raises:
+            ConfigurationError: a prompt does not fit beside its answer.
+            DataError: a reference score is missing.
+            MissingDependencyError: vLLM is to generate and is not there.
+        """
+        from rankwright.tuning import check_generation, check_prompt_lengths, check_taught_lengths
+
+        settings = self.settings
+        model, most = settings.model.name, settings.generating.max_prompt_length
+        training = [row.messages for row in self.rows.rows]
+        if settings.method == "grpo":
+            check_generation(settings.grpo)
+            check_prompt_lengths(self.tokenizer, training, settings.grpo.max_completion_length, most, model)
+            reward = None if settings.asks_reader or ":" in settings.reward else written_reward_of(settings, None)
+            if isinstance(reward, ERank):
+                reward.check_reference(
+                    (row.example.query.query_id, document.doc_id)
+                    for row in self.rows.rows
+                    for document in row.documents
+                )
+        else:
+            check_prompt_lengths(self.tokenizer, training, 0, most, model)
+            check_taught_lengths(self.tokenizer, self._taught, settings.sft, model)
+        for side, examples in (("dev", self.splits.dev), ("test", self.splits.test)):
+            labelled = self._labelled(examples)
+            if labelled:
+                rows = prompt_rows(labelled, self.prompt, settings.generating.window, shorter=True)
+                shown = [row.messages for row in rows.rows]
+                check_prompt_lengths(self.tokenizer, shown, self._longest_answer, 0, model, side)
 
     def prompt_to_keep(self) -> RankingPrompt:
         """The prompt that ranks with the trained model: with as many tokens for an answer as it learned to write, where
@@ -190,7 +229,7 @@ class _Work:
 
     def tuned(self, folder: Path, resume: bool, reader: Reader | None) -> Any:
         """Trains."""
-        from rankwright.tuning import LoRA, Taught, tune_by_completions, tune_by_reward
+        from rankwright.tuning import LoRA, tune_by_completions, tune_by_reward
 
         settings = self.settings
         model, generating = settings.model, settings.generating
@@ -208,22 +247,31 @@ class _Work:
         if settings.method == "grpo":
             reward = TRLReward(written_reward_of(settings, reader), self.prompt, self.rows, settings.grpo.rollouts)
             return tune_by_reward(model.name, self.tokenizer, reward, settings.grpo, settings.loop, folder, **more)
-        taught = [
+        return tune_by_completions(
+            model.name, self.tokenizer, self._taught, settings.sft, settings.loop, folder, **more
+        )
+
+    @cached_property
+    def _taught(self) -> list[Any]:
+        """What supervised fine-tuning teaches."""
+        from rankwright.tuning import Taught
+
+        return [
             Taught(row.messages, said, tuple(names[i] for i in label_order(row.documents, row.example)))
             for row, said in zip(self.rows.rows, targets(self.rows, self.prompt), strict=True)
             for names in [self.prompt.identifiers(len(row.documents))]
         ]
-        return tune_by_completions(model.name, self.tokenizer, taught, settings.sft, settings.loop, folder, **more)
 
     def _deciding(self) -> dict[str, Any]:
         """What of settings and data decides the result, for the check of --resume."""
         settings, tree = self.settings, settings_tree(self.settings)
+        reference = reference_file(settings)
         return {
             "model": tree["model"],
             "generating": tree["generating"],
             "reward": settings.reward,
             "reward_options": dict(settings.reward_options),
-            "file of the reward": file_of_reward(settings.reward),
+            "file of the reward": sha256_file(reference)[:16] if reference else file_of_reward(settings.reward),
             "reader": without_speed(tree)["reader"] if settings.asks_reader else {},
             "prompt": self.prompt.version,
             "training questions": digest_of(self.splits.train),
@@ -244,6 +292,10 @@ class _Work:
         scores = list(found.metric.values())
         return {"eval_malformed": found.malformed} | ({"eval_reward": sum(scores) / len(scores)} if scores else {})
 
+    def _labelled(self, examples: Sequence[Example]) -> list[Example]:
+        """The questions on which a model is scored: none where words do not say what it judges."""
+        return [example for example in examples if self._can_be_scored and any(example.relevance.values())]
+
     @cached_property
     def _longest_answer(self) -> int:
         """Tokens that a completion may have where the model is scored: with GRPO as many as in training, with SFT half
@@ -257,8 +309,8 @@ class _Work:
         """nDCG@10 of the orders that greedy completions say, and how many are malformed."""
         from rankwright.tuning import greedy
 
-        labelled = [example for example in examples if any(example.relevance.values())]
-        if not labelled or not self._can_be_scored:
+        labelled = self._labelled(examples)
+        if not labelled:
             return _Values({}, 0.0)
         window, most = self.settings.generating.window, self._longest_answer
         rows = prompt_rows(labelled, self.prompt, window, shorter=True)

@@ -69,7 +69,8 @@ def write_prepared(path: str | Path, prepared: Prepared) -> None:
 
 
 def only_among(example: Example, documents: Iterable[Document]) -> Example:
-    """The example with these documents for candidates, and without what is known of others."""
+    """The example with these documents for candidates, and without what is known of others; a teacher's thoughts number
+    the candidates, so they stay with all of them in their order alone."""
     candidates = tuple(documents)
     kept = {document.doc_id for document in candidates}
     if len(kept) < len(candidates):
@@ -82,6 +83,7 @@ def only_among(example: Example, documents: Iterable[Document]) -> Example:
         relevance={doc_id: grade for doc_id, grade in example.relevance.items() if doc_id in kept},
         first_stage={doc_id: score for doc_id, score in example.first_stage.items() if doc_id in kept},
         order=tuple(doc_id for doc_id in example.order if doc_id in kept),
+        thoughts=example.thoughts if candidates == example.candidates else "",
     )
 
 

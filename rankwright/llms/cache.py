@@ -366,7 +366,7 @@ class CachedLLM:
 
         def keep(made: Sequence[Call]) -> None:
             calls = [self._judged(new[new_keys[call.index]], call) for call in made]
-            results.update((new_keys[call.index], call.result) for call in calls)
+            results.update((new_keys[call.index], call.told) for call in calls)
             self._keep(new_keys, calls)
 
         complete_each(self._llm, list(new.values()), keep)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from rankwright.errors import ConfigurationError
-from rankwright.types import CompletionResult, LLMRequest
+from rankwright.types import CompletionFailed, CompletionResult, LLMRequest
 
 MILLION = 1_000_000
 TEMPLATE_TOKENS = 256
@@ -29,6 +29,13 @@ class Call:
     output_tokens: int | None = None
     price: float | None = None
     """In the currency of the price list; None where it is not known, never 0 in its place."""
+
+    @property
+    def told(self) -> CompletionResult:
+        """The result as it is handed on: a failure takes tokens too, and says how many."""
+        if isinstance(self.result, CompletionFailed):
+            return replace(self.result, input_tokens=self.input_tokens, output_tokens=self.output_tokens)
+        return self.result
 
 
 CallsReport = Callable[[Sequence[Call]], None]
@@ -62,7 +69,7 @@ class SuspiciousLLM(Protocol):
 def collect(llm: IncrementalLLM, requests: Sequence[LLMRequest]) -> list[CompletionResult]:
     """Results of `complete_each` in the order of the requests: how an incremental LLM implements `complete`."""
     results: dict[int, CompletionResult] = {}
-    llm.complete_each(requests, lambda calls: results.update((call.index, call.result) for call in calls))
+    llm.complete_each(requests, lambda calls: results.update((call.index, call.told) for call in calls))
     return [results[index] for index in range(len(requests))]
 
 

@@ -20,6 +20,8 @@ SECRET_NAME = re.compile(
 """Names whose values are not shown; max_tokens and api_key_env are none."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HOST_AND_PORT = re.compile(r"[\w.-]+:\d+(/.*)?")
+VLLM = "vllm:"
+"""Stands before the place of a local model that vLLM is to run."""
 
 
 def checked_url(base_url: str) -> str:
@@ -65,6 +67,15 @@ def checked_variable(name: str) -> str:
     return name
 
 
+def bare_place(place: str) -> str:
+    """Folder or hub name of a local model, without the word for what runs it.
+
+    >>> bare_place("vllm:runs/rearank/model"), bare_place("runs/rearank/model")
+    ('runs/rearank/model', 'runs/rearank/model')
+    """
+    return place.removeprefix(VLLM)
+
+
 def check_sampling_names(names: Iterable[str]) -> None:
     """Raises ConfigurationError where a sampling parameter looks like a secret."""
     secret = next((name for name in names if SECRET_NAME.search(name)), None)
@@ -78,8 +89,8 @@ def check_sampling_names(names: Iterable[str]) -> None:
 def model_place(name: str) -> str:
     """Of a run's folder the model in it; every other name stays as it is. A run keeps its settings in a config.json of
     its own, so it is known by the one in its folder `model`."""
-    inside = Path(name) / "model"
-    return str(inside) if (inside / "config.json").is_file() else name
+    inside = Path(bare_place(name)) / "model"
+    return f"{VLLM * name.startswith(VLLM)}{inside}" if (inside / "config.json").is_file() else name
 
 
 def check_model_place(name: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -62,8 +62,7 @@ class LocalLLM:
         self._max_new_tokens = max_new_tokens
         self._batch_size = batch_size
         self._model, self._tokenizer = _load(str(model_name_or_path), device, dtype)
-        self._has_template = bool(self._tokenizer.chat_template)
-        self.name = _name(model_name_or_path, self._model)
+        self.name = weights_name(model_name_or_path, self._model.config)
 
     def complete(self, requests: Sequence[LLMRequest]) -> list[CompletionResult]:
         """One result per request, in order."""
@@ -78,10 +77,13 @@ class LocalLLM:
             if positions is None or len(prompt) + answer <= positions:
                 fitting.append(index)
             else:
-                detail = f"{len(prompt)} tokens and {answer} of an answer, where {positions} fit"
-                on_calls([Call(index, CompletionFailed(TOO_LONG, paid=False, detail=detail), 0, 0, 0, 0.0)])
+                on_calls([too_long(index, len(prompt), answer, positions)])
         for batch in self._batches(fitting, prompts, requests):
             on_calls(self._generate(batch, prompts, requests[batch[0]]))
+
+    def tokens_in(self, text: str) -> int:
+        """Tokens of a bare text."""
+        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore[reportArgumentType]
 
     def input_tokens(self, request: LLMRequest) -> int:
         """Tokens of a request's prompt."""
@@ -89,14 +91,7 @@ class LocalLLM:
 
     def _prompt(self, request: LLMRequest) -> list[int]:
         _check_sampling(request)
-        if self._has_template:
-            messages = [{"role": role, "content": text} for role, text in request.messages]
-            text = str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        else:
-            text = bare_text(request.messages)
-        # The template writes the special tokens itself; a second beginning-of-text token would shift every answer.
-        encoded = self._tokenizer(text, add_special_tokens=not self._has_template, verbose=False)
-        return encoded["input_ids"]  # pyright: ignore[reportReturnType]
+        return prompt_ids(self._tokenizer, request)
 
     def _positions(self) -> int | None:
         """Tokens that the model has positions for; None where it has no limit."""
@@ -189,11 +184,7 @@ class LocalLLM:
         return Call(index, result, 1, input_tokens, output_tokens, 0.0)
 
     def _tokens(self, pairs: Sequence[tuple[int, float]]) -> Tokens:
-        if any(math.isnan(value) for _, value in pairs):
-            raise ModelError(
-                f"{self.name} gave log probabilities that are no numbers; wanted finite logits. The weights are "
-                "damaged or overflow in their dtype: use another checkpoint, or float32."
-            )
+        check_finite(self.name, (value for _, value in pairs))
         return likeliest([(str(self._tokenizer.decode([token])), value) for token, value in pairs])
 
     def _end_tokens(self) -> set[int]:
@@ -262,11 +253,38 @@ def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _name(source: str | Path, model: PreTrainedModel) -> str:
+def prompt_ids(tokenizer: Any, request: LLMRequest) -> list[int]:
+    """A request's messages as the tokens of the prompt: through the chat template, or as bare text where there is
+    none."""
+    if tokenizer.chat_template:
+        messages = [{"role": role, "content": text} for role, text in request.messages]
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    else:
+        text = bare_text(request.messages)
+    # The template writes the special tokens itself; a second beginning-of-text token would shift every answer.
+    return tokenizer(text, add_special_tokens=not tokenizer.chat_template, verbose=False)["input_ids"]
+
+
+def too_long(index: int, prompt: int, answer: int, positions: int) -> Call:
+    """The call that was not made, because prompt and answer do not fit into the model's positions."""
+    detail = f"{prompt} tokens and {answer} of an answer, where {positions} fit"
+    return Call(index, CompletionFailed(TOO_LONG, paid=False, detail=detail), 0, 0, 0, 0.0)
+
+
+def check_finite(name: str, logprobs: Iterable[float]) -> None:
+    """Raises ModelError where a log probability is no number."""
+    if any(math.isnan(value) for value in logprobs):
+        raise ModelError(
+            f"{name} gave log probabilities that are no numbers; wanted finite logits. The weights are damaged or "
+            "overflow in their dtype: use another checkpoint, or float32."
+        )
+
+
+def weights_name(source: str | Path, config: Any) -> str:
     """The model and what its weights are, so that another model under the same name has other cache keys."""
     folder = Path(source)
     if not folder.is_dir():
-        return f"{source}@{getattr(model.config, '_commit_hash', None) or 'unknown'}"
+        return f"{source}@{getattr(config, '_commit_hash', None) or 'unknown'}"
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         if file.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt"):

@@ -99,6 +99,25 @@ def lenient_span(text: str, tags: Tags) -> Span:
     return _untagged(rest, tags, [mark.start - begin for mark in answers if mark.start >= begin], bool(ends))
 
 
+def thoughts_in(text: str, tags: Tags) -> str:
+    """The thoughts before an answer, without their tags. Empty where there are none, where they did not end, and where
+    a tag stands in them, so that what they say and the answer cannot be told apart.
+
+    >>> thoughts_in("<think>[2] is on topic.</think>[2] > [1]", Tags())
+    '[2] is on topic.'
+    """
+    marks = _marks(text, tags)
+    of_thoughts = [mark for mark in marks if mark.name in {THINK, tags.thinking}]
+    ends = [mark for mark in of_thoughts if mark.closing]
+    if len(ends) != 1:
+        return ""
+    # A chat template may have written the opening tag, so that it is no part of the text.
+    begin = max((mark.end for mark in of_thoughts if mark.end <= ends[0].start), default=0)
+    inside = [mark for mark in marks if begin <= mark.start < ends[0].start]
+    opened = sum(not mark.closing for mark in of_thoughts)
+    return "" if inside or opened > 1 else text[begin : ends[0].start].strip()
+
+
 def _of_block(block: Span, tags: Tags, unfinished: bool) -> Span:
     if not unfinished:
         return Span(block.text, (*block.repairs, *(() if tags.answer else (ANSWER_TAGS_ADDED,))))

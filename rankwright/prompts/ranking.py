@@ -24,8 +24,9 @@ from typing import Any, Literal
 
 from rankwright.errors import ConfigurationError, ResourceNotFoundError, StorageError
 from rankwright.prompts import parsers
-from rankwright.prompts.answers import Tags
+from rankwright.prompts.answers import Tags, thoughts_in
 from rankwright.prompts.files import Shown, Turn, Unit, read_prompt_file, with_answer, with_limit
+from rankwright.prompts.foreign import translated
 from rankwright.prompts.reader import quoted
 from rankwright.types import Completion, Document, Judgement, Query
 
@@ -157,6 +158,10 @@ class RankingPrompt:
         form = parsers.Form(self._labels(count), self.tags, self.options)
         return parsers.PARSERS[self.parser](completion, form, strict=strict)
 
+    def thoughts(self, completion: Completion) -> str:
+        """What the model wrote before its answer, without tags; empty where that cannot be told."""
+        return thoughts_in(completion.text, self.tags)
+
     def malformed(self, count: int, *reasons: str) -> Judgement:
         """The judgement of so many documents where nothing could be read."""
         return parsers.malformed(self.parser, count, *reasons)
@@ -274,7 +279,8 @@ def shipped_prompts() -> tuple[str, ...]:
 
 
 def load_ranking_prompt(name_or_path: str | Path) -> RankingPrompt:
-    """A shipped prompt by name, a user's YAML file, or what a model folder keeps in `rankwright-prompt.yaml`.
+    """A shipped prompt by name, a user's YAML file, what a model folder keeps in `rankwright-prompt.yaml`, or the
+    template of a published checkpoint in the form of rank_llm or of Rank-R1 (prompts/foreign.py).
 
     The version of a file is the sha256 of its bytes, or the name of the shipped prompt that it is a copy of.
 
@@ -287,7 +293,11 @@ def load_ranking_prompt(name_or_path: str | Path) -> RankingPrompt:
         path = path / PROMPT_FILE
     if path.is_file():
         content = path.read_bytes()
-        return _parsed(_version(content), _decoded(content, path), str(path))
+        source = _decoded(content, path)
+        ours = translated(source, str(path))
+        if ours is not None:
+            content, source = ours.encode(), ours
+        return _parsed(_version(content), source, str(path))
     if str(name_or_path) not in shipped:
         raise ResourceNotFoundError(
             f"Ranking prompt '{name_or_path}' is neither a file, a folder with {PROMPT_FILE}, nor a shipped prompt "

@@ -133,10 +133,12 @@ class LLMPolicy:
         count = len(window.documents)
         if isinstance(result, Completion):
             judgement = self.prompt.parse(result, count)
-            return Judged(judgement, result.input_tokens, result.output_tokens, result.paid)
+            thoughts = self.prompt.thoughts(result)
+            return Judged(judgement, result.input_tokens, result.output_tokens, result.paid, thoughts)
         if result.reason == TOO_LONG:
             raise self._too_long(window, request, result)
-        return Judged(self.prompt.malformed(count, f"{CALL_FAILED}{result.reason}"), paid=result.paid)
+        failed = self.prompt.malformed(count, f"{CALL_FAILED}{result.reason}")
+        return Judged(failed, result.input_tokens, result.output_tokens, result.paid)
 
     def _too_long(self, window: RerankRequest, request: LLMRequest, result: CompletionFailed) -> ConfigurationError:
         room = output_limit(dict(self._sampling))

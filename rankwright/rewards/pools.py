@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -126,6 +126,24 @@ class ERank:
         error = self._squared_error(rollout, rollout.score)
         # 0.0 - x: a weight times no error would be -0.0
         return RewardValue(0.0 - self.error_weight * error, {"inverted": 0.0, "error": error, "well_formed": 1.0})
+
+    def check_reference(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Whether there is a reference score for all documents that will be rewarded.
+
+        Args:
+            pairs: (query_id, doc_id) of each.
+
+        Raises:
+            DataError: for some there is none.
+        """
+        missing = [pair for pair in pairs if self.reference is not None and pair not in self.reference]
+        if missing:
+            query_id, doc_id = missing[0]
+            raise DataError(
+                f"Reward '{self.name}' has no reference score for {len(missing)} documents, for example '{doc_id}' of "
+                f"question '{query_id}'; wanted one for every document of a prompt. Score them with the supervised "
+                "model."
+            )
 
     def _squared_error(self, rollout: _Rollout, score: float) -> float:
         if self.reference is None:
