@@ -21,7 +21,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import cast
 
 from rankwright.errors import (
     ConfigurationError,
@@ -32,6 +33,7 @@ from rankwright.errors import (
     UnavailableError,
 )
 from rankwright.rerankers.ranking import Scorer
+from rankwright.rerankers.windows import Spanning, shortened, tells_spans
 from rankwright.types import Document, Query, RerankRequest, Scored
 
 log = logging.getLogger(__name__)
@@ -102,8 +104,11 @@ class Health:
 class _Job:
     """A submitted request: what has been given out, and what has come back."""
 
-    def __init__(self, model: str, requests: Sequence[RerankRequest], now: float, deadline: float) -> None:
+    def __init__(
+        self, model: str, requests: Sequence[RerankRequest], now: float, deadline: float, document_tokens: int | None
+    ) -> None:
         self.model, self.requests, self.deadline = model, requests, deadline
+        self.document_tokens = document_tokens
         self.places = [(r, d) for r, request in enumerate(requests) for d in range(len(request.documents))]
         self.characters = sum(_characters(request.query, d) for request in requests for d in request.documents)
         self.given = 0
@@ -220,13 +225,22 @@ class Engine:
             return Health(False, self._trouble)
         return Health(False, "the server is ending") if self._draining else Health(True)
 
-    def submit(self, model: str, requests: Sequence[RerankRequest], timeout: float | None = None) -> Future[Reply]:
+    def submit(
+        self,
+        model: str,
+        requests: Sequence[RerankRequest],
+        timeout: float | None = None,
+        *,
+        document_tokens: int | None = None,
+    ) -> Future[Reply]:
         """Queues all documents of the requests, or none. Cancelling the future takes out what is not being scored.
 
         Args:
             model: a name of `scorers`.
             requests: answered together.
             timeout: seconds from now; by default that of the settings.
+            document_tokens: longer documents are cut to so many, title included, and counted as cut; for a Scorer that
+                tells where its tokens stand (`rerankers.windows.tells_spans`).
 
         Raises:
             OverloadedError: the queue has no room for them.
@@ -235,7 +249,7 @@ class Engine:
         health, now = self.health(), time.monotonic()
         if not health.ready:
             raise UnavailableError(f"Nothing is scored at the moment: {health.reason}. Try again later.")
-        job = _Job(model, requests, now, now + (timeout or self.settings.timeout))
+        job = _Job(model, requests, now, now + (timeout or self.settings.timeout), document_tokens)
         with self._changed:
             self._admit(job)
         job.future.add_done_callback(lambda _: self._forget(job))
@@ -404,20 +418,24 @@ class Engine:
             self._busy_since = 0.0
 
     def _score_at_once(self, slices: Sequence[_Slice], begun: float) -> None:
-        asked = [(request, places, part.job) for part in slices for request, places in part.requests()]
         model = slices[0].job.model
         self._busy_since = begun
-        found = self.scorers[model].score_batch([request for request, _, _ in asked])
+        asked = [
+            (*_shortened(self.scorers[model], request, places, part.job.document_tokens), places, part.job)
+            for part in slices
+            for request, places in part.requests()
+        ]
+        found = self.scorers[model].score_batch([request for request, _, _, _ in asked])
         seconds = time.monotonic() - begun
         self._busy_since = 0.0
-        if [len(scored.scores) for scored in found] != [len(places) for _, places, _ in asked]:
+        if [len(scored.scores) for scored in found] != [len(places) for _, _, places, _ in asked]:
             raise ScorerError(f"Model '{model}' gave another number of scores than it was given documents.")
         if not all(math.isfinite(score) for scored in found for score in scored.scores):
             raise ScorerError(f"Model '{model}' gave scores that are not finite.")
-        for scored, (_, places, job) in zip(found, asked, strict=True):
+        for scored, (_, short, places, job) in zip(found, asked, strict=True):
             for place, score, tokens, cut in zip(places, scored.scores, scored.tokens, scored.cut, strict=True):
-                job.put(place, score, tokens, cut)
-        self._note_pace(self.scorers[model], [request for request, _, _ in asked], seconds)
+                job.put(place, score, tokens, cut or place in short)
+        self._note_pace(self.scorers[model], [request for request, _, _, _ in asked], seconds)
         self._count(found, seconds)
         for job in dict.fromkeys(part.job for part in slices):
             self._finish(job)
@@ -493,6 +511,17 @@ def is_memory_error(error: Exception) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError | OSError) and any(word in str(error).lower() for word in words)
     )
+
+
+def _shortened(
+    scorer: Scorer, request: RerankRequest, places: Sequence[tuple[int, int]], most: int | None
+) -> tuple[RerankRequest, set[tuple[int, int]]]:
+    """The request with documents of at most so many tokens, and the places of those that were longer."""
+    if most is None or not tells_spans(scorer):
+        return request, set()
+    documents = shortened(cast(Spanning, scorer), request.documents, most)
+    changed = zip(places, request.documents, documents, strict=True)
+    return replace(request, documents=tuple(documents)), {place for place, old, new in changed if new is not old}
 
 
 def _characters(query: Query, document: Document) -> int:

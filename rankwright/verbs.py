@@ -176,16 +176,18 @@ def calibrate(
     its folder (docs/export.md).
 
     Args:
-        model: folder of a model or an export.
+        model: folder of a model, a run or an export.
         examples: questions with candidates and relevance labels or answers.
         source: what the model's card calls them.
     """
     from rankwright.calibration import calibrate as fitted
     from rankwright.calibration import write_calibration
+    from rankwright.llms.endpoint import model_place
     from rankwright.rerankers import load
 
-    found = fitted(load(model), examples)
-    write_calibration(Path(model), found, source)
+    folder = model_place(str(model))
+    found = fitted(load(folder), examples)
+    write_calibration(Path(folder), found, source)
     return found
 
 

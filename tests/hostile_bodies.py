@@ -103,6 +103,8 @@ HOSTILE: dict[str, tuple[int, bytes]] = {
     "raw_scores is a string": (400, body(raw_scores="no")),
     "ids are numbers": (400, body(ids=[1, 2, 3])),
     "model is a number": (400, body(model=4)),
+    "truncation_direction is up": (400, body(truncation_direction="up")),
+    "truncate is a number": (400, body(truncate=1)),
     # --- limits
     "empty query": (422, body(query="")),
     "blank query": (422, body(query=" \t\n\u2003")),
@@ -115,6 +117,7 @@ HOSTILE: dict[str, tuple[int, bytes]] = {
     "top_n is 2 ** 40": (422, body(top_n=2**40)),
     "top_n and top_k differ": (422, body(top_n=1, top_k=2)),
     "too few ids": (422, body(ids=["a"])),
+    "max_tokens_per_doc is -1": (422, body(max_tokens_per_doc=-1)),
     "ids twice": (422, body(ids=["a", "a", "b"])),
     "a huge string": (413, body(query="a" * LIMIT)),
     "huge spaces": (413, b" " * (LIMIT + 1)),

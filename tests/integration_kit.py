@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Awaitable, Sequence
 from typing import TypeVar
@@ -13,6 +14,11 @@ from rankwright.types import RerankRequest, Scored
 T = TypeVar("T")
 PATIENCE = 20.0
 """Seconds after which a test that hangs fails."""
+
+
+def sigmoid(x: float) -> float:
+    """By its formula."""
+    return 1 / (1 + math.exp(-x))
 
 
 class Written(Scorer):

@@ -125,7 +125,8 @@ def test_answers_in_passages_stand_in_for_labels() -> None:
 def test_the_command_writes_what_load_reads_and_leaves_scores_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = make_model(tmp_path / "model")
+    folder = make_model(tmp_path / "run" / "model")
+    (tmp_path / "run" / "config.json").write_text('{"seed": 1}')  # a run's settings
     reranker: Any = rankwright.load(folder)
     questions = rows()
     requests = [
@@ -143,7 +144,7 @@ def test_the_command_writes_what_load_reads_and_leaves_scores_alone(
     labelled = [{**row, "relevance": grades} for row, grades in zip(questions, labels, strict=True)]
     data = write_rows(tmp_path / "data.jsonl", labelled)
     (folder / "README.md").write_text("---\ntags: [x]\n---\n# Card\n\nText.\n\n## Use\n\nSo.\n")
-    command = ["calibrate", str(folder), "--data", str(data), "--retriever", "given", "--output", "json"]
+    command = ["calibrate", str(tmp_path / "run"), "--data", str(data), "--retriever", "given", "--output", "json"]
     code = run(command)
     printed = capsys.readouterr()
     assert code == 0, printed.err

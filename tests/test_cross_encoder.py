@@ -585,6 +585,17 @@ def test_pickled_weights_are_never_read(copy: Path, reranker: CrossEncoderRerank
         rankwright.load(copy)
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_adapter_is_refused_before_what_it_names_is_sought(copy: Path, whole: bool, tmp_path: Path) -> None:
+    """transformers would take the weights of `base_model_name_or_path`, and open adapter_model.bin, a pickle."""
+    (copy / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "some/one"}))
+    (copy / "adapter_model.bin").write_bytes(b"\x80\x04.")
+    if not whole:
+        (copy / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"holds an adapter .*wanted the whole model in safetensors. Merge"):
+        rankwright.load(copy)
+
+
 def test_code_in_the_folder_is_never_run(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     code = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
@@ -594,6 +605,62 @@ def test_code_in_the_folder_is_never_run(copy: Path) -> None:
     with pytest.raises(ModelError, match="cannot be opened as a cross-encoder"):
         rankwright.load(copy)
     assert not list(copy.rglob("ran"))
+
+
+HOSTILE_CONFIGS: dict[str, Any] = {
+    "kernel": {"attn_implementation": "evil/kernel"},
+    "kernel inside": {"_attn_implementation_internal": "evil/kernel"},
+    "kernel by part": {"attn_implementation": {"": "evil/kernel"}},
+    "kernel of experts": {"text_config": {"_experts_implementation_internal": "evil/kernel"}},
+    "absent attention": {"attn_implementation": "flash_attention_2"},
+    "quantized": {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
+    "words for numbers": {"hidden_size": "x"},
+    "no heads": {"num_attention_heads": 0},
+    "vocabulary below 0": {"vocab_size": -5},
+    "labels a list": {"id2label": []},
+    "labels a word": {"num_labels": "1"},
+    "type a number": {"model_type": 7},
+    "another type": {"model_type": "t5"},
+    "dtype": {"dtype": "evil"},
+    "activation": {"hidden_act": "evil"},
+    "pad token": {"pad_token_id": 10**9},
+    "probability": {"hidden_dropout_prob": 2},
+    "a list": [],
+    "a word": "x",
+    "deep": "deep",
+    "scale": {"rankwright": {"temperature": 0}},
+    "own entry": {"rankwright": 5},
+}
+HOSTILE_TOKENIZERS: dict[str, Any] = {
+    "length a word": {"model_max_length": "x"},
+    "length below 0": {"model_max_length": -4},
+    "length 0": {"model_max_length": 0},
+    "no inputs": {"model_input_names": "x"},
+    "side": {"truncation_side": "up"},
+    "pad token": {"pad_token": 5},
+}
+
+
+@pytest.mark.parametrize("name", [*HOSTILE_CONFIGS, *(f"tokenizer: {name}" for name in HOSTILE_TOKENIZERS)])
+def test_hostile_configs_are_model_errors(copy: Path, name: str) -> None:
+    """Whatever transformers makes of them, and none has code fetched that it names (kernels of attention)."""
+    of_tokenizer = name.startswith("tokenizer: ")
+    file = copy / ("tokenizer_config.json" if of_tokenizer else "config.json")
+    change = HOSTILE_TOKENIZERS[name.removeprefix("tokenizer: ")] if of_tokenizer else HOSTILE_CONFIGS[name]
+    changed = {**json.loads(file.read_text()), **change} if isinstance(change, dict) else change
+    file.write_text('{"a":' * 10**5 + "1" + "}" * 10**5 if change == "deep" else json.dumps(changed))
+    with pytest.raises(ModelError) as refused:
+        rankwright.load(copy)
+    assert str(copy) in str(refused.value)
+    assert "wanted" in str(refused.value)
+    assert ("asks in config.json for" in str(refused.value)) == ("kernel" in name or name == "quantized")
+
+
+def test_a_config_that_changes_the_form_of_results_changes_no_score(copy: Path) -> None:
+    wanted = rankwright.load(copy).rerank("rain", ["moon", "a river of rain"])
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "return_dict": False}))
+    assert rankwright.load(copy).rerank("rain", ["moon", "a river of rain"]).scores == wanted.scores
 
 
 @pytest.mark.parametrize("fault", ["torn weights", "broken json", "no config", "other shape"])

@@ -16,9 +16,21 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.gates.mutants import Mutant
+from tests.gates.test_mutants import MUTANTS
+
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINT_LINES = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
 PINS = {canonicalize_name(name): version for name, version in (line.split("==") for line in CONSTRAINT_LINES)}
+
+
+# --- the proofs of the gates -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_the_fault_of_a_gate_can_still_be_planted(mutant: Mutant) -> None:
+    """That the gate fails on it, `make gates-mutants` shows, in an hour; a line that has changed shows here."""
+    assert (ROOT / mutant.file).read_text(encoding="utf-8").count(mutant.old) == 1
 
 
 # --- network and skips -------------------------------------------------------------------------------------------

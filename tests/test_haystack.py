@@ -16,8 +16,7 @@ from haystack.document_stores.in_memory import InMemoryDocumentStore
 import rankwright
 from rankwright.errors import ConfigurationError, ResourceNotFoundError
 from rankwright.integrations.haystack import RankwrightRanker
-from rankwright.integrations.opened import sigmoid
-from tests.integration_kit import Held, Written, while_held
+from tests.integration_kit import Held, Written, sigmoid, while_held
 from tests.tiny_bert import save_cross_encoder
 
 DOCUMENTS = [

@@ -19,8 +19,7 @@ from pydantic import ValidationError
 import rankwright
 from rankwright.errors import ConfigurationError, ResourceNotFoundError
 from rankwright.integrations.langchain import SCORE, RankwrightReranker
-from rankwright.integrations.opened import sigmoid
-from tests.integration_kit import Held, Written, while_held
+from tests.integration_kit import Held, Written, sigmoid, while_held
 from tests.tiny_bert import save_cross_encoder
 
 DOCUMENTS = [
@@ -78,6 +77,27 @@ def test_a_chain_ends_in_the_best_documents() -> None:
     assert chain.batch(["where?", "when?", "who?"]) == ["ü/雨 "] * 3
     assert asyncio.run(chain.ainvoke("where?")) == "ü/雨 "
     assert {query for query, _, _ in written.read} == {"where?", "when?", "who?"}
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_batch_is_one_call_of_the_reranker(asynchronous: bool) -> None:
+    """Also behind other steps; an input that is none costs nobody else an answer."""
+    written = Written()
+    step = RankwrightReranker(written, top_n=1).as_runnable()
+    chain = RunnablePassthrough() | step
+    given: list[Any] = [{"query": f"q{n}", "documents": DOCUMENTS[n:]} for n in range(3)]
+
+    def batched(inputs: list[Any], **options: Any) -> list[Any]:
+        return asyncio.run(chain.abatch(inputs, **options)) if asynchronous else chain.batch(inputs, **options)
+
+    assert [d[0].metadata[SCORE] for d in batched(given)] == [3.0, 3.0, 1.0]
+    assert [[request.query.text for request in call] for call in written.asked] == [["q0", "q1", "q2"]]
+    first, bad, last = batched([given[0], {"query": "q"}, given[2]], return_exceptions=True)
+    assert (first[0].id, last[0].id) == ("ü/雨 ", "a")
+    assert isinstance(bad, ConfigurationError)
+    with pytest.raises(ConfigurationError, match="wanted a mapping with 'query' and 'documents'"):
+        batched([given[0], {"query": "q"}])
+    assert batched([]) == []
 
 
 def test_a_compression_retriever_finds_the_best_documents() -> None:

@@ -22,8 +22,7 @@ from llama_index_instrumentation.event_handlers import BaseEventHandler
 import rankwright
 from rankwright.errors import ConfigurationError, ResourceNotFoundError
 from rankwright.integrations.llama_index import RankwrightReranker
-from rankwright.integrations.opened import sigmoid
-from tests.integration_kit import Held, Written, while_held
+from tests.integration_kit import Held, Written, sigmoid, while_held
 from tests.tiny_bert import save_cross_encoder
 
 

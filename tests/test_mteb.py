@@ -150,6 +150,8 @@ def test_names_and_revisions(tmp_path: Path) -> None:
     meta = RankwrightReranker(folder, load={"max_length": 16}).mteb_model_meta
     assert (meta.name, meta.max_tokens, meta.model_type) == ("rankwright/mine-model", 16, ["cross-encoder"])
     assert meta.experiment_kwargs == {"max_length": 16}
+    of_run = RankwrightReranker(tmp_path / "mine").mteb_model_meta
+    assert (of_run.name, of_run.revision) == (meta.name, meta.revision)
     moved = folder.rename(tmp_path / "mine" / "moved")
     assert RankwrightReranker(moved).mteb_model_meta.revision == meta.revision
     first, second = (RankwrightReranker(Written()).mteb_model_meta for _ in range(2))

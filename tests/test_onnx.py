@@ -8,7 +8,9 @@ import json
 import random
 import re
 import shutil
+import signal
 import sys
+import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,8 +34,12 @@ from rankwright.rerankers import onnx_folder as folders
 from rankwright.rerankers.cross_encoder import CrossEncoderReranker
 from rankwright.rerankers.exporting import BOUNDS, Bound, Parity, cached_export, export
 from rankwright.rerankers.onnx import TOKENS_AT_ONCE, OnnxReranker, even_batches
+from rankwright.rerankers.ranking import render
+from rankwright.rerankers.windows import shortened
 from rankwright.types import Document, Example, Query, RerankRequest
-from tests.cli_kit import one_line, run_process
+from tests.cli_kit import ROOT, one_line, run_process
+from tests.load_kit import process_of
+from tests.served import Served
 from tests.tiny_bert import save_cross_encoder
 
 TOLERANCE = 1e-5
@@ -103,6 +109,7 @@ def test_fp32_scores_tokens_and_cuts_are_those_of_pytorch(source: Path, exported
 def test_the_exported_reranker_says_what_the_model_says(source: Path, exported: Path) -> None:
     model, found = load(source), load(exported)
     assert (found.max_length, found.temperature, found.threshold) == (model.max_length, 2.0, 0.25)
+    assert (found.name, load(exported, "onnx-int8").name) == (f"{exported}|onnx", f"{exported}|onnx-int8")
     documents = ["rain", "moon moon", "river " * 70]
     assert found.rerank("moon", documents).doc_ids == model.rerank("moon", documents).doc_ids
     assert (found.pairs_seen, found.pairs_cut) == (3, 1)
@@ -189,6 +196,27 @@ def test_groups_have_one_length_and_at_most_so_many_tokens() -> None:
         assert len(group) == 1 or len(group) * lengths[group[0]] <= TOKENS_AT_ONCE
 
 
+@pytest.mark.parametrize("backend", ["torch", "onnx"])
+@pytest.mark.parametrize("most", [1, 3, 8, 500])
+def test_documents_are_shortened_to_so_many_tokens(source: Path, exported: Path, backend: str, most: int) -> None:
+    scorer: Any = load(source if backend == "torch" else exported)
+    documents = request(random.Random(7), 30, most=30).documents
+
+    def tokens(text: str) -> int:
+        return len(scorer.spans([text])[0])
+
+    found = shortened(scorer, documents, most)
+    assert any(new is not old for old, new in zip(documents, found, strict=True)) == (most < 500)
+    for old, new in zip(documents, found, strict=True):
+        title = tokens(render(scorer.template, dataclasses.replace(old, text="")))
+        if tokens(render(scorer.template, old)) <= most:
+            assert new is old
+        else:
+            assert old.text.startswith(new.text)
+            assert tokens(new.text) == max(0, most - title)
+    assert shortened(scorer, [], most) == []
+
+
 # --- without PyTorch -------------------------------------------------------------------------------------------------
 
 LEAN = """
@@ -218,6 +246,30 @@ def test_an_export_loads_and_scores_where_pytorch_is_not_installed(
     assert (tuple(doc_ids), tuple(found), heavy) == (wanted.doc_ids, wanted.scores, [])
 
 
+WITHOUT = (
+    LEAN.partition("import rankwright")[0]
+    + """
+import rankwright
+for path, backend in (("reference", "torch"), (sys.argv[1], "auto"), (sys.argv[1], "onnx")):
+    try:
+        rankwright.load(path, backend)
+    except rankwright.errors.MissingDependencyError as error:
+        print(error)
+"""
+)
+
+
+def test_a_model_of_pytorch_says_what_to_install_where_there_is_none(source: Path, tmp_path: Path) -> None:
+    done = run_process(str(source), cwd=tmp_path, code=WITHOUT)
+    assert done.returncode == 0, done.stderr
+    extras = ("train,embedded", "train", "train")
+    assert done.stdout.splitlines() == [
+        f"Model '{path}' needs torch, which is not installed; run pip install \"rankwright[{extra}]\". A folder of "
+        'rankwright export needs pip install "rankwright[onnx]" alone.'
+        for path, extra in zip(("reference", source, source), extras, strict=True)
+    ]
+
+
 COMMAND_WITHOUT = LEAN.partition("import rankwright")[0] + "from rankwright.cli import main; main()"
 
 
@@ -226,6 +278,31 @@ def test_the_command_line_reranks_with_an_export_without_pytorch(exported: Path,
     done = run_process(*arguments, cwd=tmp_path, code=COMMAND_WITHOUT)
     assert done.returncode == 0, done.stderr
     assert sorted(row["doc_id"] for row in json.loads(done.stdout)["results"]) == ["0", "1"]
+
+
+BY_THE_VERB = (
+    LEAN.partition("import rankwright")[0] + "import rankwright; rankwright.serve(sys.argv[2], port=int(sys.argv[4]))"
+)
+
+
+@pytest.mark.parametrize("code", [COMMAND_WITHOUT, BY_THE_VERB], ids=["command", "verb"])
+def test_an_export_is_served_without_pytorch_until_a_signal_ends_it(exported: Path, code: str, tmp_path: Path) -> None:
+    def command(port: int) -> list[str]:
+        return [sys.executable, "-c", code, "serve", str(exported), "--port", str(port)]
+
+    documents = ["rain", "moon moon"]
+    with Served(command, tmp_path, "/ready", {"PYTHONPATH": str(ROOT), "RANKWRIGHT_API_KEY": ""}) as server:
+        body = json.dumps({"query": "moon", "documents": documents}).encode()
+        with urllib.request.urlopen(f"{server.url}/v1/rerank", body, timeout=30) as answer:
+            results = json.loads(answer.read())["results"]
+        with urllib.request.urlopen(f"{server.url}/info", timeout=30) as answer:
+            (info,) = json.loads(answer.read())["models"]
+        process_of(server).send_signal(signal.SIGTERM)
+        assert process_of(server).wait(30) == 0
+    wanted = load(exported).rerank("moon", documents)
+    assert tuple(str(result["index"]) for result in results) == wanted.doc_ids
+    assert tuple(result["score_raw"] for result in results) == wanted.scores
+    assert (info["name"], info["backend"]) == (exported.name, "onnx")
 
 
 @pytest.mark.parametrize("package", ["onnxruntime", "tokenizers"])
@@ -306,7 +383,7 @@ def test_load_exports_once_into_the_cache(
     monkeypatch.setenv("RANKWRIGHT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("rankwright.rerankers.exporting.export", fake)
     first = load(source, backend="onnx")
-    assert first.name == str(source)
+    assert first.name == f"{source}|onnx"
     assert "Exporting" in caplog.text
     assert load(source, backend="onnx").rerank("moon", ["rain"]).scores == first.rerank("moon", ["rain"]).scores
     assert made == ["fp32"]

@@ -13,9 +13,8 @@ import pytest
 import rankwright
 from rankwright.errors import ConfigurationError, ResourceNotFoundError
 from rankwright.integrations import opened
-from rankwright.integrations.opened import sigmoid
 from rankwright.integrations.pyterrier import RankwrightReranker
-from tests.integration_kit import Written
+from tests.integration_kit import Written, sigmoid
 from tests.tiny_bert import save_cross_encoder
 
 COLUMNS = ["qid", "query", "docno", "text", "score", "rank", "url"]
@@ -84,7 +83,7 @@ def test_what_is_read_of_a_row() -> None:
     written = Written()
     found = RankwrightReranker(written, text_field="body", title_field="title", scale="sigmoid").transform(frame)
     assert written.read == [("rain?", "A", "a 1"), ("rain?", "", ""), ("moon?", "", "")]
-    assert list(found["score"]) == [sigmoid(1.0), sigmoid(-100.0), sigmoid(-100.0)]
+    assert list(found["score"]) == pytest.approx([sigmoid(1.0), sigmoid(-100.0), sigmoid(-100.0)], rel=1e-12, abs=0)
 
 
 def test_an_experiment_measures_the_pipeline() -> None:

@@ -48,7 +48,10 @@ def server(folder: Path) -> Iterator[Served]:
     with (
         key_reader() as reader,
         serve(
-            folder, str(folder / "one" / "model"), str(folder / "two"), "--reader", reader, "--reader-model", "stub"
+            folder,
+            str(folder / "one"),  # a run's folder
+            str(folder / "two"),
+            *("--reader", reader, "--reader-model", "stub", "--output", "json"),
         ) as at,
     ):
         yield at
@@ -82,6 +85,11 @@ def test_info_and_the_page_know_models_and_reader(server: Served) -> None:
     assert info["reader"]["top_k"] == 3
     answer = ask(server, "/answer", {"query": QUERY, "documents": PASSAGES})
     assert answer["answer"] == "word10"
+
+
+def test_one_line_tells_a_program_where_it_is(server: Served) -> None:
+    (line,) = [line for line in server.logs[-1].read_text().splitlines() if line.startswith("{")]
+    assert json.loads(line) == {"url": server.url, "models": ["one", "two"], "keys": 2}
 
 
 def test_without_the_key_nothing_is_answered(server: Served) -> None:
@@ -204,7 +212,13 @@ def test_wrong_options_are_named(
 def test_models_have_short_names(tmp_path: Path) -> None:
     for name in ("first/model", "second/model", "plain"):
         (tmp_path / name).mkdir(parents=True)
-    given = [str(tmp_path / "first/model"), str(tmp_path / "plain"), "reference", "owner/name"]
-    assert served_names(given) == ["first", "plain", "reference", "owner/name"]
+    given = [
+        str(tmp_path / "first/model"),
+        str(tmp_path / "second"),
+        str(tmp_path / "plain"),
+        "reference",
+        "owner/name",
+    ]
+    assert served_names(given) == ["first", "second", "plain", "reference", "owner/name"]
     with pytest.raises(ConfigurationError, match="different names"):
         served_names([str(tmp_path / "plain"), str(tmp_path / "plain")])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from rankwright.server import page
 from rankwright.server.answers import ServedReader
 from rankwright.server.app import create_app
 from rankwright.server.dialects import relevance
+from rankwright.server.schemas import MAX_TOP
 from rankwright.server.settings import ServerSettings, keys_of
 from rankwright.types import Answer, ReadFailed
 from tests.hostile_bodies import HOSTILE
@@ -126,12 +129,85 @@ def test_ids_titles_cuts_and_warnings_come_back() -> None:
     long = "red " * 100
     with client() as at:
         documents = [{"text": "door", "title": "Red"}, long]
-        answer = posted(at, *rerank(documents=documents, ids=["a", "b"], max_tokens_per_doc=9)).json()
+        answer = posted(at, *rerank(documents=documents, ids=["a", "b"], instruction="no", priority=1)).json()
+        cohere = posted(at, *rerank("/v2/rerank", instruction="no", chat_template_kwargs={})).json()
     by_id = {r["id"]: r for r in answer["results"]}
     assert by_id["a"]["document"] == {"text": "door", "title": "Red"}
     assert (by_id["a"]["truncated"], by_id["b"]["truncated"]) == (False, True)
     assert by_id["b"]["tokens"] == 64
-    assert "max_tokens_per_doc" in answer["warnings"][0]
+    assert answer["warnings"] == cohere["meta"]["warnings"] == ["instruction is not applied."]
+
+
+class Spanning(StubScorer):
+    """Tells where its words stand."""
+
+    template = "{title} {text}"
+
+    def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        return [[word.span() for word in re.finditer(r"\S+", text)] for text in texts]
+
+
+def test_documents_are_cut_to_max_tokens_per_doc() -> None:
+    documents = ["red door in a wall", "a wall", {"text": "door wall", "title": "Red"}, {"text": "", "title": "a b c"}]
+    with client(Spanning()) as at:
+        answer = posted(at, *rerank("/v2/rerank", documents=documents, max_tokens_per_doc=2)).json()
+        whole = [
+            posted(at, *rerank(documents=documents, max_tokens_per_doc=n)).json() for n in (0, None, 9, 64, MAX_TOP)
+        ]
+        refused = posted(at, *rerank(max_tokens_per_doc=-1))
+    with client() as at:
+        untold = posted(at, *rerank(documents=documents, max_tokens_per_doc=2)).json()
+    found = {r["index"]: (r["score_raw"], r["truncated"]) for r in answer["results"]}
+    read = {0: "red door", 1: "a wall", 2: "door", 3: ""}
+    assert found == {i: (score_of("red door", text), i in (0, 2)) for i, text in read.items()}
+    assert "warnings" not in answer["meta"]
+    assert all(not r["truncated"] for one in [*whole, untold] for r in one["results"])
+    assert all("warnings" not in one for one in whole)
+    assert whole[0]["results"][0]["document"] == {"text": documents[0]}
+    assert "max_tokens_per_doc is not applied" in untold["warnings"][0]
+    assert is_contract(refused, 422)
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "param"),
+    [("/v1/rerank", "query", "query"), ("/v2/rerank", "query", "query"), ("/score", "text_1", "text_1")],
+)
+def test_a_question_of_more_tokens_than_the_model_reads_is_refused(path: str, field: str, param: str) -> None:
+    names = ("text_1", "text_2") if path == "/score" else ("query", "documents")
+    with client() as at:
+        refused = posted(at, path, {names[0]: "red " * 65, names[1]: ["red door", "a wall"]})
+        fits = posted(at, path, {names[0]: "red " * 64, names[1]: ["red door", "a wall"]})
+        tei = posted(at, "/rerank", {"query": "red " * 65, "texts": ["red door"]})
+    assert is_contract(refused, 422)
+    assert refused.json()["error"]["param"] == param
+    assert "64 tokens" in refused.json()["error"]["message"]
+    assert fits.status_code == 200
+    assert all(one["truncated"] for one in fits.json().get("results") or fits.json()["data"])
+    assert (tei.status_code, tei.json()["error_type"]) == (422, "Validation")
+
+
+@pytest.mark.parametrize("asked", [{"truncate": False}, {"truncation": False}, {"truncation_direction": "Left"}])
+def test_who_wants_nothing_cut_is_told_what_is_too_long(asked: dict[str, Any]) -> None:
+    with client() as at:
+        refused = posted(at, "/rerank", {"query": "red", "documents": ["door", "red " * 64], **asked})
+        fits = posted(at, "/rerank", {"query": "red", "texts": ["door", "red " * 63], **asked})
+        plain = {"truncate": True, "truncation": True, "truncation_direction": "Right"}
+        cut = posted(at, "/rerank", {"query": "red", "texts": ["door", "red " * 64], **plain})
+    assert is_contract(refused, 422)
+    assert refused.json()["error"]["param"] == "documents.1"
+    assert (fits.status_code, cut.status_code) == (200, 200)
+    assert [r["truncated"] for r in cut.json()] == [True, False]
+
+
+def test_vllm_asks_for_logits_by_use_activation() -> None:
+    with client() as at:
+        wishes: list[dict[str, Any]] = [{"use_activation": False}, {"use_activation": True, "raw_scores": True}]
+        for asked in wishes:
+            ranked = posted(at, *rerank(**asked)).json()["results"]
+            scored = posted(at, "/score", {"queries": "red door", "documents": ["red door"], **asked}).json()["data"]
+            assert (ranked[0]["relevance_score"], scored[0]["score"]) == (RAW[0], RAW[0])
+        scaled = posted(at, *rerank(use_activation=True)).json()["results"]
+    assert scaled[0]["relevance_score"] == pytest.approx(sigmoid(RAW[0]))
 
 
 def test_equal_scores_keep_the_order_given_and_high_scores_their_order() -> None:

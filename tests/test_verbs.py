@@ -67,7 +67,8 @@ def test_train_makes_a_run_and_report_its_page(tmp_path: Path, monkeypatch: pyte
     result = rankwright.train("mine", settings)
     assert result == json.loads((tmp_path / "runs" / "mine" / "result.json").read_text())
     assert (result["verdict"], result["steps"], result["n"]) == ("not shown", 2, 3)
-    assert len(rankwright.load("runs/mine/model").rerank("door", ["a", "b"]).doc_ids) == 2
+    of_run, of_model = (rankwright.load(place).rerank("door", ["a", "b"]) for place in ("runs/mine", "runs/mine/model"))
+    assert of_run == of_model
     page = Path("runs/mine/report.html")
     page.unlink()
     assert rankwright.report("runs/mine") == page

@@ -7,7 +7,6 @@ import random
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from rankwright.cli.common import say
@@ -197,12 +196,11 @@ def build_reranker(name: str, device: str = "cpu", backend: str = "torch") -> Re
 
     if is_export(name):  # needs neither torch nor transformers
         return load(name, backend, device=device)
-    _quiet_bars()
-    inside = Path(name) / "model"
-    return load(inside if (inside / "config.json").is_file() else name, backend, device=checked_device(device))
+    quiet_bars()
+    return load(name, backend, device=checked_device(device))
 
 
-def _quiet_bars() -> None:
+def quiet_bars() -> None:
     """No bar for every model that transformers loads: they last a moment and hide what matters."""
     from transformers.utils import logging
 

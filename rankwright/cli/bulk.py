@@ -31,6 +31,7 @@ from rankwright.cli.common import OutputKind, emit, now_and_then, print_out, pro
 from rankwright.data.store import file_digest
 from rankwright.data.streams import ExampleStream
 from rankwright.errors import ConfigurationError, DataError
+from rankwright.llms.endpoint import model_place
 from rankwright.types import Reranker
 
 PARTIAL_EXIT_CODE = 7
@@ -190,8 +191,8 @@ def rerank_on_ray(
 
 def model_identity(name: str) -> dict[str, str]:
     """What a model was asked for by, and digests of its folder's files: another one under the same name has others."""
-    folder = next((f for f in (Path(name) / "model", Path(name)) if (f / "config.json").is_file()), None)
-    files = [] if folder is None else sorted({file for glob in DECIDING_FILES for file in folder.glob(glob)})
+    folder = Path(model_place(name))
+    files = sorted({file for glob in DECIDING_FILES for file in folder.glob(glob)}) if folder.is_dir() else []
     return {"model": name, **{f"model {file.name}": file_digest(file) for file in files}}
 
 

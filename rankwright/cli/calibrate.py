@@ -10,6 +10,7 @@ import typer
 from rankwright.cli.common import FORMAT_HELP, BadRow, OutputKind, RetrieverKind, emit, print_out
 from rankwright.cli.settings import DataSettings
 from rankwright.errors import ConfigurationError
+from rankwright.llms.endpoint import model_place
 from rankwright.types import Example
 
 EXAMPLES = """
@@ -47,8 +48,7 @@ def calibrate(
     from rankwright.cli.build import build_reranker
     from rankwright.rerankers.ranking import Scorer
 
-    inside = Path(model) / "model"
-    folder = inside if inside.is_dir() else Path(model)
+    folder = Path(model_place(model))
     if not folder.is_dir():
         raise ConfigurationError(
             f"Model {model} is no folder; wanted one, since temperature and threshold are written into it. Save it "

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rankwright.errors import ConfigurationError, ModelError, ResourceNotFoundError, StorageError
+from rankwright.llms.endpoint import model_place
 
 
 def model_folder(folder: Path) -> Path:
@@ -19,9 +20,9 @@ def model_folder(folder: Path) -> Path:
     """
     if not folder.is_dir():
         raise ResourceNotFoundError(f"Folder {folder} does not exist; wanted a run or model folder. Check the path.")
-    for candidate in (folder / "model", folder):
-        if (candidate / "config.json").is_file() and any(candidate.glob("*.safetensors")):
-            return candidate
+    found = Path(model_place(str(folder)))
+    if (found / "config.json").is_file() and any(found.glob("*.safetensors")):
+        return found
     raise ModelError(
         f"Folder {folder} holds no model; wanted config.json and *.safetensors in it or in its model/. "
         "Finish the run, or name the folder of the model."

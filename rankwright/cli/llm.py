@@ -16,7 +16,7 @@ from rankwright.cli.common import progress_bars, say
 from rankwright.cli.settings import ReaderSettings, filled, load_reader_settings, validated
 from rankwright.errors import ConfigurationError
 from rankwright.llms.cache import CachedLLM
-from rankwright.llms.endpoint import VLLM, bare_place, check_sampling_names
+from rankwright.llms.endpoint import bare_place, check_sampling_names, model_place
 from rankwright.prompts.ranking import PROMPT_FILE, RankingPrompt, load_ranking_prompt
 from rankwright.rerankers.generating import LLMPolicy
 from rankwright.strategies import (
@@ -129,14 +129,6 @@ def llm_settings(
         chosen,
         sampling,
     )
-
-
-def model_place(place: str) -> str:
-    """A folder of a run means the model in it; everything else stays as it is."""
-    inside = Path(bare_place(place)) / "model"
-    if not (inside / "config.json").is_file():
-        return place
-    return f"{VLLM if place.startswith(VLLM) else ''}{inside}"
 
 
 def several_settings(

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from rankwright.cli.common import say
+from rankwright.cli.common import OutputKind, emit, say
 from rankwright.cli.options import ApiKeyEnv, ReaderModel
 from rankwright.errors import ConfigurationError, MissingDependencyError
 from rankwright.llms.endpoint import check_model_place
 from rankwright.rerankers import REFERENCE
+from rankwright.rerankers.onnx_folder import is_export
 from rankwright.rerankers.ranking import Scorer
 
 if TYPE_CHECKING:
@@ -35,7 +36,11 @@ With a key, for other machines; two models, chosen by the field `model`:
 
     export RANKWRIGHT_API_KEY=$(openssl rand -hex 32)
 
-    rankwright serve runs/mine/model reference --host 0.0.0.0 --backend auto
+    rankwright serve runs/mine reference --host 0.0.0.0 --backend auto
+
+For a program that takes a free port and reads from one line which:
+
+    rankwright serve runs/mine --port 0 --output json
 """
 
 
@@ -66,6 +71,9 @@ def serve(
     strict_model: bool = typer.Option(False, help="Refuse names of models that are not served (404)."),
     allowed_host: list[str] = typer.Option([], help="Further host name under which clients may call; * for any."),
     log_level: str = typer.Option("info", help="debug, info, warning or error."),
+    output: OutputKind = typer.Option(
+        OutputKind.text, help="json prints one line on standard output when the port is taken: url, models, keys."
+    ),
 ) -> int:
     """Serve rerankers over HTTP, in the dialects of Cohere, Jina, vLLM and Text Embeddings Inference.
 
@@ -89,7 +97,7 @@ def serve(
     )
     limits = EngineSettings(max_waiting=max_queue, batch_documents=batch_documents, timeout=timeout, patience=patience)
     engine = Engine(opener(models, backend, device, max_length), limits)
-    listen(models, engine, settings, lambda: _served_reader(reader, reader_model, api_key_env, top_k, device))
+    listen(models, engine, settings, lambda: _served_reader(reader, reader_model, api_key_env, top_k, device), output)
     return 0
 
 
@@ -98,6 +106,7 @@ def listen(
     engine: Engine,
     settings: ServerSettings,
     reader: Callable[[], ServedReader | None] = lambda: None,
+    output: OutputKind = OutputKind.text,
 ) -> None:
     """Serves until it is told to stop. The port is taken before anything is loaded: one in use is told at once."""
     from rankwright.server.app import create_app
@@ -107,7 +116,10 @@ def listen(
         served = reader()
         address = f"[{settings.host}]" if ":" in settings.host else settings.host
         guarded = f"{len(settings.keys)} key{'s' * (len(settings.keys) > 1)}" if settings.keys else "no key"
-        say(f"Serving {', '.join(models)} on http://{address}:{listener.getsockname()[1]} ({guarded})")
+        url = f"http://{address}:{listener.getsockname()[1]}"
+        say(f"Serving {', '.join(models)} on {url} ({guarded})")
+        if output is OutputKind.json:
+            emit({"url": url, "models": served_names(models), "keys": len(settings.keys)})
         run(create_app(engine, settings, reader=served), engine, settings, listener)
 
 
@@ -146,8 +158,11 @@ def opener(
     names = served_names(models)
 
     def opened() -> Mapping[str, Scorer]:
+        from rankwright.cli.build import quiet_bars
         from rankwright.rerankers import load
 
+        if not all(map(is_export, models)):  # which need no transformers
+            quiet_bars()
         return {
             name: load(model, backend, device=device, max_length=max_length)
             for name, model in zip(names, models, strict=True)

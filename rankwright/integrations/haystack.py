@@ -41,7 +41,7 @@ class RankwrightRanker:
     Args:
         model: a folder, a hub name, "reference", or an opened reranker. A name is opened by `warm_up`.
         top_k: documents to keep; None keeps all.
-        scale_score: presses scores between 0 and 1 by a sigmoid; by default they are the model's logits.
+        scale_score: presses scores between 0 and 1 (`rankwright.scale.relevance`); by default they are logits.
         score_threshold: drops documents with a lower score, of the same scale.
         title_field: the field of meta that holds a document's title; by default the content alone is read.
         load: further arguments of rankwright.load, for a model by name: backend, device, max_length.

@@ -36,6 +36,8 @@ except ImportError as error:
 
 SCORE = "relevance_score"
 """The field of metadata in which LangChain's rerankers put a score."""
+_Asked = tuple[list[Document], tuple[str, list[Passage]]]
+"""Documents of one input, and the question with what the reranker reads of them."""
 
 
 class RankwrightReranker(BaseDocumentCompressor):
@@ -95,21 +97,74 @@ class RankwrightReranker(BaseDocumentCompressor):
         return [_scored(documents[hit.position], hit) for hit in hits]
 
     def as_runnable(self) -> Runnable[Mapping[str, Any], list[Document]]:
-        """A step of a chain: from {"query": ..., "documents": [...]} to the best documents."""
+        """A step of a chain: from {"query": ..., "documents": [...]} to the best documents. `batch` and `abatch` give
+        the questions of all inputs to the reranker at once."""
+        return _Step(self)
 
-        def run(given: Mapping[str, Any]) -> list[Document]:
-            query, documents = _parts(given)
-            return self.compress_documents(documents, query)
+    def _compress_all(self, given: Sequence[Mapping[str, Any]]) -> list[Exception | list[Document]]:
+        """One result per input of `as_runnable`, in order; an input that is none has its error in its place."""
+        asked = [self._asked(one) for one in given]
+        sound = [pair for pair in asked if not isinstance(pair, Exception)]
+        hits = self._opened.rank_all([question for _, question in sound], top_k=self.top_n, scale=self.scale)
+        return _joined(asked, hits)
 
-        async def arun(given: Mapping[str, Any]) -> list[Document]:
-            query, documents = _parts(given)
-            return await self.acompress_documents(documents, query)
+    async def _acompress_all(self, given: Sequence[Mapping[str, Any]]) -> list[Exception | list[Document]]:
+        """The same, in another thread."""
+        asked = [self._asked(one) for one in given]
+        sound = [pair for pair in asked if not isinstance(pair, Exception)]
+        questions = [question for _, question in sound]
+        return _joined(asked, await self._opened.rank_all_async(questions, top_k=self.top_n, scale=self.scale))
 
-        return RunnableLambda(run, afunc=arun, name="rankwright")
+    def _asked(self, given: Mapping[str, Any]) -> _Asked | Exception:
+        try:
+            query, found = _parts(given)
+            documents = list(found)
+            return documents, (query, self._passages(documents))
+        except ConfigurationError as error:
+            return error
 
     def _passages(self, documents: Sequence[Document]) -> list[Passage]:
         check_kind(documents, Document, "Document(page_content=...)")
         return [Passage(d.page_content, title_of(d.metadata, self.title_field)) for d in documents]
+
+
+class _Step(RunnableLambda[Mapping[str, Any], list[Document]]):
+    """A reranker as a runnable. LangChain's own batches call a runnable once for every input."""
+
+    def __init__(self, reranker: RankwrightReranker) -> None:
+        self._reranker = reranker
+
+        def run(given: Mapping[str, Any]) -> list[Document]:
+            query, documents = _parts(given)
+            return reranker.compress_documents(documents, query)
+
+        async def arun(given: Mapping[str, Any]) -> list[Document]:
+            query, documents = _parts(given)
+            return await reranker.acompress_documents(documents, query)
+
+        super().__init__(run, afunc=arun, name="rankwright")
+
+    def batch(
+        self, inputs: list[Mapping[str, Any]], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
+    ) -> list[list[Document]]:
+        """One result per input, in order, of one call of the reranker."""
+        every = self._reranker._compress_all
+        return self._batch_with_config(every, inputs, config, return_exceptions=return_exceptions, **kwargs)
+
+    async def abatch(
+        self, inputs: list[Mapping[str, Any]], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
+    ) -> list[list[Document]]:
+        """The same, in another thread."""
+        every = self._reranker._acompress_all
+        return await self._abatch_with_config(every, inputs, config, return_exceptions=return_exceptions, **kwargs)
+
+
+def _joined(asked: Sequence[_Asked | Exception], hits: Sequence[Sequence[Hit]]) -> list[Exception | list[Document]]:
+    rest = iter(hits)
+    return [
+        one if isinstance(one, Exception) else [_scored(one[0][hit.position], hit) for hit in next(rest)]
+        for one in asked
+    ]
 
 
 def _scored(document: Document, hit: Hit) -> Document:

@@ -21,6 +21,7 @@ import numpy as np
 
 from rankwright import __version__
 from rankwright.integrations.opened import Model, Opened, Passage, missing, parts
+from rankwright.llms.endpoint import model_place
 from rankwright.rerankers import REFERENCE
 
 try:
@@ -64,7 +65,7 @@ class RankwrightReranker:
         settings = {**(load or {}), **({"device": device} if device else {})}
         self._opened = Opened(model_name, settings)
         reranker = self._opened.reranker
-        folder = Path(model_name) if isinstance(model_name, str | Path) and Path(model_name).is_dir() else None
+        folder = _folder(model_name)
         self._meta = ModelMeta.create_empty(
             overwrites={
                 "name": name or _name(self._opened.name, folder),
@@ -125,6 +126,12 @@ def _passages(batches: Iterable[Any]) -> Iterator[Passage]:
             yield from (Passage(body, title or "") for body, title in zip(batch["body"], batch["title"], strict=True))
         else:
             yield from (Passage(text) for text in batch["text"])
+
+
+def _folder(model: Model) -> Path | None:
+    """Of the model; None where it has none on this machine."""
+    folder = Path(model_place(str(model))) if isinstance(model, str | Path) and model != REFERENCE else None
+    return folder if folder is not None and folder.is_dir() else None
 
 
 def _name(asked: str, folder: Path | None) -> str:

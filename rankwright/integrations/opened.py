@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import math
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 from rankwright.errors import ConfigurationError, MissingDependencyError
 from rankwright.rerankers import load
+from rankwright.scale import relevance
 from rankwright.types import Document, Query, Ranking, Reranker, RerankRequest
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,8 @@ T = TypeVar("T")
 Model = str | Path | Reranker
 """A folder, a hub name, "reference", or a reranker that is open."""
 Scale = Literal["raw", "sigmoid"]
-"""Scores as the model gives them (logits), or pressed between 0 and 1. The order is the same."""
+"""Scores as the model gives them (logits), or pressed between 0 and 1 as by the server: sigmoid(score / temperature),
+with the temperature of `rankwright calibrate` where there is one. The order is the same."""
 PAIRS_AT_ONCE = 4096
 """Pairs of query and passage that are given to a reranker in one call, unless one query has more."""
 
@@ -134,7 +135,8 @@ class Opened:
         with _turns(reranker).lock:
             rankings = reranker.rerank_batch(requests)
             self._tell(reranker)
-        return [_hits(ranking, top_k, scale) for ranking in rankings]
+        temperature = getattr(reranker, "temperature", None) or 1.0
+        return [_hits(ranking, top_k, scale, temperature) for ranking in rankings]
 
     async def rank_all_async(
         self, asked: Sequence[tuple[str, Sequence[Passage]]], *, top_k: int | None, scale: Scale
@@ -210,17 +212,6 @@ def title_of(fields: Mapping[str, Any] | None, title_field: str | None) -> str:
     return "" if value is None else str(value)
 
 
-def sigmoid(score: float) -> float:
-    """1 / (1 + e^-score), without overflow.
-
-    >>> sigmoid(0.0), sigmoid(-1e4), sigmoid(1e4)
-    (0.5, 0.0, 1.0)
-    """
-    if score < 0:
-        return math.exp(score) / (1.0 + math.exp(score))
-    return 1.0 / (1.0 + math.exp(-score))
-
-
 def readable(text: str) -> str:
     """The text, with a replacement character for every half of a character: what comes out of a PDF may hold some, and
     tokenizers take no string that does.
@@ -249,10 +240,10 @@ def _request(query_id: str, query: str, passages: Sequence[Passage]) -> RerankRe
     return RerankRequest(Query(query_id, readable(query)), documents)
 
 
-def _hits(ranking: Ranking, top_k: int | None, scale: Scale) -> list[Hit]:
+def _hits(ranking: Ranking, top_k: int | None, scale: Scale, temperature: float) -> list[Hit]:
     best = ranking.best(top_k)
-    change = sigmoid if scale == "sigmoid" else float
-    return [Hit(int(doc_id), change(score)) for doc_id, score in zip(best.doc_ids, best.scores, strict=True)]
+    scores = relevance(best.scores, temperature) if scale == "sigmoid" else best.scores
+    return [Hit(int(doc_id), score) for doc_id, score in zip(best.doc_ids, scores, strict=True)]
 
 
 # --- one call at a time ------------------------------------------------------------------------------------------

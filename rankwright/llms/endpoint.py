@@ -86,6 +86,15 @@ def check_sampling_names(names: Iterable[str]) -> None:
         )
 
 
+def model_place(name: str) -> str:
+    """Of a run's folder the model in it; every other name stays as it is. A run keeps its settings in a config.json of
+    its own, so it is known by the one in its folder `model`."""
+    inside = Path(bare_place(name)) / "model"
+    if not (inside / "config.json").is_file():
+        return name
+    return f"{VLLM if name.startswith(VLLM) else ''}{inside}"
+
+
 def check_model_place(name: str) -> None:
     """Whether a model can be sought under a name that is no folder: names of the hub are NAME or OWNER/NAME. To seek
     any other there takes a minute where there is no connection, and ends with a puzzling message.

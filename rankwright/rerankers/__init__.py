@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
-from rankwright.errors import ConfigurationError
-from rankwright.llms.endpoint import check_model_place
+from rankwright.errors import ConfigurationError, MissingDependencyError
+from rankwright.llms.endpoint import check_model_place, model_place
 from rankwright.rerankers.onnx_folder import is_export
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def load(
 
     Args:
         path: folder of a sequence-classification model with one label or of a scoring language model that rankwright
-            saved, its hub name, or "reference".
+            saved, its hub name, or "reference"; of a run's folder the model in it.
         backend: "torch" (fp32, as transformers computes it), "packed" (fp32 without padding), "bf16" (the same in
             bfloat16) or "auto": the fastest of them whose scores agree with fp32, measured once on this machine. A
             model that cannot be packed keeps transformers' pass, in bf16 too. "onnx" and "onnx-int8" are ONNX Runtime:
@@ -82,11 +82,17 @@ def load(
     Raises:
         ResourceNotFoundError: nothing is found under that name.
         ModelError: what is found is neither a cross-encoder with one label nor a scoring language model.
+        MissingDependencyError: a package is not installed; the message says which extra brings it.
         ConfigurationError: a label of the kind is not one token of the model; an unknown backend; windows for a model
             that reads all documents in one prompt.
     """
     if backend not in (*BACKENDS, AUTO):
         raise ConfigurationError(f"Backend is '{backend}'; wanted one of {', '.join(BACKENDS)}, {AUTO}.")
+    if str(path) != REFERENCE:
+        path = model_place(str(path))
+
+    if not is_export(path):
+        _check_installed(str(path))
 
     def opened(backend: str) -> Scorer:
         return _computed(_policy(path, device, max_length, kind), backend)
@@ -104,6 +110,23 @@ def load(
     from rankwright.rerankers.windows import WindowedScorer
 
     return _same_scale(scorer, WindowedScorer(scorer, windows))
+
+
+def _check_installed(path: str) -> None:
+    """Raises MissingDependencyError where what opens a model of PyTorch is not installed."""
+    try:
+        import torch
+        import transformers
+
+        assert torch
+        assert transformers
+    except ModuleNotFoundError as error:
+        extras = "train,embedded" if path == REFERENCE else "train"
+        raise MissingDependencyError(
+            f"Model '{path}' needs {error.name}, which is not installed; run pip install \"rankwright[{extras}]\". "
+            'A folder of rankwright export needs pip install "rankwright[onnx]" alone.',
+            name=error.name,
+        ) from error
 
 
 def _policy(path: str | Path, device: str, max_length: int | None, kind: Kind | None) -> ScoringReranker:
@@ -174,9 +197,9 @@ def _is_causal(path: str) -> bool:
 
     try:
         config, _ = PreTrainedConfig.get_config_dict(path)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
-    own = config.get("rankwright")
+    own = config.get("rankwright") if isinstance(config, dict) else None
     return isinstance(own, dict) and own.get("kind") == "causal"
 
 

@@ -105,8 +105,8 @@ class OnnxReranker(Scorer):
 
     @property
     def name(self) -> str:
-        """How it was asked for."""
-        return self._name
+        """How it was asked for, and how it is computed."""
+        return f"{self._name}|{'onnx' if self.form == 'fp32' else 'onnx-int8'}"
 
     @property
     def max_length(self) -> int:

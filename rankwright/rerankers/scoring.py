@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -14,12 +14,16 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from transformers.utils.peft_utils import find_adapter_config_file
 
-from rankwright.errors import MissingDependencyError, ModelError, ResourceNotFoundError, StorageError
+from rankwright.errors import MissingDependencyError, ModelError, RankwrightError, ResourceNotFoundError, StorageError
 from rankwright.prompts.passage import checked_template
 from rankwright.rerankers.ranking import Scorer
 from rankwright.types import RerankRequest, Scored
+
+SHORTEST = 4
+"""Tokens of the shortest pair that says something: two, and what stands around them."""
 
 
 def padded(flat: Tensor, counts: Sequence[int]) -> Tensor:
@@ -181,7 +185,10 @@ def opened(path: str, model_class: Any, what: str, instead: str, check: Callable
         ModelError: what is found is something else, incomplete or damaged.
     """
     try:
+        _refuse_adapter(path)
+        _refuse_code(path)
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        config.return_dict = True  # the only form that is read here
         check(config)
         model, report = model_class.from_pretrained(
             path,
@@ -197,14 +204,15 @@ def opened(path: str, model_class: Any, what: str, instead: str, check: Callable
                 f"{what}. {instead}"
             )
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        _check_tokenizer(path, tokenizer)
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a folder without one
             raise ModelError(
                 f"Model '{path}' has a tokenizer that knows no word; wanted tokenizer.json or a vocabulary "
                 "file beside the weights. Save the tokenizer there with save_pretrained."
             )
-    except ModelError:
+    except RankwrightError:
         raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # a config that does not fit raises whatever its model's code comes upon
         if isinstance(error, OSError) and not Path(path).is_dir():
             raise ResourceNotFoundError(
                 f"Model '{path}' is neither a model folder nor a hub name that could be fetched "
@@ -215,6 +223,48 @@ def opened(path: str, model_class: Any, what: str, instead: str, check: Callable
             "tokenizer files and safetensors weights that fit together. Save it again with save_pretrained."
         ) from error
     return model, tokenizer, config
+
+
+def _refuse_adapter(path: str) -> None:
+    """An adapter beside a model names other weights to fetch, and may bring its own in a pickle; with peft installed
+    transformers would open both."""
+    if find_adapter_config_file(path) is not None:
+        raise ModelError(
+            f"Model '{path}' holds an adapter (adapter_config.json); wanted the whole model in safetensors. Merge the "
+            "adapter into its model (merge_and_unload of peft), and save that with save_pretrained."
+        )
+
+
+def _refuse_code(path: str) -> None:
+    """What a config.json can ask for beside `auto_map`, which is never followed: attention or experts out of a
+    repository of kernels, which are code, and forms of weights that bring some."""
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(path)
+    except OSError:  # told by what opens it
+        return
+    asked = next(_asked_for(config), None)
+    if asked is not None:
+        raise ModelError(
+            f"Model '{path}' asks in config.json for {asked}, which needs code that is not here; wanted plain weights "
+            "and the model's own attention. Take the entry out, or save the model without quantization."
+        )
+
+
+def _asked_for(config: Any) -> Iterator[str]:
+    for key, value in config.items() if isinstance(config, dict) else ():
+        if (key == "quantization_config" and value) or ("_implementation" in key and "/" in str(value)):
+            yield f"{key} {str(value)[:80]!r}"
+        yield from _asked_for(value)
+
+
+def _check_tokenizer(path: str, tokenizer: Any) -> None:
+    """What of tokenizer_config.json no class of transformers looks at before it is used."""
+    length, names = tokenizer.model_max_length, tokenizer.model_input_names
+    if not isinstance(length, int | float) or not length >= SHORTEST or "input_ids" not in list(names):
+        raise ModelError(
+            f"Model '{path}' has model_max_length {length!r} and model_input_names {names!r} in tokenizer_config.json; "
+            f"wanted a number from {SHORTEST} on and a list with input_ids. Save the tokenizer again."
+        )
 
 
 def settle_scale(reranker: ScoringReranker, path: str, own: Any) -> None:

@@ -28,6 +28,34 @@ class Spanning(Protocol):
         ...
 
 
+def tells_spans(scorer: Scorer) -> bool:
+    """Whether a Scorer says where its tokens stand (`Spanning`); slow tokenizers and prompts do not."""
+    fast = getattr(getattr(scorer, "tokenizer", None), "is_fast", True)
+    return fast and hasattr(scorer, "spans") and hasattr(scorer, "template")
+
+
+def shortened(scorer: Spanning, documents: Sequence[Document], most: int) -> list[Document]:
+    """The documents, each with the beginning of its text that makes at most so many tokens together with its title."""
+    found = list(documents)
+    # A token is a byte at least, so most documents need no tokenizer.
+    long = [i for i, d in enumerate(documents) if len(render(scorer.template, d).encode()) > most]
+    if not long:
+        return found
+    wholes, texts, titles = (
+        scorer.spans([show(documents[i]) for i in long])
+        for show in (
+            lambda d: render(scorer.template, d),
+            lambda d: d.text,
+            lambda d: render(scorer.template, replace(d, text="")),
+        )
+    )
+    for i, whole, text, title in zip(long, wholes, texts, titles, strict=True):
+        kept = text[: max(0, most - len(title))]
+        if len(whole) > most and len(kept) < len(text):
+            found[i] = replace(documents[i], text=documents[i].text[: kept[-1][1] if kept else 0])
+    return found
+
+
 class WindowedScorer(Scorer):
     """A Scorer whose long documents are read in windows; the score of a document is the best or mean one of them.
 
@@ -45,7 +73,7 @@ class WindowedScorer(Scorer):
     def __init__(self, inner: Scorer, how: Windows) -> None:
         if how not in WINDOWS:
             raise ConfigurationError(f"Windows are '{how}'; wanted {' or '.join(WINDOWS)}, or None to cut.")
-        if not (hasattr(inner, "spans") and hasattr(inner, "template")):
+        if not tells_spans(inner):
             raise ConfigurationError(
                 f"Reranker '{inner.name}' does not tell where its tokens stand, so that its passages cannot be divided "
                 "into windows; wanted a cross-encoder with a fast tokenizer. Leave windows out."

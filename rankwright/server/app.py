@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
@@ -14,10 +16,12 @@ import rankwright
 from rankwright.engine import Engine, Reply
 from rankwright.errors import DeadlineError, OverloadedError, ScorerError, UnavailableError
 from rankwright.rerankers.ranking import Scorer
+from rankwright.rerankers.windows import tells_spans
 from rankwright.server import page, schemas
 from rankwright.server.answers import Answers, ServedReader
 from rankwright.server.body import read_json
 from rankwright.server.dialects import (
+    Ask,
     read_context,
     read_rerank,
     read_score,
@@ -29,7 +33,7 @@ from rankwright.server.guard import Guard, json_response, problem_response
 from rankwright.server.metrics import Metrics
 from rankwright.server.problems import Problem
 from rankwright.server.settings import ServerSettings
-from rankwright.types import RerankRequest
+from rankwright.types import Document, RerankRequest
 
 RERANK_PATHS = ("/rerank", "/v1/rerank", "/v2/rerank")
 OPEN_PATHS = ("/live", "/ready")
@@ -92,11 +96,20 @@ class _Routes:
         request.state.tei = request.url.path == "/rerank" and "texts" in fields and "documents" not in fields
         ask = read_rerank(fields, request.url.path, self.settings)
         model = self._model(ask.model)
-        reply = await self._scored(request, model, [ask.request])
+        most, warnings = self._document_tokens(ask, model)
+        reply = await self._scored(request, model, [ask.request], document_tokens=most)
+        await self._check_lengths(request, model, [ask.request], reply, "query")
+        if ask.whole and True in reply.scored[0].cut:
+            field = f"{ask.field}.{reply.scored[0].cut.index(True)}"
+            raise self._too_long(model, field, "Shorten it, or let it be cut on the right.")
         if reply.failed and (ask.dialect == "tei" or len(reply.failed) == len(ask.request.documents)):
             raise Problem(500, "Memory ran out even for a single document; send shorter ones.")
         body = write_rerank(
-            ask, reply, request_id=request.state.request_id, model=model, temperature=self._temperature(model)
+            replace(ask, warnings=ask.warnings + warnings),
+            reply,
+            request_id=request.state.request_id,
+            model=model,
+            temperature=self._temperature(model),
         )
         return json_response(body, headers={"X-Compute-Tokens": str(total_tokens(reply))})
 
@@ -105,6 +118,7 @@ class _Routes:
         ask = read_score(await read_json(request, self.settings), self.settings)
         model = self._model(ask.model)
         reply = await self._scored(request, model, ask.requests)
+        await self._check_lengths(request, model, ask.requests, reply, ask.field)
         if reply.failed:
             raise Problem(500, "Memory ran out even for a single document; send shorter ones.")
         return json_response(
@@ -186,17 +200,54 @@ class _Routes:
     def _temperature(self, model: str) -> float:
         return float(getattr(self.engine.scorers[model], "temperature", None) or 1.0)
 
-    async def _scored(self, request: Request, model: str, requests: Sequence[RerankRequest]) -> Reply:
+    def _document_tokens(self, ask: Ask, model: str) -> tuple[int | None, tuple[str, ...]]:
+        """How many tokens of a document are read, and what is to be said where that cannot be done."""
+        scorer, most = self.engine.scorers[model], ask.document_tokens
+        if most is None or most >= scorer.max_length:  # the model reads no more of a document anyway
+            return None, ()
+        if tells_spans(scorer):
+            return most, ()
+        return None, ("max_tokens_per_doc is not applied: this model does not tell where its tokens stand.",)
+
+    async def _check_lengths(
+        self, request: Request, model: str, asked: Sequence[RerankRequest], reply: Reply, field: str
+    ) -> None:
+        """Refuses a question that leaves no room for a document: nothing was read of any. It is looked at alone, in the
+        few cases where it may be so long."""
+        least = self.engine.scorers[model].max_length // 4  # a character is four tokens at most
+        alone = [
+            RerankRequest(one.query, (Document("0", ""),))
+            for one, scored in zip(asked, reply.scored, strict=True)
+            if scored.cut and all(scored.cut) and len(one.query.text) >= least
+        ]
+        if alone and any(scored.cut[0] for scored in (await self._scored(request, model, alone)).scored):
+            raise self._too_long(model, field, "Shorten it.")
+
+    def _too_long(self, model: str, param: str, advice: str) -> Problem:
+        longest = self.engine.scorers[model].max_length
+        return Problem(422, f"{param} is too long: the model reads {longest} tokens of a pair. {advice}", param=param)
+
+    async def _scored(
+        self,
+        request: Request,
+        model: str,
+        requests: Sequence[RerankRequest],
+        *,
+        document_tokens: int | None = None,
+    ) -> Reply:
         """The engine's reply; the work is called off where the client leaves or the time is over."""
+        state, now = request.state, time.monotonic()
+        state.end = getattr(state, "end", now + self.settings.timeout)  # of all that is scored for one request
+        seconds = max(0.001, state.end - now)
         try:
-            future = self.engine.submit(model, requests, self.settings.timeout)
+            future = self.engine.submit(model, requests, seconds, document_tokens=document_tokens)
         except OverloadedError as error:
             raise Problem(429, str(error), retry_after=error.retry_after) from None
         except UnavailableError as error:
             raise Problem(503, str(error), retry_after=1) from None
         reply, left = asyncio.wrap_future(future), asyncio.ensure_future(_left(request))
         try:
-            await asyncio.wait({reply, left}, timeout=self.settings.timeout, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({reply, left}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if reply.done():
                 return reply.result()
             if left.done():

@@ -30,6 +30,13 @@ Whole = Annotated[int, BeforeValidator(_whole)]
 """3 and 3.0 are one number in JSON, and some languages write the second."""
 
 
+Side = Annotated[Literal["left", "right"], BeforeValidator(lambda v: v.lower() if isinstance(v, str) else v)]
+"""Where a text that is too long is cut; clients write it in small letters and with a capital."""
+
+NOT_APPLIED = ("instruction", "chat_template_kwargs", "truncate_prompt_tokens", "max_tokens_per_query")
+"""vLLM's fields that would change scores. Where one says something, the answer has a warning."""
+
+
 class TextDocument(BaseModel):
     """A document as an object."""
 
@@ -53,7 +60,11 @@ class RerankBody(BaseModel):
     return_text: bool | None = None
     raw_scores: bool | None = None
     ids: list[str] | None = None
+    use_activation: bool | None = None
     max_tokens_per_doc: Whole | None = None
+    truncate: bool | None = None
+    truncation: bool | None = None
+    truncation_direction: Side | None = None
 
 
 class ScoreBody(BaseModel):
@@ -69,6 +80,7 @@ class ScoreBody(BaseModel):
     data_2: str | list[str] = []
     items: str | list[str] = []
     raw_scores: bool | None = None
+    use_activation: bool | None = None
 
 
 class AnswerBody(BaseModel):
@@ -91,6 +103,12 @@ class Ask:
     with_documents: bool
     raw_scores: bool
     ids: tuple[str, ...]
+    field: str = "documents"
+    """Which name the documents had."""
+    document_tokens: int | None = None
+    """Tokens of a document, title included, that are read at most; None for as many as the model reads."""
+    whole: bool = False
+    """Whether nothing may be cut but on request: a pair that is too long for the model is an error."""
     warnings: tuple[str, ...] = ()
 
 
@@ -101,6 +119,8 @@ class ScoreAsk:
     model: str | None
     requests: tuple[RerankRequest, ...]
     raw_scores: bool
+    field: str = "queries"
+    """Which name the queries had."""
 
 
 def read_rerank(fields: Mapping[str, Any], path: str, settings: ServerSettings) -> Ask:
@@ -122,6 +142,9 @@ def read_rerank(fields: Mapping[str, Any], path: str, settings: ServerSettings) 
             raise Problem(422, f"{top_name} is out of range; wanted 0 (all) to {MAX_TOP}.", param=top_name)
     if body.top_n is not None and body.top_k is not None and body.top_n != body.top_k:
         raise Problem(422, "top_n and top_k are one field, and differ; give one of them.", param="top_k")
+    if not 0 <= (body.max_tokens_per_doc or 0) <= MAX_TOP:
+        message = f"max_tokens_per_doc is out of range; wanted 0 (no limit) to {MAX_TOP}."
+        raise Problem(422, message, param="max_tokens_per_doc")
     top = body.top_n or body.top_k or len(found)
     with_documents = body.return_documents if body.return_documents is not None else body.return_text
     return Ask(
@@ -130,10 +153,18 @@ def read_rerank(fields: Mapping[str, Any], path: str, settings: ServerSettings) 
         RerankRequest(Query("0", body.query), found),
         min(top, len(found)),
         dialect == "jina" if with_documents is None else with_documents,
-        bool(body.raw_scores),
+        _are_raw(body),
         _checked_ids(body.ids, len(found)),
-        _warnings(body),
+        name,
+        body.max_tokens_per_doc or None,
+        body.truncate is False or body.truncation is False or body.truncation_direction == "left",
+        tuple(f"{name} is not applied." for name in NOT_APPLIED if fields.get(name)),
     )
+
+
+def _are_raw(body: RerankBody | ScoreBody) -> bool:
+    """Whether logits are wanted; vLLM asks for them by use_activation."""
+    return body.use_activation is False if body.raw_scores is None else body.raw_scores
 
 
 def _as_documents(documents: Sequence[str | TextDocument]) -> tuple[Document, ...]:
@@ -152,12 +183,6 @@ def read_context(fields: Mapping[str, Any], settings: ServerSettings) -> Context
     body = _validated(AnswerBody, fields)
     _check_query(body.query, "query", settings)
     return Context(Query("0", body.query), _as_documents(_checked_documents(body.documents, "documents", settings)))
-
-
-def _warnings(body: RerankBody) -> tuple[str, ...]:
-    if body.max_tokens_per_doc is None:
-        return ()
-    return ("max_tokens_per_doc is not applied; documents are cut to the model's own length, see truncated.",)
 
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -258,7 +283,7 @@ def read_score(fields: Mapping[str, Any], settings: ServerSettings) -> ScoreAsk:
     else:
         pairs = enumerate(zip(ones, others, strict=True))
         requests = tuple(RerankRequest(Query(str(i), q), (Document(str(i), text),)) for i, (q, text) in pairs)
-    return ScoreAsk(body.model, requests, bool(body.raw_scores))
+    return ScoreAsk(body.model, requests, _are_raw(body), query_name)
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------

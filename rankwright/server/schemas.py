@@ -124,7 +124,14 @@ def rerank_request(settings: ServerSettings) -> Schema:
             "return_text": {**_MAYBE_FLAG, "description": "TEI's name of return_documents."},
             "raw_scores": {**_MAYBE_FLAG, "description": "Raw logits in the place of scores between 0 and 1."},
             "ids": {"type": ["array", "null"], "items": _TEXT, "uniqueItems": True},
-            "max_tokens_per_doc": {"type": ["integer", "null"], "description": "Not applied; a warning says so."},
+            "use_activation": {**_MAYBE_FLAG, "description": "vLLM's opposite of raw_scores."},
+            "max_tokens_per_doc": {**_MAYBE_TOP, "description": "Longer documents are cut to it; 0 and null for none."},
+            "truncate": {**_MAYBE_FLAG, "description": "false: a pair that is too long for the model is refused."},
+            "truncation": {**_MAYBE_FLAG, "description": "Voyage's name of truncate."},
+            "truncation_direction": {
+                "enum": ["left", "right", "Left", "Right", None],
+                "description": "A pair that is too long and would have to be cut on the left is refused.",
+            },
         },
     }
 
@@ -146,6 +153,7 @@ def score_request(settings: ServerSettings) -> Schema:
             **dict.fromkeys(left, queries),
             **dict.fromkeys(right, documents),
             "raw_scores": _MAYBE_FLAG,
+            "use_activation": _MAYBE_FLAG,
         },
     }
 

@@ -196,7 +196,7 @@ MUTANTS = [
         gate="T5",
         tests=GATE,
         file="rankwright/reading.py",
-        old="return [value if value is not None and math.isfinite(value) else None for value in values]",
-        new="return values",
+        old="return value if value is not None and math.isfinite(value) else None",
+        new="return value",
     ),
 ]
