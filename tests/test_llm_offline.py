@@ -20,8 +20,8 @@ from tiny_lm import END, make_chain_model
 from transformers import AutoConfig, AutoTokenizer
 
 from rankwright.cli.app import run
-from rankwright.cli.llm import model_place
 from rankwright.errors import ConfigurationError, MissingDependencyError, ModelError, ResourceNotFoundError
+from rankwright.llms.endpoint import model_place
 from rankwright.llms.local import LocalLLM
 from rankwright.llms.offline import VLLMOffline
 from rankwright.types import Completion, CompletionFailed, LLMRequest

@@ -90,7 +90,9 @@ def model_place(name: str) -> str:
     """Of a run's folder the model in it; every other name stays as it is. A run keeps its settings in a config.json of
     its own, so it is known by the one in its folder `model`."""
     inside = Path(bare_place(name)) / "model"
-    return f"{VLLM * name.startswith(VLLM)}{inside}" if (inside / "config.json").is_file() else name
+    if not (inside / "config.json").is_file():
+        return name
+    return f"{VLLM if name.startswith(VLLM) else ''}{inside}"
 
 
 def check_model_place(name: str) -> None:

@@ -28,8 +28,9 @@ KNOWN_SAMPLING = frozenset(
 class VLLMOffline:
     """A causal language model from a folder or the hub in vLLM's offline engine; code in its repository never runs.
 
-    Messages, failures and log probabilities are those of LocalLLM; vLLM's other kernels give other digits, so that
-    `name` begins with `vllm:`. It samples where a temperature is given, then best with a `seed`.
+    Messages, failures and log probabilities are those of LocalLLM; vLLM's other kernels give other digits, and weights
+    of 32 bits run in 16 unless `dtype` says otherwise, so that `name` begins with `vllm:`. It samples where a
+    temperature is given, then best with a `seed`.
 
     Args:
         model_name_or_path: folder or hub name with safetensors.
