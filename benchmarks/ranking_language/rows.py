@@ -97,6 +97,7 @@ ROWS = {
             replace(one, seeds=(0,))
             for one in (
                 replace(PLAIN, name="sft-only", reward="", loop=_loop(64, 3e-4, STEPS)),
+                replace(PLAIN, name="first", reward="", kind="single-token", loop=_loop(64, 3e-4, STEPS)),
                 replace(BASE, name="rl-only", start=RANDOM),
                 replace(PLAIN, name="reasonrank", reward="reasonrank"),
                 replace(PLAIN, name="grouprank", reward="grouprank", kind="groupwise", grpo=_grpo(46)),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kept import WORK, digests, hardware, measured, read
-from benchmarks.ranking_language.language import ALONE, KINDS, prompt, questions, taught_levels, written
+from benchmarks.ranking_language.language import ALONE, KINDS, order_by, prompt, questions, taught_levels, written
 from benchmarks.ranking_language.rows import LESSONS, LONG, MIDDLE, POINTWISE_WINDOW, RANDOM, SHORT, Row, reward_of
 from rankwright.algorithms.generating import SFTConfig
 from rankwright.algorithms.grpo import TRLReward, prompt_rows
@@ -26,6 +26,7 @@ DECIDING = (HERE / "language.py", HERE / "decoder.py", *(HERE / f"{kind}.yaml" f
 METRIC = "nDCG@10"
 STRATEGIES = {
     "listwise": Sliding(window=8, stride=4),
+    "single-token": Sliding(window=8, stride=4),
     "setwise": HeapSort(children=7, top_k=1),
     "groupwise": Groupwise(group=8),
     "integer": Pointwise(),
@@ -166,6 +167,17 @@ def _in_turn(kinds: Sequence[str], count: int) -> list[str]:
     return [kinds[number % len(kinds)] for number in range(count)]
 
 
+def in_order(row: Row, seed: int) -> list[Any]:
+    """Orders of the teacher, without thoughts, with their identifiers for the ranking loss."""
+    from rankwright.tuning import Taught
+
+    def one(example: Example) -> Taught:
+        names = tuple(f"[{position + 1}]" for position in order_by(taught_levels(example, seed)))
+        return Taught(prompt(row.kind).messages(example.query, example.candidates), " > ".join(names), names)
+
+    return [one(example) for example, _ in taught(row.name, seed)]
+
+
 def tune(row: Row, seed: int, score: Any, folder: Path) -> Any:
     """The training of a run; `score` is called on the way."""
     from benchmarks.ranking_language.decoder import tokenizer
@@ -178,6 +190,9 @@ def tune(row: Row, seed: int, score: Any, folder: Path) -> Any:
         rows = prompt_rows(questions(FOR_REWARDS, 4), asked, window, shorter=row.kind not in ALONE)
         reward = TRLReward(reward_of(row), asked, rows, row.grpo.rollouts)
         return tune_by_reward(start, words, reward, row.grpo, row.loop, folder, seed=seed, score=score)
+    if row.kind == "single-token":
+        lesson, config = in_order(row, seed), SFTConfig(ranking_loss="ranknet", ranking_weight=10.0)
+        return tune_by_completions(start, words, lesson, config, row.loop, folder, seed=seed, score=score)
     lesson = [
         Taught(prompt(kind).messages(e.query, e.candidates), written(taught_levels(e, seed), kind))
         for e, kind in taught(row.name, seed)
