@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,6 @@ from rankwright.cli.options import ApiKeyEnv, ReaderModel
 from rankwright.errors import ConfigurationError, MissingDependencyError
 from rankwright.llms.endpoint import check_model_place
 from rankwright.rerankers import REFERENCE
-from rankwright.rerankers.onnx_folder import is_export
 from rankwright.rerankers.ranking import Scorer
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def opener(
         from rankwright.cli.build import quiet_bars
         from rankwright.rerankers import load
 
-        if not all(map(is_export, models)):  # which need no transformers
+        with contextlib.suppress(ImportError):  # exports need no transformers; where a model does, load says so
             quiet_bars()
         return {
             name: load(model, backend, device=device, max_length=max_length)
