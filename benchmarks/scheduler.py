@@ -2,8 +2,9 @@
 (some minutes; it writes results/scheduler.md).
 
 The plain loop is what one writes first: query by query, window by window, one prompt and one `generate` at a time. Both
-have the same model, prompts, greedy decoding, parser and windows. They take turns in one process, on one thread each;
-beside the seconds of the clock stand those of the processor, of which other work on the machine changes little.
+have the same model, prompts, greedy decoding, parser and windows. They take turns in one process, on all threads that
+PyTorch takes by default. The machine must do nothing else; seconds of the processor, of which other work changes
+little, stand beside those of the clock.
 
 The weights are random: what an answer says decides nothing about its cost. Answers are as long as their limit.
 """
@@ -187,13 +188,14 @@ def line(shape: Shape, found: dict[str, Any]) -> str:
 
 def page(lines: Sequence[str], repeats: int) -> str:
     """The results page."""
+    import torch
+
     about = (
-        f"Measured on: {hardware()}, one thread, beside other work. {QUERIES} queries of {DOCUMENTS} candidates; a "
+        f"Measured on: {hardware()}, {torch.get_num_threads()} threads. {QUERIES} queries of {DOCUMENTS} candidates; a "
         "local model with\nrandom weights, greedy. The plain loop asks one prompt after the other, query by query; the "
         f"scheduler has the windows of all\nqueries that do not wait for each other, {QUERIES} here, in batches of "
         f"`LocalLLM`. Both in turn in one process, {repeats} times each:\nmedian (smallest to largest), ratios of "
-        "neighbouring turns. Other work on the machine changes processor "
-        "seconds\nlittle, and seconds of the clock much."
+        "neighbouring turns."
     )
     why = (
         "What decides the ratio: reading a prompt costs the same in both loops (on one core a batch of prompts takes "
@@ -212,7 +214,7 @@ def page(lines: Sequence[str], repeats: int) -> str:
             "# The scheduler against a plain sliding window",
             "",
             "```",
-            f"OMP_NUM_THREADS=1 python -m benchmarks.scheduler --repeats {repeats}",
+            f"python -m benchmarks.scheduler --repeats {repeats}",
             "```",
             "",
             about,

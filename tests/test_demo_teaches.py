@@ -44,7 +44,7 @@ def test_only_the_questions_own_answers_teach(
 
     monkeypatch.setattr("rankwright.cli.train.demo_splits", in_small)
     name = "exchanged" if options else "own"
-    settings = ["--set", "loop.epochs=4", "--set", "loop.eval_steps=8", "--set", "data.depth=6"]
+    settings = ["--set", "loop.epochs=2", "--set", "loop.eval_steps=8", "--set", "data.depth=6"]
     code = run(["demo", *options, "--name", name, *settings, "--output", "json"])
     result = one_line(capsys.readouterr().out)
     assert result["best_step"] > 0, "nothing was learned, so nothing was tested"
