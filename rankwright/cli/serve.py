@@ -16,6 +16,7 @@ from rankwright.cli.options import ApiKeyEnv, ReaderModel
 from rankwright.errors import ConfigurationError, MissingDependencyError
 from rankwright.llms.endpoint import check_model_place
 from rankwright.rerankers import REFERENCE
+from rankwright.rerankers.onnx_folder import is_export
 from rankwright.rerankers.ranking import Scorer
 
 if TYPE_CHECKING:
@@ -161,8 +162,9 @@ def opener(
         from rankwright.cli.build import quiet_bars
         from rankwright.rerankers import load
 
-        with contextlib.suppress(ImportError):  # exports need no transformers; where a model does, load says so
-            quiet_bars()
+        if not all(map(is_export, models)):  # which open without transformers, and faster
+            with contextlib.suppress(ImportError):  # load says what is missing
+                quiet_bars()
         return {
             name: load(model, backend, device=device, max_length=max_length)
             for name, model in zip(names, models, strict=True)
