@@ -616,6 +616,8 @@ HOSTILE_CONFIGS: dict[str, Any] = {
     "quantized": {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
     "words for numbers": {"hidden_size": "x"},
     "no heads": {"num_attention_heads": 0},
+    "a million layers": {"num_hidden_layers": 10**6},
+    "a million columns": {"hidden_size": 10**6},
     "vocabulary below 0": {"vocab_size": -5},
     "labels a list": {"id2label": []},
     "labels a word": {"num_labels": "1"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -161,8 +162,9 @@ def opener(
         from rankwright.cli.build import quiet_bars
         from rankwright.rerankers import load
 
-        if not all(map(is_export, models)):  # which need no transformers
-            quiet_bars()
+        if not all(map(is_export, models)):  # which open without transformers, and faster
+            with contextlib.suppress(ImportError):  # load says what is missing
+                quiet_bars()
         return {
             name: load(model, backend, device=device, max_length=max_length)
             for name, model in zip(names, models, strict=True)

@@ -26,6 +26,10 @@ SHORTEST = 4
 """Tokens of the shortest pair that says something: two, and what stands around them."""
 
 
+MOST_LAYERS = 1000
+"""More than any published model has."""
+
+
 def padded(flat: Tensor, counts: Sequence[int]) -> Tensor:
     """scores_QD out of the scores of all documents in a row, -inf where a query has fewer than the longest list."""
     rows, width = torch.split(flat, list(counts)), max(counts)
@@ -189,6 +193,7 @@ def opened(path: str, model_class: Any, what: str, instead: str, check: Callable
         _refuse_code(path)
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         config.return_dict = True  # the only form that is read here
+        _check_layers(path, config)
         check(config)
         model, report = model_class.from_pretrained(
             path,
@@ -255,6 +260,15 @@ def _asked_for(config: Any) -> Iterator[str]:
         if (key == "quantization_config" and value) or ("_implementation" in key and "/" in str(value)):
             yield f"{key} {str(value)[:80]!r}"
         yield from _asked_for(value)
+
+
+def _check_layers(path: str, config: Any) -> None:
+    """Weights are compared with the config when the model is built, which takes hours with a million layers."""
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None) or 0
+    if layers > MOST_LAYERS:
+        raise ModelError(
+            f"Model '{path}' has {layers} layers in config.json; wanted at most {MOST_LAYERS}. Save the model again."
+        )
 
 
 def _check_tokenizer(path: str, tokenizer: Any) -> None:
