@@ -38,6 +38,7 @@ from rankwright.checkpoints import (
     write_manifest,
 )
 from rankwright.errors import ConfigurationError, MissingDependencyError, StorageError, TrainingError
+from rankwright.llms.folders import refuse_adapter, refuse_code
 from rankwright.maths.ranking_losses import weighted_ranknet_loss
 from rankwright.training import DAYS_7, METRICS, WRITE_ERRORS, MetricsFile, write_problem
 
@@ -636,9 +637,16 @@ def check_prompt_lengths(
 
 
 def positions_of(model: str) -> float:
-    """Tokens that a model has positions for; infinite where it has no limit."""
+    """Tokens that a model has positions for; infinite where it has no limit. All training looks here before it opens
+    the model.
+
+    Raises:
+        ModelError: the folder brings code, quantized weights or an adapter.
+    """
     from transformers import AutoConfig
 
+    refuse_adapter(model)
+    refuse_code(model)
     config = AutoConfig.from_pretrained(model).get_text_config()
     return getattr(config, "max_position_embeddings", None) or math.inf
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from rankwright.llms.calls import Call
 from rankwright.llms.http import HTTPLLM
 from rankwright.llms.local import LocalLLM
 from rankwright.readers.llm import LLMReader
+from rankwright.tuning import positions_of
 from rankwright.types import Answer, Completion, CompletionFailed, Context, Document, LLMRequest, Query
 from tests.served import START_SECONDS, Served, transformers_serve
 
@@ -154,6 +156,21 @@ def test_a_model_that_brings_code_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="without running code"):
         LocalLLM(folder)
     assert not canary.exists()
+
+
+@pytest.mark.parametrize("what", ["kernel", "adapter"])
+def test_kernels_and_adapters_are_refused(tmp_path: Path, what: str) -> None:
+    """Kernels are code out of another repository; an adapter's weights may be a pickle."""
+    folder = make_chain_model(tmp_path, [END])
+    config = json.loads((folder / "config.json").read_text())
+    if what == "kernel":
+        (folder / "config.json").write_text(json.dumps(config | {"attn_implementation": "evil/kernel"}))
+    else:
+        (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "some/one"}')
+    wanted = "asks in config.json for attn_implementation" if what == "kernel" else "holds an adapter"
+    for open_it in (LocalLLM, lambda place: positions_of(str(place))):
+        with pytest.raises(ModelError, match=wanted):
+            open_it(folder)
 
 
 def test_it_reads_through_a_cache(llm: LocalLLM, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -14,10 +14,10 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
-from transformers.utils.peft_utils import find_adapter_config_file
+from transformers import AutoConfig, AutoTokenizer
 
 from rankwright.errors import MissingDependencyError, ModelError, RankwrightError, ResourceNotFoundError, StorageError
+from rankwright.llms.folders import refuse_adapter, refuse_code
 from rankwright.prompts.passage import checked_template
 from rankwright.rerankers.ranking import Scorer
 from rankwright.types import RerankRequest, Scored
@@ -189,8 +189,8 @@ def opened(path: str, model_class: Any, what: str, instead: str, check: Callable
         ModelError: what is found is something else, incomplete or damaged.
     """
     try:
-        _refuse_adapter(path)
-        _refuse_code(path)
+        refuse_adapter(path)
+        refuse_code(path)
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         config.return_dict = True  # the only form that is read here
         _check_layers(path, config)
@@ -228,38 +228,6 @@ def opened(path: str, model_class: Any, what: str, instead: str, check: Callable
             "tokenizer files and safetensors weights that fit together. Save it again with save_pretrained."
         ) from error
     return model, tokenizer, config
-
-
-def _refuse_adapter(path: str) -> None:
-    """An adapter beside a model names other weights to fetch, and may bring its own in a pickle; with peft installed
-    transformers would open both."""
-    if find_adapter_config_file(path) is not None:
-        raise ModelError(
-            f"Model '{path}' holds an adapter (adapter_config.json); wanted the whole model in safetensors. Merge the "
-            "adapter into its model (merge_and_unload of peft), and save that with save_pretrained."
-        )
-
-
-def _refuse_code(path: str) -> None:
-    """What a config.json can ask for beside `auto_map`, which is never followed: attention or experts out of a
-    repository of kernels, which are code, and forms of weights that bring some."""
-    try:
-        config, _ = PreTrainedConfig.get_config_dict(path)
-    except OSError:  # told by what opens it
-        return
-    asked = next(_asked_for(config), None)
-    if asked is not None:
-        raise ModelError(
-            f"Model '{path}' asks in config.json for {asked}, which needs code that is not here; wanted plain weights "
-            "and the model's own attention. Take the entry out, or save the model without quantization."
-        )
-
-
-def _asked_for(config: Any) -> Iterator[str]:
-    for key, value in config.items() if isinstance(config, dict) else ():
-        if (key == "quantization_config" and value) or ("_implementation" in key and "/" in str(value)):
-            yield f"{key} {str(value)[:80]!r}"
-        yield from _asked_for(value)
 
 
 def _check_layers(path: str, config: Any) -> None:
