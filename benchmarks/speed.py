@@ -32,7 +32,7 @@ PEERS = WORK / "peers"
 MAX_LENGTH = 512
 SETS = {"hotpotqa": "hotpotqa/dev", "nfcorpus": "nfcorpus test", "scifact": "scifact test", "trec_dl19": "trec_dl19"}
 LENGTHS = (64, 128, 256)
-CANDIDATES = {20: (12, 3), 100: (5, 3)}
+CANDIDATES = {20: (10, 2), 100: (5, 2)}
 """Candidates -> lists and rounds over them."""
 QUALITY = (100, 50)
 """Questions of a set and candidates of each, for nDCG@10."""
