@@ -15,6 +15,9 @@ from benchmarks.ranking_language.decoder import decoder, tokenizer
 from rankwright.checkpoints import sorted_checkpoints
 from rankwright.cli import tune
 from rankwright.cli.app import run
+from rankwright.cli.common import score_text
+from rankwright.cli.run import damaged_records
+from rankwright.evaluation import Evaluation
 from rankwright.llms.local import LocalLLM
 from rankwright.prompts.ranking import load_ranking_prompt
 from rankwright.types import Example
@@ -78,6 +81,40 @@ def test_sft_teaches_the_form_and_saves_a_model_with_its_prompt(
     assert json.loads(Path("runs/a/config.json").read_text())["method"] == "sft"
     logged = [json.loads(line) for line in Path("runs/a/metrics.jsonl").read_text().splitlines()]
     assert next(row["step"] for row in logged if "eval_malformed" in row) == 0
+    check_records(result, capsys)
+
+
+def check_records(result: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """Evaluation, card and report of runs/a say what result.json does, and other verbs open them."""
+    evaluation = Evaluation.load("runs/a/evaluation.json")
+    assert (evaluation.n, evaluation.signature, evaluation.settings.depth) == (5, result["signature"], 6)
+    for row in ("reference", "trained"):
+        values = evaluation.models[row].values["nDCG@10"].values()
+        assert sum(values) / 5 == pytest.approx(result[row]) == pytest.approx(evaluation.scores[row]["nDCG@10"].mean)
+    assert evaluation.models["reference"].rankings == evaluation.models["first-stage"].rankings  # all were malformed
+    assert damaged_records(Path("runs/a")) == []
+    card = Path("runs/a/model/README.md").read_text("utf-8")
+    assert "Trained from `start` by `sft` on 12 questions of `train.jsonl`" in card
+    assert score_text(evaluation.scores["trained"]["nDCG@10"]) in card
+    assert "LLMReranker, Sliding" in card
+    assert result["signature"] in Path("runs/a/report.html").read_text("utf-8")
+    assert run(["report", "runs/a", "--out", "again.html"]) == 0
+    assert run(["compare", "runs/a", "runs/a", "--before-model", "reference", "--output", "json"]) in (0, 8)
+    assert one_line(capsys.readouterr().out)["delta"] == pytest.approx(result["delta"])
+
+
+def test_a_run_that_nothing_can_be_compared_in_says_so(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [json.loads(line) for line in Path("test.jsonl").read_text("utf-8").splitlines()]
+    write_rows(Path("test.jsonl"), [{name: row[name] for name in row if name != "relevance"} for row in rows])
+    assert run([*command, "--method", "sft", "--name", "a", "--epochs", "0.1"]) == 0
+    assert "Nothing was compared" in " ".join(capsys.readouterr().err.split())
+    assert "Not compared." in Path("runs/a/model/README.md").read_text("utf-8")
+    assert not Path("runs/a/evaluation.json").exists()
+    for verb in (["report", "runs/a"], ["compare", "runs/a", "runs/a"]):
+        assert run(verb) != 0
+        said = " ".join(capsys.readouterr().err.split())
+        assert "Run runs/a is finished and was not scored" in said
+        assert "--resume" not in said
 
 
 @pytest.mark.parametrize("reward", ["rearank", "f1"])
@@ -236,6 +273,13 @@ def test_a_reference_that_is_none_is_named(text: str, command: list[str], capsys
     assert "Option reference is 'scores.json'" in " ".join(capsys.readouterr().err.split())
 
 
+def best_first(orders: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The same documents, by their grades in test.jsonl."""
+    rows = map(json.loads, Path("test.jsonl").read_text("utf-8").splitlines())
+    grades = {row["query_id"]: row["relevance"] for row in rows}
+    return {q: sorted(ids, key=lambda doc_id: -grades[q].get(doc_id, 0)) for q, ids in orders.items()}
+
+
 def test_what_the_start_came_to_is_measured_once(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     original = tune._Work._started
@@ -243,11 +287,11 @@ def test_what_the_start_came_to_is_measured_once(command: list[str], monkeypatch
     grpo = [*command, "--method", "grpo", "--name", "a", "--epochs", "1", "--reward", "rearank"]
     assert run([*grpo, "--max-hours", "0.0000001"]) == 9
     kept = json.loads(Path("runs/a/before.json").read_text())
-    assert len(kept["metric"]) == 5
-    Path("runs/a/before.json").write_text(json.dumps({**kept, "metric": dict.fromkeys(kept["metric"], 0.25)}))
+    assert len(kept["orders"]) == 5
+    Path("runs/a/before.json").write_text(json.dumps({**kept, "orders": best_first(kept["orders"])}))
     assert run([*grpo, "--resume"]) in (0, 8)
     assert asked == ["loaded"]
-    assert json.loads(Path("runs/a/result.json").read_text())["reference"] == 0.25
+    assert json.loads(Path("runs/a/result.json").read_text())["reference"] == 1
     assert run([*grpo, "--overwrite", "--max-hours", "0.0000001"]) == 9
     assert asked == ["loaded"] * 2
 
