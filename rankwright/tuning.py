@@ -219,7 +219,6 @@ def tune_by_reward(
         ResumeError: the settings changed.
         TrainingError: too few questions.
     """
-    grouped = _grouped_trainer()
     check_generation(config)
     rows, generating = reward.rows, generating or GeneratingConfig()
     plan = plan_of(config, loop, rows.questions, rows.per_question)
@@ -230,7 +229,7 @@ def tune_by_reward(
     session = _Session(folder, loop, seed, resume, {"grpo": _deciding(config), **(settings or {})})
     from datasets import Dataset
 
-    trainer = grouped(
+    trainer = _grouped_trainer()(
         str(model),
         reward_funcs=[reward],
         args=_grpo_arguments(config, loop, plan, folder, device, seed, generating),
@@ -548,7 +547,8 @@ def _grouped_trainer() -> Any:
 
 
 def check_generation(config: GRPOConfig) -> None:
-    """Raises MissingDependencyError where vLLM is to generate and is not installed."""
+    """Raises MissingDependencyError where TRL is not installed, or vLLM where it is to generate."""
+    _grouped_trainer()
     if config.generation != "vllm":
         return
     try:

@@ -227,6 +227,30 @@ def test_what_is_too_long_is_refused_before_the_start_is_loaded(
     assert not Path("runs").exists()
 
 
+def test_a_dry_run_refuses_what_the_run_would(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 12 training questions a generation takes 4."""
+    grpo = [*command, "--name", "a", "--method", "grpo", "--reward", "rearank"]
+    assert run([*grpo, "--dry-run", "--output", "json"]) == 0
+    assert one_line(capsys.readouterr().out)["budget"]["questions"] == 2 * 12
+    three = ["--set", "grpo.updates=3"]  # 4 questions x 1 prompt x 2 rollouts
+    decoder(0, width=16, layers=1).save_pretrained("bare")
+    without = tokenizer()
+    without.chat_template = None
+    without.save_pretrained("bare")
+    cases = [
+        (["--set", "loop.batch_size=13"], "A generation takes 13 questions", "--set loop.batch_size=12,"),
+        (["--set", "loop.accumulation=5"], "A generation takes 20 questions", "--set loop.batch_size=2,"),
+        (three, "A generation has 8 completions", "wanted a multiple of 3"),
+        (["--model", "bare"], "has no chat template", "wanted one"),
+    ]
+    for more, *said in cases:
+        for dry in (["--dry-run"], []):
+            assert run([*grpo, *more, *dry]) == 2
+            text = " ".join(capsys.readouterr().err.split())
+            assert [words for words in said if words not in text] == []
+    assert not Path("runs").exists()
+
+
 def test_eranks_reference_is_what_rerank_wrote_and_every_document_has_one(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

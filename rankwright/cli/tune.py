@@ -20,7 +20,7 @@ from rankwright.backbone import sha256_file
 from rankwright.cli.build import Splits, build_reader, checked_device, counted_store, load_splits
 from rankwright.cli.card import tuned_card
 from rankwright.cli.common import WORSE_EXIT_CODE, say
-from rankwright.cli.generating_costs import budget
+from rankwright.cli.generating_costs import budget, check_questions
 from rankwright.cli.llm import shortener
 from rankwright.cli.rewards import answer_reward_of, reference_file, written_reward_of
 from rankwright.cli.run import (
@@ -73,8 +73,7 @@ def run_tuning(
         answer_reward_of(settings) if settings.asks_reader else written_reward_of(settings, None)  # imported now
     splits = load_splits(settings)
     _check_limits(settings, splits)
-    work = _Work.of(settings, splits)
-    work.check()
+    work = check_run(settings, splits)
     if not processes.rank():
         _begin(folder, settings, name, resume, command)
     say(f"{len(splits.train)} training, {len(splits.dev)} dev, {len(splits.test)} test questions; run folder {folder}")
@@ -103,6 +102,18 @@ def run_tuning(
         with writing(folder):
             write_results(folder, name, evaluation, card, record)
     return result
+
+
+def check_run(settings: RunSettings, splits: Splits) -> _Work:
+    """What a run works with, where nothing speaks against it that shows before its model is loaded.
+
+    Raises:
+        RankwrightError: something does.
+    """
+    check_questions(settings, splits)
+    work = _Work.of(settings, splits)
+    work.check()
+    return work
 
 
 def exit_code_of(result: Mapping[str, Any]) -> int:
@@ -200,17 +211,18 @@ class _Work:
         document.
 
         Raises:
-            ConfigurationError: a prompt does not fit beside its answer.
+            ConfigurationError: a prompt does not fit beside its answer; completions cannot be divided.
             DataError: a reference score is missing.
-            MissingDependencyError: vLLM is to generate and is not there.
+            MissingDependencyError: TRL is not there, or vLLM where it is to generate.
         """
-        from rankwright.tuning import check_generation, check_prompt_lengths, check_taught_lengths
+        from rankwright.tuning import check_generation, check_prompt_lengths, check_taught_lengths, plan_of
 
         settings = self.settings
         model, most = settings.model.name, settings.generating.max_prompt_length
         training = [row.messages for row in self.rows.rows]
         if settings.method == "grpo":
             check_generation(settings.grpo)
+            plan_of(settings.grpo, settings.loop, self.rows.questions, self.rows.per_question)
             check_prompt_lengths(self.tokenizer, training, settings.grpo.max_completion_length, most, model)
             reward = None if settings.asks_reader or ":" in settings.reward else written_reward_of(settings, None)
             if isinstance(reward, ERank):
