@@ -24,6 +24,7 @@ from rankwright.types import Example
 from tests.cli_kit import one_line, write_rows
 
 PROMPT = Path(language.__file__).with_name("listwise.yaml")
+GIVEN = ["--data", "test.jsonl", "--retriever", "given", "--reader", "none"]
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
 
 
@@ -110,6 +111,11 @@ def test_a_run_that_nothing_can_be_compared_in_says_so(command: list[str], capsy
     assert "Nothing was compared" in " ".join(capsys.readouterr().err.split())
     assert "Not compared." in Path("runs/a/model/README.md").read_text("utf-8")
     assert not Path("runs/a/evaluation.json").exists()
+    for verb in (["rerank", "q", "p", "--model", "runs/a"], ["serve", "runs/a"], ["eval", "runs/a/model", *GIVEN]):
+        assert run(verb) == 5
+        said = " ".join(capsys.readouterr().err.split())
+        assert "is a language model that writes its ranking" in said
+        assert "rankwright rerank --llm runs/a" in said
     for verb in (["report", "runs/a"], ["compare", "runs/a", "runs/a"]):
         assert run(verb) != 0
         said = " ".join(capsys.readouterr().err.split())
