@@ -195,7 +195,7 @@ def _summed_up(store: ReadStore, cache: str, run_id: str) -> Iterator[None]:
     try:
         yield
     except BaseException:  # Ctrl-C too
-        tell_of_calls(store, cache, run_id)
+        tell_of_calls(store, cache, run_id, stopped=True)
         raise
 
 
