@@ -4,6 +4,7 @@ thousand weights in the ranking language."""
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import AutoConfig
 from benchmarks.ranking_language import language
 from benchmarks.ranking_language.decoder import decoder, tokenizer
 from rankwright.checkpoints import sorted_checkpoints
-from rankwright.cli import tune
+from rankwright.cli import common, tune
 from rankwright.cli.app import run
 from rankwright.cli.common import score_text
 from rankwright.cli.run import damaged_records
@@ -124,9 +125,15 @@ def test_a_run_that_nothing_can_be_compared_in_says_so(command: list[str], capsy
 
 
 @pytest.mark.parametrize("reward", ["rearank", "f1"])
-def test_grpo_runs_from_questions_to_model(command: list[str], reward: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_grpo_runs_from_questions_to_model(
+    command: list[str], reward: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(common, "now_and_then", lambda: common.say)  # every line, not one in ten seconds
     assert run([*command, "--method", "grpo", "--name", "a", "--epochs", "1", "--reward", reward]) in (0, 8)
-    assert "3 steps" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "3 steps" in said
+    assert "training: step 0 of 3, dev " in said
+    assert re.search(r"training: step 3 of 3, reward -?[\d.]+, dev [\d.]+, loss -?[\d.]+\n", said)
     logged = [json.loads(line) for line in Path("runs/a/metrics.jsonl").read_text().splitlines()]
     assert sum("reward" in row for row in logged) == 3
     assert all(row["malformed"] == 1.0 for row in logged if "reward" in row)

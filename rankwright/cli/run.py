@@ -439,7 +439,7 @@ def _train(run: _Run) -> TrainResult:
             settings=run.deciding,
             resume=run.resume,
             callbacks=[_on_begin(begin)],
-            on_step=_teller(tell, reads * questions, algorithm.inner_epochs),
+            on_step=teller(tell, reads * questions, algorithm.inner_epochs),
             may_go_on=run.budget.training,
         )
 
@@ -544,7 +544,7 @@ def _on_begin(work: Callable[[], None]) -> Any:
     return Begin()
 
 
-def _teller(tell: Any, reads_per_rollout: int, inner_epochs: int = 1) -> Any:
+def teller(tell: Any, reads_per_rollout: int, inner_epochs: int = 1) -> Any:
     """Progress of the training: reward, dev score and how many reader calls its steps may still cost (dev and
     comparison read too)."""
     last: dict[str, float] = {}

@@ -17,9 +17,9 @@ from rankwright import processes
 from rankwright.algorithms.grpo import PromptRows, TRLReward, order_of, prompt_rows
 from rankwright.algorithms.targets import label_order, targets
 from rankwright.backbone import sha256_file
-from rankwright.cli.build import Splits, build_reader, checked_device, counted_store, load_splits
+from rankwright.cli.build import Splits, build_reader, checked_device, counted_store, load_splits, quiet_bars
 from rankwright.cli.card import tuned_card
-from rankwright.cli.common import WORSE_EXIT_CODE, say
+from rankwright.cli.common import WORSE_EXIT_CODE, say, training_bar
 from rankwright.cli.generating_costs import budget, check_questions
 from rankwright.cli.llm import shortener
 from rankwright.cli.rewards import answer_reward_of, reference_file, written_reward_of
@@ -31,6 +31,7 @@ from rankwright.cli.run import (
     file_of_reward,
     rankers,
     run_folder,
+    teller,
     tested,
     verdict_line,
     without_speed,
@@ -68,6 +69,7 @@ def run_tuning(
     folder = run_folder(name)
     checked_device(settings.model.device)
     processes.meet(settings.model.device)
+    quiet_bars()
     _check_folder(folder, resume, overwrite)
     if settings.method == "grpo" and ":" in settings.reward:
         answer_reward_of(settings) if settings.asks_reader else written_reward_of(settings, None)  # imported now
@@ -77,6 +79,9 @@ def run_tuning(
     if not processes.rank():
         _begin(folder, settings, name, resume, command)
     say(f"{len(splits.train)} training, {len(splits.dev)} dev, {len(splits.test)} test questions; run folder {folder}")
+    ranked = len(work.labelled(splits.test))
+    if ranked and not resume:
+        say(f"The {ranked} test questions with labels are ranked by the start first.")
     before = processes.from_first(lambda: work.before(folder))
     with _reader(settings, name) as reader:
         tuned = work.tuned(folder, resume, reader)
@@ -85,6 +90,8 @@ def run_tuning(
             f"--max-hours {settings.budget.hours:g} is over at step {tuned.steps}. All is saved there: go on by the "
             "same command with --resume and a higher limit."
         )
+    if ranked:
+        say(f"The {ranked} test questions are ranked by the trained model.")
     after = processes.from_first(lambda: work.values(tuned.model, splits.test))
     if not processes.rank():
         from rankwright.tuning import save_tuned
@@ -235,7 +242,7 @@ class _Work:
             check_prompt_lengths(self.tokenizer, training, 0, most, model)
             check_taught_lengths(self.tokenizer, self._taught, settings.sft, model)
         for side, examples in (("dev", self.splits.dev), ("test", self.splits.test)):
-            labelled = self._labelled(examples)
+            labelled = self.labelled(examples)
             if labelled:
                 check_examples(labelled, with_answers=False)
                 rows = prompt_rows(labelled, self.prompt, settings.generating.window, shorter=True)
@@ -295,12 +302,14 @@ class _Work:
             "seconds": settings.budget.hours * 3600 or float("inf"),
             "settings": self._deciding(),
         }
-        if settings.method == "grpo":
-            reward = TRLReward(written_reward_of(settings, reader), self.prompt, self.rows, settings.grpo.rollouts)
-            return tune_by_reward(model.name, self.tokenizer, reward, settings.grpo, settings.loop, folder, **more)
-        return tune_by_completions(
-            model.name, self.tokenizer, self._taught, settings.sft, settings.loop, folder, **more
-        )
+        with training_bar() as tell:
+            more["on_step"] = teller(tell, 0)
+            if settings.method == "grpo":
+                reward = TRLReward(written_reward_of(settings, reader), self.prompt, self.rows, settings.grpo.rollouts)
+                return tune_by_reward(model.name, self.tokenizer, reward, settings.grpo, settings.loop, folder, **more)
+            return tune_by_completions(
+                model.name, self.tokenizer, self._taught, settings.sft, settings.loop, folder, **more
+            )
 
     @cached_property
     def _taught(self) -> list[Any]:
@@ -340,11 +349,11 @@ class _Work:
 
     def _dev_score(self, model: Any) -> dict[str, float]:
         found = self.values(model, self.splits.dev)
-        relevance = {example.query.query_id: example.relevance for example in self._labelled(self.splits.dev)}
+        relevance = {example.query.query_id: example.relevance for example in self.labelled(self.splits.dev)}
         scores = list(ranking_metrics(found.rankings.values(), relevance, [METRIC])[METRIC].values())
         return {"eval_malformed": found.malformed} | ({"eval_reward": sum(scores) / len(scores)} if scores else {})
 
-    def _labelled(self, examples: Sequence[Example]) -> list[Example]:
+    def labelled(self, examples: Sequence[Example]) -> list[Example]:
         """The questions on which a model is scored: none where words do not say what it judges."""
         return [example for example in examples if self._can_be_scored and has_relevant(example.relevance)]
 
@@ -361,7 +370,7 @@ class _Work:
         """The orders that greedy completions say, and how many are malformed."""
         from rankwright.tuning import greedy
 
-        labelled = self._labelled(examples)
+        labelled = self.labelled(examples)
         if not labelled:
             return _Values({}, 0.0)
         window, most = self.settings.generating.window, self._longest_answer
