@@ -53,10 +53,12 @@ def train(
     """
     from rankwright.cli.run import run_training
     from rankwright.cli.settings import settings_from
+    from rankwright.cli.tune import run_tuning
 
-    command = f"rankwright.train({name!r}, ...)"
-    run = run_training(settings_from(settings), name, resume=resume, overwrite=overwrite, command=command)
-    return run.result
+    chosen, command = settings_from(settings), f"rankwright.train({name!r}, ...)"
+    if chosen.writes:
+        return run_tuning(chosen, name, resume=resume, overwrite=overwrite, command=command)
+    return run_training(chosen, name, resume=resume, overwrite=overwrite, command=command).result
 
 
 def rerank(

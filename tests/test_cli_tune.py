@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
+import rankwright
 from benchmarks.ranking_language import language
 from benchmarks.ranking_language.decoder import decoder, tokenizer
 from rankwright.checkpoints import sorted_checkpoints
@@ -103,6 +104,21 @@ def check_records(result: dict[str, Any], capsys: pytest.CaptureFixture[str]) ->
     assert run(["report", "runs/a", "--out", "again.html"]) == 0
     assert run(["compare", "runs/a", "runs/a", "--before-model", "reference", "--output", "json"]) in (0, 8)
     assert one_line(capsys.readouterr().out)["delta"] == pytest.approx(result["delta"])
+
+
+def test_in_python_train_tunes_too(command: list[str]) -> None:
+    data = {side: f"{side}.jsonl" for side in ("train", "dev", "test")} | {"retriever": "given"}
+    settings = {
+        "method": "sft",
+        "data": data,
+        "model": {"name": "start"},
+        "generating": {"prompt": str(PROMPT), "window": 6},
+        "loop": {"trainer": {"max_steps": 1}},
+    }
+    result = rankwright.train("a", settings)
+    assert (result["method"], result["steps"], result["n"]) == ("sft", 1, 5)
+    card = Path("runs/a/model/README.md").read_text("utf-8")
+    assert "```\nrankwright.train('a', ...)\n```" in card
 
 
 def test_a_run_that_nothing_can_be_compared_in_says_so(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:

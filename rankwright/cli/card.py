@@ -10,7 +10,7 @@ from rankwright.cli.build import Splits
 from rankwright.cli.common import score_text
 from rankwright.cli.settings import RunSettings
 from rankwright.evaluation import Evaluation, FirstStage
-from rankwright.reporting import unchanged
+from rankwright.reporting import unchanged, without_secrets
 
 USE = """## Use
 
@@ -123,7 +123,7 @@ def tuned_card(
     if evaluation is not None:
         compared = [
             f"{evaluation.n} questions of `{splits.name}` that were not used in training, their first {window}",
-            "candidates, greedy completions; mean [95 % interval].\n",
+            f"candidates, greedy completions; mean [95 % interval]. `reference` is `{settings.model.name}`.\n",
             _table(evaluation),
             f"\nSignature: `{result['signature']}`\n",
         ]
@@ -137,7 +137,7 @@ def tuned_card(
         "the weights after the last step.\n",
         f"Learning rate {loop.learning_rate:g}, {loop.batch_size * loop.accumulation} questions a step, LoRA rank "
         f"{settings.model.lora_rank} (0: all weights), seed {settings.seed}.\n",
-        f"```\n{command}\n```\n",
+        f"```\n{without_secrets(command)}\n```\n",
         "## Before and after\n",
         *compared,
         f"{outcome}\n",

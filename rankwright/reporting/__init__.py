@@ -464,10 +464,11 @@ def _flat(values: Record, prefix: str = "") -> Iterable[tuple[str, str]]:
         elif isinstance(value, Mapping):
             yield from _flat(value, f"{name}.")
         else:
-            yield name, _without_secrets(value if isinstance(value, str) else json.dumps(value, default=str))
+            yield name, without_secrets(value if isinstance(value, str) else json.dumps(value, default=str))
 
 
-def _without_secrets(text: str) -> str:
+def without_secrets(text: str) -> str:
+    """A command or setting as others may read it."""
     return _SECRET_FLAG.sub(r"\1(not-shown)", _USERINFO.sub("", text))
 
 
@@ -477,7 +478,7 @@ def _reproduce(evaluation: Evaluation, run: Record) -> Html:
     command = (run.get("environment") or {}).get("command")
     if command:
         parts.append(tag("p", "The run behind this page was started with:"))
-        parts.append(tag("pre", _without_secrets(command if isinstance(command, str) else shlex.join(command))))
+        parts.append(tag("pre", without_secrets(command if isinstance(command, str) else shlex.join(command))))
     models = shlex.join(evaluation.models)
     retriever = "given" if settings.retriever == "given" else "bm25"
     reader = "none" if settings.reader == "none" else "READER"
