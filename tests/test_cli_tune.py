@@ -107,11 +107,13 @@ def check_records(result: dict[str, Any], capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_in_python_train_tunes_too(command: list[str]) -> None:
+    Path("runs/start").mkdir(parents=True)
+    Path("start").rename("runs/start/model")  # a run's folder stands for its model
     data = {side: f"{side}.jsonl" for side in ("train", "dev", "test")} | {"retriever": "given"}
     settings = {
         "method": "sft",
         "data": data,
-        "model": {"name": "start"},
+        "model": {"name": "runs/start"},
         "generating": {"prompt": str(PROMPT), "window": 6},
         "loop": {"trainer": {"max_steps": 1}},
     }
@@ -271,10 +273,14 @@ def test_a_dry_run_refuses_what_the_run_would(command: list[str], capsys: pytest
         (["--set", "loop.accumulation=5"], "A generation takes 20 questions", "--set loop.batch_size=2,"),
         (three, "A generation has 8 completions", "wanted a multiple of 3"),
         (["--model", "bare"], "has no chat template", "wanted one"),
+        (["--model", "./nothing"], "Model folder './nothing' does not exist", "Check the path"),
+        (["--model", "empty"], "Model 'empty' has no tokenizer that opens", "save_pretrained"),
     ]
+    Path("empty").mkdir()
+    codes = {"./nothing": 4, "empty": 5}
     for more, *said in cases:
         for dry in (["--dry-run"], []):
-            assert run([*grpo, *more, *dry]) == 2
+            assert run([*grpo, *more, *dry]) == codes.get(more[1], 2)
             text = " ".join(capsys.readouterr().err.split())
             assert [words for words in said if words not in text] == []
     assert not Path("runs").exists()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rankwright.cli.costs import tokens_at_most
 from rankwright.cli.recipes import USER, Recipe
 from rankwright.cli.settings import RunSettings, flat, settings_tree
 from rankwright.errors import ConfigurationError
+from rankwright.llms.endpoint import check_model_place, model_place
 from rankwright.prompts.ranking import load_ranking_prompt
 from rankwright.types import Context, Example
 
@@ -50,6 +52,7 @@ def _checked_budget(settings: RunSettings) -> dict[str, Any]:
     """The bounds of a run that would not be refused at once."""
     from rankwright.cli.dry_run import Longest
 
+    settings = placed(settings)
     splits = load_splits(settings, instead=Longest)
     check_questions(settings, splits)
     # Another model would have to be fetched, and expansion's candidates are not known before it.
@@ -58,6 +61,17 @@ def _checked_budget(settings: RunSettings) -> dict[str, Any]:
 
         check_run(settings, splits)
     return budget(settings, splits)
+
+
+def placed(settings: RunSettings) -> RunSettings:
+    """The settings with the model's folder where a run's was named.
+
+    Raises:
+        ResourceNotFoundError: there is no such folder.
+    """
+    name = model_place(settings.model.name)
+    check_model_place(name)
+    return replace(settings, model=replace(settings.model, name=name))
 
 
 def check_questions(settings: RunSettings, splits: Splits) -> None:

@@ -20,7 +20,7 @@ from rankwright.backbone import sha256_file
 from rankwright.cli.build import Splits, build_reader, checked_device, counted_store, load_splits, quiet_bars
 from rankwright.cli.card import tuned_card
 from rankwright.cli.common import WORSE_EXIT_CODE, say, training_bar
-from rankwright.cli.generating_costs import budget, check_questions
+from rankwright.cli.generating_costs import budget, check_questions, placed
 from rankwright.cli.llm import shortener
 from rankwright.cli.rewards import answer_reward_of, reference_file, written_reward_of
 from rankwright.cli.run import (
@@ -40,7 +40,7 @@ from rankwright.cli.run import (
 )
 from rankwright.cli.settings import RunSettings, settings_tree
 from rankwright.data.files import replace_text
-from rankwright.errors import ConfigurationError, LimitReachedError, ResumeError
+from rankwright.errors import ConfigurationError, LimitReachedError, ModelError, ResumeError
 from rankwright.evaluation import Evaluation, check_examples, digest_of, evaluate
 from rankwright.metrics.ranking import has_relevant, ranking_metrics
 from rankwright.prompts.ranking import RankingPrompt, load_ranking_prompt
@@ -66,7 +66,7 @@ def run_tuning(
         LimitReachedError: a limit of the run could be exceeded, or --max-hours is over.
         RankwrightError: settings, data or the run folder are not as wanted.
     """
-    folder = run_folder(name)
+    folder, settings = run_folder(name), placed(settings)
     checked_device(settings.model.device)
     processes.meet(settings.model.device)
     quiet_bars()
@@ -421,7 +421,15 @@ def _ranking(query_id: str, doc_ids: Sequence[str]) -> Ranking:
 def _tokenizer(model: str) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False, padding_side="left")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False, padding_side="left")
+    except Exception as error:  # whatever a folder that does not fit makes transformers raise
+        found = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        raise ModelError(
+            f"Model '{model}' has no tokenizer that opens ({found[:200]}); wanted a folder or hub name of a causal "
+            "language model with its tokenizer. Check the name and the connection, or save the tokenizer there with "
+            "save_pretrained."
+        ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
