@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -396,8 +397,9 @@ def test_after_training_in_bf16_the_policy_scores_as_the_saved_model(tmp_path: P
     policy.save(tmp_path / "model")
     in_memory, reopened = policy, load(str(tmp_path / "model"), max_length=64)
     scores = [[r.scores for r in model.rerank_batch(requests_of(questions))] for model in (in_memory, reopened)]
-    assert scores[0] == scores[1]
-    assert seen[-1] == scores[1]
+    # Weights of a file lie at other addresses, by which products of few rows are summed; bf16 would be off by 1e-3.
+    for one in (scores[0], seen[-1]):
+        assert np.array(one) == pytest.approx(np.array(scores[1]), abs=1e-6)
     assert seen[0] != seen[-1]
     assert "forward" not in vars(policy)
 
