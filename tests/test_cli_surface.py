@@ -53,6 +53,21 @@ def test_help_shows_at_least_two_examples(command: list[str], capsys: pytest.Cap
     assert len(examples) >= 2, text
 
 
+@pytest.mark.parametrize("command", [[], *ALL_COMMANDS, ["cache"], ["prompts"]], ids=" ".join)
+def test_examples_of_help_can_be_pasted_from_a_narrow_terminal(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line that the terminal breaks, or that goes on without a backslash, would run as two commands."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run([*command, "--help"]) == 0
+    _, _, examples = capsys.readouterr().out.partition("\n Examples")
+    lines = [line.rstrip() for line in examples.splitlines()]
+    for line, following in zip(lines, lines[1:], strict=False):
+        if line.startswith("  ") and following:
+            begins = re.match(r"  (\S+=\S+ )?(rankwright|curl|cat) ", following)
+            assert line.endswith(" \\") or begins, f"{line!r} goes on in {following!r}"
+
+
 LIGHT = (
     "import sys; from rankwright.cli.app import run; code = run(sys.argv[1:]); "
     "print([name for name in ('torch', 'transformers') if name in sys.modules]); sys.exit(code)"

@@ -45,24 +45,28 @@ INVALID_EXIT_CODE = 5
 _QUERIES_AT_ONCE = 256
 _PROBLEMS_SHOWN = 20
 
-RETRIEVE_EXAMPLES = """
+RETRIEVE_EXAMPLES = r"""
 **Examples**
 
 Candidates for training and evaluation, in our own format (questions, answers, labels and candidates in one file):
 
-    rankwright retrieve --data questions.jsonl --corpus passages.jsonl --depth 20 --out candidates.jsonl
+    rankwright retrieve --data questions.jsonl --corpus passages.jsonl \
+      --depth 20 --out candidates.jsonl
 
 A TREC run from BEIR files, keeping the index for later:
 
-    rankwright retrieve --data nfcorpus/queries.jsonl --format beir --corpus nfcorpus/corpus.jsonl
-      --out bm25.run --save-index indexes/nfcorpus
+    rankwright retrieve --data nfcorpus/queries.jsonl --format beir \
+      --corpus nfcorpus/corpus.jsonl --out bm25.run \
+      --save-index indexes/nfcorpus
 
-    rankwright retrieve --data more.jsonl --index indexes/nfcorpus --out more.run
+    rankwright retrieve --data more.jsonl --index indexes/nfcorpus \
+      --out more.run
 
 BM25 searches with a passage too that a language model writes for each question (Query2Doc); it stands in the rows:
 
-    rankwright retrieve --data questions.jsonl --corpus passages.jsonl --out candidates.jsonl
-      --expand-with http://localhost:8000/v1 --expand-model Qwen/Qwen2.5-7B-Instruct
+    rankwright retrieve --data questions.jsonl --corpus passages.jsonl \
+      --out candidates.jsonl --expand-with http://localhost:8000/v1 \
+      --expand-model Qwen/Qwen2.5-7B-Instruct
 """
 
 VALIDATE_EXAMPLES = """

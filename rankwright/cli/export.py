@@ -17,16 +17,18 @@ from rankwright.types import Example
 if TYPE_CHECKING:
     from rankwright.rerankers.onnx_folder import Manifest
 
-EXAMPLES = """
+EXAMPLES = r"""
 **Examples**
 
     rankwright export runs/first --to exported --for cpu
 
-    rankwright rerank "who wrote Faust?" "Goethe wrote it." "A fist is a hand." --model exported
+    rankwright rerank "who wrote Faust?" "Goethe wrote it." \
+      "A fist is a hand." --model exported
 
 Compared on questions of your own, fp32 alone, and the record for a machine:
 
-    rankwright export my-model --to exported --for cpu --form fp32 --data dev.jsonl --output json
+    rankwright export my-model --to exported --for cpu --form fp32 \
+      --data dev.jsonl --output json
 """
 DEPTH = 20
 

@@ -68,6 +68,14 @@ Without a question, and the record of calls too:
     rankwright cache clear --yes --ledger
 """
 
+CACHE_EXAMPLES = """
+**Examples**
+
+    rankwright cache info
+
+    rankwright cache runs
+"""
+
 DOCTOR_EXAMPLES = """
 **Examples**
 
@@ -85,9 +93,7 @@ def register(app: typer.Typer) -> None:
     cache.command("info", epilog=INFO_EXAMPLES)(cache_info)
     cache.command("runs", epilog=RUNS_EXAMPLES)(cache_runs)
     cache.command("clear", epilog=CLEAR_EXAMPLES)(cache_clear)
-    app.add_typer(
-        cache, name="cache", epilog="**Examples**\n\n    rankwright cache info\n\n    rankwright cache runs\n"
-    )
+    app.add_typer(cache, name="cache", epilog=CACHE_EXAMPLES)
     app.command(epilog=DOCTOR_EXAMPLES)(doctor)
 
 

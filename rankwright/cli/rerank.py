@@ -38,16 +38,19 @@ MAX_FAILED, STOP_ABOVE = 0.01, 0.05
 QUERY_ID_FIELDS = ("query_id", "_id", "id")
 _QUERIES_AT_ONCE = 64
 
-EXAMPLES = """
+EXAMPLES = r"""
 **Examples**
 
-    rankwright rerank "who wrote Faust?" "Goethe wrote it." "A fist is a hand." --top-k 1
+    rankwright rerank "who wrote Faust?" "Goethe wrote it." \
+      "A fist is a hand." --top-k 1
 
 Passages as JSON lines, from a file or from another program:
 
-    rankwright rerank "who wrote Faust?" --passages passages.jsonl --output json
+    rankwright rerank "who wrote Faust?" --passages passages.jsonl \
+      --output json
 
-    cat passages.jsonl | rankwright rerank "who wrote Faust?" --model runs/first/model
+    cat passages.jsonl | rankwright rerank "who wrote Faust?" \
+      --model runs/first/model
 
 Many requests, one {"query", "documents"} object a line, each answered with one JSON line at once:
 
@@ -55,28 +58,35 @@ Many requests, one {"query", "documents"} object a line, each answered with one 
 
 A TREC run in, a TREC run out:
 
-    rankwright rerank --run bm25.run --topics topics.tsv --corpus corpus.jsonl > reranked.run
+    rankwright rerank --run bm25.run --topics topics.tsv \
+      --corpus corpus.jsonl > reranked.run
 
 Millions of pairs: progress, constant memory; the same command goes on after a kill. Then the third of eight parts, on
 any machine; at last the parts in one:
 
-    rankwright rerank --run bm25.run --corpus corpus.jsonl --model runs/first/model --out reranked.run.gz
+    rankwright rerank --run bm25.run --corpus corpus.jsonl \
+      --model runs/first/model --out reranked.run.gz
 
-    rankwright rerank --run bm25.run --corpus beir-folder --out top.jsonl --top-k 10 --shard 3/8
+    rankwright rerank --run bm25.run --corpus beir-folder --out top.jsonl \
+      --top-k 10 --shard 3/8
 
     rankwright rerank --out top.jsonl --join 8
 
 A language model behind an OpenAI-compatible endpoint sees 20 passages at a time; --output json tells calls and tokens:
 
-    rankwright rerank --llm http://localhost:8000/v1 --llm-model Qwen/Qwen2.5-7B-Instruct --strategy sliding
+    rankwright rerank --llm http://localhost:8000/v1 \
+      --llm-model Qwen/Qwen2.5-7B-Instruct --strategy sliding \
       --data bm25_top100.json --format rank_llm --output json
 
 Fewer rounds, another prompt, a tenth of the first stage's scores; then a local model with yes or no to each passage:
 
-    rankwright rerank --llm http://localhost:8000/v1 --llm-model Qwen/Qwen2.5-7B-Instruct --strategy topk
-      --prompt listwise-think-1 --fuse 0.1 --data candidates.jsonl > reranked.run
+    rankwright rerank --llm http://localhost:8000/v1 \
+      --llm-model Qwen/Qwen2.5-7B-Instruct --strategy topk \
+      --prompt listwise-think-1 --fuse 0.1 --data candidates.jsonl \
+      > reranked.run
 
-    rankwright rerank "who wrote Faust?" --passages passages.jsonl --llm ./my-llm --strategy pointwise
+    rankwright rerank "who wrote Faust?" --passages passages.jsonl \
+      --llm ./my-llm --strategy pointwise
 """
 
 

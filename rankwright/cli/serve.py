@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from rankwright.server.settings import ServerSettings
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
-EXAMPLES = """
+EXAMPLES = r"""
 **Examples**
 
     rankwright serve runs/mine/model --port 8000
 
-    curl localhost:8000/v1/rerank -H 'content-type: application/json'
-      -d '{"query": "who wrote Faust?", "documents": ["Goethe wrote it.", "A fist is a hand."]}'
+    curl localhost:8000/v1/rerank -H 'content-type: application/json' \
+      -d '{"query": "who wrote Faust?", "documents": ["Goethe.", "A fist."]}'
 
 With a key, for other machines; two models, chosen by the field `model`:
 
