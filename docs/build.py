@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import itertools
 import json
 import re
 import sys
@@ -343,7 +344,7 @@ def unjoined_commands(text: str) -> list[str]:
     """Lines of commands that go on in the next line, as deeper indentation or an option there shows, and do not end in
     a backslash: pasted, the first line would run alone."""
     lines, broken, goes_on = text.splitlines(), [], False
-    for line, following in zip(lines, lines[1:], strict=False):
+    for line, following in itertools.pairwise(lines):
         deeper = len(following) - len(following.lstrip()) > len(line) - len(line.lstrip())
         option = following.strip().startswith("-")
         if line.endswith("\\"):

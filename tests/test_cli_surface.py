@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -62,7 +63,7 @@ def test_examples_of_help_can_be_pasted_from_a_narrow_terminal(
     assert run([*command, "--help"]) == 0
     _, _, examples = capsys.readouterr().out.partition("\n Examples")
     lines = [line.rstrip() for line in examples.splitlines()]
-    for line, following in zip(lines, lines[1:], strict=False):
+    for line, following in itertools.pairwise(lines):
         if line.startswith("  ") and following:
             begins = re.match(r"  (\S+=\S+ )?(rankwright|curl|cat) ", following)
             assert line.endswith(" \\") or begins, f"{line!r} goes on in {following!r}"
