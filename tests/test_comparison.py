@@ -159,7 +159,9 @@ def test_the_order_of_questions_and_their_skipped_neighbours_do_not_matter() -> 
 def test_force_does_not_help_where_nothing_is_shared() -> None:
     other = evaluated(LAST_FIRST, [example(i) for i in range(100, 104)])
     for force in (False, True):
-        with pytest.raises(ConfigurationError, match=r"share no test question.*--force cannot help.*the same --test FILE"):
+        with pytest.raises(
+            ConfigurationError, match=r"share no test question.*--force cannot help.*the same --test FILE"
+        ):
             compare_sides(*sides(BEFORE, other), force=force)
 
 
