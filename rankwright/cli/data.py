@@ -17,6 +17,7 @@ from rankwright.cli.common import (
     FORMAT_HELP,
     BadRow,
     OutputKind,
+    as_command,
     emit,
     print_out,
     progress_bars,
@@ -250,6 +251,8 @@ def validate(
         if output is OutputKind.json:  # a file that cannot be read at all; the message goes to standard error too
             emit({"ok": False, "name": file.name, "error": str(error)})
         raise
+    as_said = [replace(problem, next_step=as_command(problem.next_step)) for problem in report.problems]
+    report = replace(report, problems=tuple(as_said))
     if output is OutputKind.json:
         emit(report.as_dict())
     else:
@@ -278,6 +281,8 @@ def _print_report(report: ValidationReport) -> None:
     print_out(table)
     _print_problems("warning", report.warnings)
     _print_problems("problem", report.problems)
+    if report.questions and report.problems:
+        print_out("Verbs that use the file leave bad rows out with --on-bad-row skip.")
     if report.ok:
         print_out("No problems.")
     elif not report.problems:
