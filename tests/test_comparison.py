@@ -298,7 +298,7 @@ def test_runs_that_do_not_agree_end_in_one_line_and_can_be_forced(
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["runs/old", "runs/nowhere"], ResourceNotFoundError.exit_code, "There is no evaluation file"),
+        (["runs/old", "runs/nowhere"], ResourceNotFoundError.exit_code, "There is no run folder runs/nowhere; "),
         (["runs", "runs/new"], ResourceNotFoundError.exit_code, "holds no evaluation.json"),
         (["runs/old", "broken.json"], DataError.exit_code, "is not an evaluation or is damaged"),
         (["runs/old", "runs/old"], 2, "was to be compared with itself"),

@@ -57,7 +57,7 @@ SHARED = ("train", "demo")
 """Verbs whose work several processes share."""
 INTERRUPTED = (
     "Interrupted. What was read and saved is kept; train goes on with --resume, rerank --out with the same command, "
-    "the others from the cache."
+    "the others from the cache. Of rerank --out the batch in work is lost, and scored again."
 )
 
 

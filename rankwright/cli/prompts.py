@@ -113,6 +113,10 @@ def render(
     from rankwright.types import as_documents, as_query
 
     found, passages = _chosen(prompt, texts)
+    if not passages:
+        raise ConfigurationError(
+            f"Prompt '{found.version}' was given no passage to show; wanted one or more. Put them behind its name."
+        )
     rendered = found.rendered(as_query(query), as_documents(passages))
     if output is OutputKind.json:
         messages = [{"role": role, "content": content} for role, content in rendered.messages]
