@@ -218,7 +218,7 @@ def test_a_run_comes_out_as_json_with_what_was_skipped(
 @pytest.mark.parametrize(
     ("arguments", "lines", "code", "message"),
     [
-        (["q", " "], [], 5, "passage argument 1: passage '0' has neither title nor text"),
+        (["q", " "], [], 5, "passage argument 1: it is empty"),
         (["q"], [], 5, "standard input holds no usable passage (0 bad lines)"),
         (["q"], [{"txt": "a"}], 5, "standard input, line 1: a passage with fields ['txt']"),
         (["q"], [b'{"text": "\xff"}'], 5, "standard input, line 1: byte 0xff at column 11 is not UTF-8"),
