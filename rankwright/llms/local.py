@@ -254,7 +254,7 @@ def _load(source: str, device: str, dtype: str) -> tuple[PreTrainedModel, PreTra
 
 
 def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return " ".join(str(error).strip().split("\n")[0].split())[:200]
 
 
 def prompt_ids(tokenizer: Any, request: LLMRequest) -> list[int]:
