@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
+from rankwright.batching import tokens_at_once
 from rankwright.errors import MissingDependencyError, ModelError, RankwrightError, ResourceNotFoundError, StorageError
 from rankwright.llms.folders import fetched, refuse_adapter, refuse_code
 from rankwright.prompts.passage import checked_template
@@ -45,18 +46,27 @@ class ScoringReranker(Scorer, nn.Module):
         tokenizer: its tokenizer; `model_max_length` is the length that inputs are cut to.
         template: joins title and text, with the fields {title} and {text}.
         name: how it appears in tables.
-        max_tokens: padded tokens of one forward pass.
+        max_tokens: padded tokens of one forward pass; None takes as many as suit the device.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, template: str, name: str, max_tokens: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any, *, template: str, name: str, max_tokens: int | None) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
         self.template = template
-        self.max_tokens = max_tokens
+        self._max_tokens = max_tokens
         self._name = name
         self.read: list[tuple[int, bool]] = []
         """Of each document of the last forward pass, in order: its tokens, and whether it was cut."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Padded tokens of one forward pass."""
+        return self._max_tokens or tokens_at_once(self.device.type)
+
+    @max_tokens.setter
+    def max_tokens(self, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
 
     @property
     def template(self) -> str:
