@@ -33,6 +33,7 @@ from rankwright.errors import (
     ConfigurationError,
     DataError,
     LimitReachedError,
+    ModelError,
     ReaderError,
     ResumeError,
     StorageError,
@@ -1017,6 +1018,24 @@ def test_five_steps_in_a_row_that_are_no_numbers_end_the_run(tmp_path: Path) -> 
     with pytest.raises(TrainingError, match=message):
         learn_labels(ToyPolicy(), NoLoss(*range(3, 9)), tmp_path)
     assert step_of(sorted_checkpoints(tmp_path)[-1]) == 6
+
+
+@pytest.mark.parametrize("broken_from", [0, 2])
+def test_scores_of_dev_that_are_no_numbers_are_those_of_the_training(tmp_path: Path, broken_from: int) -> None:
+    """Weights may stay finite while what they compute overflows. Before the first step it is the model's own fault."""
+    asked = iter(range(10))
+
+    def score_dev(policy: nn.Module) -> dict[str, float]:
+        if next(asked) >= broken_from:
+            raise ModelError("Model 'reference' scored document 'd' of query 'q' nan; wanted a finite number.")
+        return {"reward": 0.5}
+
+    config = TrainConfig(epochs=1, batch_size=4, eval_steps=2, learning_rate=0.3)
+    expected = TrainingError if broken_from else ModelError
+    message = r"^The model in training .* after step 4 of 5; .*Lower the learning rate \(now 0\.3\)"
+    with pytest.raises(expected, match=message if broken_from else "^Model 'reference'") as raised:
+        train(ToyPolicy(), ToyPolicy(), Supervised(), examples(20), config, tmp_path, score_dev=score_dev)
+    assert raised.value.exit_code == (6 if broken_from else 5)
 
 
 def test_steps_that_are_left_out_are_counted_over_a_break(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from rankwright.batching import tokens_at_once
 from rankwright.errors import MissingDependencyError, ModelError, RankwrightError, ResourceNotFoundError, StorageError
-from rankwright.llms.folders import refuse_adapter, refuse_code
+from rankwright.llms.folders import fetched, refuse_adapter, refuse_code
 from rankwright.prompts.passage import checked_template
 from rankwright.rerankers.ranking import Scorer
 from rankwright.types import RerankRequest, Scored
@@ -199,32 +199,33 @@ def opened(path: str, model_class: Any, what: str, instead: str, check: Callable
         ModelError: what is found is something else, incomplete or damaged.
     """
     try:
-        refuse_adapter(path)
-        refuse_code(path)
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        config.return_dict = True  # the only form that is read here
-        _check_layers(path, config)
-        check(config)
-        model, report = model_class.from_pretrained(
-            path,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-        if report["missing_keys"]:  # transformers fills them with random numbers
-            raise ModelError(
-                f"Model '{path}' has no weights for {', '.join(sorted(report['missing_keys']))}; wanted a complete "
-                f"{what}. {instead}"
+        with fetched(path):
+            refuse_adapter(path)
+            refuse_code(path)
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+            config.return_dict = True  # the only form that is read here
+            _check_layers(path, config)
+            check(config)
+            model, report = model_class.from_pretrained(
+                path,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        _check_tokenizer(path, tokenizer)
-        if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a folder without one
-            raise ModelError(
-                f"Model '{path}' has a tokenizer that knows no word; wanted tokenizer.json or a vocabulary "
-                "file beside the weights. Save the tokenizer there with save_pretrained."
-            )
+            if report["missing_keys"]:  # transformers fills them with random numbers
+                raise ModelError(
+                    f"Model '{path}' has no weights for {', '.join(sorted(report['missing_keys']))}; wanted a complete "
+                    f"{what}. {instead}"
+                )
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            _check_tokenizer(path, tokenizer)
+            if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a folder without one
+                raise ModelError(
+                    f"Model '{path}' has a tokenizer that knows no word; wanted tokenizer.json or a vocabulary "
+                    "file beside the weights. Save the tokenizer there with save_pretrained."
+                )
     except RankwrightError:
         raise
     except Exception as error:  # a config that does not fit raises whatever its model's code comes upon
