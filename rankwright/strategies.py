@@ -219,7 +219,7 @@ def _together(parts: Sequence[Asking[T]]) -> Asking[list[T]]:
     return [results[part] for part in range(len(parts))]
 
 
-_NEXT_STEPS = {"length": "Raise max_tokens, within which these answers did not end,"}
+_NEXT_STEPS = {"length": "Raise max_tokens (--set sampling.max_tokens=N), within which these answers did not end,"}
 """Reason of failed calls -> what helps."""
 
 

@@ -710,7 +710,7 @@ class _Hooks(TrainerCallback):
             control.should_training_stop = True
 
 
-class _Teller(TrainerCallback):
+class Teller(TrainerCallback):
     """Passes log entries on to a progress display."""
 
     def __init__(self, on_step: Callable[[int, int, Mapping[str, float]], None]) -> None:
@@ -1097,7 +1097,7 @@ def train(
         folder,
         fingerprint,
         seed,
-        [*files, *([_Teller(on_step)] if on_step and not processes.rank() else []), bell, *callbacks],
+        [*files, *([Teller(on_step)] if on_step and not processes.rank() else []), bell, *callbacks],
         may_go_on,
     )
     if checkpoint is not None:

@@ -40,12 +40,13 @@ from rankwright.checkpoints import (
 from rankwright.errors import ConfigurationError, MissingDependencyError, StorageError, TrainingError
 from rankwright.llms.folders import refuse_adapter, refuse_code
 from rankwright.maths.ranking_losses import weighted_ranknet_loss
-from rankwright.training import DAYS_7, METRICS, WRITE_ERRORS, MetricsFile, write_problem
+from rankwright.training import DAYS_7, METRICS, WRITE_ERRORS, MetricsFile, Teller, write_problem
 
 LOSSES = {"sequence_mean": "grpo", "token_mean": "dapo", "dr_grpo": "dr_grpo"}
 SCALES = {"deviation": "group", "batch": "batch", "none": "none"}
 """Our names -> TRL's."""
 Score = Callable[[Any], dict[str, float]]
+OnStep = Callable[[int, int, Mapping[str, float]], None]
 Messages = Sequence[tuple[str, str]]
 
 
@@ -194,6 +195,7 @@ def tune_by_reward(
     score: Score | None = None,
     seconds: float = math.inf,
     settings: Mapping[str, Any] | None = None,
+    on_step: OnStep | None = None,
 ) -> Tuned:
     """GRPO from a model's weights.
 
@@ -212,6 +214,7 @@ def tune_by_reward(
         score: metrics of the model, logged before the first step, with every checkpoint and after the last step.
         seconds: after which a session ends, at the end of a generation; --resume goes on.
         settings: everything else that decides the result; part of the fingerprint that resuming checks.
+        on_step: told (step, steps, what was logged) after every log entry.
 
     Raises:
         ConfigurationError: settings that do not go together, or a prompt too long.
@@ -219,7 +222,6 @@ def tune_by_reward(
         ResumeError: the settings changed.
         TrainingError: too few questions.
     """
-    grouped = _grouped_trainer()
     check_generation(config)
     rows, generating = reward.rows, generating or GeneratingConfig()
     plan = plan_of(config, loop, rows.questions, rows.per_question)
@@ -227,10 +229,10 @@ def tune_by_reward(
     check_prompt_lengths(tokenizer, shown, config.max_completion_length, most, str(model))
     begun = begun_by(prompt_text(tokenizer, shown[0]))
     reward.gather, reward.begun, reward.max_failed = _gather, begun, config.max_failed_rewards
-    session = _Session(folder, loop, seed, resume, {"grpo": _deciding(config), **(settings or {})})
+    session = _Session(folder, loop, seed, resume, {"grpo": _deciding(config), **(settings or {})}, on_step)
     from datasets import Dataset
 
-    trainer = grouped(
+    trainer = _grouped_trainer()(
         str(model),
         reward_funcs=[reward],
         args=_grpo_arguments(config, loop, plan, folder, device, seed, generating),
@@ -266,6 +268,7 @@ def tune_by_completions(
     score: Score | None = None,
     seconds: float = math.inf,
     settings: Mapping[str, Any] | None = None,
+    on_step: OnStep | None = None,
 ) -> Tuned:
     """Supervised fine-tuning: cross-entropy of the completion's tokens alone, and with `config.ranking_loss` weighted
     RankNet over the logits of the identifiers where the first one is written (FIRST, arXiv 2406.15657).
@@ -286,7 +289,7 @@ def tune_by_completions(
         from peft import get_peft_model
 
         loaded = get_peft_model(loaded, lora.config())
-    session = _Session(folder, loop, seed, resume, {"sft": asdict(config), **(settings or {})})
+    session = _Session(folder, loop, seed, resume, {"sft": asdict(config), **(settings or {})}, on_step)
     steps = loop.trainer.get("max_steps", -1)
     per_epoch = math.ceil(len(rows) / (loop.batch_size * loop.accumulation * processes.count()))
     arguments = TrainingArguments(
@@ -362,9 +365,17 @@ def save_tuned(tuned: Tuned, tokenizer: Any, folder: Path) -> None:
 class _Session:
     """What both loops share: fingerprint, log, scores, resume."""
 
-    def __init__(self, folder: Path, loop: TrainConfig, seed: int, resume: bool, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        loop: TrainConfig,
+        seed: int,
+        resume: bool,
+        settings: Mapping[str, Any],
+        on_step: OnStep | None,
+    ) -> None:
         make_folder(folder)
-        self.folder = folder
+        self.folder, self.on_step = folder, on_step
         self.fingerprint = fingerprint_of({"loop": asdict(loop), "seed": seed, **settings})
         self.checkpoint = newest_checkpoint(folder) if resume else None
         if self.checkpoint is not None:
@@ -376,7 +387,8 @@ class _Session:
         trainer.fingerprint = self.fingerprint
         trainer.remove_callback(PrinterCallback)  # metrics.jsonl and the progress bar say it better
         watch = _Watch(trainer, order, score, every, cycle, began + seconds)
-        for callback in (watch, *([] if processes.rank() else [metrics])):
+        tellers = [Teller(self.on_step)] if self.on_step else []
+        for callback in (watch, *([] if processes.rank() else [metrics, *tellers])):
             trainer.add_callback(callback)
         if self.checkpoint is None:
             processes.from_first(self._clear)
@@ -548,7 +560,8 @@ def _grouped_trainer() -> Any:
 
 
 def check_generation(config: GRPOConfig) -> None:
-    """Raises MissingDependencyError where vLLM is to generate and is not installed."""
+    """Raises MissingDependencyError where TRL is not installed, or vLLM where it is to generate."""
+    _grouped_trainer()
     if config.generation != "vllm":
         return
     try:

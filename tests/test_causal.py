@@ -368,7 +368,7 @@ def test_a_saved_folder_opens_by_itself_with_equal_scores(tmp_path: Path, kind: 
 def test_a_causal_model_opens_only_with_a_kind(llama: Path) -> None:
     with pytest.raises(ModelError, match=r"does not say how it scores; wanted .* Give kind"):
         CausalReranker.from_pretrained(str(llama))
-    with pytest.raises(ModelError, match="labels; wanted 1"):
+    with pytest.raises(ModelError, match=r"labels; wanted 1.*A language model ranks by .* --llm"):
         rankwright.load(llama)
     with pytest.raises(ResourceNotFoundError, match="neither a model folder nor a hub name"):
         opened("no-such-folder", kind="yes-no")

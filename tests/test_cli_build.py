@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rankwright.cli.app import run
-from rankwright.cli.build import Splits, build_reader, load_splits, open_store
+from rankwright.cli.build import Splits, build_reader, counted_store, load_splits, open_store
 from rankwright.cli.run import _compare, run_folder
 from rankwright.cli.settings import (
     ReaderSettings,
@@ -23,6 +23,7 @@ from rankwright.cli.settings import (
 from rankwright.data import corpus
 from rankwright.errors import ConfigurationError, DataError
 from rankwright.evaluation import FirstStage
+from rankwright.llms.cache import LedgerEntry
 from rankwright.llms.calls import Call
 from rankwright.llms.http import HTTPLLM
 from rankwright.types import Answer, Completion, Context, Document, Example, Query, ReadFailed
@@ -405,6 +406,23 @@ def test_a_beir_set_without_such_splits_keeps_its_default(beir: Path) -> None:
     data = {"train": str(beir), "format": "beir", "dev_share": 0.25, "test_share": 0.25}
     found = load_splits(settings_from({"data": data, "method": "supervised", "reader": {"reader": "none"}}))
     assert {e.query.query_id for e in (*found.train, *found.dev, *found.test)} == {f"q{d}" for d in DOORS[2::3]}
+
+
+def test_calls_are_told_with_attempts_and_nothing_where_a_run_stopped_before_any(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache, calls = str(tmp_path / "reads.sqlite"), [LedgerEntry("run", "m", "length", attempts=3)]
+    with pytest.raises(DataError), counted_store(cache, "run"):
+        raise DataError("wrong")
+    assert capsys.readouterr().err == ""
+    with open_store(cache) as store:
+        store.write(lambda connection: store.ledger.write(connection, calls))
+    with pytest.raises(DataError), counted_store(cache, "run"):
+        raise DataError("wrong")
+    assert "Reader calls 1 (1 failed), 3 attempts, price unknown" in capsys.readouterr().err
+    with counted_store(cache, "another"):
+        pass
+    assert "Reader calls 0 (0 failed), price" in capsys.readouterr().err
 
 
 def test_a_reply_without_an_answer_is_failed_and_not_kept(tmp_path: Path) -> None:

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 
+from rankwright.cli import app, main
 from rankwright.cli.app import run
 from tests.cli_kit import MAIN, ROOT, make_model, one_line, rows, run_process, write_rows
 
@@ -64,6 +66,25 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:
         assert "Interrupted. What was read and saved is kept" in said
         assert "Of rerank --out the batch in work is lost, and scored again." in said
         assert job.wait(20) == 130
+
+
+def test_the_command_keeps_libraries_warnings_of_their_future_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def warn() -> int:
+        for line, module in enumerate(("transformers.training_args", "my_reward", "torchless")):
+            warnings.warn_explicit(module, FutureWarning, "file.py", line, module)
+        return 0
+
+    monkeypatch.setattr(app, "run", warn)
+    for options, wanted in (
+        ([], ["my_reward", "torchless"]),
+        (["default"], ["transformers.training_args", "my_reward", "torchless"]),
+    ):
+        monkeypatch.setattr(sys, "warnoptions", options)
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            with pytest.raises(SystemExit):
+                main()
+        assert [str(warning.message) for warning in heard] == wanted
 
 
 def test_a_pipe_that_closes_early_is_no_fault(tmp_path: Path) -> None:

@@ -215,6 +215,17 @@ def test_an_answer_that_nobody_can_read_is_told_of_beside_the_ranking(
     assert "1 of 1 answers could not be read, so most documents stand as they were given" in said
 
 
+def test_answers_that_do_not_end_say_which_option_gives_them_room(capsys: pytest.CaptureFixture[str]) -> None:
+    def endless(request: BaseHTTPRequestHandler) -> None:
+        body_of(request)
+        message = {"role": "assistant", "content": "[1] > [2] >"}
+        reply(request, {"choices": [{"index": 0, "message": message, "finish_reason": "length"}]})
+
+    with serving(endless) as url:
+        assert run(["rerank", "what?", "one", "two", "--llm", url, "--llm-model", "m"]) == 6
+    assert "Raise max_tokens (--set sampling.max_tokens=N" in " ".join(capsys.readouterr().err.split())
+
+
 def test_an_identifier_that_is_several_tokens_to_a_local_model_is_named(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,6 +239,7 @@ def test_an_identifier_that_is_several_tokens_to_a_local_model_is_named(
     assert run([*arguments, "single-token", "--window", "4"]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "Identifier 'D' of prompt 'listwise-letters-1' is 2 tokens to model@" in said
+    assert "Language model calls" not in said  # there were none
     assert "wanted one token for each" in said
 
 

@@ -22,7 +22,7 @@ from rankwright.checkpoints import newest_checkpoint, step_of
 from rankwright.cli.app import run
 from rankwright.cli.build import Splits, load_splits
 from rankwright.cli.card import _chosen
-from rankwright.cli.run import HOW_FAST, RunOutcome, _deciding, _teller
+from rankwright.cli.run import HOW_FAST, RunOutcome, _deciding, teller
 from rankwright.cli.settings import settings_from
 from rankwright.cli.train import DEMO_FOLDER, with_exchanged_answers
 from rankwright.data import load_examples
@@ -292,7 +292,7 @@ def test_the_control_of_the_demo_learns_exchanged_answers_and_asks_for_the_true_
 
 def test_the_progress_says_how_many_reader_calls_may_still_come() -> None:
     told: list[tuple[int, int, str]] = []
-    tell = _teller(lambda *what: told.append(what), 16)
+    tell = teller(lambda *what: told.append(what), 16)
     tell(1, 10, {"reward": 0.25, "reference_reward": 0.5, "kl": 9.0})
     tell(2, 10, {"eval_reward": 0.75})
     tell(10, 10, {})
@@ -301,7 +301,7 @@ def test_the_progress_says_how_many_reader_calls_may_still_come() -> None:
         (2, 10, "reward 0.250, reference 0.500, dev 0.750, at most 128 reader calls left in training"),
         (10, 10, "reward 0.250, reference 0.500, dev 0.750, at most 0 reader calls left in training"),
     ]
-    tell = _teller(lambda *what: told.append(what), 16, inner_epochs=4)
+    tell = teller(lambda *what: told.append(what), 16, inner_epochs=4)
     tell(3, 12, {})
     tell(4, 12, {})
     assert [words for _, _, words in told[3:]] == ["at most 32 reader calls left in training"] * 2

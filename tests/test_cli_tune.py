@@ -4,6 +4,7 @@ thousand weights in the ranking language."""
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,18 @@ from transformers import AutoConfig
 from benchmarks.ranking_language import language
 from benchmarks.ranking_language.decoder import decoder, tokenizer
 from rankwright.checkpoints import sorted_checkpoints
-from rankwright.cli import tune
+from rankwright.cli import common, tune
 from rankwright.cli.app import run
+from rankwright.cli.common import score_text
+from rankwright.cli.run import damaged_records
+from rankwright.evaluation import Evaluation
 from rankwright.llms.local import LocalLLM
 from rankwright.prompts.ranking import load_ranking_prompt
 from rankwright.types import Example
 from tests.cli_kit import one_line, write_rows
 
 PROMPT = Path(language.__file__).with_name("listwise.yaml")
+GIVEN = ["--data", "test.jsonl", "--retriever", "given", "--reader", "none"]
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
 
 
@@ -78,12 +83,57 @@ def test_sft_teaches_the_form_and_saves_a_model_with_its_prompt(
     assert json.loads(Path("runs/a/config.json").read_text())["method"] == "sft"
     logged = [json.loads(line) for line in Path("runs/a/metrics.jsonl").read_text().splitlines()]
     assert next(row["step"] for row in logged if "eval_malformed" in row) == 0
+    check_records(result, capsys)
+
+
+def check_records(result: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """Evaluation, card and report of runs/a say what result.json does, and other verbs open them."""
+    evaluation = Evaluation.load("runs/a/evaluation.json")
+    assert (evaluation.n, evaluation.signature, evaluation.settings.depth) == (5, result["signature"], 6)
+    for row in ("reference", "trained"):
+        values = evaluation.models[row].values["nDCG@10"].values()
+        assert sum(values) / 5 == pytest.approx(result[row]) == pytest.approx(evaluation.scores[row]["nDCG@10"].mean)
+    assert evaluation.models["reference"].rankings == evaluation.models["first-stage"].rankings  # all were malformed
+    assert damaged_records(Path("runs/a")) == []
+    card = Path("runs/a/model/README.md").read_text("utf-8")
+    assert "Trained from `start` by `sft` on 12 questions of `train.jsonl`" in card
+    assert score_text(evaluation.scores["trained"]["nDCG@10"]) in card
+    assert "LLMReranker, Sliding" in card
+    assert result["signature"] in Path("runs/a/report.html").read_text("utf-8")
+    assert run(["report", "runs/a", "--out", "again.html"]) == 0
+    assert run(["compare", "runs/a", "runs/a", "--before-model", "reference", "--output", "json"]) in (0, 8)
+    assert one_line(capsys.readouterr().out)["delta"] == pytest.approx(result["delta"])
+
+
+def test_a_run_that_nothing_can_be_compared_in_says_so(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [json.loads(line) for line in Path("test.jsonl").read_text("utf-8").splitlines()]
+    write_rows(Path("test.jsonl"), [{name: row[name] for name in row if name != "relevance"} for row in rows])
+    assert run([*command, "--method", "sft", "--name", "a", "--epochs", "0.1"]) == 0
+    assert "Nothing was compared" in " ".join(capsys.readouterr().err.split())
+    assert "Not compared." in Path("runs/a/model/README.md").read_text("utf-8")
+    assert not Path("runs/a/evaluation.json").exists()
+    for verb in (["rerank", "q", "p", "--model", "runs/a"], ["serve", "runs/a"], ["eval", "runs/a/model", *GIVEN]):
+        assert run(verb) == 5
+        said = " ".join(capsys.readouterr().err.split())
+        assert "is a language model that writes its ranking" in said
+        assert "rankwright rerank --llm runs/a" in said
+    for verb in (["report", "runs/a"], ["compare", "runs/a", "runs/a"]):
+        assert run(verb) != 0
+        said = " ".join(capsys.readouterr().err.split())
+        assert "Run runs/a is finished and was not scored" in said
+        assert "--resume" not in said
 
 
 @pytest.mark.parametrize("reward", ["rearank", "f1"])
-def test_grpo_runs_from_questions_to_model(command: list[str], reward: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_grpo_runs_from_questions_to_model(
+    command: list[str], reward: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(common, "now_and_then", lambda: common.say)  # every line, not one in ten seconds
     assert run([*command, "--method", "grpo", "--name", "a", "--epochs", "1", "--reward", reward]) in (0, 8)
-    assert "3 steps" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "3 steps" in said
+    assert "training: step 0 of 3, dev " in said
+    assert re.search(r"training: step 3 of 3, reward -?[\d.]+, dev [\d.]+, loss -?[\d.]+\n", said)
     logged = [json.loads(line) for line in Path("runs/a/metrics.jsonl").read_text().splitlines()]
     assert sum("reward" in row for row in logged) == 3
     assert all(row["malformed"] == 1.0 for row in logged if "reward" in row)
@@ -190,6 +240,30 @@ def test_what_is_too_long_is_refused_before_the_start_is_loaded(
     assert not Path("runs").exists()
 
 
+def test_a_dry_run_refuses_what_the_run_would(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 12 training questions a generation takes 4."""
+    grpo = [*command, "--name", "a", "--method", "grpo", "--reward", "rearank"]
+    assert run([*grpo, "--dry-run", "--output", "json"]) == 0
+    assert one_line(capsys.readouterr().out)["budget"]["questions"] == 2 * 12
+    three = ["--set", "grpo.updates=3"]  # 4 questions x 1 prompt x 2 rollouts
+    decoder(0, width=16, layers=1).save_pretrained("bare")
+    without = tokenizer()
+    without.chat_template = None
+    without.save_pretrained("bare")
+    cases = [
+        (["--set", "loop.batch_size=13"], "A generation takes 13 questions", "--set loop.batch_size=12,"),
+        (["--set", "loop.accumulation=5"], "A generation takes 20 questions", "--set loop.batch_size=2,"),
+        (three, "A generation has 8 completions", "wanted a multiple of 3"),
+        (["--model", "bare"], "has no chat template", "wanted one"),
+    ]
+    for more, *said in cases:
+        for dry in (["--dry-run"], []):
+            assert run([*grpo, *more, *dry]) == 2
+            text = " ".join(capsys.readouterr().err.split())
+            assert [words for words in said if words not in text] == []
+    assert not Path("runs").exists()
+
+
 def test_eranks_reference_is_what_rerank_wrote_and_every_document_has_one(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -236,6 +310,13 @@ def test_a_reference_that_is_none_is_named(text: str, command: list[str], capsys
     assert "Option reference is 'scores.json'" in " ".join(capsys.readouterr().err.split())
 
 
+def best_first(orders: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The same documents, by their grades in test.jsonl."""
+    rows = map(json.loads, Path("test.jsonl").read_text("utf-8").splitlines())
+    grades = {row["query_id"]: row["relevance"] for row in rows}
+    return {q: sorted(ids, key=lambda doc_id: -grades[q].get(doc_id, 0)) for q, ids in orders.items()}
+
+
 def test_what_the_start_came_to_is_measured_once(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     original = tune._Work._started
@@ -243,11 +324,11 @@ def test_what_the_start_came_to_is_measured_once(command: list[str], monkeypatch
     grpo = [*command, "--method", "grpo", "--name", "a", "--epochs", "1", "--reward", "rearank"]
     assert run([*grpo, "--max-hours", "0.0000001"]) == 9
     kept = json.loads(Path("runs/a/before.json").read_text())
-    assert len(kept["metric"]) == 5
-    Path("runs/a/before.json").write_text(json.dumps({**kept, "metric": dict.fromkeys(kept["metric"], 0.25)}))
+    assert len(kept["orders"]) == 5
+    Path("runs/a/before.json").write_text(json.dumps({**kept, "orders": best_first(kept["orders"])}))
     assert run([*grpo, "--resume"]) in (0, 8)
     assert asked == ["loaded"]
-    assert json.loads(Path("runs/a/result.json").read_text())["reference"] == 0.25
+    assert json.loads(Path("runs/a/result.json").read_text())["reference"] == 1
     assert run([*grpo, "--overwrite", "--max-hours", "0.0000001"]) == 9
     assert asked == ["loaded"] * 2
 

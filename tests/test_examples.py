@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +24,7 @@ def tell():
 """
 """Read by the interpreter when it starts: the guard of the tests, and an exit code for errors that were swallowed."""
 EXAMPLES = {
+    "llm_rerank.py": ([], ["1. ferry", "1 calls, 1 paid, answers: {'ok': 1}", "Again: 1 calls, 0 paid"], []),
     "custom_reward.py": ([], ["2 steps, ", "What was the bell of Lowen Quay cast from? -> "], []),
     "rag_pipeline.py": (["--questions", "2"], ["F1 of 2 questions: "], []),
     "train_from_feedback.py": (
@@ -35,6 +38,18 @@ EXAMPLES = {
 
 def test_every_example_is_run() -> None:
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(EXAMPLES)
+
+
+def test_the_first_snippet_of_the_strategies_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the model of the example, which turns four passages round."""
+    code, served = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "strategies.md").read_text("utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(ROOT / "examples" / "llm_rerank.py"))["tiny_model"](Path("my-llm"), 4)
+    exec(code, {})
+    assert capsys.readouterr().out == "('3', '2', '1', '0') Counter({'ok': 1})\n"
+    exec(served, {})  # nothing is asked yet
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

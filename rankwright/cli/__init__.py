@@ -10,6 +10,10 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+
+LIBRARIES = r"(transformers|trl|peft|accelerate|datasets|torch)\b"
+"""Packages whose warnings about their own future say nothing to who runs a command."""
 
 
 def main() -> None:
@@ -17,6 +21,8 @@ def main() -> None:
     # Read by huggingface libraries when they are first imported.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.warnoptions:  # python -W and PYTHONWARNINGS have the last word
+        warnings.filterwarnings("ignore", category=FutureWarning, module=LIBRARIES)
     try:
         from rankwright.cli.app import run
 

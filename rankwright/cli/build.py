@@ -153,20 +153,26 @@ def command_run(verb: str) -> str:
 
 @contextlib.contextmanager
 def counted_store(cache: str, run: str, role: Role = READER) -> Iterator[ReadStore]:
-    """The file of all answers; at the end the run's calls are summed up, after an error or Ctrl-C too, because what was
-    sent may be on the bill."""
+    """The file of all answers; at the end the run's calls are summed up, after an error or Ctrl-C too where there were
+    any, because what was sent may be on the bill."""
     with open_store(cache) as store:
         try:
             yield store
-        finally:
-            tell_of_calls(store, cache, run, role)
+        except BaseException:
+            tell_of_calls(store, cache, run, role, stopped=True)
+            raise
+        tell_of_calls(store, cache, run, role)
 
 
-def tell_of_calls(store: ReadStore, cache: str, run: str, role: Role = READER) -> None:
-    """Says what the calls of a run came to; a ledger that cannot be read must not hide why the run stopped."""
+def tell_of_calls(store: ReadStore, cache: str, run: str, role: Role = READER, *, stopped: bool = False) -> None:
+    """Says what the calls of a run came to; a ledger that cannot be read must not hide why the run stopped. Of one that
+    `stopped` before its first call there is nothing to say."""
     with contextlib.suppress(StorageError):
         totals = store.ledger.totals(run)
-        calls = f"{role.what} calls {totals.calls} ({totals.failed} failed), price {totals.price_text}"
+        if stopped and not totals.calls:
+            return
+        attempts = f", {totals.attempts} attempts" if totals.attempts > totals.calls else ""
+        calls = f"{role.what} calls {totals.calls} ({totals.failed} failed){attempts}, price {totals.price_text}"
         say(f"{calls}; they stand in {cache} as {run}.")
 
 

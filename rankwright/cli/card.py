@@ -31,6 +31,30 @@ stand in `config.json` under `rankwright`. The folder also opens in `transformer
 and does not score."""
 
 
+WRITER = """## Use
+
+```
+rankwright rerank "question" "passage" "another passage" --llm "this folder"
+```
+
+```python
+from rankwright.llms.local import LocalLLM
+from rankwright.prompts.ranking import load_ranking_prompt
+from rankwright.rerankers.generating import LLMPolicy
+from rankwright.strategies import LLMReranker, {strategy}
+
+folder = "this folder"
+reranker = LLMReranker(LLMPolicy(LocalLLM(folder), load_ranking_prompt(folder)), {strategy}())
+ranking = reranker.rerank("question", ["passage", "another passage"])
+```
+
+The folder opens in `transformers.AutoModelForCausalLM` and in servers of language models. `rankwright-prompt.yaml` is
+the prompt that it was trained with; with another one it ranks worse.
+"""
+STRATEGIES = {"listwise": "Sliding", "setwise": "HeapSort", "pointwise": "Pointwise", "groupwise": "Groupwise"}
+"""Kind of prompt -> the class of the strategy that covers long lists with it."""
+
+
 def model_card(
     settings: RunSettings,
     splits: Splits,
@@ -69,6 +93,55 @@ def model_card(
         f"\n{verdict}\n",
         f"Signature: `{result['signature']}`\n",
         USE.replace("{elsewhere}", CROSS_ENCODER if kind is None else LANGUAGE_MODEL.replace("{kind}", kind)),
+    ]
+    return "\n".join(parts)
+
+
+def tuned_card(
+    settings: RunSettings,
+    splits: Splits,
+    evaluation: Evaluation | None,
+    result: Mapping[str, Any],
+    outcome: str,
+    command: str,
+    kind: str,
+) -> str:
+    """The same of a language model that writes its judgement.
+
+    Args:
+        settings: of the run.
+        splits: its questions.
+        evaluation: start and tuned model on the test questions; None where they were not compared.
+        result: the content of result.json.
+        outcome: the last word of the run.
+        command: how to repeat the run.
+        kind: of the prompt.
+    """
+    data, window = Path(settings.data.train).name or splits.name, settings.generating.window
+    source = f"the reward `{settings.reward}`" if settings.method == "grpo" else "labels or a teacher's orders"
+    compared = ["Not compared.\n"]
+    if evaluation is not None:
+        compared = [
+            f"{evaluation.n} questions of `{splits.name}` that were not used in training, their first {window}",
+            "candidates, greedy completions; mean [95 % interval].\n",
+            _table(evaluation),
+            f"\nSignature: `{result['signature']}`\n",
+        ]
+    loop = settings.loop
+    parts = [
+        "---\nlibrary_name: transformers\npipeline_tag: text-ranking",
+        f"tags: [reranker, llm, rankwright, {settings.method}]\n---",
+        "# A language model that ranks, trained by rankwright\n",
+        f"Trained from `{settings.model.name}` by `{settings.method}` on {len(splits.train)} questions of `{data}`",
+        f"({result['steps']} steps, prompt `{result['prompt']}`, {window} candidates each), learning from {source};",
+        "the weights after the last step.\n",
+        f"Learning rate {loop.learning_rate:g}, {loop.batch_size * loop.accumulation} questions a step, LoRA rank "
+        f"{settings.model.lora_rank} (0: all weights), seed {settings.seed}.\n",
+        f"```\n{command}\n```\n",
+        "## Before and after\n",
+        *compared,
+        f"{outcome}\n",
+        WRITER.replace("{strategy}", STRATEGIES[kind]),
     ]
     return "\n".join(parts)
 

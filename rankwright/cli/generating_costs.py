@@ -1,10 +1,12 @@
 """`train --dry-run` for a language model that writes its judgement: every setting with its source, and upper bounds of
-what the run generates and reads. Loads no model, so that a recipe can be looked at without anything."""
+what the run generates and reads. Loads no model, so that a recipe can be looked at without anything; where the model is
+a folder, prompts are held against its tokenizer and template."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -14,6 +16,7 @@ from rankwright.cli.common import print_out
 from rankwright.cli.costs import tokens_at_most
 from rankwright.cli.recipes import USER, Recipe
 from rankwright.cli.settings import RunSettings, flat, settings_tree
+from rankwright.errors import ConfigurationError
 from rankwright.prompts.ranking import load_ranking_prompt
 from rankwright.types import Context, Example
 
@@ -28,6 +31,9 @@ def record(settings: RunSettings, recipe: Recipe | None, given: Mapping[str, Any
         settings: of the run.
         recipe: that it began with.
         given: dotted name -> value of what the user put in.
+
+    Raises:
+        RankwrightError: what the run itself would be refused for, as far as data and the model's folder tell.
     """
     values = flat(settings_tree(settings))
     named = {**(recipe.settings if recipe else {}), **given}
@@ -36,8 +42,54 @@ def record(settings: RunSettings, recipe: Recipe | None, given: Mapping[str, Any
     shown = [name for name in values if name in named or name.split(".")[0] in set(SHOWN) - silent]
     return {
         "settings": {name: {"value": values[name], "source": _source(name, recipe, given)} for name in shown},
-        "budget": budget(settings, load_splits(settings)) if settings.data.train else None,
+        "budget": _checked_budget(settings) if settings.data.train else None,
     }
+
+
+def _checked_budget(settings: RunSettings) -> dict[str, Any]:
+    """The bounds of a run that would not be refused at once."""
+    from rankwright.cli.dry_run import Longest
+
+    splits = load_splits(settings, instead=Longest)
+    check_questions(settings, splits)
+    # Another model would have to be fetched, and expansion's candidates are not known before it.
+    if Path(settings.model.name).is_dir() and not settings.expansion.wanted:
+        from rankwright.cli.tune import check_run
+
+        check_run(settings, splits)
+    return budget(settings, splits)
+
+
+def check_questions(settings: RunSettings, splits: Splits) -> None:
+    """Whether there are as many training questions as the first generation takes.
+
+    Raises:
+        ConfigurationError: there are fewer.
+    """
+    loop, found = settings.loop, len(_usable(settings, splits))
+    if not found:
+        raise ConfigurationError(
+            f"None of the {len(splits.train)} training questions has {_fewest(settings)} candidates; wanted that many "
+            "of each. Raise --depth, or lower generating.window."
+        )
+    block = loop.batch_size * loop.accumulation
+    if settings.method == "grpo" and found < block:
+        fits = f"loop.batch_size={found // loop.accumulation or 1}"
+        fits += " --set loop.accumulation=1" if found < loop.accumulation else ""
+        raise ConfigurationError(
+            f"A generation takes {block} questions (loop.batch_size x loop.accumulation), but {found} are there for "
+            f"training; wanted as many. Give --set {fits}, or more questions."
+        )
+
+
+def _fewest(settings: RunSettings) -> int:
+    """Candidates that a question must have to be trained on."""
+    return settings.generating.window if _is_pointwise(settings) else 2
+
+
+def _usable(settings: RunSettings, splits: Splits) -> list[Example]:
+    fewest = _fewest(settings)
+    return [example for example in splits.train if len(example.candidates) >= fewest]
 
 
 def _source(name: str, recipe: Recipe | None, given: Mapping[str, Any]) -> str:
@@ -54,8 +106,7 @@ def budget(settings: RunSettings, splits: Splits) -> dict[str, Any]:
     Raises:
         RankwrightError: a reader cannot be made of the settings.
     """
-    fewest = settings.generating.window if _is_pointwise(settings) else 2
-    usable = [example for example in splits.train if len(example.candidates) >= fewest]
+    usable = _usable(settings, splits)
     visits = _visits(settings, len(usable))
     prompts = visits * _prompts_of_a_question(settings)
     completions = prompts * settings.grpo.rollouts if settings.method == "grpo" else 0

@@ -148,6 +148,12 @@ def stored_evaluation(source: Path) -> Evaluation:
         )
     if not source.is_dir():
         return Evaluation.load(source)
+    if not (source / "evaluation.json").is_file() and _json_object(source / "result.json").get("delta", 0) is None:
+        raise ResourceNotFoundError(
+            f"Run {source} is finished and was not scored, because no test question has labels or its prompt's answer "
+            f"is no text, so it holds no evaluation.json; wanted one. Make it: rankwright eval --llm {source} --data "
+            "FILE --save FILE."
+        )
     if not (source / "evaluation.json").is_file():
         raise ResourceNotFoundError(
             f"Folder {source} holds no evaluation.json; wanted the folder of a finished run. "

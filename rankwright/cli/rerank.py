@@ -186,7 +186,11 @@ def rerank(
         OutputKind.text, help="json prints one line, of a run one a question; requests are always answered so."
     ),
 ) -> int:
-    """Put passages in the order in which they help to answer a question, best first, with raw scores."""
+    """Put passages in the order in which they help to answer a question, best first, with raw scores.
+
+    A language model's answers that cannot be read are no error: their passages stand as they were given and the exit
+    code is 0; they are counted under `outcomes.malformed` beside `calls` in --output json.
+    """
     from rankwright.cli.build import tell_of_cut
     from rankwright.cli.bulk import check_bulk, check_ray
     from rankwright.cli.bulk import join as join_shards

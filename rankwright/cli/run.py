@@ -195,14 +195,14 @@ def _summed_up(store: ReadStore, cache: str, run_id: str) -> Iterator[None]:
     try:
         yield
     except BaseException:  # Ctrl-C too
-        tell_of_calls(store, cache, run_id)
+        tell_of_calls(store, cache, run_id, stopped=True)
         raise
 
 
 def _finished(run: _Run, trained: TrainResult) -> RunOutcome:
     """All that comes after training: model, comparison, result, report."""
     settings, splits, folder = run.settings, run.splits, run.folder
-    with _writing(folder):
+    with writing(folder):
         run.policy.save(folder / "model")  # before the comparison, which may fail: training is paid for
     stop_if(
         run.budget.comparison(),
@@ -222,8 +222,8 @@ def _finished(run: _Run, trained: TrainResult) -> RunOutcome:
     kind = getattr(run.policy, "kind", None)
     card = model_card(settings, splits, evaluation, result, verdict_line(result), run.policy.template, kind)
     record = {"config": settings_tree(settings), "environment": run.environment, "result": result}
-    with _writing(folder):
-        _write_results(folder, folder.name, evaluation, card, record)
+    with writing(folder):
+        write_results(folder, folder.name, evaluation, card, record)
     return RunOutcome(folder, result, evaluation, WORSE_EXIT_CODE if result["verdict"] == "worse" else 0)
 
 
@@ -264,9 +264,8 @@ def _begin_folder(
     folder: Path, config: Mapping[str, Any], environment: Mapping[str, Any], passages: str, resume: bool
 ) -> None:
     """Takes out what an earlier run came to and puts in what this one begins with."""
-    with _writing(folder):
-        for stale in (MANIFEST, "result.json", "evaluation.json", "report.html"):
-            (folder / stale).unlink(missing_ok=True)
+    with writing(folder):
+        clear_outcome(folder)
         if not resume:
             shutil.rmtree(folder / "model", ignore_errors=True)
             (folder / PASSAGES_FILE).unlink(missing_ok=True)
@@ -275,6 +274,12 @@ def _begin_folder(
         replace_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
         replace_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
         write_manifest(folder, BEGUN_WITH)
+
+
+def clear_outcome(folder: Path) -> None:
+    """Takes out what an earlier run came to, but for its model."""
+    for stale in (MANIFEST, "result.json", "evaluation.json", "report.html"):
+        (folder / stale).unlink(missing_ok=True)
 
 
 def _expansion(splits: Splits, totals: LedgerTotals) -> dict[str, Any] | None:
@@ -290,14 +295,16 @@ def _expansion(splits: Splits, totals: LedgerTotals) -> dict[str, Any] | None:
     }
 
 
-def _write_results(folder: Path, name: str, evaluation: Evaluation, card: str, run: Mapping[str, Any]) -> None:
-    """Card, evaluation, result and report; the weights are there."""
+def write_results(folder: Path, name: str, evaluation: Evaluation | None, card: str, run: Mapping[str, Any]) -> None:
+    """Card and result, and with an evaluation itself and the report; the weights are there."""
     (folder / MANIFEST).unlink(missing_ok=True)
     replace_text(folder / "model" / "README.md", card)
-    evaluation.save(folder / "evaluation.json")
+    if evaluation is not None:
+        evaluation.save(folder / "evaluation.json")
     replace_text(folder / "result.json", json.dumps(run["result"], indent=2) + "\n")
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    write_report(folder / "report.html", evaluation, title=f"Run {name}", run=run, metrics=metrics)
+    if evaluation is not None:
+        metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        write_report(folder / "report.html", evaluation, title=f"Run {name}", run=run, metrics=metrics)
     write_manifest(folder, RECORDS)
 
 
@@ -339,7 +346,7 @@ def _resumable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path) -> Iterator[None]:
     """What a full disk or a lost folder says, with what to do about it."""
     from rankwright.training import WRITE_ERRORS, write_problem
 
@@ -432,7 +439,7 @@ def _train(run: _Run) -> TrainResult:
             settings=run.deciding,
             resume=run.resume,
             callbacks=[_on_begin(begin)],
-            on_step=_teller(tell, reads * questions, algorithm.inner_epochs),
+            on_step=teller(tell, reads * questions, algorithm.inner_epochs),
             may_go_on=run.budget.training,
         )
 
@@ -537,7 +544,7 @@ def _on_begin(work: Callable[[], None]) -> Any:
     return Begin()
 
 
-def _teller(tell: Any, reads_per_rollout: int, inner_epochs: int = 1) -> Any:
+def teller(tell: Any, reads_per_rollout: int, inner_epochs: int = 1) -> Any:
     """Progress of the training: reward, dev score and how many reader calls its steps may still cost (dev and
     comparison read too)."""
     last: dict[str, float] = {}
@@ -644,11 +651,11 @@ def _result(settings: RunSettings, evaluation: Evaluation, trained: Any, calls: 
 def environment_record(command: str, name: str) -> dict[str, Any]:
     """What a run keeps of how it was begun, and with which packages."""
     packages = {}
-    for name in ("torch", "transformers", "accelerate", "peft", "trl", "bm25s", "numpy", "openai"):
+    for package in ("torch", "transformers", "accelerate", "peft", "trl", "bm25s", "numpy", "openai"):
         try:
-            packages[name] = metadata.version(name)
+            packages[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            packages[name] = "not installed"
+            packages[package] = "not installed"
     return {
         "command": command or f"rankwright train --name {name}",
         "rankwright": rankwright.__version__,

@@ -15,7 +15,7 @@ from rankwright.cli.common import OutputKind, emit, say
 from rankwright.cli.options import ApiKeyEnv, ReaderModel
 from rankwright.errors import ConfigurationError, MissingDependencyError
 from rankwright.llms.endpoint import check_model_place
-from rankwright.rerankers import REFERENCE
+from rankwright.rerankers import REFERENCE, refuse_writer
 from rankwright.rerankers.onnx_folder import is_export
 from rankwright.rerankers.ranking import Scorer
 
@@ -157,6 +157,7 @@ def opener(
     for model in models:
         if model != REFERENCE:
             check_model_place(model)
+            refuse_writer(model)
     names = served_names(models)
 
     def opened() -> Mapping[str, Scorer]:

@@ -17,30 +17,36 @@ from rankwright import processes
 from rankwright.algorithms.grpo import PromptRows, TRLReward, order_of, prompt_rows
 from rankwright.algorithms.targets import label_order, targets
 from rankwright.backbone import sha256_file
-from rankwright.cli.build import Splits, build_reader, checked_device, counted_store, load_splits
-from rankwright.cli.common import WORSE_EXIT_CODE, say
-from rankwright.cli.generating_costs import budget
+from rankwright.cli.build import Splits, build_reader, checked_device, counted_store, load_splits, quiet_bars
+from rankwright.cli.card import tuned_card
+from rankwright.cli.common import WORSE_EXIT_CODE, say, training_bar
+from rankwright.cli.generating_costs import budget, check_questions
 from rankwright.cli.llm import shortener
 from rankwright.cli.rewards import answer_reward_of, reference_file, written_reward_of
 from rankwright.cli.run import (
     REFERENCE_ROW,
     TRAINED_ROW,
+    clear_outcome,
     environment_record,
     file_of_reward,
+    rankers,
     run_folder,
+    teller,
     tested,
     verdict_line,
     without_speed,
+    write_results,
+    writing,
 )
 from rankwright.cli.settings import RunSettings, settings_tree
 from rankwright.data.files import replace_text
 from rankwright.errors import ConfigurationError, LimitReachedError, ResumeError
-from rankwright.evaluation import digest_of, paired_test
-from rankwright.metrics.ranking import ranking_metrics
+from rankwright.evaluation import Evaluation, check_examples, digest_of, evaluate
+from rankwright.metrics.ranking import has_relevant, ranking_metrics
 from rankwright.prompts.ranking import RankingPrompt, load_ranking_prompt
 from rankwright.rerankers.generating import default_sampling
 from rankwright.rewards.pools import ERank
-from rankwright.types import Completion, Example, Ranking, Reader, Scores
+from rankwright.types import Completion, Document, Example, Query, Ranking, Reader, RerankRequest, Scores, as_query
 
 METRIC = "nDCG@10"
 BEFORE = "before.json"
@@ -50,8 +56,8 @@ BEFORE = "before.json"
 def run_tuning(
     settings: RunSettings, name: str, *, resume: bool = False, overwrite: bool = False, command: str = ""
 ) -> dict[str, Any]:
-    """Tunes a language model and writes runs/NAME: config, log, checkpoints, model/ with the prompt that it was trained
-    with, result.json.
+    """Tunes a language model and writes runs/NAME: config, log, checkpoints, model/ with its card and the prompt that
+    it was trained with, result.json, and where it was scored evaluation.json and report.html.
 
     Returns the content of result.json: nDCG@10 of the test questions before and after, over the first
     `generating.window` candidates of each, with interval and test of the difference.
@@ -63,16 +69,19 @@ def run_tuning(
     folder = run_folder(name)
     checked_device(settings.model.device)
     processes.meet(settings.model.device)
+    quiet_bars()
     _check_folder(folder, resume, overwrite)
     if settings.method == "grpo" and ":" in settings.reward:
         answer_reward_of(settings) if settings.asks_reader else written_reward_of(settings, None)  # imported now
     splits = load_splits(settings)
     _check_limits(settings, splits)
-    work = _Work.of(settings, splits)
-    work.check()
+    work = check_run(settings, splits)
     if not processes.rank():
         _begin(folder, settings, name, resume, command)
     say(f"{len(splits.train)} training, {len(splits.dev)} dev, {len(splits.test)} test questions; run folder {folder}")
+    ranked = len(work.labelled(splits.test))
+    if ranked and not resume:
+        say(f"The {ranked} test questions with labels are ranked by the start first.")
     before = processes.from_first(lambda: work.before(folder))
     with _reader(settings, name) as reader:
         tuned = work.tuned(folder, resume, reader)
@@ -81,16 +90,37 @@ def run_tuning(
             f"--max-hours {settings.budget.hours:g} is over at step {tuned.steps}. All is saved there: go on by the "
             "same command with --resume and a higher limit."
         )
+    if ranked:
+        say(f"The {ranked} test questions are ranked by the trained model.")
     after = processes.from_first(lambda: work.values(tuned.model, splits.test))
-    result = {**_compared(before, after, settings.seed), "steps": tuned.steps}
-    result |= {"seconds": round(tuned.seconds, 1), "method": settings.method, "prompt": work.prompt.version}
     if not processes.rank():
         from rankwright.tuning import save_tuned
 
-        save_tuned(tuned, work.tokenizer, folder / "model")
-        work.prompt_to_keep().save(folder / "model")
-        replace_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
+        with writing(folder):
+            save_tuned(tuned, work.tokenizer, folder / "model")
+            work.prompt_to_keep().save(folder / "model")
+    evaluation = work.evaluation(before, after)
+    result = {**_compared(before, after, evaluation), "steps": tuned.steps, "seconds": round(tuned.seconds, 1)}
+    result |= {"seed": settings.seed, "method": settings.method, "prompt": work.prompt.version}
+    if not processes.rank():
+        environment, kind = environment_record(command, name), work.prompt.kind
+        card = tuned_card(settings, splits, evaluation, result, outcome_line(result), environment["command"], kind)
+        record = {"config": settings_tree(settings), "environment": environment, "result": result}
+        with writing(folder):
+            write_results(folder, name, evaluation, card, record)
     return result
+
+
+def check_run(settings: RunSettings, splits: Splits) -> _Work:
+    """What a run works with, where nothing speaks against it that shows before its model is loaded.
+
+    Raises:
+        RankwrightError: something does.
+    """
+    check_questions(settings, splits)
+    work = _Work.of(settings, splits)
+    work.check()
+    return work
 
 
 def exit_code_of(result: Mapping[str, Any]) -> int:
@@ -100,22 +130,46 @@ def exit_code_of(result: Mapping[str, Any]) -> int:
 
 def show(result: Mapping[str, Any], name: str) -> None:
     """The outcome, on standard error."""
-    say(f"Model {run_folder(name) / 'model'}, {result['steps']} steps in {result['seconds']:.0f} s.")
+    folder = run_folder(name)
+    say(f"Model {folder / 'model'}, {result['steps']} steps in {result['seconds']:.0f} s.")
+    if result["delta"] is not None:
+        say(f"Report {folder / 'report.html'}   signature {result['signature']}")
+    say(outcome_line(result))
+
+
+def outcome_line(result: Mapping[str, Any]) -> str:
+    """The last word of a run, for people."""
     if result["delta"] is None:
-        say("Nothing was compared: no test question has labels, or the prompt's answer is no text.")
-        return
+        return (
+            "Nothing was compared, so there is no evaluation.json and no report: no test question has labels, or the "
+            "prompt's answer is no text. rankwright eval --llm compares the model with its start."
+        )
     malformed = f"Malformed {result['malformed_reference']:.1%} -> {result['malformed_trained']:.1%}."
-    say(f"{verdict_line(result)} {malformed}")
+    return f"{verdict_line(result)} {malformed}"
 
 
 @dataclass(frozen=True)
 class _Values:
     """How a model does on questions."""
 
-    metric: Mapping[str, float]
-    """Question -> nDCG@10."""
+    rankings: Mapping[str, Ranking]
+    """Question -> its first candidates as the model orders them."""
     malformed: float
     """Share of completions."""
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """A model whose rankings are known."""
+
+    name: str
+    rankings: Mapping[str, Ranking]
+
+    def rerank_batch(self, requests: Sequence[RerankRequest]) -> list[Ranking]:
+        return [self.rankings[request.query.query_id] for request in requests]
+
+    def rerank(self, query: str | Query, documents: Sequence[str | Document], top_k: int | None = None) -> Ranking:
+        return self.rankings[as_query(query).query_id].best(top_k)
 
 
 @dataclass(frozen=True)
@@ -164,17 +218,18 @@ class _Work:
         document.
 
         Raises:
-            ConfigurationError: a prompt does not fit beside its answer.
+            ConfigurationError: a prompt does not fit beside its answer; completions cannot be divided.
             DataError: a reference score is missing.
-            MissingDependencyError: vLLM is to generate and is not there.
+            MissingDependencyError: TRL is not there, or vLLM where it is to generate.
         """
-        from rankwright.tuning import check_generation, check_prompt_lengths, check_taught_lengths
+        from rankwright.tuning import check_generation, check_prompt_lengths, check_taught_lengths, plan_of
 
         settings = self.settings
         model, most = settings.model.name, settings.generating.max_prompt_length
         training = [row.messages for row in self.rows.rows]
         if settings.method == "grpo":
             check_generation(settings.grpo)
+            plan_of(settings.grpo, settings.loop, self.rows.questions, self.rows.per_question)
             check_prompt_lengths(self.tokenizer, training, settings.grpo.max_completion_length, most, model)
             reward = None if settings.asks_reader or ":" in settings.reward else written_reward_of(settings, None)
             if isinstance(reward, ERank):
@@ -187,8 +242,9 @@ class _Work:
             check_prompt_lengths(self.tokenizer, training, 0, most, model)
             check_taught_lengths(self.tokenizer, self._taught, settings.sft, model)
         for side, examples in (("dev", self.splits.dev), ("test", self.splits.test)):
-            labelled = self._labelled(examples)
+            labelled = self.labelled(examples)
             if labelled:
+                check_examples(labelled, with_answers=False)
                 rows = prompt_rows(labelled, self.prompt, settings.generating.window, shorter=True)
                 shown = [row.messages for row in rows.rows]
                 check_prompt_lengths(self.tokenizer, shown, self._longest_answer, 0, model, side)
@@ -210,10 +266,12 @@ class _Work:
         kept, key = folder / BEFORE, {**self._deciding(), "test questions": digest_of(self.splits.test)}
         if kept.is_file():
             found = json.loads(kept.read_text("utf-8"))
-            if found["of"] == key:
-                return _Values(found["metric"], found["malformed"])
+            if found["of"] == key and "orders" in found:
+                orders = found["orders"].items()
+                return _Values({query_id: _ranking(query_id, ids) for query_id, ids in orders}, found["malformed"])
         values = self.values(self._started(), self.splits.test)
-        record = {"of": key, "metric": dict(values.metric), "malformed": values.malformed}
+        orders = {query_id: ranking.doc_ids for query_id, ranking in values.rankings.items()}
+        record = {"of": key, "orders": orders, "malformed": values.malformed}
         replace_text(kept, json.dumps(record) + "\n")
         return values
 
@@ -244,12 +302,14 @@ class _Work:
             "seconds": settings.budget.hours * 3600 or float("inf"),
             "settings": self._deciding(),
         }
-        if settings.method == "grpo":
-            reward = TRLReward(written_reward_of(settings, reader), self.prompt, self.rows, settings.grpo.rollouts)
-            return tune_by_reward(model.name, self.tokenizer, reward, settings.grpo, settings.loop, folder, **more)
-        return tune_by_completions(
-            model.name, self.tokenizer, self._taught, settings.sft, settings.loop, folder, **more
-        )
+        with training_bar() as tell:
+            more["on_step"] = teller(tell, 0)
+            if settings.method == "grpo":
+                reward = TRLReward(written_reward_of(settings, reader), self.prompt, self.rows, settings.grpo.rollouts)
+                return tune_by_reward(model.name, self.tokenizer, reward, settings.grpo, settings.loop, folder, **more)
+            return tune_by_completions(
+                model.name, self.tokenizer, self._taught, settings.sft, settings.loop, folder, **more
+            )
 
     @cached_property
     def _taught(self) -> list[Any]:
@@ -289,12 +349,13 @@ class _Work:
 
     def _dev_score(self, model: Any) -> dict[str, float]:
         found = self.values(model, self.splits.dev)
-        scores = list(found.metric.values())
+        relevance = {example.query.query_id: example.relevance for example in self.labelled(self.splits.dev)}
+        scores = list(ranking_metrics(found.rankings.values(), relevance, [METRIC])[METRIC].values())
         return {"eval_malformed": found.malformed} | ({"eval_reward": sum(scores) / len(scores)} if scores else {})
 
-    def _labelled(self, examples: Sequence[Example]) -> list[Example]:
+    def labelled(self, examples: Sequence[Example]) -> list[Example]:
         """The questions on which a model is scored: none where words do not say what it judges."""
-        return [example for example in examples if self._can_be_scored and any(example.relevance.values())]
+        return [example for example in examples if self._can_be_scored and has_relevant(example.relevance)]
 
     @cached_property
     def _longest_answer(self) -> int:
@@ -306,10 +367,10 @@ class _Work:
         return 16 + 3 * max(map(len, taught)) // 2
 
     def values(self, model: Any, examples: Sequence[Example]) -> _Values:
-        """nDCG@10 of the orders that greedy completions say, and how many are malformed."""
+        """The orders that greedy completions say, and how many are malformed."""
         from rankwright.tuning import greedy
 
-        labelled = self._labelled(examples)
+        labelled = self.labelled(examples)
         if not labelled:
             return _Values({}, 0.0)
         window, most = self.settings.generating.window, self._longest_answer
@@ -319,7 +380,7 @@ class _Work:
             self.prompt.parse(Completion(text), len(row.documents), strict=self.prompt.needs_logprobs)
             for text, row in zip(written, rows.rows, strict=True)
         ]
-        rankings = []
+        rankings = {}
         for start in range(0, len(judged), rows.per_question):
             row, found = rows.rows[start], judged[start : start + rows.per_question]
             documents = row.example.candidates[:window]
@@ -327,11 +388,34 @@ class _Work:
             if self.prompt.kind == "pointwise":
                 whole = Scores(tuple(one.values[0] if isinstance(one, Scores) else None for one in found))
             order = order_of(whole, len(documents))
-            ids = tuple(documents[i].doc_id for i in order)
-            rankings.append(Ranking(row.example.query.query_id, ids, tuple(map(float, range(len(ids), 0, -1)))))
-        relevance = {example.query.query_id: example.relevance for example in labelled}
-        malformed = sum(judgement.outcome == "malformed" for judgement in judged) / len(judged)
-        return _Values(ranking_metrics(rankings, relevance, [METRIC])[METRIC], malformed)
+            query_id = row.example.query.query_id
+            rankings[query_id] = _ranking(query_id, [documents[i].doc_id for i in order])
+        return _Values(rankings, sum(judgement.outcome == "malformed" for judgement in judged) / len(judged))
+
+    def evaluation(self, before: _Values, after: _Values) -> Evaluation | None:
+        """Start and tuned model on the test questions; None where nothing was ranked."""
+        ranked = [example for example in self.splits.test if example.query.query_id in before.rankings]
+        if not ranked:
+            return None
+        settings, splits = self.settings, replace(self.splits, test=ranked)
+        models = _Ranked(REFERENCE_ROW, before.rankings), _Ranked(TRAINED_ROW, after.rankings)
+        window = settings.generating.window
+        return evaluate(
+            rankers(splits, *models),
+            ranked,
+            top_k=min(settings.top_k, window),
+            depth=window,
+            baseline=REFERENCE_ROW,
+            seed=settings.seed,
+            set_name=splits.name,
+            retriever=splits.retriever,
+            skipped=splits.skipped,
+        )
+
+
+def _ranking(query_id: str, doc_ids: Sequence[str]) -> Ranking:
+    """Documents in this order, with their places as scores."""
+    return Ranking(query_id, tuple(doc_ids), tuple(map(float, range(len(doc_ids), 0, -1))))
 
 
 def _tokenizer(model: str) -> Any:
@@ -403,20 +487,19 @@ def _check_limits(settings: RunSettings, splits: Splits) -> None:
 
 def _begin(folder: Path, settings: RunSettings, name: str, resume: bool, command: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "result.json").unlink(missing_ok=True)
+    clear_outcome(folder)
     if not resume:
         (folder / BEFORE).unlink(missing_ok=True)
         replace_text(folder / "config.json", json.dumps(settings_tree(settings), indent=2) + "\n")
         replace_text(folder / "environment.json", json.dumps(environment_record(command, name), indent=2) + "\n")
 
 
-def _compared(before: _Values, after: _Values, seed: int) -> dict[str, Any]:
+def _compared(before: _Values, after: _Values, evaluation: Evaluation | None) -> dict[str, Any]:
     """Means, difference, interval, test and verdict over the questions of both."""
-    common = sorted(before.metric.keys() & after.metric.keys())
-    means = {
-        name: sum(values.metric[query_id] for query_id in common) / len(common) if common else None
-        for name, values in ((REFERENCE_ROW, before), (TRAINED_ROW, after))
-    }
-    test = paired_test(TRAINED_ROW, REFERENCE_ROW, METRIC, after.metric, before.metric, seed=seed)
     malformed = {"malformed_reference": before.malformed, "malformed_trained": after.malformed}
-    return {"metric": METRIC, **tested(test), **means, **malformed}
+    if evaluation is None:
+        return {"metric": METRIC, **tested(None), REFERENCE_ROW: None, TRAINED_ROW: None, **malformed}
+    means = {name: evaluation.scores[name][METRIC].mean for name in (REFERENCE_ROW, TRAINED_ROW)}
+    test = evaluation.test(TRAINED_ROW, REFERENCE_ROW, METRIC)
+    told = {"skipped": evaluation.settings.skipped, "signature": evaluation.signature_of(METRIC)}
+    return {"metric": METRIC, **tested(test), **means, **malformed, **told}

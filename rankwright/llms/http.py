@@ -39,6 +39,7 @@ OPENAI_URL = "https://api.openai.com/v1"
 FIRST_BACKOFF = 0.5
 CONNECT_SECONDS = 10.0
 GRACE_SECONDS = 10.0
+AGAIN = "Then run the same command again (train: with --resume): answers in the cache are kept."
 """How long calls in flight may still end when the run has to stop: their answers are paid for."""
 CHARACTERS_PER_TOKEN = 4
 """Rough estimate for the tokens-per-minute limit; corrected as soon as the server has counted."""
@@ -236,7 +237,7 @@ class HTTPLLM:
         if replies.is_out_of_quota(status, error.code, error.type):
             raise BudgetExceededError(
                 f"Account behind {self.name} is out of quota (http {status}{said}); wanted one that can pay for the "
-                "calls. Add credit or raise the limit, then resume: answers received so far are kept."
+                f"calls. Add credit or raise the limit. {AGAIN}"
             )
         if status in (401, 403):
             found = f"variable {self.api_key_env} {'is set' if self._key else 'is not set'}"
@@ -279,9 +280,9 @@ class HTTPLLM:
             self._breaker.reached()
         elif self._breaker.failed():
             raise ReaderError(
-                f"{self.name} was not reached {self._breaker.failures} times in a row "
+                f"{self.name} was not reached in {self._breaker.failures} attempts in a row "
                 f"(last: {_reason(reply)}); wanted a server that answers. "
-                "Start the server or check the address and the network, then resume."
+                f"Start the server, or check the address and the network. {AGAIN}"
             )
 
     def finished(self, index: int, result: CompletionResult, spent: Sequence[Reply]) -> Call:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
-from rankwright.errors import ConfigurationError, MissingDependencyError
+from rankwright.errors import ConfigurationError, MissingDependencyError, ModelError
 from rankwright.llms.endpoint import check_model_place, model_place
 from rankwright.llms.folders import fetched
 from rankwright.rerankers.onnx_folder import is_export
@@ -82,7 +82,8 @@ def load(
 
     Raises:
         ResourceNotFoundError: nothing is found under that name.
-        ModelError: what is found is neither a cross-encoder with one label nor a scoring language model.
+        ModelError: what is found is neither a cross-encoder with one label nor a scoring language model; among others a
+            language model that was trained to write its ranking.
         MissingDependencyError: a package is not installed; the message says which extra brings it.
         ConfigurationError: a label of the kind is not one token of the model; an unknown backend; windows for a model
             that reads all documents in one prompt.
@@ -91,6 +92,8 @@ def load(
         raise ConfigurationError(f"Backend is '{backend}'; wanted one of {', '.join(BACKENDS)}, {AUTO}.")
     if str(path) != REFERENCE:
         path = model_place(str(path))
+        if kind is None:
+            refuse_writer(path)
 
     if not is_export(path):
         _check_installed(str(path))
@@ -111,6 +114,19 @@ def load(
     from rankwright.rerankers.windows import WindowedScorer
 
     return _same_scale(scorer, WindowedScorer(scorer, windows))
+
+
+def refuse_writer(path: str) -> None:
+    """Raises ModelError for the folder of a language model that writes its ranking, or that of its run: it has no
+    scores."""
+    from rankwright.prompts.ranking import PROMPT_FILE
+
+    if (Path(model_place(path)) / PROMPT_FILE).is_file():
+        raise ModelError(
+            f"Model '{path}' is a language model that writes its ranking ({PROMPT_FILE} is in its folder); wanted one "
+            f"that scores. It ranks by rankwright rerank --llm {path}, and eval --llm; it cannot be served, exported "
+            "or trained by rrpo."
+        )
 
 
 def _check_installed(path: str) -> None:
@@ -205,4 +221,4 @@ def _is_causal(path: str) -> bool:
     return isinstance(own, dict) and own.get("kind") == "causal"
 
 
-__all__ = ["AUTO", "BACKENDS", "REFERENCE", "TRIED", "load"]
+__all__ = ["AUTO", "BACKENDS", "REFERENCE", "TRIED", "load", "refuse_writer"]

@@ -55,9 +55,11 @@ class CrossEncoderReranker(ScoringReranker):
 
         def check(config: Any) -> None:
             if getattr(config, "num_labels", None) != 1:
+                writes = any(str(name).endswith("ForCausalLM") for name in getattr(config, "architectures", None) or ())
                 raise ModelError(
                     f"Model '{path}' has {getattr(config, 'num_labels', 'no')} labels; wanted 1. "
                     "Use a reranker (cross-encoder) checkpoint, not a classifier or an embedding model."
+                    + (f" A language model ranks by rankwright rerank --llm {path}." if writes else "")
                 )
 
         instead = "Use a reranker checkpoint, not an embedding model or a bare encoder."

@@ -147,7 +147,8 @@ class LLMPolicy:
             f"has {_characters(request)} characters, which {self.llm.name} cannot take "
             f"({result.detail or result.reason}); wanted a prompt that fits its context together with {room or 'the'} "
             "tokens of an answer. Show fewer documents at once (--window; children of heapsort and bubblesort, group "
-            "of groupwise), less of each (passages.limit of the prompt file), or lower max_tokens."
+            "of groupwise), less of each (passages.limit of the prompt file), or lower max_tokens (--set "
+            "sampling.max_tokens=N)."
         )
 
 

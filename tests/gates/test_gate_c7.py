@@ -31,7 +31,7 @@ PLACES = [
     "rankwright.llms.cache:CachedLLM._keep",
     "rankwright.training:FeedbackTrainer._save_checkpoint",
     "rankwright.cli.run:_begin_folder",
-    "rankwright.cli.run:_write_results",
+    "rankwright.cli.run:write_results",
 ]
 COUNTS = {"reader_calls", "cache_hits", "seconds", "seconds_by_part"}
 """What result.json may have otherwise: the second time an answer comes from the cache."""
