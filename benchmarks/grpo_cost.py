@@ -172,7 +172,7 @@ def line(size: str, found: dict[str, list[Stamp]]) -> str:
 def page(lines: Sequence[str], repeats: int, steps: int) -> str:
     """The results page."""
     about = (
-        f"Measured on: {hardware()}, one thread, beside other work. A step: {QUESTIONS} questions with {ROLLOUTS} "
+        f"Measured on: {hardware()}, one thread, alone. A step: {QUESTIONS} questions with {ROLLOUTS} "
         f"completions of {ANSWER} tokens at most\nabout {WINDOW} passages of the ranking language, REARANK's reward, "
         f"passes of {PER_PASS} completions, fp32, random weights. {repeats} runs of\n{steps} steps of each loop in "
         "turn in one process, the first step of a run left out; one seed for each repeat. Median of the runs'\nmeans "

@@ -54,6 +54,8 @@ SHAPES = (
     Shape("20 passages of 3 words, order alone", 128, 4, 3, 64),
     Shape("20 passages of 3 words, thoughts and order", 128, 4, 3, 256),
     Shape("20 passages of 20 words, order alone", 128, 4, 20, 64),
+    Shape("20 passages of 3 words, order alone", 512, 8, 3, 64),
+    Shape("20 passages of 3 words, thoughts and order", 512, 8, 3, 256),
 )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import itertools
 import json
 import re
 import sys
@@ -30,6 +31,7 @@ LINK = re.compile(r"\]\((?![a-z]+:)([^)#\s]*)(?:#([^)\s]*))?\)")  # target and a
 LINE_LINK = re.compile(r"\[`([\w.]+)`\]\(([^)#\s]+\.py)#L(\d+)\)")  # a name of code, its file, its line
 CODE = re.compile(r"^(```|~~~).*?^\1|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 RECIPE = re.compile(r"(<!-- recipe ([\w-]+) -->\n).*?(<!-- end of recipe -->)", re.DOTALL)
+COMMAND = re.compile(r"^\s*(?:\$ |\w+=\S+ |cat \S+ \| )*(?:rankwright|curl|docker|git|make|pip|python|torchrun) ")
 HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
 NOT_OURS = {("runs",), ("benchmarks", "work"), ("build",), ("dist",)}
 """Folders of outputs."""
@@ -338,6 +340,22 @@ def broken_links(page: Path) -> list[str]:
     return broken
 
 
+def unjoined_commands(text: str) -> list[str]:
+    """Lines of commands that go on in the next line, as deeper indentation or an option there shows, and do not end in
+    a backslash: pasted, the first line would run alone."""
+    lines, broken, goes_on = text.splitlines(), [], False
+    for line, following in itertools.pairwise(lines):
+        deeper = len(following) - len(following.lstrip()) > len(line) - len(line.lstrip())
+        option = following.strip().startswith("-")
+        if line.endswith("\\"):
+            goes_on = goes_on or COMMAND.match(line) is not None
+            continue
+        if following.strip() and ((COMMAND.match(line) and (deeper or option)) or (goes_on and option)):
+            broken.append(line.strip())
+        goes_on = False
+    return broken
+
+
 def definitions(source: str) -> dict[str, tuple[int, int]]:
     """First and last line of every class, function, method and module constant, by dotted name."""
     found: dict[str, tuple[int, int]] = {}
@@ -414,6 +432,7 @@ def main() -> None:
     for page in pages():
         page.write_text(with_recipes(with_lines(page)), encoding="utf-8")
     wrong = [line for page in pages() for line in (*broken_links(page), *astray_lines(page))] + tree_differences()
+    wrong += [f"{page.name}: {line}" for page in pages() for line in unjoined_commands(page.read_text("utf-8"))]
     if wrong:
         sys.exit("Pages that do not fit the files; correct them:\n" + "\n".join(wrong))
 

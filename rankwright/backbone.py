@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rankwright.errors import ModelError, ResourceNotFoundError
+from rankwright.llms.folders import fetched
 
 BACKBONE_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 BACKBONE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -71,7 +72,8 @@ def _download_backbone() -> Path:
 
     wanted = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"]
     try:
-        return Path(snapshot_download(BACKBONE_NAME, allow_patterns=wanted))
+        with fetched(BACKBONE_NAME):
+            return Path(snapshot_download(BACKBONE_NAME, allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise ResourceNotFoundError(
             f"Backbone {BACKBONE_NAME} is not installed and the hub did not give it ({type(error).__name__}). "

@@ -7,6 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+ON_A_PROCESSOR, ON_A_GPU = 1024, 8192
+
+
+def tokens_at_once(device_type: str) -> int:
+    """Padded tokens of one forward pass. On a processor few: activations stay in its caches, and lists of unlike
+    lengths are cut where padding would fill them (docs/experiments.md); a GPU wants many.
+
+    >>> tokens_at_once("cpu"), tokens_at_once("cuda")
+    (1024, 8192)
+    """
+    return ON_A_PROCESSOR if device_type == "cpu" else ON_A_GPU
+
 
 def token_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
     """Positions of items grouped so that (items in group) x (longest item) stays within `max_tokens`.

@@ -260,6 +260,13 @@ def _because(differences: Sequence[Difference]) -> str:
     return f" (answers say nothing about each other where {' and '.join(apart)} differ)" if apart else ""
 
 
+_IN_ONE_GO = "Evaluate both models in one go with rankwright eval"
+_SAME_TEST = (
+    "Give both runs the same --test FILE (without one, train draws the test questions by --seed), or evaluate both "
+    "models in one go with rankwright eval"
+)
+
+
 def _refusal(before: Side, after: Side, differences: Sequence[Difference], shared: Sequence[str]) -> str:
     found = "; ".join(f"{d.what}: {d.before} against {d.after}" for d in differences)
     if not shared:
@@ -267,10 +274,11 @@ def _refusal(before: Side, after: Side, differences: Sequence[Difference], share
     advice = f"--force compares what is left: {len(shared)} questions"
     if any(difference.reads for difference in differences):
         advice += ", without the metrics of answers"
+    other_questions = any(difference.what == "test questions" for difference in differences)
+    step = _SAME_TEST if other_questions else _IN_ONE_GO
     return (
         f"Runs '{before.name}' and '{after.name}' cannot be compared, because they differ in {found}. Wanted two that "
-        f"agree in test questions, reader, passages read, retriever, depth and candidates. Evaluate both models in one "
-        f"go with rankwright eval; {advice}."
+        f"agree in test questions, reader, passages read, retriever, depth and candidates. {step}; {advice}."
     )
 
 
@@ -278,8 +286,7 @@ def _nothing_shared(before: Side, after: Side) -> str:
     sets = [f"{side.evaluation.n} of {side.evaluation.settings.set_name}" for side in (before, after)]
     return (
         f"Runs '{before.name}' and '{after.name}' share no test question (same id, text, answers and labels): "
-        f"{sets[0]} against {sets[1]}; wanted the same ones. --force cannot help: evaluate both models in one go with "
-        "rankwright eval."
+        f"{sets[0]} against {sets[1]}; wanted the same ones. --force cannot help. {_SAME_TEST}."
     )
 
 

@@ -53,6 +53,7 @@ from rankwright.errors import (
     ConfigurationError,
     DataError,
     LimitReachedError,
+    ModelError,
     RankwrightError,
     StorageError,
     TrainingError,
@@ -565,8 +566,17 @@ class FeedbackTrainer(Trainer):
 
     def _score_dev(self) -> dict[str, float]:
         assert self.score_dev is not None
-        with self._without_autocast(), self._as_kept():
-            return {f"eval_{name}": value for name, value in self.score_dev(self._policy).items()}
+        try:
+            with self._without_autocast(), self._as_kept():
+                return {f"eval_{name}": value for name, value in self.score_dev(self._policy).items()}
+        except ModelError as error:
+            if not self.state.global_step:  # a model that cannot be used, before any training
+                raise
+            raise TrainingError(
+                f"The model in training no longer gives scores that can be used, seen on dev after step "
+                f"{self.state.global_step} of {self.state.max_steps}; wanted finite numbers. Lower the learning rate "
+                f"(now {self.config.learning_rate}) and start anew: --resume takes no other settings."
+            ) from error
 
     def seconds(self) -> float:
         """Training time over all sessions of the run."""
@@ -1056,8 +1066,8 @@ def train(
 
     Raises:
         ConfigurationError: training arguments that do not go together, or want what is not installed.
-        TrainingError: nothing to train on; scores, loss or gradient were no finite numbers for SKIPPED_IN_A_ROW steps;
-            or an alarm went off and `config.stop_on_alarm` is set.
+        TrainingError: nothing to train on; scores, loss or gradient were no finite numbers for SKIPPED_IN_A_ROW steps,
+            or scores on dev after a step; or an alarm went off and `config.stop_on_alarm` is set.
         ReaderError: too many reads failed.
         ResumeError: the settings changed, the folder holds another run, or the checkpoint with the best weights is
             damaged.

@@ -217,8 +217,8 @@ def test_a_value_out_of_range_is_refused_before_anything_is_read(
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("reader.api_key=sk-hush", "Setting reader.api_key: Unexpected keyword argument"),
-        ("reader.headers.authorization=sk-hush", "Setting reader.headers: Unexpected keyword argument"),
+        ("reader.api_key=sk-hush", "There is no setting reader.api_key. "),
+        ("reader.headers.authorization=sk-hush", "There is no setting reader.headers. "),
         ("reader.api_key_env=sk-hush", "Setting api_key_env is not the name of an environment variable"),
         ("expansion.api_key_env=sk-hush", "Setting api_key_env is not the name of an environment variable"),
         ("reader.sampling={api_key: sk-hush}", "Sampling parameter api_key looks like a secret"),

@@ -186,3 +186,36 @@ def test_a_file_that_cannot_be_read_is_named(
     if code == 5:
         found = one_line(captured.out)
         assert (found["ok"], message in found["error"]) == (False, True)
+
+
+# --- what bad rows advise
+
+
+BAD_ROWS = '{"question": "a b?", "answers": ["cd"], "candidates": ["ab cd", "ef"]}\n{"question": ""}\n'
+
+
+def test_the_advice_is_one_that_the_verb_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "x.jsonl"
+    file.write_text(BAD_ROWS, "utf-8")
+    assert run(["eval", "first-stage", "--data", str(file), "--reader", "none"]) == 5
+    assert "line 2: field 'question' is empty; wanted text. Correct the row, or leave bad rows out with " in (
+        words := capsys.readouterr().err
+    )
+    assert words.rstrip().endswith("with --on-bad-row skip.")
+    assert run(["validate", str(file)]) == 5
+    found = capsys.readouterr().out
+    assert "line 2: field 'question' is empty; wanted text. Correct the row.\n" in found
+    assert found.endswith("Verbs that use the file leave bad rows out with --on-bad-row skip.\n")
+
+
+@pytest.mark.parametrize("command", [["validate"], ["eval", "first-stage", "--on-bad-row", "skip", "--data"]])
+def test_a_file_without_any_json_is_told_once(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "x.csv"
+    file.write_text("question,answers\n" * 20, "utf-8")
+    assert run([*command, str(file)]) == 5
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert "this is no JSON Lines file: none of its 20 rows is a JSON object" in captured.err

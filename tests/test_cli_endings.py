@@ -62,7 +62,9 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:
         time.sleep(0.2)
         assert job.poll() is None  # it waits for more
         job.send_signal(signal.SIGINT)
-        assert "Interrupted. What was read and saved is kept" in job.stderr.read()
+        said = job.stderr.read()
+        assert "Interrupted. What was read and saved is kept" in said
+        assert "Of rerank --out the batch in work is lost, and scored again." in said
         assert job.wait(20) == 130
 
 

@@ -64,6 +64,7 @@ def test_a_prompt_file_needs_no_name(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["show", "nothing-1"], 4, "listwise-1"),
         (["show"], 2, "prompts list"),
         (["render", "pointwise-binary-1", "--query", "q", "a", "b"], 2, "2 documents at once"),
+        (["render", "listwise-1", "--query", "q"], 2, "given no passage to show"),
         (["render", "--prompt", "missing.yaml", "--query", "q", "a"], 4, "missing.yaml"),
     ],
 )

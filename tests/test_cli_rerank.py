@@ -140,6 +140,29 @@ def test_a_bad_request_stops_or_is_answered_with_its_error(
     assert "field 'documents' is empty; wanted at least one passage" in answers[2]["error"]
 
 
+def test_passages_and_requests_are_not_told_of_formats(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--format belongs to --data; beside passages it is refused."""
+    file = tmp_path / "passages.jsonl"
+    file.write_text('["a"]\n', "utf-8")
+    example = "rankwright rerank --help has examples"
+    for arguments in (["q", "--passages", str(file)], ["q"], []):
+        feed(monkeypatch, b'{"words": "a"}')
+        assert run(["rerank", *arguments, "--model", "first-stage"]) == 5
+        words = capsys.readouterr().err
+        assert example in words or "'query' and one of" in words
+        assert "--format" not in words
+
+
+def test_an_empty_passage_argument_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["rerank", "q", "a", " ", "--model", "first-stage"]) == 5
+    assert capsys.readouterr().err == (
+        "rankwright: passage argument 2: it is empty; wanted the text of a passage. Write one, or leave the argument "
+        "out.\n"
+    )
+
+
 # --- a run -------------------------------------------------------------------------------------------------------
 
 
@@ -195,7 +218,7 @@ def test_a_run_comes_out_as_json_with_what_was_skipped(
 @pytest.mark.parametrize(
     ("arguments", "lines", "code", "message"),
     [
-        (["q", " "], [], 5, "passage argument 1: passage '0' has neither title nor text"),
+        (["q", " "], [], 5, "passage argument 1: it is empty"),
         (["q"], [], 5, "standard input holds no usable passage (0 bad lines)"),
         (["q"], [{"txt": "a"}], 5, "standard input, line 1: a passage with fields ['txt']"),
         (["q"], [b'{"text": "\xff"}'], 5, "standard input, line 1: byte 0xff at column 11 is not UTF-8"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -51,6 +52,21 @@ def test_help_shows_at_least_two_examples(command: list[str], capsys: pytest.Cap
     text = capsys.readouterr().out
     examples = re.findall(rf"^\W*(?:cat \S+ \| |HF_TOKEN=\S+ )?rankwright {' '.join(command)}\b", text, re.MULTILINE)
     assert len(examples) >= 2, text
+
+
+@pytest.mark.parametrize("command", [[], *ALL_COMMANDS, ["cache"], ["prompts"]], ids=" ".join)
+def test_examples_of_help_can_be_pasted_from_a_narrow_terminal(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line that the terminal breaks, or that goes on without a backslash, would run as two commands."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run([*command, "--help"]) == 0
+    _, _, examples = capsys.readouterr().out.partition("\n Examples")
+    lines = [line.rstrip() for line in examples.splitlines()]
+    for line, following in itertools.pairwise(lines):
+        if line.startswith("  ") and following:
+            begins = re.match(r"  (\S+=\S+ )?(rankwright|curl|cat) ", following)
+            assert line.endswith(" \\") or begins, f"{line!r} goes on in {following!r}"
 
 
 LIGHT = (

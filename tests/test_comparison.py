@@ -139,6 +139,7 @@ def test_runs_that_do_not_agree_are_refused_by_name_and_forced_as_far_as_that_ma
         compare_sides(*sides(BEFORE, other))
     assert words in str(refused.value)
     assert "--force" in str(refused.value)
+    assert ("the same --test FILE" in str(refused.value)) == words.startswith("test questions")
     comparison = compare_sides(*sides(BEFORE, other), force=True)
     assert len(comparison.questions) == shared
     reads = name in ("another reader", "no reader", "more passages read")
@@ -158,7 +159,9 @@ def test_the_order_of_questions_and_their_skipped_neighbours_do_not_matter() -> 
 def test_force_does_not_help_where_nothing_is_shared() -> None:
     other = evaluated(LAST_FIRST, [example(i) for i in range(100, 104)])
     for force in (False, True):
-        with pytest.raises(ConfigurationError, match=r"share no test question.*--force cannot help"):
+        with pytest.raises(
+            ConfigurationError, match=r"share no test question.*--force cannot help.*the same --test FILE"
+        ):
             compare_sides(*sides(BEFORE, other), force=force)
 
 
@@ -295,7 +298,7 @@ def test_runs_that_do_not_agree_end_in_one_line_and_can_be_forced(
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["runs/old", "runs/nowhere"], ResourceNotFoundError.exit_code, "There is no evaluation file"),
+        (["runs/old", "runs/nowhere"], ResourceNotFoundError.exit_code, "There is no run folder runs/nowhere; "),
         (["runs", "runs/new"], ResourceNotFoundError.exit_code, "holds no evaluation.json"),
         (["runs/old", "broken.json"], DataError.exit_code, "is not an evaluation or is damaged"),
         (["runs/old", "runs/old"], 2, "was to be compared with itself"),

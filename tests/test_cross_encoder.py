@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -29,6 +31,7 @@ from transformers import (
 
 import rankwright
 from rankwright.errors import ConfigurationError, DataError, ModelError, ResourceNotFoundError, StorageError
+from rankwright.llms.folders import fetched
 from rankwright.rerankers import cross_encoder
 from rankwright.rerankers import ranking as ranking_module
 from rankwright.rerankers.cross_encoder import CrossEncoderReranker, render
@@ -728,3 +731,38 @@ def test_a_hub_name_is_fetched(plain_folder: Path, reranker: CrossEncoderReranke
     assert name == REPOSITORY
     assert [scores[d.doc_id] for d in DOCUMENTS] == pytest.approx(scores_of(reranker), abs=1e-5)
     assert message.startswith("Model 'someone/absent' is neither a model folder nor a hub name")
+
+
+def test_a_hub_without_an_address_is_given_up_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """huggingface_hub asks again and again for every file of a model, each time after a longer pause."""
+    asked: list[Any] = []
+
+    def nowhere(host: Any, *more: Any, **others: Any) -> Any:
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    for name in [n for n in os.environ if "proxy" in n.lower()]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.example")
+    monkeypatch.setattr(socket, "getaddrinfo", nowhere)
+    with pytest.raises(ResourceNotFoundError, match="Model 'someone/absent' is neither a model folder nor a hub name"):
+        rankwright.load("someone/absent")
+    assert set(asked) == {"hub.example"}
+    assert len(asked) <= 2  # once for each part that asks the hub, never for a file
+    assert constants.HF_HUB_OFFLINE is False
+
+
+def test_the_hub_is_asked_where_it_has_an_address_and_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [n for n in os.environ if "proxy" in n.lower()]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with fetched("someone/absent"):
+        assert constants.HF_HUB_OFFLINE is False
+    monkeypatch.setattr(constants, "ENDPOINT", "http://" + "x" * 70)  # no name of a host is as long
+    with fetched("someone/absent"):
+        assert constants.HF_HUB_OFFLINE is True
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    with fetched("someone/absent"):
+        assert constants.HF_HUB_OFFLINE is False

@@ -54,6 +54,18 @@ def test_the_link_check_finds_missing_files_and_anchors(tmp_path: Path) -> None:
     assert build.broken_links(tmp_path / "a.md") == ["a.md: b.md#three", "a.md: c.md"]
 
 
+@pytest.mark.parametrize("page", PAGES, ids=[str(p.relative_to(ROOT)) for p in PAGES])
+def test_commands_of_several_lines_can_be_pasted(page: Path) -> None:
+    assert build.unjoined_commands(page.read_text(encoding="utf-8")) == []
+
+
+def test_the_check_of_commands_finds_lines_without_a_backslash() -> None:
+    good = "rankwright train a \\\n  --b c \\\n  --d\n    At most\n\n    $ rankwright eval x\n    rankwright eval y\n"
+    assert build.unjoined_commands(good) == []
+    assert build.unjoined_commands("    rankwright train a\n      b\n") == ["rankwright train a"]
+    assert build.unjoined_commands("KEY=1 rankwright train a \\\n  --b c\n  --dry-run\n") == ["--b c"]
+
+
 def test_the_api_page_is_what_the_docstrings_say() -> None:
     page = build.API_PAGE.read_text(encoding="utf-8") if build.API_PAGE.exists() else ""
     assert page == build.api_page(), "docs/api.md is out of date; run `make docs` and commit it"

@@ -431,7 +431,11 @@ def test_the_command_writes_both_forms_and_says_so(
     assert run(command) == 0
     printed = capsys.readouterr().out
     assert "onnx/model_int8.onnx" in printed
-    assert "int8: largest error" in printed
+    parity = record["parity"]["int8"]
+    share = parity["largest_error"] / parity["spread"]
+    assert f"int8: largest error {share:.2g} standard deviations of the scores (allowed 0.3), rank" in printed
+    assert run(["export", str(source), "--to", str(tmp_path / "gpu"), "--for", "gpu"]) == 2
+    assert "--for is 'gpu'; wanted cpu" in capsys.readouterr().err
     assert run(["export", str(target), "--to", str(tmp_path / "again")]) == 2
     assert run(["train", "--data", "x.jsonl", "--model", str(target)]) != 0
 

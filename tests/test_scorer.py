@@ -33,6 +33,10 @@ class Lengths(Scorer):
         return Scored(scores, tuple(min(n, 8) for n in lengths), tuple(n > 8 for n in lengths))
 
 
+def test_a_scorer_is_printed_in_one_line() -> None:
+    assert repr(Lengths()) == "Lengths('lengths', max_length=8)"
+
+
 def test_scores_become_a_ranking_and_equal_ones_keep_their_order() -> None:
     ranking = Lengths().rerank("q", ["ab", "abcdefghij", "a", "ab", "abcdefgh"])
     assert (ranking.doc_ids, ranking.scores) == (("1", "4", "0", "3", "2"), (8.0, 8.0, 2.0, 2.0, 1.0))

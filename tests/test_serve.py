@@ -92,6 +92,12 @@ def test_one_line_tells_a_program_where_it_is(server: Served) -> None:
     assert json.loads(line) == {"url": server.url, "models": ["one", "two"], "keys": 2}
 
 
+def test_people_are_told_when_it_is_ready_and_not_before(server: Served, folder: Path) -> None:
+    log = server.logs[-1].read_text()
+    loading = f"Loading {folder / 'one'}, {folder / 'two'} for {server.url} (2 keys)"
+    assert 0 <= log.find(loading) < log.find(f"Ready on {server.url}\n")
+
+
 def test_without_the_key_nothing_is_answered(server: Served) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{server.url}/info", timeout=30)
@@ -172,6 +178,8 @@ def test_a_folder_that_is_no_reranker_is_named(tmp_path: Path, capsys: pytest.Ca
     assert code in (4, 5)
     assert str(model) in words
     assert "Traceback" not in words
+    assert "Ready" not in words
+    assert "ERROR" not in words  # the last line says it, and why
     assert not (model / "owned").exists()
 
 

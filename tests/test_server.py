@@ -283,6 +283,31 @@ def test_unknown_addresses_and_methods(shared: Any) -> None:
     refused = shared.get("/v1/rerank")
     assert is_contract(refused, 405)
     assert refused.headers["allow"] == "POST"
+    assert refused.json()["error"]["message"] == "This address takes POST; send that."
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/v1/rerank", {"documents": ["a"]}, "Field query is missing; wanted a string."),
+        ("/v1/rerank", {"query": 3, "documents": ["a"]}, "Field query has another form; wanted a valid string."),
+        ("/v1/rerank", {"query": "q"}, "Field documents (or texts) is missing; wanted a list of texts."),
+        ("/v1/rerank", {"query": "q", "documents": ["a"], "texts": ["a"]}, "Fields documents and texts say the same;"),
+        ("/rerank", {"query": "q", "documents": "a"}, "Field documents has another form; wanted a list of strings or"),
+        ("/rerank", {"query": "q", "texts": [{"title": "x"}]}, "Field texts.0 has another form; wanted a string or an"),
+        ("/score", {"queries": "q", "documents": 3}, "Field documents has another form; wanted a string or a list of"),
+        ("/score", {"documents": "d"}, "Field queries (or text_1, data_1) is missing; wanted"),
+    ],
+)
+def test_what_is_wrong_with_a_field_is_said(shared: Any, path: str, body: dict[str, Any], words: str) -> None:
+    refused = posted(shared, path, body)
+    answer = refused.json()["error"]
+    assert refused.status_code == 400
+    assert (answer if isinstance(answer, str) else answer["message"]).startswith(words)
+
+
+def test_a_document_with_an_empty_text_is_scored(shared: Any) -> None:
+    assert len(posted(shared, "/v1/rerank", {"query": "red", "documents": ["", {"text": ""}]}).json()["results"]) == 2
 
 
 def test_any_model_name_is_taken_unless_the_server_is_strict() -> None:

@@ -25,7 +25,7 @@ from rankwright.cli import (
     serve,
     train,
 )
-from rankwright.cli.common import console, harmless, silence, write_out
+from rankwright.cli.common import as_command, console, harmless, silence, write_out
 from rankwright.errors import ConfigurationError, MissingDependencyError, RankwrightError, StorageError
 
 app = typer.Typer(
@@ -57,7 +57,7 @@ SHARED = ("train", "demo")
 """Verbs whose work several processes share."""
 INTERRUPTED = (
     "Interrupted. What was read and saved is kept; train goes on with --resume, rerank --out with the same command, "
-    "the others from the cache."
+    "the others from the cache. Of rerank --out the batch in work is lost, and scored again."
 )
 
 
@@ -73,7 +73,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         write_out("")  # what others printed is still buffered
         return result if isinstance(result, int) else 0
     except RankwrightError as error:
-        return _fail(str(error), error.exit_code)
+        return _fail(as_command(str(error)), error.exit_code)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("rankwright"):
             raise

@@ -310,7 +310,8 @@ def load_splits(
     corpus = _pooled(sets)
     if len(corpus) < 2 and data.retriever == "bm25":
         raise DataError(
-            f"Corpus of {data.train} has {len(corpus)} passage; wanted at least two to rank. Give --corpus FILE."
+            f"Corpus of {data.train} has {len(corpus) or 'no'} passage; wanted at least two to rank. "
+            "Give --corpus FILE."
         )
     index = BM25(corpus) if data.retriever == "bm25" else None
     first, passages = index, {}

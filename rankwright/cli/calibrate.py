@@ -13,12 +13,13 @@ from rankwright.errors import ConfigurationError
 from rankwright.llms.endpoint import model_place
 from rankwright.types import Example
 
-EXAMPLES = """
+EXAMPLES = r"""
 **Examples**
 
     rankwright calibrate runs/first --data dev.jsonl --corpus passages.jsonl
 
-    rankwright calibrate exported --data candidates.jsonl --retriever given --output json
+    rankwright calibrate exported --data candidates.jsonl --retriever given \
+      --output json
 """
 
 

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from rankwright.data import FORMATS
+from rankwright.data.problems import SKIP
 from rankwright.errors import StorageError
 from rankwright.evaluation import Evaluation, Score
 
@@ -74,6 +75,11 @@ def say(text: str) -> None:
 def harmless(text: str) -> str:
     """Text of others without characters by which it could steer a terminal."""
     return "".join(character if character.isprintable() or character == "\n" else " " for character in text)
+
+
+def as_command(message: str) -> str:
+    """A message of the library as the command line says it: with the option, without its name in Python."""
+    return message.replace(SKIP, "--on-bad-row skip")
 
 
 def emit(record: Mapping[str, Any]) -> None:

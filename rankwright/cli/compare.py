@@ -19,7 +19,7 @@ from rankwright.comparison import Comparison, Side, compare_sides, to_json, trai
 from rankwright.errors import ConfigurationError
 from rankwright.evaluation import Evaluation, verdict
 
-EXAMPLES = """
+EXAMPLES = r"""
 **Examples**
 
 Is the second run's model better than the first one's? Table here, question by question on the page:
@@ -28,11 +28,13 @@ Is the second run's model better than the first one's? Table here, question by q
 
 Two files that `eval --save` has written, in one metric, with a row for every question:
 
-    rankwright compare before.json after.json --eval-metrics nDCG@10 --perquery --output json
+    rankwright compare before.json after.json --eval-metrics nDCG@10 \
+      --perquery --output json
 
 What one run did to its starting point:
 
-    rankwright compare runs/first runs/first --before-model reference --report first.html
+    rankwright compare runs/first runs/first --before-model reference \
+      --report first.html
 """
 
 

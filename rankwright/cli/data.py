@@ -17,6 +17,7 @@ from rankwright.cli.common import (
     FORMAT_HELP,
     BadRow,
     OutputKind,
+    as_command,
     emit,
     print_out,
     progress_bars,
@@ -45,24 +46,28 @@ INVALID_EXIT_CODE = 5
 _QUERIES_AT_ONCE = 256
 _PROBLEMS_SHOWN = 20
 
-RETRIEVE_EXAMPLES = """
+RETRIEVE_EXAMPLES = r"""
 **Examples**
 
 Candidates for training and evaluation, in our own format (questions, answers, labels and candidates in one file):
 
-    rankwright retrieve --data questions.jsonl --corpus passages.jsonl --depth 20 --out candidates.jsonl
+    rankwright retrieve --data questions.jsonl --corpus passages.jsonl \
+      --depth 20 --out candidates.jsonl
 
 A TREC run from BEIR files, keeping the index for later:
 
-    rankwright retrieve --data nfcorpus/queries.jsonl --format beir --corpus nfcorpus/corpus.jsonl
-      --out bm25.run --save-index indexes/nfcorpus
+    rankwright retrieve --data nfcorpus/queries.jsonl --format beir \
+      --corpus nfcorpus/corpus.jsonl --out bm25.run \
+      --save-index indexes/nfcorpus
 
-    rankwright retrieve --data more.jsonl --index indexes/nfcorpus --out more.run
+    rankwright retrieve --data more.jsonl --index indexes/nfcorpus \
+      --out more.run
 
 BM25 searches with a passage too that a language model writes for each question (Query2Doc); it stands in the rows:
 
-    rankwright retrieve --data questions.jsonl --corpus passages.jsonl --out candidates.jsonl
-      --expand-with http://localhost:8000/v1 --expand-model Qwen/Qwen2.5-7B-Instruct
+    rankwright retrieve --data questions.jsonl --corpus passages.jsonl \
+      --out candidates.jsonl --expand-with http://localhost:8000/v1 \
+      --expand-model Qwen/Qwen2.5-7B-Instruct
 """
 
 VALIDATE_EXAMPLES = """
@@ -246,6 +251,8 @@ def validate(
         if output is OutputKind.json:  # a file that cannot be read at all; the message goes to standard error too
             emit({"ok": False, "name": file.name, "error": str(error)})
         raise
+    as_said = [replace(problem, next_step=as_command(problem.next_step)) for problem in report.problems]
+    report = replace(report, problems=tuple(as_said))
     if output is OutputKind.json:
         emit(report.as_dict())
     else:
@@ -274,6 +281,8 @@ def _print_report(report: ValidationReport) -> None:
     print_out(table)
     _print_problems("warning", report.warnings)
     _print_problems("problem", report.problems)
+    if report.questions and report.problems:
+        print_out("Verbs that use the file leave bad rows out with --on-bad-row skip.")
     if report.ok:
         print_out("No problems.")
     elif not report.problems:

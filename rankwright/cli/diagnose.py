@@ -48,7 +48,7 @@ from rankwright.errors import ConfigurationError
 from rankwright.rerankers import REFERENCE
 from rankwright.types import Example, Reader
 
-EXAMPLES = """
+EXAMPLES = r"""
 **Examples**
 
 Can training pay on these questions, with the embedded reader and the embedded reference?
@@ -57,12 +57,15 @@ Can training pay on these questions, with the embedded reader and the embedded r
 
 Before an LLM is paid for thousands of answers, at most 1000 of them:
 
-    rankwright diagnose --data questions.jsonl --corpus passages.jsonl --reader http://localhost:8000/v1
-      --reader-model Qwen/Qwen2.5-7B-Instruct --max-reader-calls 1000 --output json
+    rankwright diagnose --data questions.jsonl --corpus passages.jsonl \
+      --reader http://localhost:8000/v1 \
+      --reader-model Qwen/Qwen2.5-7B-Instruct --max-reader-calls 1000 \
+      --output json
 
 With the reader of a training run that showed no difference, and with second reads for its noise:
 
-    rankwright diagnose --data questions.jsonl --config runs/first/config.json --repeat-reads
+    rankwright diagnose --data questions.jsonl \
+      --config runs/first/config.json --repeat-reads
 """
 
 

@@ -57,31 +57,36 @@ from rankwright.types import Example, Reader, Reranker
 if TYPE_CHECKING:
     from rankwright.cli.llm import LLMSettings
 
-EXAMPLES = """
+EXAMPLES = r"""
 **Examples**
 
 Did training help? Both models read by the embedded reader, with BM25 over the passages of the file:
 
-    rankwright eval reference runs/first/model --data test.jsonl --baseline reference
+    rankwright eval reference runs/first/model --data test.jsonl \
+      --baseline reference
 
 Ranking quality alone, by relevance labels, on candidates as they were given:
 
-    rankwright eval first-stage reference --data run.trec --format trec --corpus corpus.jsonl
-      --qrels qrels.txt --retriever given --depth 100 --reader none --output json
+    rankwright eval first-stage reference --data run.trec --format trec \
+      --corpus corpus.jsonl --qrels qrels.txt --retriever given --depth 100 \
+      --reader none --output json
 
 Reader and query expansion of a training run, with all their settings, on other questions:
 
-    rankwright eval reference runs/first --data other.jsonl --config runs/first/config.json
+    rankwright eval reference runs/first --data other.jsonl \
+      --config runs/first/config.json
 
 Did GRPO help? A trained language model against the one it began as, both with the prompt of the training, by relevance
 labels; calls, sequential depth and unreadable answers are told beside the scores:
 
-    rankwright eval --llm Qwen/Qwen2.5-0.5B-Instruct --llm runs/rearank --prompt runs/rearank/model
-      --baseline Qwen/Qwen2.5-0.5B-Instruct --data candidates.jsonl --retriever given --reader none
+    rankwright eval --llm Qwen/Qwen2.5-0.5B-Instruct --llm runs/rearank \
+      --prompt runs/rearank/model --baseline Qwen/Qwen2.5-0.5B-Instruct \
+      --data candidates.jsonl --retriever given --reader none
 
 An LLM reads; its answers and their price are kept in the cache:
 
-    rankwright eval reference runs/first/model --data test.jsonl --reader http://localhost:8000/v1
+    rankwright eval reference runs/first/model --data test.jsonl \
+      --reader http://localhost:8000/v1 \
       --reader-model Qwen/Qwen2.5-7B-Instruct --report comparison.html
 """
 

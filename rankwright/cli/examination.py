@@ -36,24 +36,24 @@ TESTED = (
     "reranking on a Ray cluster: two nodes on one machine, a worker killed (make ray)",
 )
 UNTESTED = (
-    "hosted endpoints: untested here",
-    "vLLM (as a server, offline, in GRPO): untested here",
-    "Ollama: untested here",
-    "llama.cpp's own server: untested here",
-    "PyTerrier over an index of Terrier (Java): untested here",
-    "MTEB's own tasks (they are downloaded): untested here",
-    "published LLM rerankers (Qwen3-Reranker, mxbai-rerank-v2, FIRST): untested here",
-    "GPUs (CUDA, ROCm, MPS): untested here",
-    "several GPUs: untested here",
-    "several machines: untested here",
-    "FSDP: untested here",
-    "DeepSpeed: untested here",
-    "Text Embeddings Inference (TEI): untested here",
-    "the real Hugging Face hub: untested here",
-    "the Dockerfile: untested here",
-    "pages in Firefox and Safari: untested here",
-    "Windows: untested here",
-    "macOS: untested here",
+    "hosted endpoints",
+    "vLLM (as a server, offline, in GRPO)",
+    "Ollama",
+    "llama.cpp's own server",
+    "PyTerrier over an index of Terrier (Java)",
+    "MTEB's own tasks (they are downloaded)",
+    "published LLM rerankers (Qwen3-Reranker, mxbai-rerank-v2, FIRST)",
+    "GPUs (CUDA, ROCm, MPS)",
+    "several GPUs",
+    "several machines",
+    "FSDP",
+    "DeepSpeed",
+    "Text Embeddings Inference (TEI)",
+    "the real Hugging Face hub",
+    "the Dockerfile",
+    "pages in Firefox and Safari",
+    "Windows",
+    "macOS",
 )
 """Both as in the table of README.md; tests/test_cli_manage.py holds the two together."""
 
@@ -81,7 +81,7 @@ class Package:
     """Empty for the core."""
     required: bool = True
     seen_by: str = ""
-    """Distribution to look for, where that is another one."""
+    """Distribution that an extra in brackets of `name` brings: it must be there too, in any version."""
 
 
 PACKAGES = (
@@ -118,7 +118,7 @@ PACKAGES = (
     Package("tokenizers", "0.21", "onnx", required=False),
     Package("onnx", "1.18", "export", required=False),
     Package("onnxscript", "0.5", "export", required=False),
-    Package("ray[data]", "2.50", "ray", required=False, seen_by="ray"),
+    Package("ray[data]", "2.50", "ray", required=False, seen_by="pyarrow"),
     Package("tensorboard", "2.18", "track", required=False),
     Package("langchain-core", "1.0", "langchain", required=False),
     Package("llama-index-core", "0.14", "llama-index", required=False),
@@ -164,10 +164,12 @@ def _package(package: Package) -> Check:
         else f'pip install "{package.name}>={package.at_least}"'
     )
     try:
-        version = metadata.version(package.seen_by or package.name)
-    except metadata.PackageNotFoundError:
-        return Check(name, False, "not installed", hint, package.required)
-    found = f"{package.seen_by} {version}".strip()
+        found = version = metadata.version(package.name.partition("[")[0])
+        if package.seen_by:
+            found = f"{version}, {package.seen_by} {metadata.version(package.seen_by)}"
+    except metadata.PackageNotFoundError as error:
+        missing = "not installed" if error.name in (None, package.name) else f"{error.name} is not installed"
+        return Check(name, False, missing, hint, package.required)
     if package.at_least and _numbers(version) < _numbers(package.at_least):
         wanted = f"{found}, wanted {package.at_least} or later"
         return Check(name, False, wanted, f'pip install "{package.name}>={package.at_least}"', package.required)

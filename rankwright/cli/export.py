@@ -17,24 +17,22 @@ from rankwright.types import Example
 if TYPE_CHECKING:
     from rankwright.rerankers.onnx_folder import Manifest
 
-EXAMPLES = """
+EXAMPLES = r"""
 **Examples**
 
     rankwright export runs/first --to exported --for cpu
 
-    rankwright rerank "who wrote Faust?" "Goethe wrote it." "A fist is a hand." --model exported
+    rankwright rerank "who wrote Faust?" "Goethe wrote it." \
+      "A fist is a hand." --model exported
 
 Compared on questions of your own, fp32 alone, and the record for a machine:
 
-    rankwright export my-model --to exported --for cpu --form fp32 --data dev.jsonl --output json
+    rankwright export my-model --to exported --for cpu --form fp32 \
+      --data dev.jsonl --output json
 """
 DEPTH = 20
-
-
-class Target(StrEnum):
-    """--for."""
-
-    cpu = "cpu"
+CPU = "cpu"
+"""The one target."""
 
 
 class Form(StrEnum):
@@ -52,7 +50,7 @@ def register(app: typer.Typer) -> None:
 def export(
     model: str = typer.Argument(..., help="reference (embedded), a folder of a model or run, or a hub name."),
     to: Path = typer.Option(..., "--to", help="New folder."),
-    target: Target = typer.Option(Target.cpu, "--for", help="cpu: ONNX, in fp32 and int8."),
+    target: str = typer.Option(CPU, "--for", help="cpu: ONNX, in fp32 and int8."),
     form: list[Form] = typer.Option([], "--form", help="Only this form (may be repeated); without it both."),
     max_length: int | None = typer.Option(None, min=8, help="Tokens of a pair; by default the model's."),
     data: Path | None = typer.Option(
@@ -68,6 +66,11 @@ def export(
     from rankwright.rerankers.exporting import export as write
     from rankwright.rerankers.onnx_folder import is_export
 
+    if target != CPU:
+        raise ConfigurationError(
+            f"--for is '{target}'; wanted {CPU}: exports run in ONNX Runtime on a processor. On a GPU PyTorch "
+            "scores the model as it is (--device cuda)."
+        )
     if is_export(model):
         raise ConfigurationError(f"Model {model} is an export; wanted a model of PyTorch. Name what it was made from.")
     reranker: Any = build_reranker(model)
@@ -75,7 +78,7 @@ def export(
         reranker.tokenizer.model_max_length = min(max_length, reranker.max_length)
     examples = None if data is None else _examples(data, format, corpus, questions)
     manifest = write(reranker, to, examples, forms=[f.value for f in form] or [f.value for f in Form], tell=say)
-    record = {"folder": str(to), "target": target.value, **_sizes(to, manifest), "parity": dict(manifest.parity)}
+    record = {"folder": str(to), "target": target, **_sizes(to, manifest), "parity": dict(manifest.parity)}
     if output is OutputKind.json:
         emit(record)
         return
@@ -106,8 +109,11 @@ def _sizes(folder: Path, manifest: Manifest) -> dict[str, Any]:
 
 
 def _parity_line(form: str, parity: dict[str, Any]) -> str:
+    from rankwright.rerankers.exporting import BOUNDS
+
     before, after = parity["ndcg_before"], parity["ndcg_after"]
     ndcg = "nDCG@10 unknown (no labels)" if before is None else f"nDCG@10 {before:.4f} -> {after:.4f}"
-    error = f"largest error {parity['largest_error']:.2g} of scores that spread by {parity['spread']:.2g}"
+    share = parity["largest_error"] / (parity["spread"] or 1.0)
+    error = f"largest error {share:.2g} standard deviations of the scores (allowed {BOUNDS[form].error:g})"
     pairs = f"{parity['pairs']} pairs of {parity['questions']} questions"
     return f"{form}: {error}, rank correlation {parity['rank_correlation']:.4f}, {ndcg}; {pairs}"

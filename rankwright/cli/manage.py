@@ -68,6 +68,14 @@ Without a question, and the record of calls too:
     rankwright cache clear --yes --ledger
 """
 
+CACHE_EXAMPLES = """
+**Examples**
+
+    rankwright cache info
+
+    rankwright cache runs
+"""
+
 DOCTOR_EXAMPLES = """
 **Examples**
 
@@ -85,9 +93,7 @@ def register(app: typer.Typer) -> None:
     cache.command("info", epilog=INFO_EXAMPLES)(cache_info)
     cache.command("runs", epilog=RUNS_EXAMPLES)(cache_runs)
     cache.command("clear", epilog=CLEAR_EXAMPLES)(cache_clear)
-    app.add_typer(
-        cache, name="cache", epilog="**Examples**\n\n    rankwright cache info\n\n    rankwright cache runs\n"
-    )
+    app.add_typer(cache, name="cache", epilog=CACHE_EXAMPLES)
     app.command(epilog=DOCTOR_EXAMPLES)(doctor)
 
 
@@ -135,6 +141,11 @@ def stored_evaluation(source: Path) -> Evaluation:
     from rankwright.cli.run import damaged_records
     from rankwright.evaluation import Evaluation
 
+    if not source.exists():
+        raise ResourceNotFoundError(
+            f"There is no run folder {source}; wanted one that rankwright train has written, or a file of rankwright "
+            f"eval --save.{_runs_beside(source)}"
+        )
     if not source.is_dir():
         return Evaluation.load(source)
     if not (source / "evaluation.json").is_file() and _json_object(source / "result.json").get("delta", 0) is None:
@@ -154,6 +165,12 @@ def stored_evaluation(source: Path) -> Evaluation:
             f"them again with rankwright train --resume, or remove {MANIFEST} to take them as they are."
         )
     return Evaluation.load(source / "evaluation.json")
+
+
+def _runs_beside(source: Path) -> str:
+    """The finished runs in the folder where one was sought."""
+    found = sorted(run.parent.name for run in source.parent.glob("*/evaluation.json"))
+    return f" {source.parent} has {', '.join(found[:10])}." if found else " Check the path."
 
 
 def _json_object(path: Path) -> Mapping[str, Any]:

@@ -38,15 +38,17 @@ RECIPE_NAMES = ("rearank", "rank-r1", "rank-r1-v0.2", "permutation", "reasonrank
 POINT_PROMPTS = {"reasonrank": "pointwise-yes-no-1", "grouprank": "pointwise-integer-1"}
 """Which shipped prompt a teacher of single passages takes where none is given."""
 
-EXAMPLES = """
+EXAMPLES = r"""
 **Examples**
 
 Fifty candidate sets of 20 out of BM25's first hundred of each labelled question, as REARANK is trained:
 
-    rankwright prepare rearank --data train.jsonl --corpus passages.jsonl --retriever bm25 --out sets.jsonl --seed 1
+    rankwright prepare rearank --data train.jsonl --corpus passages.jsonl \
+      --retriever bm25 --out sets.jsonl --seed 1
 
-    rankwright prepare rearank --data bm25_top100.json --format rank_llm --qrels qrels.txt --set draws=20
-      --set ideal=set --out sets.jsonl.gz --output json
+    rankwright prepare rearank --data bm25_top100.json --format rank_llm \
+      --qrels qrels.txt --set draws=20 --set ideal=set --out sets.jsonl.gz \
+      --output json
 
 One relevant passage among 19 others; then among 1 to 9:
 
@@ -56,16 +58,18 @@ One relevant passage among 19 others; then among 1 to 9:
 
 A language model's order of 20 passages; started again after a kill, it pays for nothing twice:
 
-    rankwright prepare permutation --data candidates.jsonl --out orders.jsonl
-      --llm http://localhost:8000/v1 --llm-model Qwen/Qwen2.5-7B-Instruct --prompt listwise-think-1
+    rankwright prepare permutation --data candidates.jsonl --out orders.jsonl \
+      --llm http://localhost:8000/v1 --llm-model Qwen/Qwen2.5-7B-Instruct \
+      --prompt listwise-think-1
 
 Its order where it agrees with its own yes or no to each passage; short lists with the labels of two teachers fused:
 
-    rankwright prepare reasonrank --data candidates.jsonl --out orders.jsonl
+    rankwright prepare reasonrank --data candidates.jsonl --out orders.jsonl \
       --llm http://localhost:8000/v1 --llm-model Qwen/Qwen2.5-7B-Instruct
 
-    rankwright prepare grouprank --data candidates.jsonl --out lists.jsonl
-      --llm http://localhost:8000/v1 --llm-model big --point-llm http://localhost:8001/v1 --point-llm-model small
+    rankwright prepare grouprank --data candidates.jsonl --out lists.jsonl \
+      --llm http://localhost:8000/v1 --llm-model big \
+      --point-llm http://localhost:8001/v1 --point-llm-model small
 """
 
 

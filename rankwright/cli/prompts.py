@@ -14,6 +14,14 @@ from rankwright.errors import ConfigurationError
 if TYPE_CHECKING:
     from rankwright.prompts.ranking import RankingPrompt
 
+PROMPTS_EXAMPLES = """
+**Examples**
+
+    rankwright prompts list
+
+    rankwright prompts show listwise-1
+"""
+
 LIST_EXAMPLES = """
 **Examples**
 
@@ -34,12 +42,14 @@ A file to write your own prompt from, and what rankwright makes of it:
     rankwright prompts show --prompt mine.yaml --output json
 """
 
-RENDER_EXAMPLES = """
+RENDER_EXAMPLES = r"""
 **Examples**
 
-    rankwright prompts render listwise-1 --query "how long does a flea live" "Fleas live for months." "A flat."
+    rankwright prompts render listwise-1 --query "how long does a flea live" \
+      "Fleas live for months." "A flat."
 
-    rankwright prompts render --prompt mine.yaml --query "how long does a flea live" "Fleas live for months."
+    rankwright prompts render --prompt mine.yaml \
+      --query "how long does a flea live" "Fleas live for months."
 """
 
 PROMPT = typer.Option(
@@ -57,7 +67,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(
         prompts,
         name="prompts",
-        epilog="**Examples**\n\n    rankwright prompts list\n\n    rankwright prompts show listwise-1\n",
+        epilog=PROMPTS_EXAMPLES,
     )
 
 
@@ -103,6 +113,10 @@ def render(
     from rankwright.types import as_documents, as_query
 
     found, passages = _chosen(prompt, texts)
+    if not passages:
+        raise ConfigurationError(
+            f"Prompt '{found.version}' was given no passage to show; wanted one or more. Put them behind its name."
+        )
     rendered = found.rendered(as_query(query), as_documents(passages))
     if output is OutputKind.json:
         messages = [{"role": role, "content": content} for role, content in rendered.messages]

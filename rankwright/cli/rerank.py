@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.table import Table
 
-from rankwright.cli.common import FORMAT_HELP, BadRow, OutputKind, emit, print_out, progress_bars, say, write_out
+from rankwright.cli.common import (
+    FORMAT_HELP,
+    BadRow,
+    OutputKind,
+    as_command,
+    emit,
+    print_out,
+    progress_bars,
+    say,
+    write_out,
+)
 from rankwright.cli.options import (
     STRATEGIES,
     ApiKeyEnv,
@@ -23,6 +33,9 @@ from rankwright.cli.options import (
     RequestsPerMinute,
     TokensPerMinute,
 )
+from rankwright.data.fields import FIX_FORMAT
+from rankwright.data.intake import Intake
+from rankwright.data.problems import RowError
 from rankwright.errors import ConfigurationError, DataError
 from rankwright.types import Document, Query, Ranking, Reranker, RerankRequest
 
@@ -38,16 +51,19 @@ MAX_FAILED, STOP_ABOVE = 0.01, 0.05
 QUERY_ID_FIELDS = ("query_id", "_id", "id")
 _QUERIES_AT_ONCE = 64
 
-EXAMPLES = """
+EXAMPLES = r"""
 **Examples**
 
-    rankwright rerank "who wrote Faust?" "Goethe wrote it." "A fist is a hand." --top-k 1
+    rankwright rerank "who wrote Faust?" "Goethe wrote it." \
+      "A fist is a hand." --top-k 1
 
 Passages as JSON lines, from a file or from another program:
 
-    rankwright rerank "who wrote Faust?" --passages passages.jsonl --output json
+    rankwright rerank "who wrote Faust?" --passages passages.jsonl \
+      --output json
 
-    cat passages.jsonl | rankwright rerank "who wrote Faust?" --model runs/first/model
+    cat passages.jsonl | rankwright rerank "who wrote Faust?" \
+      --model runs/first/model
 
 Many requests, one {"query", "documents"} object a line, each answered with one JSON line at once:
 
@@ -55,28 +71,35 @@ Many requests, one {"query", "documents"} object a line, each answered with one 
 
 A TREC run in, a TREC run out:
 
-    rankwright rerank --run bm25.run --topics topics.tsv --corpus corpus.jsonl > reranked.run
+    rankwright rerank --run bm25.run --topics topics.tsv \
+      --corpus corpus.jsonl > reranked.run
 
 Millions of pairs: progress, constant memory; the same command goes on after a kill. Then the third of eight parts, on
 any machine; at last the parts in one:
 
-    rankwright rerank --run bm25.run --corpus corpus.jsonl --model runs/first/model --out reranked.run.gz
+    rankwright rerank --run bm25.run --corpus corpus.jsonl \
+      --model runs/first/model --out reranked.run.gz
 
-    rankwright rerank --run bm25.run --corpus beir-folder --out top.jsonl --top-k 10 --shard 3/8
+    rankwright rerank --run bm25.run --corpus beir-folder --out top.jsonl \
+      --top-k 10 --shard 3/8
 
     rankwright rerank --out top.jsonl --join 8
 
 A language model behind an OpenAI-compatible endpoint sees 20 passages at a time; --output json tells calls and tokens:
 
-    rankwright rerank --llm http://localhost:8000/v1 --llm-model Qwen/Qwen2.5-7B-Instruct --strategy sliding
+    rankwright rerank --llm http://localhost:8000/v1 \
+      --llm-model Qwen/Qwen2.5-7B-Instruct --strategy sliding \
       --data bm25_top100.json --format rank_llm --output json
 
 Fewer rounds, another prompt, a tenth of the first stage's scores; then a local model with yes or no to each passage:
 
-    rankwright rerank --llm http://localhost:8000/v1 --llm-model Qwen/Qwen2.5-7B-Instruct --strategy topk
-      --prompt listwise-think-1 --fuse 0.1 --data candidates.jsonl > reranked.run
+    rankwright rerank --llm http://localhost:8000/v1 \
+      --llm-model Qwen/Qwen2.5-7B-Instruct --strategy topk \
+      --prompt listwise-think-1 --fuse 0.1 --data candidates.jsonl \
+      > reranked.run
 
-    rankwright rerank "who wrote Faust?" --passages passages.jsonl --llm ./my-llm --strategy pointwise
+    rankwright rerank "who wrote Faust?" --passages passages.jsonl \
+      --llm ./my-llm --strategy pointwise
 """
 
 
@@ -346,13 +369,14 @@ def _say_taken(reranker: Reranker) -> None:
 def _documents(texts: Sequence[str], file: Path | None, on_bad_row: BadRow) -> tuple[tuple[Document, ...], int]:
     """Passages of the arguments, then those of the file; of standard input where there are neither. And how many were
     bad."""
-    from rankwright.data.intake import Intake
     from rankwright.data.rows import json_rows
 
-    intake = Intake(skip_bad_rows=on_bad_row is BadRow.skip, need_answers=False)
+    intake = _OneFormat(skip_bad_rows=on_bad_row is BadRow.skip, need_answers=False)
     documents: dict[str, Document] = {}
     for number, text in enumerate(texts, start=1):
         with intake.row(f"passage argument {number}", 0):
+            if not text.strip():
+                raise RowError("it is empty", "the text of a passage", "Write one, or leave the argument out.")
             _take(documents, _document(text, len(documents)))
     if file is not None:
         _take_rows(documents, file, json_rows(file, intake), intake)
@@ -366,6 +390,23 @@ def _documents(texts: Sequence[str], file: Path | None, on_bad_row: BadRow) -> t
             '{"text": "..."} a line. Give passages as arguments, with --passages FILE or on standard input.'
         )
     return tuple(documents.values()), skipped
+
+
+class _OneFormat(Intake):
+    """Of passages and of requests, among whose formats --format does not choose."""
+
+    @contextlib.contextmanager
+    def row(self, file: object, line: int) -> Iterator[None]:
+        with super().row(file, line):
+            try:
+                yield
+            except RowError as error:
+                raise _without_format(error) from None
+
+
+def _without_format(error: RowError) -> RowError:
+    step = error.next_step.replace(FIX_FORMAT, "Correct the row; rankwright rerank --help has examples.")
+    return RowError(error.found, error.wanted, step)
 
 
 def _take_rows(
@@ -415,8 +456,6 @@ def _document(value: object, position: int) -> Document:
 
 
 def _take(documents: dict[str, Document], found: Document) -> None:
-    from rankwright.data.problems import RowError
-
     if found.doc_id in documents:
         raise RowError(
             f"doc_id '{found.doc_id}' stands twice among the passages",
@@ -466,9 +505,6 @@ def _print(answer: Mapping[str, Any], output: OutputKind) -> None:
 
 def _answer_requests(reranker: Reranker, model: str, top_k: int | None, on_bad_row: BadRow) -> int:
     """Answers every line of standard input as it arrives; the number of lines that could not be read."""
-    from rankwright.data.intake import Intake
-    from rankwright.data.problems import RowError
-
     _refuse_terminal('requests, one {"query", "documents"} object a line')
     answered = failed = 0
     noted = Intake(skip_bad_rows=True, need_answers=False)
@@ -477,7 +513,7 @@ def _answer_requests(reranker: Reranker, model: str, top_k: int | None, on_bad_r
             row = _parsed(raw)
             query_id, request = _request(row)
         except RowError as error:
-            problem = str(error.at(STDIN, line))
+            problem = as_command(str(_without_format(error).at(STDIN, line)))
             if on_bad_row is BadRow.error:
                 raise DataError(problem) from None
             failed += 1
@@ -513,7 +549,6 @@ def _request(row: Mapping[str, Any]) -> tuple[str | None, RerankRequest]:
     """The id that a request brings and what it asks: {"query", "documents" | "candidates"}, or a row of rank_llm."""
     from rankwright.data import rank_llm
     from rankwright.data.fields import id_field, list_field, shown, text_field
-    from rankwright.data.problems import RowError
 
     names = [name for name in ("documents", "candidates") if name in row]
     if len(names) != 1:

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from rankwright.server.settings import ServerSettings
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
-EXAMPLES = """
+EXAMPLES = r"""
 **Examples**
 
     rankwright serve runs/mine/model --port 8000
 
-    curl localhost:8000/v1/rerank -H 'content-type: application/json'
-      -d '{"query": "who wrote Faust?", "documents": ["Goethe wrote it.", "A fist is a hand."]}'
+    curl localhost:8000/v1/rerank -H 'content-type: application/json' \
+      -d '{"query": "who wrote Faust?", "documents": ["Goethe.", "A fist."]}'
 
 With a key, for other machines; two models, chosen by the field `model`:
 
@@ -118,10 +118,11 @@ def listen(
         address = f"[{settings.host}]" if ":" in settings.host else settings.host
         guarded = f"{len(settings.keys)} key{'s' * (len(settings.keys) > 1)}" if settings.keys else "no key"
         url = f"http://{address}:{listener.getsockname()[1]}"
-        say(f"Serving {', '.join(models)} on {url} ({guarded})")
+        say(f"Loading {', '.join(models)} for {url} ({guarded})")
         if output is OutputKind.json:
             emit({"url": url, "models": served_names(models), "keys": len(settings.keys)})
-        run(create_app(engine, settings, reader=served), engine, settings, listener)
+        app = create_app(engine, settings, reader=served)
+        run(app, engine, settings, listener, lambda: say(f"Ready on {url}"))
 
 
 def _served_reader(

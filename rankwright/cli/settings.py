@@ -502,16 +502,17 @@ def validated(adapter: TypeAdapter[Any], tree: Any, prefix: str) -> Any:
         if isinstance(own, ConfigurationError):  # a class refused its values; its sentence is whole
             raise own from None
         place = prefix + ".".join(str(part) for part in first["loc"])
+        if first["type"] == "unexpected_keyword_argument":
+            raise ConfigurationError(
+                f"There is no setting {place}. {_meant(place)}See docs/settings.md for all names and values."
+            ) from error
         raise ConfigurationError(
-            f"Setting {place}{_shown(first)}: {first['msg']}. {_meant(first, place)}"
-            "See docs/settings.md for all names and values."
+            f"Setting {place}{_shown(first)}: {first['msg']}. See docs/settings.md for all names and values."
         ) from error
 
 
-def _meant(error: Mapping[str, Any], place: str) -> str:
+def _meant(place: str) -> str:
     """The known setting that an unknown name is most like."""
-    if error["type"] != "unexpected_keyword_argument":
-        return ""
     known = _names(settings_tree(RunSettings()))
     same_leaf = [name for name in known if name.rpartition(".")[2] == place.rpartition(".")[2]]
     close = same_leaf or difflib.get_close_matches(place, known, n=1, cutoff=0.75)

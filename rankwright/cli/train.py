@@ -56,43 +56,50 @@ The control, in which nothing may be gained:
     rankwright demo --shuffle-answers --name control
 """
 
-TRAIN_EXAMPLES = """
+TRAIN_EXAMPLES = r"""
 **Examples**
 
 The embedded reference learns from the embedded reader; questions.jsonl holds {"question", "answers"} rows:
 
-    rankwright train --name first --data questions.jsonl --corpus passages.jsonl
+    rankwright train --name first --data questions.jsonl \
+      --corpus passages.jsonl
 
 A hub cross-encoder learns from an LLM behind an OpenAI-compatible endpoint:
 
-    rankwright train --name bge --data train.jsonl --corpus corpus.jsonl --model BAAI/bge-reranker-base
-      --reader http://localhost:8000/v1 --reader-model Qwen/Qwen2.5-7B-Instruct --reward f1
+    rankwright train --name bge --data train.jsonl --corpus corpus.jsonl \
+      --model BAAI/bge-reranker-base --reader http://localhost:8000/v1 \
+      --reader-model Qwen/Qwen2.5-7B-Instruct --reward f1
 
 BM25 searches with a passage too that the reader's language model writes for each question (Query2Doc):
 
-    rankwright train --name expanded --data train.jsonl --corpus corpus.jsonl --expand-with reader
-      --reader http://localhost:8000/v1 --reader-model Qwen/Qwen2.5-7B-Instruct
+    rankwright train --name expanded --data train.jsonl --corpus corpus.jsonl \
+      --expand-with reader --reader http://localhost:8000/v1 \
+      --reader-model Qwen/Qwen2.5-7B-Instruct
 
 What that costs at most, before anything is spent; then with a limit:
 
-    rankwright train --name bge --data train.jsonl --corpus corpus.jsonl --model BAAI/bge-reranker-base
-      --reader http://localhost:8000/v1 --reader-model Qwen/Qwen2.5-7B-Instruct
-      --price-input 0.1 --price-output 0.4 --dry-run
+    rankwright train --name bge --data train.jsonl --corpus corpus.jsonl \
+      --model BAAI/bge-reranker-base --reader http://localhost:8000/v1 \
+      --reader-model Qwen/Qwen2.5-7B-Instruct --price-input 0.1 \
+      --price-output 0.4 --dry-run
 
-    rankwright train --name bge --data train.jsonl --corpus corpus.jsonl --model BAAI/bge-reranker-base
-      --reader http://localhost:8000/v1 --reader-model Qwen/Qwen2.5-7B-Instruct
-      --price-input 0.1 --price-output 0.4 --max-cost 5
+    rankwright train --name bge --data train.jsonl --corpus corpus.jsonl \
+      --model BAAI/bge-reranker-base --reader http://localhost:8000/v1 \
+      --reader-model Qwen/Qwen2.5-7B-Instruct --price-input 0.1 \
+      --price-output 0.4 --max-cost 5
 
 A language model learns to write rankings as in a paper (GRPO); first what the recipe says and where each value is from:
 
     rankwright train --recipe rearank --dry-run
 
-    rankwright train --recipe rearank --name rearank --data train.jsonl --corpus corpus.jsonl --depth 20
-      --model Qwen/Qwen2.5-0.5B-Instruct --lora-rank 16 --device cuda
+    rankwright train --recipe rearank --name rearank --data train.jsonl \
+      --corpus corpus.jsonl --depth 20 --model Qwen/Qwen2.5-0.5B-Instruct \
+      --lora-rank 16 --device cuda
 
 Go on after an interruption or with a higher limit, otherwise with the same settings:
 
-    rankwright train --name first --data questions.jsonl --corpus passages.jsonl --resume
+    rankwright train --name first --data questions.jsonl \
+      --corpus passages.jsonl --resume
 """
 
 

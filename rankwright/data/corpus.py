@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rankwright.data.fields import PASSAGE_FIELDS, document, identifier, passage, shown
 from rankwright.data.files import AnyPath, file_problem, first_line
 from rankwright.data.intake import Intake
-from rankwright.data.problems import RowError
+from rankwright.data.problems import OR_SKIP, RowError
 from rankwright.data.rows import json_rows, text_rows
 from rankwright.types import Document
 
@@ -53,7 +53,7 @@ def _take(documents: dict[str, Document], found: Document) -> None:
         raise RowError(
             f"doc_id '{found.doc_id}' stands twice in the corpus",
             "every doc_id once",
-            "Remove or rename one, or leave bad rows out with on_bad_row='skip' (--on-bad-row skip).",
+            f"Remove or rename one{OR_SKIP}.",
         )
     documents[found.doc_id] = found
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rankwright.data.problems import RowError
+from rankwright.data.problems import OR_SKIP, SKIP, RowError
 from rankwright.types import Document
 
 Row = Mapping[str, Any]
@@ -17,8 +17,8 @@ PASSAGE_FIELDS = frozenset({*ID_FIELDS, "title", "text", "contents"})
 CANDIDATE_FIELDS = PASSAGE_FIELDS | {"score", "metadata"}
 """Those of a passage that someone has ranked."""
 _SHOWN_CHARACTERS = 60
-_FIX_ROW = "Correct the row, or leave bad rows out with on_bad_row='skip' (--on-bad-row skip)."
-_FIX_FORMAT = "Check that the format (--format) is the one of this file, or correct the row."
+_FIX_ROW = f"Correct the row{OR_SKIP}."
+FIX_FORMAT = "Check that the format (--format) is the one of this file, or correct the row."
 
 
 def shown(value: object) -> str:
@@ -61,7 +61,7 @@ def text_field(row: Row, *names: str) -> str:
                 raise RowError(f"field '{name}' is empty", "text", _FIX_ROW)
             return text
     wanted = "field " + " or ".join(f"'{name}'" for name in names)
-    raise RowError(f"no such field in {shown(sorted(row))}", wanted, _FIX_FORMAT)
+    raise RowError(f"no such field in {shown(sorted(row))}", wanted, FIX_FORMAT)
 
 
 def optional_text(row: Row, name: str) -> str:
@@ -93,7 +93,7 @@ def required_id(row: Row, *names: str) -> str:
     value = id_field(row, *names)
     if value is None:
         wanted = "an id in field " + " or ".join(f"'{name}'" for name in names)
-        raise RowError(f"no id in fields {shown(sorted(row))}", wanted, _FIX_FORMAT)
+        raise RowError(f"no id in fields {shown(sorted(row))}", wanted, FIX_FORMAT)
     return value
 
 
@@ -103,14 +103,14 @@ def list_field(row: Row, name: str) -> Sequence[Any]:
     if value is None:
         return ()
     if not isinstance(value, list):
-        raise RowError(f"field '{name}' is {shown(value)} ({type(value).__name__})", "a list", _FIX_FORMAT)
+        raise RowError(f"field '{name}' is {shown(value)} ({type(value).__name__})", "a list", FIX_FORMAT)
     return value
 
 
 def object_of(value: object, name: str) -> Row:
     """The value if it is a JSON object."""
     if not isinstance(value, dict):
-        raise RowError(f"{name} is {shown(value)} ({type(value).__name__})", "a JSON object", _FIX_FORMAT)
+        raise RowError(f"{name} is {shown(value)} ({type(value).__name__})", "a JSON object", FIX_FORMAT)
     return value
 
 
@@ -181,7 +181,7 @@ def passage(row: Row) -> Document:
     if "text" in row:
         return document(title, optional_text(row, "text"), doc_id)
     if "contents" not in row:
-        raise RowError(f"a passage with fields {shown(sorted(row))}", "field 'text' or 'contents'", _FIX_FORMAT)
+        raise RowError(f"a passage with fields {shown(sorted(row))}", "field 'text' or 'contents'", FIX_FORMAT)
     own_title, text = split_contents(checked_text(row["contents"], "contents"))
     return document(title or own_title, text, doc_id)
 
@@ -203,5 +203,5 @@ def unanswerable(query_id: str) -> RowError:
     return RowError(
         f"question '{query_id}' is marked unanswerable",
         "questions with an answer",
-        "Leave such rows out with on_bad_row='skip' (--on-bad-row skip).",
+        f"Such rows are left out with {SKIP}.",
     )

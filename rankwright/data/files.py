@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rankwright.data.fields import Row, object_of, shown
-from rankwright.data.problems import Problem, RowError
+from rankwright.data.problems import OR_SKIP, Problem, RowError
 from rankwright.errors import DataError, ResourceNotFoundError, StorageError
 
 AnyPath = Path | zipfile.Path
@@ -77,7 +77,7 @@ def parsed_object(line: str) -> Row:
         raise RowError(
             f"broken JSON, {error.msg} at column {error.colno} of {shown(line)}",
             "one complete JSON object per line, or one JSON array in the whole file",
-            "Correct the line, or leave bad rows out with on_bad_row='skip' (--on-bad-row skip).",
+            f"Correct the line{OR_SKIP}.",
         ) from None
     except (ValueError, RecursionError) as error:
         raise RowError(f"JSON that cannot be read ({error})", "a plain JSON object", "Correct the line.") from None

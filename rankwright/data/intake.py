@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rankwright.data.fields import Row, content_id, has_content_id, shown
 from rankwright.data.files import AnyPath
-from rankwright.data.problems import Problem, RowError
+from rankwright.data.problems import OR_SKIP, Problem, RowError
 from rankwright.errors import DataError
 from rankwright.types import Document, Example
 
@@ -75,7 +75,8 @@ class Intake:
             problem = error.at(file, line)
             if not self._skip_bad_rows:
                 raise DataError(str(problem)) from None
-            self._problems.append(problem)
+            # The advice to leave bad rows out was taken.
+            self._problems.append(replace(problem, next_step=problem.next_step.replace(OR_SKIP, "")))
 
     def note_fields(
         self,

@@ -37,7 +37,7 @@ from rankwright.data.fields import (
     text_field,
 )
 from rankwright.data.files import write_lines
-from rankwright.data.problems import RowError
+from rankwright.data.problems import OR_SKIP, RowError
 from rankwright.data.rows import RowFormat
 from rankwright.types import Document, Example, Query
 
@@ -101,7 +101,7 @@ def _order(row: Row) -> tuple[str, ...]:
         raise RowError(
             f"doc_id {shown(twice)} stands {times} times in field 'order'",
             "every doc_id once",
-            "Correct the row, or leave bad rows out with on_bad_row='skip' (--on-bad-row skip).",
+            f"Correct the row{OR_SKIP}.",
         )
     return order
 

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from rankwright.errors import DataError
 
+SKIP = "on_bad_row='skip' (--on-bad-row skip)"
+"""How rows are left out, in Python and on the command line, in every message that advises it."""
+OR_SKIP = f", or leave bad rows out with {SKIP}"
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:

@@ -22,7 +22,7 @@ from rankwright.data.fields import (
     shown,
     text_field,
 )
-from rankwright.data.problems import RowError
+from rankwright.data.problems import SKIP, RowError
 from rankwright.data.rows import RowFormat
 from rankwright.types import Document, Example, Query
 
@@ -65,7 +65,7 @@ def _parse_hits(row: Row) -> Example:
         raise RowError(
             f"candidate list 'hits' of query {shown(row.get('query'))} is empty",
             "at least one hit, because hits carry the query's id",
-            "Leave such rows out with on_bad_row='skip' (--on-bad-row skip).",
+            f"Such rows are left out with {SKIP}.",
         )
     query_ids = {required_id(hit, "qid") for hit in hits}
     if len(query_ids) > 1:

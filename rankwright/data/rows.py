@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from rankwright.data.fields import Row, object_of
-from rankwright.data.files import AnyPath, array_rows, decoded, is_json_array, lines_of, parsed_object
+from rankwright.data.fields import Row, object_of, shown
+from rankwright.data.files import (
+    AnyPath,
+    array_rows,
+    decoded,
+    file_problem,
+    first_line,
+    is_json_array,
+    lines_of,
+    parsed_object,
+)
 from rankwright.data.intake import Intake
 from rankwright.data.problems import RowError
 from rankwright.types import Example
@@ -29,12 +38,24 @@ class RowFormat:
 def json_rows(path: AnyPath, intake: Intake) -> Iterator[tuple[int, Row]]:
     """(line, row) of JSON lines or of one JSON array of objects; broken lines go the way of the intake."""
     source = array_rows(path) if is_json_array(path) else lines_of(path)
+    good = bad = 0
     for line, found in source:
         row: Row | None = None
         with intake.row(path, line):
             row = parsed_object(decoded(found)) if isinstance(found, bytes) else object_of(found, "row")
         if row is not None:
+            good += 1
             yield line, row
+        else:
+            bad += 1
+    if bad > 1 and not good:  # said once, not once for every line
+        raise file_problem(
+            path,
+            f"this is no JSON Lines file: none of its {bad} rows is a JSON object, the first is "
+            f"{shown(first_line(path).decode(errors='replace'))}",
+            "one JSON object per line, or one JSON array of objects",
+            "Convert it, or name the format that it has.",
+        )
 
 
 def text_rows(path: AnyPath, intake: Intake) -> Iterator[tuple[int, str]]:

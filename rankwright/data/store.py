@@ -20,7 +20,7 @@ from rankwright.data import jsonl
 from rankwright.data.corpus import passages_of
 from rankwright.data.files import AnyPath
 from rankwright.data.intake import Intake
-from rankwright.data.problems import RowError
+from rankwright.data.problems import OR_SKIP, RowError
 from rankwright.data.trec import topics_of
 from rankwright.errors import StorageError
 from rankwright.types import Document, Example
@@ -141,7 +141,7 @@ def _insert(rows: sqlite3.Connection, into: str, values: Sequence[str], what: st
         raise RowError(
             f"{what} '{values[0]}' stands twice",
             f"every {what} once",
-            "Remove or rename one, or leave bad rows out with on_bad_row='skip' (--on-bad-row skip).",
+            f"Remove or rename one{OR_SKIP}.",
         )
 
 

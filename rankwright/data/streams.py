@@ -16,7 +16,7 @@ from rankwright.data.fields import shown
 from rankwright.data.files import AnyPath, file_problem, first_line
 from rankwright.data.intake import Intake, Sources
 from rankwright.data.loading import ROW_FORMATS
-from rankwright.data.problems import Problem, RowError
+from rankwright.data.problems import OR_SKIP, Problem, RowError
 from rankwright.data.rows import json_rows, refuse_empty_candidates, text_rows
 from rankwright.data.store import PassageStore, SeenIds, file_digest, made_store
 from rankwright.data.trec import RunLine, parse_run_line, ranking_of, topics_beside
@@ -219,7 +219,7 @@ def _blocks(path: Path, intake: Intake, seen: SeenIds) -> Iterator[tuple[str, li
                 raise RowError(
                     f"doc_id '{found.doc_id}' stands twice for query '{query_id}'",
                     "every passage once",
-                    "Correct the line, or leave bad rows out with on_bad_row='skip' (--on-bad-row skip).",
+                    f"Correct the line{OR_SKIP}.",
                 )
             block[found.doc_id] = (line, found)
     if block:

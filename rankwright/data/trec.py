@@ -13,14 +13,14 @@ from rankwright.data import jsonl
 from rankwright.data.fields import Row, answers_field, checked_text, identifier, required_id, shown, text_field
 from rankwright.data.files import AnyPath, first_line, write_lines
 from rankwright.data.intake import Intake, Sources
-from rankwright.data.problems import Problem, RowError
+from rankwright.data.problems import OR_SKIP, Problem, RowError
 from rankwright.data.rows import json_rows, text_rows
 from rankwright.errors import ConfigurationError, DataError
 from rankwright.types import Document, Example, Query, Ranking
 
 _RUN_COLUMNS = "six columns: query_id Q0 doc_id rank score tag"
 _QRELS_COLUMNS = "query_id 0 doc_id grade (TREC) or query-id TAB corpus-id TAB score (BEIR)"
-_FIX_LINE = "Correct the line, or leave bad rows out with on_bad_row='skip' (--on-bad-row skip)."
+_FIX_LINE = f"Correct the line{OR_SKIP}."
 _TOPIC_NAMES = ("topics*", "queries*")
 
 

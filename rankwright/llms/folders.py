@@ -1,11 +1,45 @@
-"""What a model's folder or hub repository may not bring: code, and weights in a pickle."""
+"""What a model's folder or hub repository may not bring: code, and weights in a pickle; and a hub that is not there."""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from rankwright.errors import ModelError
+
+
+@contextmanager
+def fetched(path: str) -> Iterator[None]:
+    """Around whatever opens a folder or hub name. Where the hub's host has no address the block runs in the hub's
+    offline mode: what was fetched before opens, and any other name fails at once, not after a minute of retries for
+    each of its files. A proxy finds the address itself, so with one nothing is asked."""
+    from huggingface_hub import constants
+
+    if Path(path).exists() or constants.HF_HUB_OFFLINE or _proxied() or _has_address(constants.ENDPOINT):
+        yield
+        return
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = False
+
+
+def _proxied() -> bool:
+    return not {"http", "https", "all"}.isdisjoint(getproxies())  # which has the exceptions as "no" too
+
+
+def _has_address(endpoint: str) -> bool:
+    try:
+        socket.getaddrinfo(urlsplit(endpoint).hostname, None)
+    except (OSError, UnicodeError):
+        return False
+    return True
 
 
 def refuse_adapter(path: str) -> None:

@@ -17,7 +17,7 @@ from rankwright.errors import ConfigurationError, MissingDependencyError, ModelE
 from rankwright.llms.calls import Call, CallsReport, collect
 from rankwright.llms.completions import bare_text
 from rankwright.llms.endpoint import check_model_place
-from rankwright.llms.folders import refuse_adapter, refuse_code
+from rankwright.llms.folders import fetched, refuse_adapter, refuse_code
 from rankwright.llms.logprobs import likeliest, top_wanted, wants_first_tokens, wants_logprobs
 from rankwright.llms.replies import TOO_LONG
 from rankwright.types import Completion, CompletionFailed, CompletionResult, LLMRequest
@@ -230,12 +230,13 @@ def _load(source: str, device: str, dtype: str) -> tuple[PreTrainedModel, PreTra
             f'A local reader needs {error.name}, which is not installed; run: pip install "rankwright[train]"'
         ) from error
     try:
-        refuse_adapter(source)
-        refuse_code(source, may_be_quantized=True)
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, padding_side="left")
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, trust_remote_code=False, use_safetensors=True
-        )
+        with fetched(source):
+            refuse_adapter(source)
+            refuse_code(source, may_be_quantized=True)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, padding_side="left")
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, trust_remote_code=False, use_safetensors=True
+            )
     except OSError as error:
         raise ResourceNotFoundError(
             f"Language model '{source}' cannot be loaded ({_short(error)}); wanted a folder or hub name with config, "
@@ -253,7 +254,7 @@ def _load(source: str, device: str, dtype: str) -> tuple[PreTrainedModel, PreTra
 
 
 def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return " ".join(str(error).strip().split("\n")[0].split())[:200]
 
 
 def prompt_ids(tokenizer: Any, request: LLMRequest) -> list[int]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from rankwright.backbone import ASSETS, apply_adapter, backbone_folder, load_adapter, sha256_file
-from rankwright.batching import token_batches
+from rankwright.batching import token_batches, tokens_at_once
 from rankwright.errors import ConfigurationError
 from rankwright.types import Answer, Context, Document, ReadResult
 
@@ -179,11 +179,11 @@ class EmbeddedReader:
 
     Args:
         adapter: the adapter file; by default the shipped one.
-        max_tokens: padded tokens of one forward pass.
+        max_tokens: padded tokens of one forward pass; None takes as many as suit the device.
         device: where the encoder runs.
     """
 
-    def __init__(self, adapter: Path = READER_ADAPTER, *, max_tokens: int = 4096, device: str = "cpu") -> None:
+    def __init__(self, adapter: Path = READER_ADAPTER, *, max_tokens: int | None = None, device: str = "cpu") -> None:
         folder = backbone_folder()
         tensors, settings = load_adapter(adapter)
         model = ExtractiveModel(BertConfig.from_pretrained(folder))
@@ -201,7 +201,7 @@ class EmbeddedReader:
         nothing_bias: float,
         rank_penalty: float = 0.0,
         *,
-        max_tokens: int = 4096,
+        max_tokens: int | None = None,
         device: str = "cpu",
     ) -> EmbeddedReader:
         """A reader around a model in memory, as training uses it; known by the hash of its present weights."""
@@ -220,14 +220,14 @@ class EmbeddedReader:
         encoder: Encoder,
         nothing_bias: float,
         rank_penalty: float,
-        max_tokens: int,
+        max_tokens: int | None,
         device: str,
     ) -> None:
         self.model = model.eval().to(device)
         self.encoder = encoder
         self.nothing_bias = nothing_bias
         self.rank_penalty = rank_penalty
-        self.max_tokens = max_tokens
+        self.max_tokens = max_tokens or tokens_at_once(torch.device(device).type)
         self.device = device
 
     @property

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from rankwright.errors import ConfigurationError, MissingDependencyError, ModelError
 from rankwright.llms.endpoint import check_model_place, model_place
+from rankwright.llms.folders import fetched
 from rankwright.rerankers.onnx_folder import is_export
 
 if TYPE_CHECKING:
@@ -212,7 +213,8 @@ def _is_causal(path: str) -> bool:
     from transformers import PreTrainedConfig
 
     try:
-        config, _ = PreTrainedConfig.get_config_dict(path)
+        with fetched(path):
+            config, _ = PreTrainedConfig.get_config_dict(path)
     except (OSError, ValueError, RecursionError):
         return False
     own = config.get("rankwright") if isinstance(config, dict) else None

@@ -82,7 +82,7 @@ class CausalReranker(ScoringReranker):
         prefill: what the answer begins with before its label, for example the "[" of FIRST or an empty thinking block.
         template: joins title and text, with the fields {title} and {text}.
         name: how it appears in tables.
-        max_tokens: padded tokens of one forward pass.
+        max_tokens: padded tokens of one forward pass; None takes as many as suit the device.
 
     Raises:
         ConfigurationError: a label is not one token; a prompt lacks a field; an unknown kind.
@@ -100,7 +100,7 @@ class CausalReranker(ScoringReranker):
         prefill: str = "",
         template: str = DEFAULT_TEMPLATE,
         name: str = "model",
-        max_tokens: int = 8192,
+        max_tokens: int | None = None,
     ) -> None:
         super().__init__(model, tokenizer, template=template, name=name, max_tokens=max_tokens)
         self.kind: Kind = _checked_kind(kind)

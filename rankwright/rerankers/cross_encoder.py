@@ -35,7 +35,7 @@ class CrossEncoderReranker(ScoringReranker):
         tokenizer: its tokenizer; `model_max_length` is the length that pairs are cut to.
         template: joins title and text, with the fields {title} and {text}.
         name: how it appears in tables.
-        max_tokens: padded tokens of one forward pass.
+        max_tokens: padded tokens of one forward pass; None takes as many as suit the device.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class CrossEncoderReranker(ScoringReranker):
         *,
         template: str = DEFAULT_TEMPLATE,
         name: str = "model",
-        max_tokens: int = 8192,
+        max_tokens: int | None = None,
     ) -> None:
         super().__init__(model, tokenizer, template=template, name=name, max_tokens=max_tokens)
 

@@ -57,6 +57,9 @@ class Scorer(ABC):
         What is not finite comes back as it is: `checked` names it.
         """
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, max_length={self.max_length})"
+
     @property
     def share_cut(self) -> float:
         """Share of pairs of query and document that were cut to fit into max_length in all scoring so far."""

@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
+from rankwright.batching import tokens_at_once
 from rankwright.errors import MissingDependencyError, ModelError, RankwrightError, ResourceNotFoundError, StorageError
-from rankwright.llms.folders import refuse_adapter, refuse_code
+from rankwright.llms.folders import fetched, refuse_adapter, refuse_code
 from rankwright.prompts.passage import checked_template
 from rankwright.rerankers.ranking import Scorer
 from rankwright.types import RerankRequest, Scored
@@ -45,18 +46,27 @@ class ScoringReranker(Scorer, nn.Module):
         tokenizer: its tokenizer; `model_max_length` is the length that inputs are cut to.
         template: joins title and text, with the fields {title} and {text}.
         name: how it appears in tables.
-        max_tokens: padded tokens of one forward pass.
+        max_tokens: padded tokens of one forward pass; None takes as many as suit the device.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, template: str, name: str, max_tokens: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any, *, template: str, name: str, max_tokens: int | None) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
         self.template = template
-        self.max_tokens = max_tokens
+        self._max_tokens = max_tokens
         self._name = name
         self.read: list[tuple[int, bool]] = []
         """Of each document of the last forward pass, in order: its tokens, and whether it was cut."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Padded tokens of one forward pass."""
+        return self._max_tokens or tokens_at_once(self.device.type)
+
+    @max_tokens.setter
+    def max_tokens(self, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
 
     @property
     def template(self) -> str:
@@ -189,32 +199,33 @@ def opened(path: str, model_class: Any, what: str, instead: str, check: Callable
         ModelError: what is found is something else, incomplete or damaged.
     """
     try:
-        refuse_adapter(path)
-        refuse_code(path)
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        config.return_dict = True  # the only form that is read here
-        _check_layers(path, config)
-        check(config)
-        model, report = model_class.from_pretrained(
-            path,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-        if report["missing_keys"]:  # transformers fills them with random numbers
-            raise ModelError(
-                f"Model '{path}' has no weights for {', '.join(sorted(report['missing_keys']))}; wanted a complete "
-                f"{what}. {instead}"
+        with fetched(path):
+            refuse_adapter(path)
+            refuse_code(path)
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+            config.return_dict = True  # the only form that is read here
+            _check_layers(path, config)
+            check(config)
+            model, report = model_class.from_pretrained(
+                path,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        _check_tokenizer(path, tokenizer)
-        if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a folder without one
-            raise ModelError(
-                f"Model '{path}' has a tokenizer that knows no word; wanted tokenizer.json or a vocabulary "
-                "file beside the weights. Save the tokenizer there with save_pretrained."
-            )
+            if report["missing_keys"]:  # transformers fills them with random numbers
+                raise ModelError(
+                    f"Model '{path}' has no weights for {', '.join(sorted(report['missing_keys']))}; wanted a complete "
+                    f"{what}. {instead}"
+                )
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            _check_tokenizer(path, tokenizer)
+            if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a folder without one
+                raise ModelError(
+                    f"Model '{path}' has a tokenizer that knows no word; wanted tokenizer.json or a vocabulary "
+                    "file beside the weights. Save the tokenizer there with save_pretrained."
+                )
     except RankwrightError:
         raise
     except Exception as error:  # a config that does not fit raises whatever its model's code comes upon

@@ -275,7 +275,8 @@ class _Routes:
     async def _http_problem(self, request: Request, error: Exception) -> Response:
         """What the framework says itself: no such route, no such method."""
         assert isinstance(error, HTTPException)
-        words = {404: "There is nothing at this address.", 405: "This address takes another method."}
+        methods = (error.headers or {}).get("Allow", "another method")
+        words = {404: "There is nothing at this address.", 405: f"This address takes {methods}; send that."}
         status = error.status_code if error.status_code in words else 400
         problem = Problem(status, words.get(status, "The request cannot be read."), headers=error.headers)
         return problem_response(request.scope, problem)

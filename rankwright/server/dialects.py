@@ -195,16 +195,27 @@ def _validated(kind: type[Body], fields: Mapping[str, Any]) -> Body:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = [str(part) for part in first["loc"] if part not in ("str", "TextDocument", "list[str]")]
         param = ".".join(place[:3])
-        wanted = 'a string or an object with "text"' if place[0] in ("documents", "texts") else first["msg"]
-        raise Problem(400, f"Field {param} has another form; wanted: {wanted}.", param=param) from None
+        what = "is missing" if first["type"] == "missing" else "has another form"
+        raise Problem(400, f"Field {param} {what}; wanted {_wanted(place, first)}.", param=param) from None
+
+
+def _wanted(place: Sequence[str], error: Mapping[str, Any]) -> str:
+    """What would have been right at this place, in the words of an API and not of pydantic."""
+    if len(place) == 1 and "str" in error["loc"]:  # of /score
+        return "a string or a list of strings"
+    if place[0] not in ("documents", "texts"):
+        return "a string" if error["type"] == "missing" else str(error["msg"]).removeprefix("Input should be ")
+    return 'a string or an object with "text"' if len(place) > 1 else 'a list of strings or of objects with "text"'
 
 
 def _given(body: BaseModel, names: Sequence[str]) -> str:
     """The one of several names of a field that the request uses."""
     given = [name for name in names if name in body.model_fields_set]
-    if len(given) != 1:
-        found = " and ".join(given) if given else "none of them"
-        raise Problem(400, f"Of {', '.join(names)} the body has {found}; wanted one.", param=names[0])
+    if not given:
+        others = f" (or {', '.join(names[1:])})"
+        raise Problem(400, f"Field {names[0]}{others} is missing; wanted a list of texts.", param=names[0])
+    if len(given) > 1:
+        raise Problem(400, f"Fields {' and '.join(given)} say the same; wanted one of them.", param=given[1])
     return given[0]
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -55,18 +56,22 @@ def _why_not_bound(host: str, port: int, error: Exception) -> str:
 class Server(uvicorn.Server):
     """uvicorn's server, with an eye on the engine."""
 
-    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+    def __init__(self, config: uvicorn.Config, engine: Engine, on_ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self.engine = engine
-        self.lost = ""
+        self.engine, self.on_ready = engine, on_ready
+        self.lost, self.told = "", False
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether to end."""
         health = self.engine.health()
         if health.lost and not self.lost:
             self.lost = health.reason
-            log.error("giving up: %s", health.reason)
+            if self.engine.scorers:  # else run raises why the model could not be opened
+                log.error("giving up: %s", health.reason)
             self.engine.drain()
+        if health.ready and not self.told:
+            self.told = True
+            self.on_ready()
         return await super().on_tick(counter) or bool(self.lost)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -76,8 +81,21 @@ class Server(uvicorn.Server):
         self._captured_signals.clear()  # or it would be raised again after a clean end
 
 
-def run(app: FastAPI, engine: Engine, settings: ServerSettings, listener: socket.socket) -> None:
+def run(
+    app: FastAPI,
+    engine: Engine,
+    settings: ServerSettings,
+    listener: socket.socket,
+    on_ready: Callable[[], None] = lambda: None,
+) -> None:
     """Serves until a signal comes or the engine is lost.
+
+    Args:
+        app: answers.
+        engine: scores; it is started here.
+        settings: limits.
+        listener: a bound socket.
+        on_ready: called once, when the models are open and warm.
 
     Raises:
         RankwrightError: the model could not be opened; UnavailableError: the engine was lost.
@@ -96,7 +114,7 @@ def run(app: FastAPI, engine: Engine, settings: ServerSettings, listener: socket
         timeout_keep_alive=KEEP_ALIVE,
         backlog=BACKLOG,
     )
-    server = Server(config, engine)
+    server = Server(config, engine, on_ready)
     engine.start()
     server.run([listener])
     ended = engine.close()
