@@ -18,7 +18,7 @@ from rankwright.cli.costs import tokens_at_most
 from rankwright.cli.recipes import USER, Recipe
 from rankwright.cli.settings import RunSettings, flat, settings_tree
 from rankwright.errors import ConfigurationError
-from rankwright.llms.endpoint import check_model_place, model_place
+from rankwright.llms.endpoint import model_place
 from rankwright.prompts.ranking import load_ranking_prompt
 from rankwright.types import Context, Example
 
@@ -55,7 +55,7 @@ def _checked_budget(settings: RunSettings) -> dict[str, Any]:
     settings = placed(settings)
     splits = load_splits(settings, instead=Longest)
     check_questions(settings, splits)
-    # Another model would have to be fetched, and expansion's candidates are not known before it.
+    # Another model would have to be fetched or trained first, and candidates of expansion are not known before it.
     if Path(settings.model.name).is_dir() and not settings.expansion.wanted:
         from rankwright.cli.tune import check_run
 
@@ -64,14 +64,8 @@ def _checked_budget(settings: RunSettings) -> dict[str, Any]:
 
 
 def placed(settings: RunSettings) -> RunSettings:
-    """The settings with the model's folder where a run's was named.
-
-    Raises:
-        ResourceNotFoundError: there is no such folder.
-    """
-    name = model_place(settings.model.name)
-    check_model_place(name)
-    return replace(settings, model=replace(settings.model, name=name))
+    """The settings with the model's folder where a run's was named."""
+    return replace(settings, model=replace(settings.model, name=model_place(settings.model.name)))
 
 
 def check_questions(settings: RunSettings, splits: Splits) -> None:

@@ -42,6 +42,7 @@ from rankwright.cli.settings import RunSettings, settings_tree
 from rankwright.data.files import replace_text
 from rankwright.errors import ConfigurationError, LimitReachedError, ModelError, ResumeError
 from rankwright.evaluation import Evaluation, check_examples, digest_of, evaluate
+from rankwright.llms.endpoint import check_model_place
 from rankwright.metrics.ranking import has_relevant, ranking_metrics
 from rankwright.prompts.ranking import RankingPrompt, load_ranking_prompt
 from rankwright.rerankers.generating import default_sampling
@@ -67,6 +68,7 @@ def run_tuning(
         RankwrightError: settings, data or the run folder are not as wanted.
     """
     folder, settings = run_folder(name), placed(settings)
+    check_model_place(settings.model.name)
     checked_device(settings.model.device)
     processes.meet(settings.model.device)
     quiet_bars()
@@ -424,11 +426,12 @@ def _tokenizer(model: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False, padding_side="left")
     except Exception as error:  # whatever a folder that does not fit makes transformers raise
-        found = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        from rankwright.rerankers.scoring import first_line
+
         raise ModelError(
-            f"Model '{model}' has no tokenizer that opens ({found[:200]}); wanted a folder or hub name of a causal "
-            "language model with its tokenizer. Check the name and the connection, or save the tokenizer there with "
-            "save_pretrained."
+            f"Model '{model}' has no tokenizer that opens ({first_line(error)}); wanted a folder or hub name of a "
+            "causal language model with its tokenizer. Check the name and the connection, or save the tokenizer there "
+            "with save_pretrained."
         ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
