@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,8 @@ def make_folder(folder: Path) -> None:
     """Creates a run folder and proves that it can be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe"
-        probe.write_bytes(b"")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):  # under a name of its own: several processes do so at once
+            pass
     except OSError as error:
         raise StorageError(
             f"Run folder {folder} cannot be written ({error.strerror}); wanted a writable folder. Choose another "

@@ -237,7 +237,7 @@ def test_a_run_under_a_limit_keeps_its_ledger(here: Path, capsys: pytest.Capture
 
 def test_an_unknown_limit_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(command("embedded", **{"budget.cents": "1"})) == 2
-    assert "Setting budget.cents" in capsys.readouterr().err
+    assert "no setting budget.cents" in capsys.readouterr().err
 
 
 # --- the dry run

@@ -66,6 +66,7 @@ class ScoringReranker(Scorer, nn.Module):
 
     @max_tokens.setter
     def max_tokens(self, max_tokens: int) -> None:
+        """As many in the place of those that suit the device."""
         self._max_tokens = max_tokens
 
     @property
