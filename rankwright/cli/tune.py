@@ -498,8 +498,8 @@ def _check_limits(settings: RunSettings, splits: Splits) -> None:
 
 def _begin(folder: Path, settings: RunSettings, name: str, resume: bool, command: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    clear_outcome(folder)
-    if not resume:
+    if not resume:  # one that is refused, for settings that changed, loses nothing
+        clear_outcome(folder)
         (folder / BEFORE).unlink(missing_ok=True)
         replace_text(folder / "config.json", json.dumps(settings_tree(settings), indent=2) + "\n")
         replace_text(folder / "environment.json", json.dumps(environment_record(command, name), indent=2) + "\n")
