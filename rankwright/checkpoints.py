@@ -9,10 +9,10 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from rankwright.data.files import replace_text
 from rankwright.errors import ResumeError, StorageError
@@ -27,8 +27,9 @@ def make_folder(folder: Path) -> None:
     """Creates a run folder and proves that it can be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):  # under a name of its own: several processes do so at once
-            pass
+        probe = folder / f".probe-{uuid4().hex}"  # of its own: several processes do so at once
+        probe.write_bytes(b"")
+        probe.unlink()
     except OSError as error:
         raise StorageError(
             f"Run folder {folder} cannot be written ({error.strerror}); wanted a writable folder. Choose another "

@@ -141,7 +141,7 @@ def serving(handle: Handle) -> Iterator[str]:
 
         do_GET = do_HEAD = do_POST = handled
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
@@ -167,6 +167,12 @@ def reply(request: BaseHTTPRequestHandler, body: bytes | Mapping[str, Any], stat
     request.end_headers()
     if request.command != "HEAD":
         request.wfile.write(raw)
+
+
+class Server(ThreadingHTTPServer):
+    """As many may wait for it as ask at once."""
+
+    request_queue_size = 64
 
 
 @contextmanager
