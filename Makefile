@@ -89,7 +89,7 @@ benchmarks: $(ALL_INSTALLED) ## calls, cost and the paper's questions, for days 
 	$(BIN)/python -m benchmarks.paper run --jobs $(JOBS)
 	$(BIN)/python -m benchmarks.strategies
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.grpo_cost --repeats 4 --steps 4
-	$(BIN)/python -m benchmarks.scheduler
+	$(BIN)/python -m benchmarks.scheduler --repeats 2
 	$(BIN)/python -m benchmarks.batch run
 	for page in cost calls paper batch; do $(BIN)/python -m benchmarks.$$page page; done
 

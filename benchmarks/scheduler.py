@@ -211,10 +211,10 @@ def page(lines: Sequence[str], repeats: int) -> str:
         "overhead, for each token of each\nquery, and the scheduler one for each token of a batch. The longer answers "
         "are beside prompts, the more is gained. All answers\nof a batch are waited for, so answers of different "
         "lengths, which random weights do not write, gain less.\n\n"
-        "Goal: at least 4x fewer seconds. By processor seconds it is reached where models think at length before they "
-        "answer, and\nmissed where they write little: there reading prompts is a large share of the scheduler's time "
-        "(two fifths of a batch of 16\nprompts of 497 tokens with answers of 60). Tried and not kept: keys and values "
-        "with room ahead, in the place of a\nconcatenation for each token, which saved an eighth of that batch."
+        "Goal: at least 4x fewer seconds. It is missed here by every shape, narrowly where a larger model thinks at "
+        "length before it\nanswers: on two cores reading the prompts is compute that no batch saves (two fifths of a "
+        "batch of 16 prompts of 497 tokens with answers of 60). Tried and\nnot kept: keys and values with room ahead, in the place of a "
+        "concatenation for each token, which saved an eighth of a batch."
     )
     heads = ("what", "calls", "million weights", "tokens of a prompt", "of an answer", *HEADS)
     return "\n".join(
