@@ -213,8 +213,8 @@ def page(lines: Sequence[str], repeats: int) -> str:
         "lengths, which random weights do not write, gain less.\n\n"
         "Goal: at least 4x fewer seconds. It is missed here by every shape, narrowly where a larger model thinks at "
         "length before it\nanswers: on two cores reading the prompts is compute that no batch saves (two fifths of a "
-        "batch of 16 prompts of 497 tokens with answers of 60). Tried and\nnot kept: keys and values with room ahead, in the place of a "
-        "concatenation for each token, which saved an eighth of a batch."
+        "batch of 16 prompts of 497 tokens with\nanswers of 60). Tried and not kept: keys and values with room ahead, "
+        "in the place of a concatenation for each token, which saved\nan eighth of a batch."
     )
     heads = ("what", "calls", "million weights", "tokens of a prompt", "of an answer", *HEADS)
     return "\n".join(
