@@ -16,11 +16,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.kept import REFERENCE, digests, hardware, measured, read, run_each
+from benchmarks.pages import spread
 from rankwright.bulk import PAIRS_AT_ONCE, Form, Output, Ranked, Score, batches, looked_through, write_rankings
 from rankwright.data import write_jsonl
 from rankwright.data.store import file_digest
@@ -227,11 +227,6 @@ def found(part: str, *arguments: Any) -> list[dict[str, Any]]:
     """What was measured."""
     values = [read(kept_at(part, arguments, repeat), made_with()) for repeat in range(REPEATS)]
     return [value for value in values if value is not None]
-
-
-def spread(values: Sequence[float], form: str = ",.0f") -> str:
-    """Median (smallest to largest)."""
-    return f"{median(values):{form}} ({min(values):{form}}-{max(values):{form}})" if values else "missing"
 
 
 def page() -> str:

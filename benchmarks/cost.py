@@ -24,6 +24,8 @@ import numpy as np
 from benchmarks import kept, protocol
 from benchmarks.embedded.sets import LOADERS, load_sets, passages
 from benchmarks.kept import DEVICE, READER, REFERENCE, SPLIT, digests, hardware, measured, read
+from benchmarks.pages import spread
+from rankwright.batching import tokens_at_once
 from rankwright.types import Context, Example, Outcome, Query
 
 WORK = Path(__file__).parent / "work" / "cost"
@@ -179,6 +181,7 @@ def step_cost(loop: str, candidates: int, train_k: int) -> dict[str, Any]:
     clock.seconds["rest"] = found["seconds"] - sum(clock.seconds.values())
     return {
         "hardware": hardware(),
+        "tokens_at_once": tokens_at_once(DEVICE),
         "seconds": found["seconds"] / STEPS,
         "parts": {part: seconds / STEPS for part, seconds in clock.seconds.items()},
         "reads": found["reads"] / STEPS,
@@ -246,11 +249,6 @@ def records(prefix: str) -> list[dict[str, Any]]:
     return [record for name in names if (record := read(*kept_at(name))) is not None]
 
 
-def spread(values: Sequence[float], digits: int = 1) -> str:
-    """Median, and smallest to largest."""
-    return f"{np.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
-
-
 def shape_lines(words: str) -> list[str]:
     """All loops of one shape, and how many times as long the plain one takes."""
     lines, found = [], {loop: records(f"{words}, {loop}") for loop in LOOPS}
@@ -266,7 +264,7 @@ def shape_lines(words: str) -> list[str]:
         if loop != "plain" and found["plain"]:
             ratio = f"{np.median([r['seconds'] for r in found['plain']]) / np.median(seconds):.2f}x"
         lines.append(
-            f"| {words} | {loop} | {spread(seconds)} | {BATCH / np.median(seconds):.2f} | "
+            f"| {words} | {loop} | {spread(seconds, '.1f')} | {BATCH / np.median(seconds):.2f} | "
             + " | ".join(parts)
             + f" | {reads:.0f} | {peak:.0f} | {ratio} |"
         )
@@ -279,14 +277,16 @@ def corpus_line(size: int) -> str:
         return f"| {size} | not run | | |"
     columns: Mapping[str, list[float]] = {key: [r[key] for r in found] for key in found[0] if key != "hardware"}
     grown = np.median(np.array(columns["peak_mib"]) - np.array(columns["peak_mib_before"]))
-    return (
-        f"| {size} | {spread(columns['index_seconds'], 2)} | {spread(columns['queries_per_second'], 0)} | {grown:.0f} |"
-    )
+    index, asked = spread(columns["index_seconds"], ".2f"), spread(columns["queries_per_second"], ".0f")
+    return f"| {size} | {index} | {asked} | {grown:.0f} |"
 
 
 def page() -> str:
     """The results page."""
-    machines = sorted({record["hardware"] for name in tasks() if (record := read(*kept_at(name)))})
+    there = [record for name in tasks() if (record := read(*kept_at(name)))]
+    machines = sorted({record["hardware"] for record in there})
+    # Records from before the budget was written down had 8,192.
+    budgets = sorted({f"{record.get('tokens_at_once', 8192):,}" for record in there if "parts" in record})
     return "\n".join(
         [
             "# What training costs",
@@ -307,6 +307,8 @@ def page() -> str:
             "reference (its scores), reader, backward, and the rest (sampling, cache, optimizer, logs, the checkpoint "
             "at the end). In later epochs",
             "rankwright saves the reference's part and most reads, which these steps, the first of a run, do not show.",
+            f"Padded tokens of one forward pass of rankwright: {', '.join(budgets) or 'not run'}; today's are "
+            f"{tokens_at_once(DEVICE):,}.",
             "",
             "| shape | loop | seconds a step | questions/s | "
             + " | ".join(PARTS)

@@ -21,9 +21,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
 from benchmarks.kept import hardware
+from benchmarks.pages import of_one_table, spread
 from benchmarks.ranking_language.decoder import decoder, tokenizer
 from benchmarks.ranking_language.language import prompt, questions
 from rankwright.algorithms.config import TrainConfig
@@ -153,19 +152,14 @@ def measure(width: int, layers: int, repeats: int, steps: int) -> dict[str, list
     return found
 
 
-def spread(values: Sequence[float], unit: str = "") -> str:
-    """Median, and smallest to largest."""
-    return f"{np.median(values):.3f}{unit} ({min(values):.3f}-{max(values):.3f})"
-
-
 def line(size: str, found: dict[str, list[Stamp]]) -> str:
     """A row of the page."""
     cells = [size]
     for clock in (1, 0):
         pairs = [(a[clock], b[clock]) for a, b in zip(found["rankwright"], found["bare TRL"], strict=True)]
         whole = sum(a for a, _ in pairs) / sum(b for _, b in pairs)
-        cells += [spread([a for a, _ in pairs]), spread([b for _, b in pairs])]
-        cells += [f"{whole:.3f}; {spread([a / b for a, b in pairs])}"]
+        cells += [spread([a for a, _ in pairs], ".3f"), spread([b for _, b in pairs], ".3f")]
+        cells += [f"{whole:.3f}; {spread([a / b for a, b in pairs], '.3f')}"]
     return f"| {' | '.join(cells)} |"
 
 
@@ -185,24 +179,8 @@ def page(lines: Sequence[str], repeats: int, steps: int) -> str:
         "1.05, by processor seconds."
     )
     heads = ("model", *HEADS)
-    return "\n".join(
-        [
-            "# What GRPO costs beside a bare TRL script",
-            "",
-            "```",
-            f"OMP_NUM_THREADS=1 python -m benchmarks.grpo_cost --repeats {repeats} --steps {steps}",
-            "```",
-            "",
-            about,
-            "",
-            f"| {' | '.join(heads)} |",
-            "|---" * len(heads) + "|",
-            *lines,
-            "",
-            note,
-            "",
-        ]
-    )
+    command = f"OMP_NUM_THREADS=1 python -m benchmarks.grpo_cost --repeats {repeats} --steps {steps}"
+    return of_one_table("What GRPO costs beside a bare TRL script", command, about, heads, lines, note)
 
 
 def main() -> None:

@@ -128,7 +128,7 @@ def rank(name: str, settings: Mapping[str, Any]) -> None:
         if name == "gold-first":
             return GoldFirst(examples)
         place = "reference" if name == "reference" else str(protocol.WORK / name / "model")
-        return protocol.Mixed(load(place, device=DEVICE, max_length=protocol.LENGTH))
+        return protocol.mixed(load(place, device=DEVICE, max_length=protocol.LENGTH))
 
     def ranked() -> dict[str, list[str]]:
         examples = protocol.splits()["test"]

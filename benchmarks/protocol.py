@@ -29,7 +29,7 @@ from benchmarks.embedded.split import shown
 from benchmarks.kept import DEVICE, READER, REFERENCE, SPLIT, digests, hardware, measured, read
 from rankwright.metrics.significance import bootstrap_interval, paired_permutation_test
 from rankwright.retrieval import BM25, with_candidates
-from rankwright.types import Context, Example, Query, Ranking, ReadResult, RerankRequest
+from rankwright.types import Context, Example, Query, ReadResult, RerankRequest
 
 if TYPE_CHECKING:
     from rankwright.readers import CachedReader, EmbeddedReader
@@ -98,21 +98,15 @@ class Paid:
         return [replace(result, paid=True) for result in self.reader.answer(contexts)]
 
 
-class Mixed:
-    """A reranker as every row of these pages ranks, on dev and on test: in bf16, without padding. Its reader does
-    not."""
+def mixed(model: Any) -> Any:
+    """A reranker as every row of these pages ranks, on dev and on test: in bf16, without padding, by the weights that
+    it has now. Its reader does not."""
+    from rankwright.rerankers.packed import packed
 
-    def __init__(self, model: Any) -> None:
-        self.model, self.name = model, model.name
-
-    def rerank_batch(self, requests: Sequence[RerankRequest]) -> list[Ranking]:
-        """Its rankings, by the weights that it has now."""
-        from rankwright.rerankers.packed import packed
-
-        fast = packed(self.model, "bf16")
-        if fast is None:
-            sys.exit(f"Model {self.name} cannot be computed without padding; nothing is kept.")
-        return fast.rerank_batch(requests)
+    fast = packed(model, "bf16")
+    if fast is None:
+        sys.exit(f"Model {model.name} cannot be computed without padding; nothing is kept.")
+    return fast
 
 
 def examples_of(questions: Sequence[Question], index: BM25, depth: int) -> list[Example]:
@@ -182,7 +176,7 @@ def train_one(
             config,
             folder,
             seed=seed,
-            score_dev=lambda policy: score_dev(Mixed(policy)),
+            score_dev=lambda policy: score_dev(mixed(policy)),
             settings={"method": method, **made_with(settings)},
             resume=True,
             on_step=lambda step, steps, logs: print(
@@ -256,7 +250,7 @@ def run_fixed() -> None:
     fixed = {
         "first-stage": FirstStage(),
         "gold-first": GoldFirst([*data["test"], *data["hotpot"]]),
-        "reference": Mixed(load("reference", device=DEVICE, max_length=LENGTH)),
+        "reference": mixed(load("reference", device=DEVICE, max_length=LENGTH)),
     }
     for name, model in fixed.items():
         measure_both(name, model, data, {})
@@ -270,7 +264,7 @@ def run_trained(name: str, settings: Mapping[str, Mapping[str, Any]]) -> None:
     data, own = splits(), settings.get(method, {})
     record = measured(WORK / name / "train.json", made_with(own), lambda: train_one(method, int(seed), data, own, name))
     print(name, record, flush=True)
-    measure_both(name, Mixed(load(str(WORK / name / "model"), device=DEVICE)), data, own)
+    measure_both(name, mixed(load(str(WORK / name / "model"), device=DEVICE)), data, own)
 
 
 def tested(name: str, set_name: str) -> dict[str, Any] | None:

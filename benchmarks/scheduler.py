@@ -21,9 +21,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from benchmarks.kept import hardware
+from benchmarks.pages import of_one_table, spread
 from rankwright.llms.local import LocalLLM
 from rankwright.prompts.ranking import load_ranking_prompt
 from rankwright.rerankers.generating import LLMPolicy
@@ -177,11 +176,6 @@ def measure(shape: Shape, repeats: int) -> dict[str, Any]:
         }
 
 
-def spread(values: Sequence[float], unit: str = "") -> str:
-    """Median, and smallest to largest."""
-    return f"{np.median(values):.2f}{unit} ({min(values):.2f}-{max(values):.2f})"
-
-
 def line(shape: Shape, found: dict[str, Any]) -> str:
     """A row of the page."""
     runs = found["runs"]
@@ -189,8 +183,8 @@ def line(shape: Shape, found: dict[str, Any]) -> str:
     cells = [shape.what, str(calls), f"{found['weights']:.1f}", str(found["prompt"]), str(shape.answer)]
     for clock in (1, 0):
         pairs = [(a[clock], b[clock]) for a, b in zip(runs["plain"], runs["scheduler"], strict=True)]
-        cells += [spread([a for a, _ in pairs]), spread([b for _, b in pairs])]
-        cells += [spread([a / b for a, b in pairs], "x")]
+        cells += [spread([a for a, _ in pairs], ".2f"), spread([b for _, b in pairs], ".2f")]
+        cells += [spread([a / b for a, b in pairs], ".2f", "x")]
     return f"| {' | '.join(cells)} |"
 
 
@@ -217,24 +211,8 @@ def page(lines: Sequence[str], repeats: int) -> str:
         "in the place of a concatenation for each token, which saved\nan eighth of a batch."
     )
     heads = ("what", "calls", "million weights", "tokens of a prompt", "of an answer", *HEADS)
-    return "\n".join(
-        [
-            "# The scheduler against a plain sliding window",
-            "",
-            "```",
-            f"python -m benchmarks.scheduler --repeats {repeats}",
-            "```",
-            "",
-            about,
-            "",
-            f"| {' | '.join(heads)} |",
-            "|---" * len(heads) + "|",
-            *lines,
-            "",
-            why,
-            "",
-        ]
-    )
+    command = f"python -m benchmarks.scheduler --repeats {repeats}"
+    return of_one_table("The scheduler against a plain sliding window", command, about, heads, lines, why)
 
 
 def main() -> None:

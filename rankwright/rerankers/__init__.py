@@ -95,13 +95,14 @@ def load(
         if kind is None:
             refuse_writer(path)
 
-    if not is_export(path):
+    exported = is_export(path)
+    if not exported:
         _check_installed(str(path))
 
     def opened(backend: str) -> Scorer:
         return _computed(_policy(path, device, max_length, kind), backend)
 
-    if is_export(path) or backend.startswith("onnx"):
+    if exported or backend.startswith("onnx"):
         scorer = _exported(str(path), backend, device, max_length, kind)
     elif backend == AUTO:
         from rankwright.rerankers.choice import fastest

@@ -30,7 +30,7 @@ that does to nDCG@10, stands in docs/speed.md."""
 ROUNDS = 3
 SETS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16")
 """What fast kernels ask of a processor, as Linux names it."""
-PACKAGES = ("rankwright", "torch", "transformers", "onnxruntime", "openvino")
+PACKAGES = ("rankwright", "torch", "transformers", "onnxruntime")
 CACHE = "RANKWRIGHT_CACHE"
 """Names the folder of what is remembered; by default that of the user's caches."""
 
