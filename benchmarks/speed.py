@@ -241,7 +241,7 @@ def fixed_lists(length: int, candidates: int, lists: int) -> list[tuple[str, lis
 def exact(tokenizer: Any, query: str, text: str, length: int) -> str:
     """The text made so long that the pair has exactly so many tokens: its ends may have come apart differently."""
     while (tokens := len(tokenizer(query, text)["input_ids"])) != length:
-        text = text.rsplit(" ", 1)[0] if tokens > length else f"{text} a"
+        text = text[:-1].rstrip() if tokens > length else f"{text} a"  # a whole word may be all that there is
     return text
 
 
