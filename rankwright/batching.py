@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 ON_A_PROCESSOR, ON_A_GPU = 1024, 8192
+WORTH_A_THREAD = 128
+"""Tokens: fewer are not divided among threads."""
 
 
 def tokens_at_once(device_type: str) -> int:
@@ -66,3 +68,15 @@ def row_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
         tokens += lengths[position]
     if group:
         yield group
+
+
+def share_of(tokens: int, max_tokens: int, threads: int) -> int:
+    """Tokens of a batch such that as many batches come to each thread, none longer than `max_tokens`.
+
+    >>> share_of(1500, 1024, 2), share_of(2500, 1024, 2), share_of(100, 1024, 2), share_of(5000, 1024, 1)
+    (750, 625, 1024, 1024)
+    """
+    if threads == 1 or tokens < threads * WORTH_A_THREAD:
+        return max_tokens
+    batches = -(-tokens // max_tokens)
+    return -(-tokens // (-(-batches // threads) * threads))

@@ -1,8 +1,8 @@
 """A queue in front of scoring: documents of several requests share a batch, nobody waits for ever, nobody is half done.
 
-One thread scores. Batches are filled in turns, so that a request of a thousand documents does not keep one of five
-waiting, and are as large as about half a second of work: what was cancelled, or is too late, costs at most the batch
-that is running.
+One thread scores; another tokenises what waits meanwhile. Batches are filled in turns, so that a request of a thousand
+documents does not keep one of five waiting, and are as large as about half a second of work: what was cancelled, or is
+too late, costs at most the batch that is running.
 
     engine = Engine(lambda: {"mine": rankwright.load("runs/mine/model")})
     engine.start()
@@ -44,6 +44,8 @@ OUT_OF_MEMORY = "out of memory"
 _NAN = float("nan")
 _PROBE = RerankRequest(Query("probe", "Is it well?"), (Document("0", "It is well."), Document("1", "No.")))
 _WARM_UP_WORDS = (1, 8, 64, 64, 128)
+_BATCHES_AHEAD = 2
+"""So much of what waits is tokenised while a batch is scored."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class _Job:
         self.document_tokens = document_tokens
         self.places = [(r, d) for r, request in enumerate(requests) for d in range(len(request.documents))]
         self.characters = sum(_characters(request.query, d) for request in requests for d in request.documents)
-        self.given = 0
+        self.given = self.prepared = 0
         self.left = len(self.places)
         self.found = [
             ([_NAN] * len(request.documents), [0] * len(request.documents), [False] * len(request.documents))
@@ -188,6 +190,7 @@ class Engine:
         self._pace = 0.0
         self._documents_per_second = 0.0
         self._thread = threading.Thread(target=self._run, name="scoring", daemon=True)
+        self._ahead = threading.Thread(target=self._prepare, name="tokenising", daemon=True)
 
     # --- for everybody -----------------------------------------------------------------------------------------------
 
@@ -319,6 +322,7 @@ class Engine:
             self._opened.set()
             return
         self._opened.set()
+        self._ahead.start()
         try:
             while not self._closed:
                 try:
@@ -419,7 +423,9 @@ class Engine:
 
     def _score_at_once(self, slices: Sequence[_Slice], begun: float) -> None:
         model = slices[0].job.model
-        self._busy_since = begun
+        with self._changed:
+            self._busy_since = begun
+            self._changed.notify_all()
         asked = [
             (*_shortened(self.scorers[model], request, places, part.job.document_tokens), places, part.job)
             for part in slices
@@ -439,6 +445,35 @@ class Engine:
         self._count(found, seconds)
         for job in dict.fromkeys(part.job for part in slices):
             self._finish(job)
+
+    # --- the tokenising thread ---------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Has what waits tokenised while a batch is scored. What fails here fails again when it is scored, and counts
+        there."""
+        while not self._closed:
+            with self._changed:
+                while (part := self._unprepared()) is None and not self._closed:
+                    self._changed.wait()
+            if part is None:
+                return
+            scorer = self.scorers[part.job.model]
+            with suppress(Exception):
+                scorer.prepare([_shortened(scorer, r, p, part.job.document_tokens)[0] for r, p in part.requests()])
+
+    def _unprepared(self) -> _Slice | None:
+        """The next turn of what waits; None where nothing is scored meanwhile, or enough is ready."""
+        ahead = sum(max(0, job.prepared - job.given) for job in self._jobs)
+        if not self._busy_since or ahead >= _BATCHES_AHEAD * self.settings.batch_documents:
+            return None
+        for job in self._jobs:
+            start = max(job.given, job.prepared)
+            if start < len(job.places):
+                job.prepared = min(start + self.settings.turn, len(job.places))
+                return _Slice(job, start, job.prepared)
+        return None
+
+    # --- what comes of it --------------------------------------------------------------------------------------------
 
     def _count(self, found: Sequence[Scored], seconds: float) -> None:
         pairs, tokens = sum(len(scored.scores) for scored in found), sum(sum(scored.tokens) for scored in found)

@@ -27,6 +27,7 @@ from rankwright.rerankers import packed as packed_module
 from rankwright.rerankers.cross_encoder import CrossEncoderReranker
 from rankwright.rerankers.packed import PackedReranker, packed
 from rankwright.rerankers.ranking import Scorer
+from rankwright.rerankers.tokens import MOST_AHEAD, PairTokens
 from rankwright.rerankers.windows import WindowedScorer
 from rankwright.types import Document, Query, RerankRequest, Scored
 from tests.tiny_bert import (
@@ -63,6 +64,44 @@ def scores_of(scorer: Scorer, documents: Sequence[Document] = DOCUMENTS, query: 
 
 
 # --- equal scores
+
+
+def test_pairs_tokenised_ahead_score_the_same_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = rankwright.load(folder, backend="packed")
+    assert isinstance(scorer, PackedReranker)
+    again = [replace(document, doc_id=f"{document.doc_id}-again") for document in DOCUMENTS[:2]]
+    twice = RerankRequest(QUERY, (*DOCUMENTS, *again))
+    (wanted,) = scorer.score_batch([twice])
+    scorer.prepare([replace(twice, documents=DOCUMENTS[2:5])])
+    encoded = counted(monkeypatch)
+    assert scorer.score_batch([twice]) == [wanted]
+    assert sum(encoded) == len(DOCUMENTS) - 3
+    assert scorer.score_batch([twice]) == [wanted]
+    assert sum(encoded) == 2 * len(DOCUMENTS) - 3
+
+
+def test_pairs_tokenised_for_nothing_do_not_pile_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = rankwright.load(folder, backend="packed")
+    assert isinstance(scorer, PackedReranker)
+    documents = tuple(Document(str(i), f"rain {i}") for i in range(MOST_AHEAD + 5))
+    for part in (documents[:500], documents[500:]):
+        scorer.prepare([RerankRequest(QUERY, part)])
+    encoded = counted(monkeypatch)
+    scorer.score_batch([RerankRequest(QUERY, documents)])
+    assert sum(encoded) == 5
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pairs are tokenised in each call from now on."""
+    calls: list[int] = []
+    encode = PairTokens._encoded
+
+    def noted(tokens: PairTokens, pairs: Sequence[tuple[str, str]]) -> list[Any]:
+        calls.append(len(pairs))
+        return encode(tokens, pairs)
+
+    monkeypatch.setattr(PairTokens, "_encoded", noted)
+    return calls
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "camembert", "electra"])
@@ -199,10 +238,9 @@ def test_threads_compute_batches_side_by_side(folder: Path, backends: dict[str, 
 
 
 def test_batches_are_shared_out_evenly_among_threads() -> None:
-    assert doctest.testmod(packed_module).attempted == 1
     for tokens in range(1, 9000, 77):
         for threads in (1, 2, 7):
-            share = packed_module.share_of(tokens, 1024, threads)
+            share = batching.share_of(tokens, 1024, threads)
             assert 0 < share <= 1024
             batches = -(-tokens // share)
             assert threads == 1 or tokens < 128 * threads or batches % threads == 0 or tokens % share

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rankwright.batching import share_of
 from rankwright.errors import MissingDependencyError, ModelError
 from rankwright.rerankers.onnx_folder import (
     AGAIN,
@@ -23,7 +24,8 @@ from rankwright.rerankers.onnx_folder import (
     checked_graph,
     read_manifest,
 )
-from rankwright.rerankers.ranking import Scorer, render
+from rankwright.rerankers.ranking import Scorer
+from rankwright.rerankers.tokens import PairTokens, pairs_of
 from rankwright.types import RerankRequest, Scored
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ class OnnxReranker(Scorer):
         self._uncut: Tokenizer | None = None
         tokenizer.no_padding()
         tokenizer.enable_truncation(self._max_length, strategy="longest_first", direction=manifest.truncation_side)
+        self._tokens = PairTokens(tokenizer)
 
     @classmethod
     def from_folder(
@@ -125,11 +128,15 @@ class OnnxReranker(Scorer):
             self._uncut.no_truncation()
         return [one.offsets for one in self._uncut.encode_batch(list(texts), add_special_tokens=False)]
 
+    def prepare(self, requests: Sequence[RerankRequest]) -> None:
+        """Tokenises what `score_batch` will be asked for."""
+        self._tokens.prepare(pairs_of(requests, self.template))
+
     def score_batch(self, requests: Sequence[RerankRequest]) -> list[Scored]:
         """One Scored per request, in order; a text that comes twice is scored once."""
-        texts = [(r.query.text, render(self.template, document)) for r in requests for document in r.documents]
+        texts = pairs_of(requests, self.template)
         row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        encodings = self._tokenizer.encode_batch(list(row_of)) if row_of else []
+        encodings = self._tokens.take(list(row_of))
         scores = self._scores(encodings)
         read = [
             (scores[row], len(encodings[row]), bool(encodings[row].overflowing))
@@ -145,7 +152,8 @@ class OnnxReranker(Scorer):
 
     def _scores(self, encodings: Sequence[Any]) -> list[float]:
         """Raw logits of encoded pairs, in order."""
-        groups = even_batches([len(encoding) for encoding in encodings], TOKENS_AT_ONCE)
+        lengths = [len(encoding) for encoding in encodings]
+        groups = even_batches(lengths, share_of(sum(lengths), TOKENS_AT_ONCE, self.threads))
         scores = [0.0] * len(encodings)
 
         def compute(group: Sequence[int]) -> None:

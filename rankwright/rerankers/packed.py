@@ -26,10 +26,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 
-from rankwright.batching import row_batches
+from rankwright.batching import row_batches, share_of
 from rankwright.rerankers.cross_encoder import CrossEncoderReranker
-from rankwright.rerankers.ranking import Scorer, render
+from rankwright.rerankers.ranking import Scorer
 from rankwright.rerankers.scoring import offset_table
+from rankwright.rerankers.tokens import PairTokens, pairs_of
 from rankwright.types import Document, Query, RerankRequest, Scored
 
 Precision = Literal["fp32", "bf16"]
@@ -38,8 +39,6 @@ FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 """Model types whose encoders are built of the same parts under the same names."""
 TOKENS_AT_ONCE = 1024
 """Tokens of one batch: activations of more leave the processor's cache, fewer leave its threads idle."""
-WORTH_A_THREAD = 128
-"""Tokens: fewer are not divided among threads."""
 WIDTH = 16
 """Attention is padded to a multiple of it: the softmax of rows of other widths takes three times as long in bf16."""
 HIDDEN = -30000.0
@@ -263,18 +262,6 @@ def _compute_alone() -> None:
     torch.set_num_threads(1)
 
 
-def share_of(tokens: int, max_tokens: int, threads: int) -> int:
-    """Tokens of a batch such that as many batches come to each thread, none longer than `max_tokens`.
-
-    >>> share_of(1500, 1024, 2), share_of(2500, 1024, 2), share_of(100, 1024, 2), share_of(5000, 1024, 1)
-    (750, 625, 1024, 1024)
-    """
-    if threads == 1 or tokens < threads * WORTH_A_THREAD:
-        return max_tokens
-    batches = -(-tokens // max_tokens)
-    return -(-tokens // (-(-batches // threads) * threads))
-
-
 class PackedReranker(Scorer):
     """A Scorer over a PackedEncoder; `packed` makes one where a model allows it.
 
@@ -301,6 +288,7 @@ class PackedReranker(Scorer):
         side = source.tokenizer.truncation_side
         self._tokenizer.enable_truncation(self._max_length, strategy="longest_first", direction=side)
         self._tokenizer.no_padding()
+        self._tokens = PairTokens(self._tokenizer)
         self._whole: Tokenizer | None = None
         threads = torch.get_num_threads()
         self._crew = Crew(threads) if threads > 1 and encoder.device.type == "cpu" else None
@@ -317,9 +305,9 @@ class PackedReranker(Scorer):
 
     def score_batch(self, requests: Sequence[RerankRequest]) -> list[Scored]:
         """One Scored per request, in order; a pair of texts that comes twice is scored once."""
-        texts = [(r.query.text, render(self.template, document)) for r in requests for document in r.documents]
+        texts = pairs_of(requests, self.template)
         row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        encodings = self._tokenizer.encode_batch_fast(list(row_of)) if row_of else []
+        encodings = self._tokens.take(list(row_of))
         scores = self._scores(encodings)
         rows = iter(row_of[text] for text in texts)
         found: list[Scored] = []
@@ -333,6 +321,10 @@ class PackedReranker(Scorer):
                 )
             )
         return found
+
+    def prepare(self, requests: Sequence[RerankRequest]) -> None:
+        """Tokenises what `score_batch` will be asked for."""
+        self._tokens.prepare(pairs_of(requests, self.template))
 
     def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
         """Where the tokens of each text begin and end, in characters, without special tokens."""
