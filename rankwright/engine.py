@@ -457,9 +457,10 @@ class Engine:
                     self._changed.wait()
             if part is None:
                 return
-            scorer = self.scorers[part.job.model]
             with suppress(Exception):
-                scorer.prepare([_shortened(scorer, r, p, part.job.document_tokens)[0] for r, p in part.requests()])
+                self.scorers[part.job.model].prepare(
+                    [_uncut(request, part.job.document_tokens) for request, _ in part.requests()]
+                )
 
     def _unprepared(self) -> _Slice | None:
         """The next turn of what waits; None where nothing is scored meanwhile, or enough is ready."""
@@ -557,6 +558,15 @@ def _shortened(
     documents = shortened(cast(Spanning, scorer), request.documents, most)
     changed = zip(places, request.documents, documents, strict=True)
     return replace(request, documents=tuple(documents)), {place for place, old, new in changed if new is not old}
+
+
+def _uncut(request: RerankRequest, most: int | None) -> RerankRequest:
+    """The request with those documents that are surely within so many tokens: what is shortened first is tokenised by
+    the scoring thread, because not every tokenizer can be used by two."""
+    if most is None:
+        return request
+    short = tuple(d for d in request.documents if len(d.title) + len(d.text) <= most)
+    return replace(request, documents=short)
 
 
 def _characters(query: Query, document: Document) -> int:

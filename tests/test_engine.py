@@ -159,6 +159,26 @@ def test_what_waits_is_tokenised_while_a_batch_is_scored() -> None:
     assert len(set(scorer.told)) == len(scorer.told)
 
 
+def test_documents_to_be_shortened_are_left_to_the_scoring_thread() -> None:
+    class Spanning(Noting):
+        template = "{title}: {text}"
+
+        def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+            self.threads.add(threading.current_thread().name)
+            return [[(i, i + 1) for i in range(len(text))] for text in texts]
+
+    gate = Gate()
+    scorer = Spanning(gate.note)
+    with started(scorer) as engine:
+        held(gate, engine)
+        waiting = engine.submit("stub", [request("q", "red", "red door red")], document_tokens=4)
+        until(lambda: scorer.told == ["red"])
+        assert scorer.threads == {"tokenising"}
+        gate.open()
+        assert waiting.result(10).scored[0].cut == (False, True)
+    assert gate.batches == [["red", "red "]]
+
+
 def test_a_fault_while_tokenising_ahead_is_that_of_scoring() -> None:
     class Failing(StubScorer):
         def prepare(self, requests: Sequence[RerankRequest]) -> None:
