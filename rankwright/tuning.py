@@ -38,7 +38,7 @@ from rankwright.checkpoints import (
     write_manifest,
 )
 from rankwright.errors import ConfigurationError, MissingDependencyError, StorageError, TrainingError
-from rankwright.llms.folders import refuse_adapter, refuse_code
+from rankwright.llms.folders import fetched, refuse_adapter, refuse_code
 from rankwright.maths.ranking_losses import weighted_ranknet_loss
 from rankwright.training import DAYS_7, METRICS, WRITE_ERRORS, MetricsFile, Teller, write_problem
 
@@ -283,7 +283,8 @@ def tune_by_completions(
         )
     generating = generating or GeneratingConfig()
     rows = check_taught_lengths(tokenizer, taught, config, str(model))
-    loaded: Any = AutoModelForCausalLM.from_pretrained(str(model), dtype=torch.float32, use_safetensors=True)
+    with fetched(str(model)):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(str(model), dtype=torch.float32, use_safetensors=True)
     torch.manual_seed(seed)
     if lora:
         from peft import get_peft_model
@@ -658,9 +659,10 @@ def positions_of(model: str) -> float:
     """
     from transformers import AutoConfig
 
-    refuse_adapter(model)
-    refuse_code(model)
-    config = AutoConfig.from_pretrained(model).get_text_config()
+    with fetched(model):
+        refuse_adapter(model)
+        refuse_code(model)
+        config = AutoConfig.from_pretrained(model).get_text_config()
     return getattr(config, "max_position_embeddings", None) or math.inf
 
 

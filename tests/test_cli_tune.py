@@ -281,6 +281,8 @@ def test_a_dry_run_refuses_what_the_run_would(command: list[str], capsys: pytest
             assert run([*grpo, *more, *dry]) == (5 if "empty" in more else 2)
             text = " ".join(capsys.readouterr().err.split())
             assert [words for words in said if words not in text] == []
+    assert run([*grpo, "--model", "no/such"]) == 5
+    assert "Model 'no/such' has no tokenizer that opens" in " ".join(capsys.readouterr().err.split())
     stage = [*grpo, "--model", "runs/first-stage/model"]  # which is still to be trained
     assert run([*stage, "--dry-run"]) == 0
     assert run(stage) == 4

@@ -43,6 +43,7 @@ from rankwright.data.files import replace_text
 from rankwright.errors import ConfigurationError, LimitReachedError, ModelError, ResumeError
 from rankwright.evaluation import Evaluation, check_examples, digest_of, evaluate
 from rankwright.llms.endpoint import check_model_place
+from rankwright.llms.folders import fetched
 from rankwright.metrics.ranking import has_relevant, ranking_metrics
 from rankwright.prompts.ranking import RankingPrompt, load_ranking_prompt
 from rankwright.rerankers.generating import default_sampling
@@ -282,9 +283,11 @@ class _Work:
         import torch
         from transformers import AutoModelForCausalLM
 
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            self.settings.model.name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
+        name = self.settings.model.name
+        with fetched(name):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            )
         return loaded.to(processes.own_device(self.settings.model.device))
 
     def tuned(self, folder: Path, resume: bool, reader: Reader | None) -> Any:
@@ -424,7 +427,8 @@ def _tokenizer(model: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False, padding_side="left")
+        with fetched(model):
+            tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False, padding_side="left")
     except Exception as error:  # whatever a folder that does not fit makes transformers raise
         from rankwright.rerankers.scoring import first_line
 
