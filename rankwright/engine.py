@@ -1,8 +1,8 @@
 """A queue in front of scoring: documents of several requests share a batch, nobody waits for ever, nobody is half done.
 
-One thread scores; another tokenises what waits meanwhile. Batches are filled in turns, so that a request of a thousand
-documents does not keep one of five waiting, and are as large as about half a second of work: what was cancelled, or is
-too late, costs at most the batch that is running.
+One thread scores. Batches are filled in turns, so that a request of a thousand documents does not keep one of five
+waiting, and are as large as about half a second of work: what was cancelled, or is too late, costs at most the batch
+that is running.
 
     engine = Engine(lambda: {"mine": rankwright.load("runs/mine/model")})
     engine.start()
@@ -44,8 +44,6 @@ OUT_OF_MEMORY = "out of memory"
 _NAN = float("nan")
 _PROBE = RerankRequest(Query("probe", "Is it well?"), (Document("0", "It is well."), Document("1", "No.")))
 _WARM_UP_WORDS = (1, 8, 64, 64, 128)
-_BATCHES_AHEAD = 2
-"""So much of what waits is tokenised while a batch is scored."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ class _Job:
         self.document_tokens = document_tokens
         self.places = [(r, d) for r, request in enumerate(requests) for d in range(len(request.documents))]
         self.characters = sum(_characters(request.query, d) for request in requests for d in request.documents)
-        self.given = self.prepared = 0
+        self.given = 0
         self.left = len(self.places)
         self.found = [
             ([_NAN] * len(request.documents), [0] * len(request.documents), [False] * len(request.documents))
@@ -190,7 +188,6 @@ class Engine:
         self._pace = 0.0
         self._documents_per_second = 0.0
         self._thread = threading.Thread(target=self._run, name="scoring", daemon=True)
-        self._ahead = threading.Thread(target=self._prepare, name="tokenising", daemon=True)
 
     # --- for everybody -----------------------------------------------------------------------------------------------
 
@@ -322,7 +319,6 @@ class Engine:
             self._opened.set()
             return
         self._opened.set()
-        self._ahead.start()
         try:
             while not self._closed:
                 try:
@@ -423,9 +419,7 @@ class Engine:
 
     def _score_at_once(self, slices: Sequence[_Slice], begun: float) -> None:
         model = slices[0].job.model
-        with self._changed:
-            self._busy_since = begun
-            self._changed.notify_all()
+        self._busy_since = begun
         asked = [
             (*_shortened(self.scorers[model], request, places, part.job.document_tokens), places, part.job)
             for part in slices
@@ -445,36 +439,6 @@ class Engine:
         self._count(found, seconds)
         for job in dict.fromkeys(part.job for part in slices):
             self._finish(job)
-
-    # --- the tokenising thread ---------------------------------------------------------------------------------------
-
-    def _prepare(self) -> None:
-        """Has what waits tokenised while a batch is scored. What fails here fails again when it is scored, and counts
-        there."""
-        while not self._closed:
-            with self._changed:
-                while (part := self._unprepared()) is None and not self._closed:
-                    self._changed.wait()
-            if part is None:
-                return
-            with suppress(Exception):
-                self.scorers[part.job.model].prepare(
-                    [_uncut(request, part.job.document_tokens) for request, _ in part.requests()]
-                )
-
-    def _unprepared(self) -> _Slice | None:
-        """The next turn of what waits; None where nothing is scored meanwhile, or enough is ready."""
-        ahead = sum(max(0, job.prepared - job.given) for job in self._jobs)
-        if not self._busy_since or ahead >= _BATCHES_AHEAD * self.settings.batch_documents:
-            return None
-        for job in self._jobs:
-            start = max(job.given, job.prepared)
-            if start < len(job.places):
-                job.prepared = min(start + self.settings.turn, len(job.places))
-                return _Slice(job, start, job.prepared)
-        return None
-
-    # --- what comes of it --------------------------------------------------------------------------------------------
 
     def _count(self, found: Sequence[Scored], seconds: float) -> None:
         pairs, tokens = sum(len(scored.scores) for scored in found), sum(sum(scored.tokens) for scored in found)
@@ -558,15 +522,6 @@ def _shortened(
     documents = shortened(cast(Spanning, scorer), request.documents, most)
     changed = zip(places, request.documents, documents, strict=True)
     return replace(request, documents=tuple(documents)), {place for place, old, new in changed if new is not old}
-
-
-def _uncut(request: RerankRequest, most: int | None) -> RerankRequest:
-    """The request with those documents that are surely within so many tokens: what is shortened first is tokenised by
-    the scoring thread, because not every tokenizer can be used by two."""
-    if most is None:
-        return request
-    short = tuple(d for d in request.documents if len(d.title) + len(d.text) <= most)
-    return replace(request, documents=short)
 
 
 def _characters(query: Query, document: Document) -> int:

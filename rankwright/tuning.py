@@ -232,14 +232,15 @@ def tune_by_reward(
     session = _Session(folder, loop, seed, resume, {"grpo": _deciding(config), **(settings or {})}, on_step)
     from datasets import Dataset
 
-    trainer = _grouped_trainer()(
-        str(model),
-        reward_funcs=[reward],
-        args=_grpo_arguments(config, loop, plan, folder, device, seed, generating),
-        train_dataset=Dataset.from_list(rows.columns()),
-        processing_class=tokenizer,
-        peft_config=lora.config() if lora else None,
-    )
+    with fetched(str(model)):
+        trainer = _grouped_trainer()(
+            str(model),
+            reward_funcs=[reward],
+            args=_grpo_arguments(config, loop, plan, folder, device, seed, generating),
+            train_dataset=Dataset.from_list(rows.columns()),
+            processing_class=tokenizer,
+            peft_config=lora.config() if lora else None,
+        )
     trainer.whole_questions = WholeQuestions(
         rows.questions,
         rows.per_question,

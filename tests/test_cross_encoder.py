@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -761,8 +762,12 @@ def test_the_hub_is_asked_where_it_has_an_address_and_through_a_proxy(monkeypatc
     with fetched("someone/absent"):
         assert constants.HF_HUB_OFFLINE is False
     monkeypatch.setattr(constants, "ENDPOINT", "http://" + "x" * 70)  # no name of a host is as long
-    with fetched("someone/absent"):
+    with fetched("someone/absent"), ExitStack() as other:
         assert constants.HF_HUB_OFFLINE is True
+        other.enter_context(fetched("someone/other"))  # as in another thread, which ends first
+        other.close()
+        assert constants.HF_HUB_OFFLINE is True
+    assert constants.HF_HUB_OFFLINE is False
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     with fetched("someone/absent"):
         assert constants.HF_HUB_OFFLINE is False

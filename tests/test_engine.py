@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import CancelledError
 
 import pytest
@@ -127,70 +127,6 @@ def test_batches_are_as_long_as_was_asked_for() -> None:
     sizes = [len(batch) for batch in gate.batches[2:]]
     assert sum(sizes) == 40
     assert max(sizes) < 20  # five by the pace of the warm-up, whose documents are longer
-
-
-class Noting(StubScorer):
-    """Takes note of what it is told in advance, and in which thread."""
-
-    def __init__(self, note: Callable[[Sequence[str]], None]) -> None:
-        super().__init__(note=note)
-        self.told: list[str] = []
-        self.threads: set[str] = set()
-
-    def prepare(self, requests: Sequence[RerankRequest]) -> None:
-        self.told += [document.text for request in requests for document in request.documents]
-        self.threads.add(threading.current_thread().name)
-
-
-def test_what_waits_is_tokenised_while_a_batch_is_scored() -> None:
-    gate = Gate()
-    scorer = Noting(gate.note)
-    with started(scorer, EngineSettings(batch_documents=10, turn=4)) as engine:
-        engine.submit("stub", [many("alone", 3)]).result(10)
-        held(gate, engine)
-        replies = [engine.submit("stub", [many("long", 30)]), engine.submit("stub", [many("late", 3)])]
-        until(lambda: len(scorer.told) >= 20)
-        assert scorer.told == [f"long {i}" for i in range(20)]  # two batches ahead
-        gate.open()
-        for reply in replies:
-            reply.result(10)
-    assert "alone 0" not in scorer.told  # nobody was busy: it was scored at once
-    assert scorer.threads == {"tokenising"}
-    assert len(set(scorer.told)) == len(scorer.told)
-
-
-def test_documents_to_be_shortened_are_left_to_the_scoring_thread() -> None:
-    class Spanning(Noting):
-        template = "{title}: {text}"
-
-        def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
-            self.threads.add(threading.current_thread().name)
-            return [[(i, i + 1) for i in range(len(text))] for text in texts]
-
-    gate = Gate()
-    scorer = Spanning(gate.note)
-    with started(scorer) as engine:
-        held(gate, engine)
-        waiting = engine.submit("stub", [request("q", "red", "red door red")], document_tokens=4)
-        until(lambda: scorer.told == ["red"])
-        assert scorer.threads == {"tokenising"}
-        gate.open()
-        assert waiting.result(10).scored[0].cut == (False, True)
-    assert gate.batches == [["red", "red "]]
-
-
-def test_a_fault_while_tokenising_ahead_is_that_of_scoring() -> None:
-    class Failing(StubScorer):
-        def prepare(self, requests: Sequence[RerankRequest]) -> None:
-            raise ValueError("not now")
-
-    gate = Gate()
-    with started(Failing(note=gate.note)) as engine:
-        held(gate, engine)
-        waiting = engine.submit("stub", [many("q", 3)])
-        gate.open()
-        assert waiting.result(10).scored[0].scores == tuple(score_of("q", f"q {i}") for i in range(3))
-        assert engine.health().ready
 
 
 def test_models_do_not_share_batches() -> None:

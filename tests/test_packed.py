@@ -27,7 +27,6 @@ from rankwright.rerankers import packed as packed_module
 from rankwright.rerankers.cross_encoder import CrossEncoderReranker
 from rankwright.rerankers.packed import PackedReranker, packed
 from rankwright.rerankers.ranking import Scorer
-from rankwright.rerankers.tokens import MOST_AHEAD, PairTokens
 from rankwright.rerankers.windows import WindowedScorer
 from rankwright.types import Document, Query, RerankRequest, Scored
 from tests.tiny_bert import (
@@ -66,42 +65,15 @@ def scores_of(scorer: Scorer, documents: Sequence[Document] = DOCUMENTS, query: 
 # --- equal scores
 
 
-def test_pairs_tokenised_ahead_score_the_same_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scorer = rankwright.load(folder, backend="packed")
-    assert isinstance(scorer, PackedReranker)
-    again = [replace(document, doc_id=f"{document.doc_id}-again") for document in DOCUMENTS[:2]]
-    twice = RerankRequest(QUERY, (*DOCUMENTS, *again))
-    (wanted,) = scorer.score_batch([twice])
-    scorer.prepare([replace(twice, documents=DOCUMENTS[2:5])])
-    encoded = counted(monkeypatch)
-    assert scorer.score_batch([twice]) == [wanted]
-    assert sum(encoded) == len(DOCUMENTS) - 3
-    assert scorer.score_batch([twice]) == [wanted]
-    assert sum(encoded) == 2 * len(DOCUMENTS) - 3
-
-
-def test_pairs_tokenised_for_nothing_do_not_pile_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scorer = rankwright.load(folder, backend="packed")
-    assert isinstance(scorer, PackedReranker)
-    documents = tuple(Document(str(i), f"rain {i}") for i in range(MOST_AHEAD + 5))
-    for part in (documents[:500], documents[500:]):
-        scorer.prepare([RerankRequest(QUERY, part)])
-    encoded = counted(monkeypatch)
-    scorer.score_batch([RerankRequest(QUERY, documents)])
-    assert sum(encoded) == 5
-
-
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many pairs are tokenised in each call from now on."""
-    calls: list[int] = []
-    encode = PairTokens._encoded
-
-    def noted(tokens: PairTokens, pairs: Sequence[tuple[str, str]]) -> list[Any]:
-        calls.append(len(pairs))
-        return encode(tokens, pairs)
-
-    monkeypatch.setattr(PairTokens, "_encoded", noted)
-    return calls
+def test_a_packed_model_cuts_as_before_after_its_source_was_used(folder: Path) -> None:
+    source = CrossEncoderReranker.from_pretrained(str(folder))
+    scorer = packed(source, "fp32")
+    assert scorer is not None
+    long = RerankRequest(QUERY, (Document("long", LETTERS * 20),))
+    (wanted,) = scorer.score_batch([long])
+    assert (wanted.tokens, wanted.cut) == ((MAX_LENGTH,), (True,))
+    source.score_batch([long])  # which counts the tokens of what it has cut
+    assert scorer.score_batch([long]) == [wanted]
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "camembert", "electra"])

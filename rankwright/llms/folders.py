@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -20,14 +21,27 @@ def fetched(path: str) -> Iterator[None]:
     each of its files. A proxy finds the address itself, so with one nothing is asked."""
     from huggingface_hub import constants
 
-    if Path(path).exists() or constants.HF_HUB_OFFLINE or _proxied() or _has_address(constants.ENDPOINT):
+    with _Offline.lock:
+        offline_anyway = constants.HF_HUB_OFFLINE and not _Offline.blocks
+    if Path(path).exists() or offline_anyway or _proxied() or _has_address(constants.ENDPOINT):
         yield
         return
-    constants.HF_HUB_OFFLINE = True
+    with _Offline.lock:
+        _Offline.blocks += 1
+        constants.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE = False
+        with _Offline.lock:
+            _Offline.blocks -= 1
+            constants.HF_HUB_OFFLINE = _Offline.blocks > 0
+
+
+class _Offline:
+    """The mode is the whole process's: the last of several threads' blocks ends it."""
+
+    lock = Lock()
+    blocks = 0
 
 
 def _proxied() -> bool:

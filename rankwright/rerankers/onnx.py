@@ -24,8 +24,7 @@ from rankwright.rerankers.onnx_folder import (
     checked_graph,
     read_manifest,
 )
-from rankwright.rerankers.ranking import Scorer
-from rankwright.rerankers.tokens import PairTokens, pairs_of
+from rankwright.rerankers.ranking import Scorer, render
 from rankwright.types import RerankRequest, Scored
 
 if TYPE_CHECKING:
@@ -72,7 +71,6 @@ class OnnxReranker(Scorer):
         self._uncut: Tokenizer | None = None
         tokenizer.no_padding()
         tokenizer.enable_truncation(self._max_length, strategy="longest_first", direction=manifest.truncation_side)
-        self._tokens = PairTokens(tokenizer)
 
     @classmethod
     def from_folder(
@@ -128,15 +126,11 @@ class OnnxReranker(Scorer):
             self._uncut.no_truncation()
         return [one.offsets for one in self._uncut.encode_batch(list(texts), add_special_tokens=False)]
 
-    def prepare(self, requests: Sequence[RerankRequest]) -> None:
-        """Tokenises what `score_batch` will be asked for."""
-        self._tokens.prepare(pairs_of(requests, self.template))
-
     def score_batch(self, requests: Sequence[RerankRequest]) -> list[Scored]:
         """One Scored per request, in order; a text that comes twice is scored once."""
-        texts = pairs_of(requests, self.template)
+        texts = [(r.query.text, render(self.template, document)) for r in requests for document in r.documents]
         row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        encodings = self._tokens.take(list(row_of))
+        encodings = self._tokenizer.encode_batch(list(row_of)) if row_of else []
         scores = self._scores(encodings)
         read = [
             (scores[row], len(encodings[row]), bool(encodings[row].overflowing))

@@ -28,9 +28,8 @@ from torch.nn import functional
 
 from rankwright.batching import row_batches, share_of
 from rankwright.rerankers.cross_encoder import CrossEncoderReranker
-from rankwright.rerankers.ranking import Scorer
+from rankwright.rerankers.ranking import Scorer, render
 from rankwright.rerankers.scoring import offset_table
-from rankwright.rerankers.tokens import PairTokens, pairs_of
 from rankwright.types import Document, Query, RerankRequest, Scored
 
 Precision = Literal["fp32", "bf16"]
@@ -267,8 +266,7 @@ class PackedReranker(Scorer):
 
     Args:
         encoder: computes the logits.
-        source: the cross-encoder whose tokenizer, template and length are taken. Its tokenizer belongs to this
-            reranker from now on.
+        source: the cross-encoder whose tokenizer, template and length are taken.
         precision: of the encoder, for the name.
         error: the largest difference to the source's scores that was found on PROBES.
     """
@@ -284,11 +282,11 @@ class PackedReranker(Scorer):
         self._name = f"{source.name}|packed-{precision}"
         self._max_length = source.max_length
         self._typed = "token_type_ids" in source.tokenizer.model_input_names
-        self._tokenizer = source.tokenizer.backend_tokenizer
+        # A copy: the source sets how its own cuts from call to call.
+        self._tokenizer = Tokenizer.from_str(source.tokenizer.backend_tokenizer.to_str())
         side = source.tokenizer.truncation_side
         self._tokenizer.enable_truncation(self._max_length, strategy="longest_first", direction=side)
         self._tokenizer.no_padding()
-        self._tokens = PairTokens(self._tokenizer)
         self._whole: Tokenizer | None = None
         threads = torch.get_num_threads()
         self._crew = Crew(threads) if threads > 1 and encoder.device.type == "cpu" else None
@@ -305,9 +303,9 @@ class PackedReranker(Scorer):
 
     def score_batch(self, requests: Sequence[RerankRequest]) -> list[Scored]:
         """One Scored per request, in order; a pair of texts that comes twice is scored once."""
-        texts = pairs_of(requests, self.template)
+        texts = [(r.query.text, render(self.template, document)) for r in requests for document in r.documents]
         row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        encodings = self._tokens.take(list(row_of))
+        encodings = self._tokenizer.encode_batch_fast(list(row_of)) if row_of else []
         scores = self._scores(encodings)
         rows = iter(row_of[text] for text in texts)
         found: list[Scored] = []
@@ -321,10 +319,6 @@ class PackedReranker(Scorer):
                 )
             )
         return found
-
-    def prepare(self, requests: Sequence[RerankRequest]) -> None:
-        """Tokenises what `score_batch` will be asked for."""
-        self._tokens.prepare(pairs_of(requests, self.template))
 
     def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
         """Where the tokens of each text begin and end, in characters, without special tokens."""

@@ -57,10 +57,6 @@ class Scorer(ABC):
         What is not finite comes back as it is: `checked` names it.
         """
 
-    def prepare(self, requests: Sequence[RerankRequest]) -> None:
-        """Told, in another thread, what `score_batch` will be asked for, while it is busy; nothing to do by default."""
-        return
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, max_length={self.max_length})"
 
