@@ -445,7 +445,7 @@ def page() -> str:
             f"Measured on: {'; '.join(machines) or 'not run'}. Peak of matrix products: {top}.",
             "",
             "The embedded reference (6 layers of 384, 512 tokens at most) as one folder. Peers are opened with their",
-            "defaults, which compute in fp32, and sentence-transformers in bf16 too; rankwright's rows name the backend",
+            "defaults, which compute in fp32, and sentence-transformers in bf16 too; our rows name the backend",
             "(the default is torch). The same query and passages, text to scores, tokenisation included. Lists of one",
             f"cell are scored by all systems in one process in turn: {runs}.",
             "Milliseconds of a list: median and 95th percentile; ratios are those of one list in one round: median",
