@@ -1,8 +1,8 @@
 """A queue in front of scoring: documents of several requests share a batch, nobody waits for ever, nobody is half done.
 
-One thread scores. Batches are filled in turns, so that a request of a thousand documents does not keep one of five
-waiting, and are as large as about half a second of work: what was cancelled, or is too late, costs at most the batch
-that is running.
+One thread scores; where the model is a TokenScorer another one tokenises before. Both work in turns, so that a request
+of a thousand documents does not keep one of five waiting. Batches are as large as about half a second of work: what was
+cancelled, or is too late, costs at most the batch that is running.
 
     engine = Engine(lambda: {"mine": rankwright.load("runs/mine/model")})
     engine.start()
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import NamedTuple, cast
 
 from rankwright.errors import (
     ConfigurationError,
@@ -33,6 +33,7 @@ from rankwright.errors import (
     UnavailableError,
 )
 from rankwright.rerankers.ranking import Scorer
+from rankwright.rerankers.tokens import Pair, TokenScorer
 from rankwright.rerankers.windows import Spanning, shortened, tells_spans
 from rankwright.types import Document, Query, RerankRequest, Scored
 
@@ -102,7 +103,7 @@ class Health:
 
 
 class _Job:
-    """A submitted request: what has been given out, and what has come back."""
+    """A submitted request: what has been tokenised, what has been given out, and what has come back."""
 
     def __init__(
         self, model: str, requests: Sequence[RerankRequest], now: float, deadline: float, document_tokens: int | None
@@ -111,7 +112,12 @@ class _Job:
         self.document_tokens = document_tokens
         self.places = [(r, d) for r, request in enumerate(requests) for d in range(len(request.documents))]
         self.characters = sum(_characters(request.query, d) for request in requests for d in request.documents)
-        self.given = 0
+        self.ready = self.given = 0
+        self.queued = False
+        self.pairs: list[Pair] | None = []
+        """Of the first places, as many as are ready; None where texts are scored."""
+        self.short: set[tuple[int, int]] = set()
+        """Places of documents that were cut to `document_tokens` before they were tokenised."""
         self.left = len(self.places)
         self.found = [
             ([_NAN] * len(request.documents), [0] * len(request.documents), [False] * len(request.documents))
@@ -121,11 +127,16 @@ class _Job:
         self.submitted, self.started = now, 0.0
         self.future: Future[Reply] = Future()
 
+    def texts(self, place: tuple[int, int]) -> tuple[Query, Document]:
+        """What stands there."""
+        request = self.requests[place[0]]
+        return request.query, request.documents[place[1]]
+
     def take(self, room: int, cost_left: float, longest: int) -> tuple[int, float]:
         """The number of next documents that fit, and their guessed tokens."""
         taken, cost = 0, 0.0
-        for r, d in itertools.islice(self.places, self.given, self.given + room):
-            tokens = _guess(self.requests[r].query, self.requests[r].documents[d], longest)
+        for place in itertools.islice(self.places, self.given, min(self.given + room, self.ready)):
+            tokens = _guess(*self.texts(place), longest)
             if cost + tokens > cost_left:
                 break
             taken, cost = taken + 1, cost + tokens
@@ -160,6 +171,16 @@ class _Slice:
             yield RerankRequest(whole.query, documents), there
 
 
+class _Row(NamedTuple):
+    """What one document got."""
+
+    job: _Job
+    place: tuple[int, int]
+    score: float
+    tokens: int
+    cut: bool
+
+
 class Engine:
     """Scores what is submitted, in a thread of its own.
 
@@ -179,15 +200,19 @@ class Engine:
         """Told documents and seconds after each batch, in the scoring thread."""
         self._opener = opener
         self._jobs: deque[_Job] = deque()
+        """Those with documents that are ready and not given out."""
+        self._raw: deque[_Job] = deque()
+        """Those with documents to be tokenised."""
         self._live: set[_Job] = set()
         self._waiting = self._characters = 0
         self._changed = threading.Condition()
         self._opened = threading.Event()
-        self._trouble, self._draining, self._closed = "", False, False
+        self._trouble, self._draining, self._closed, self._ended = "", False, False, False
         self._busy_since = 0.0
         self._pace = 0.0
         self._documents_per_second = 0.0
         self._thread = threading.Thread(target=self._run, name="scoring", daemon=True)
+        self._tokeniser = threading.Thread(target=self._tokenise, name="tokenising", daemon=True)
 
     # --- for everybody -----------------------------------------------------------------------------------------------
 
@@ -217,8 +242,9 @@ class Engine:
         busy = time.monotonic() - self._busy_since if self._busy_since else 0.0
         if not self._opened.is_set():
             return Health(False, "the model is being loaded")
-        if not self._thread.is_alive():
-            return Health(False, "the scoring thread has ended", lost=not self._closed)
+        for thread in (self._thread, self._tokeniser):
+            if not thread.is_alive():
+                return Health(False, f"the {thread.name} thread has ended", lost=not self._closed)
         if busy > self.settings.patience:
             return Health(False, "scoring hangs", lost=busy > self.settings.give_up)
         if self._trouble:
@@ -266,10 +292,12 @@ class Engine:
         with self._changed:
             self._draining = self._closed = True
             self._changed.notify_all()
-        if self._thread.is_alive():
-            self._thread.join(timeout)
+        end = time.monotonic() + timeout
+        threads = [thread for thread in (self._thread, self._tokeniser) if thread.is_alive()]
+        for thread in threads:
+            thread.join(max(0.0, end - time.monotonic()))
         self._fail_all(UnavailableError("The server is ending; try again later."))
-        return not self._thread.is_alive()
+        return not any(thread.is_alive() for thread in threads)
 
     # --- admission ---------------------------------------------------------------------------------------------------
 
@@ -287,8 +315,11 @@ class Engine:
         self._characters += job.characters
         self._live.add(job)
         if job.places:
-            self._jobs.append(job)
-            self._changed.notify_all()
+            if isinstance(self.scorers[job.model], TokenScorer):
+                self._raw.append(job)
+                self._changed.notify_all()
+            else:
+                self._give_texts(job)
 
     def _time_to_room(self, documents: int) -> float:
         """Seconds until so many documents are done, at the pace so far, spread so that clients do not come at once."""
@@ -305,8 +336,9 @@ class Engine:
             self._characters -= job.characters
             if job.future.cancelled():
                 self.counts["cancelled"] += 1
-            with suppress(ValueError):
-                self._jobs.remove(job)
+            for queue in (self._raw, self._jobs):
+                with suppress(ValueError):
+                    queue.remove(job)
 
     # --- the scoring thread ------------------------------------------------------------------------------------------
 
@@ -314,6 +346,7 @@ class Engine:
         try:
             self.scorers = dict(self._opener())
             self._warm_up()
+            self._tokeniser.start()
         except BaseException as error:
             self.error = error
             self._opened.set()
@@ -331,6 +364,9 @@ class Engine:
             log.critical("Scoring has ended: %s", error, exc_info=error)
         finally:
             self._busy_since = 0.0
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
             self._fail_all(UnavailableError("Scoring has ended; try again later."))
 
     def _warm_up(self) -> None:
@@ -341,14 +377,14 @@ class Engine:
             scorer.score_batch([request])
             begun = time.monotonic()
             (scored,) = scorer.score_batch([request])
-            self._note_pace(scorer, [request], time.monotonic() - begun)
+            seconds = time.monotonic() - begun
+            tokens = sum(_guess(request.query, document, scorer.max_length) for document in words)
+            self._note_pace(tokens, len(words), seconds)
             if not all(map(math.isfinite, scored.scores)):
                 raise ScorerError(f"Model '{name}' gives scores that are not finite; use an earlier checkpoint.")
 
-    def _note_pace(self, scorer: Scorer, requests: Sequence[RerankRequest], seconds: float) -> None:
+    def _note_pace(self, tokens: int, documents: int, seconds: float) -> None:
         """Keeps a moving mean of guessed tokens and documents a second."""
-        tokens = sum(_guess(r.query, document, scorer.max_length) for r in requests for document in r.documents)
-        documents = sum(len(request.documents) for request in requests)
         seconds, share = max(seconds, 1e-6), 0.3 if self._pace else 1.0
         self._pace += share * (tokens / seconds - self._pace)
         self._documents_per_second += share * (documents / seconds - self._documents_per_second)
@@ -388,7 +424,8 @@ class Engine:
                 break
             slices.append(_Slice(job, job.given, job.given + taken))
             job.given, documents, cost = job.given + taken, documents - taken, cost - spent
-            if job.given < len(job.places):
+            job.queued = job.given < job.ready
+            if job.queued:
                 if taken < settings.turn:  # the batch is full, not its turn over
                     ours.appendleft(job)
                     break
@@ -419,33 +456,86 @@ class Engine:
 
     def _score_at_once(self, slices: Sequence[_Slice], begun: float) -> None:
         model = slices[0].job.model
+        scorer = self.scorers[model]
         self._busy_since = begun
-        asked = [
-            (*_shortened(self.scorers[model], request, places, part.job.document_tokens), places, part.job)
-            for part in slices
-            for request, places in part.requests()
-        ]
-        found = self.scorers[model].score_batch([request for request, _, _, _ in asked])
+        rows = _by_tokens(scorer, slices) or _by_texts(scorer, slices)
         seconds = time.monotonic() - begun
         self._busy_since = 0.0
-        if [len(scored.scores) for scored in found] != [len(places) for _, _, places, _ in asked]:
-            raise ScorerError(f"Model '{model}' gave another number of scores than it was given documents.")
-        if not all(math.isfinite(score) for scored in found for score in scored.scores):
+        if not all(math.isfinite(row.score) for row in rows):
             raise ScorerError(f"Model '{model}' gave scores that are not finite.")
-        for scored, (_, short, places, job) in zip(found, asked, strict=True):
-            for place, score, tokens, cut in zip(places, scored.scores, scored.tokens, scored.cut, strict=True):
-                job.put(place, score, tokens, cut or place in short)
-        self._note_pace(self.scorers[model], [request for request, _, _, _ in asked], seconds)
-        self._count(found, seconds)
+        for row in rows:
+            row.job.put(row.place, row.score, row.tokens, row.cut)
+        self._note_pace(sum(_guess(*row.job.texts(row.place), scorer.max_length) for row in rows), len(rows), seconds)
+        self._count(rows, seconds)
         for job in dict.fromkeys(part.job for part in slices):
             self._finish(job)
 
-    def _count(self, found: Sequence[Scored], seconds: float) -> None:
-        pairs, tokens = sum(len(scored.scores) for scored in found), sum(sum(scored.tokens) for scored in found)
-        cut = sum(sum(scored.cut) for scored in found)
-        self.counts.update({"batches": 1, "pairs": pairs, "tokens": tokens, "cut": cut})
+    def _count(self, rows: Sequence[_Row], seconds: float) -> None:
+        tokens, cut = sum(row.tokens for row in rows), sum(row.cut for row in rows)
+        self.counts.update({"batches": 1, "pairs": len(rows), "tokens": tokens, "cut": cut})
         if self.on_batch is not None:
-            self.on_batch(pairs, seconds)
+            self.on_batch(len(rows), seconds)
+
+    # --- the tokenising thread ---------------------------------------------------------------------------------------
+
+    def _tokenise(self) -> None:
+        """Makes documents ready, in turns of `turn`."""
+        try:
+            while (part := self._next_raw()) is not None:
+                self._give(part)
+        except BaseException as error:  # health says that the thread has ended
+            self.error = error
+            log.critical("Tokenising has ended: %s", error, exc_info=error)
+            self._fail_all(UnavailableError("Tokenising has ended; try again later."))
+
+    def _next_raw(self) -> _Slice | None:
+        """Waits for documents to be tokenised; None when there will be none."""
+        with self._changed:
+            while not self._raw and not (self._closed or self._ended):
+                self._changed.wait()
+            if self._closed or self._ended:
+                return None
+            job = self._raw.popleft()
+            return _Slice(job, job.ready, min(job.ready + self.settings.turn, len(job.places)))
+
+    def _give(self, part: _Slice) -> None:
+        """Tokenises a turn and hands it on; what fails is left to scoring, where a fault is narrowed down."""
+        job, short = part.job, set[tuple[int, int]]()
+        scorer = cast(TokenScorer, self.scorers[job.model])
+        pairs: list[Pair] | None = []
+        try:
+            for request, places in part.requests():
+                cut, those = _shortened(scorer, request, places, job.document_tokens)
+                pairs += scorer.tokenise([cut])
+                short |= those
+        except Exception:
+            pairs = None
+        with self._changed:
+            if job.future.done():
+                return
+            if pairs is None or job.pairs is None:
+                self._give_texts(job)
+                return
+            job.pairs += pairs
+            job.short |= short
+            job.ready = part.stop
+            if job.ready < len(job.places):
+                self._raw.append(job)
+            self._queue(job)
+
+    def _give_texts(self, job: _Job) -> None:
+        """All of the job is ready, to be scored from its texts."""
+        job.pairs, job.ready = None, len(job.places)
+        self._queue(job)
+
+    def _queue(self, job: _Job) -> None:
+        """Something of the job is ready."""
+        if not job.queued:
+            job.queued = True
+            self._jobs.append(job)
+        self._changed.notify_all()
+
+    # --- what comes of it --------------------------------------------------------------------------------------------
 
     def _finish(self, job: _Job) -> None:
         if not job.left:
@@ -511,6 +601,36 @@ def is_memory_error(error: Exception) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError | OSError) and any(word in str(error).lower() for word in words)
     )
+
+
+def _by_tokens(scorer: Scorer, slices: Sequence[_Slice]) -> list[_Row]:
+    """Scores of documents that are tokenised; empty where some are not."""
+    given = [(part, part.job.pairs) for part in slices]
+    pairs = [pair for part, found in given if found is not None for pair in found[part.start : part.stop]]
+    if any(found is None for _, found in given):
+        return []
+    places = [(part.job, place) for part in slices for place in part.job.places[part.start : part.stop]]
+    return [
+        _Row(job, place, score, len(pair.ids_T), pair.cut or place in job.short)
+        for (job, place), pair, score in zip(places, pairs, cast(TokenScorer, scorer).score_pairs(pairs), strict=True)
+    ]
+
+
+def _by_texts(scorer: Scorer, slices: Sequence[_Slice]) -> list[_Row]:
+    """Scores of documents from their texts."""
+    asked = [
+        (*_shortened(scorer, request, places, part.job.document_tokens), places, part.job)
+        for part in slices
+        for request, places in part.requests()
+    ]
+    found = scorer.score_batch([request for request, _, _, _ in asked])
+    if [len(scored.scores) for scored in found] != [len(places) for _, _, places, _ in asked]:
+        raise ScorerError(f"Model '{scorer.name}' gave another number of scores than it was given documents.")
+    return [
+        _Row(job, place, score, tokens, cut or place in short)
+        for scored, (_, short, places, job) in zip(found, asked, strict=True)
+        for place, score, tokens, cut in zip(places, scored.scores, scored.tokens, scored.cut, strict=True)
+    ]
 
 
 def _shortened(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 
+import numpy as np
 import pytest
 
 from rankwright.engine import Engine, EngineSettings, Reply, is_memory_error
@@ -19,6 +21,7 @@ from rankwright.errors import (
     ScorerError,
     UnavailableError,
 )
+from rankwright.rerankers.tokens import Pair, TokenScorer
 from rankwright.types import Document, Query, RerankRequest
 from tests.server_kit import started, until
 from tests.stub_scorer import MAX_LENGTH, StubScorer, score_of
@@ -127,6 +130,108 @@ def test_batches_are_as_long_as_was_asked_for() -> None:
     sizes = [len(batch) for batch in gate.batches[2:]]
     assert sum(sizes) == 40
     assert max(sizes) < 20  # five by the pace of the warm-up, whose documents are longer
+
+
+class Halves(TokenScorer):
+    """The stub in two halves: words are counted in the first, which takes note of its thread."""
+
+    def __init__(self, note: Callable[[Sequence[str]], None] = lambda texts: None) -> None:
+        self.stub = StubScorer(note=note)
+        self.texts: list[tuple[str, str]] = []
+        self.threads: set[str] = set()
+        self.fault: BaseException | None = None
+        self._template = "{title}: {text}"
+
+    @property
+    def name(self) -> str:
+        return "halves"
+
+    @property
+    def max_length(self) -> int:
+        return MAX_LENGTH
+
+    def tokenise(self, requests: Sequence[RerankRequest]) -> list[Pair]:
+        self.threads.add(threading.current_thread().name)
+        if self.fault is not None and threading.current_thread().name == "tokenising":
+            raise self.fault
+        found = [(r.query.text, document.text) for r in requests for document in r.documents]
+        self.texts += [text for text in found if text not in self.texts]
+        ids = [np.array([self.texts.index(text)] * len(text[1].split()), np.int32) for text in found]
+        return [Pair(row, row, len(row) > MAX_LENGTH) for row in ids]
+
+    def score_tokens(self, pairs: Sequence[Pair]) -> list[float]:
+        asked = [self.texts[pair.ids_T[0]] for pair in pairs]
+        self.stub.score_batch([request(query, text) for query, text in asked[:1]])
+        self.stub.note([text for _, text in asked])
+        return [score_of(query, text) for query, text in asked]
+
+    def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        self.threads.add(threading.current_thread().name)
+        return [[word.span() for word in re.finditer(r"\S+", text)] for text in texts]
+
+
+def test_what_waits_is_tokenised_while_a_batch_is_scored() -> None:
+    gate = Gate()
+    scorer = Halves(gate.note)
+    with started(scorer, EngineSettings(batch_documents=20, turn=4)) as engine:
+        scorer.threads.clear()
+        held(gate, engine)
+        both = [[many("long", 30), many("more", 3)], [many("small", 5)]]
+        with engine._changed:  # neither is tokenised before both are there
+            replies = [engine.submit("stub", requests) for requests in both]
+        until(lambda: len(scorer.texts) >= 38)
+        tokenised = [text.split()[0] for _, text in scorer.texts][-38:]
+        assert tokenised[:13] == ["long"] * 4 + ["small"] * 4 + ["long"] * 4 + ["small"]  # in turns
+        gate.open()
+        first, small = (reply.result(10).scored for reply in replies)
+    assert scorer.threads == {"tokenising"}
+    assert first[0].scores == tuple(score_of("long", f"long {i}") for i in range(30))
+    assert [first[1].tokens, small[0].tokens] == [(2,) * 3, (2,) * 5]
+
+
+def test_texts_are_shortened_in_the_thread_that_tokenises() -> None:
+    scorer = Halves()
+    with started(scorer) as engine:
+        scorer.threads.clear()
+        waiting = engine.submit("stub", [request("q", "red", "red door red")], document_tokens=2)
+        (scored,) = waiting.result(10).scored
+    assert (scored.tokens, scored.cut) == ((1, 2), (False, True))
+    assert scorer.threads == {"tokenising"}
+
+
+def test_what_cannot_be_tokenised_ahead_is_scored_from_its_texts() -> None:
+    scorer = Halves()
+    with started(scorer) as engine:
+        scorer.fault = ValueError("not now")
+        (scored,) = engine.submit("stub", [many("q", 3)]).result(10).scored
+        assert scored.scores == tuple(score_of("q", f"q {i}") for i in range(3))
+        assert engine.health().ready
+
+
+def test_a_cancelled_request_is_not_tokenised() -> None:
+    gate = Gate()
+    scorer = Halves(gate.note)
+    with started(scorer) as engine:
+        held(gate, engine)
+        with engine._changed:  # the thread that tokenises waits for it
+            waiting = engine.submit("stub", [many("gone", 40)])
+            assert waiting.cancel()
+        gate.open()
+        assert engine.submit("stub", [many("next", 2)]).result(10)
+        assert (engine.waiting, engine.requests) == (0, 0)
+        assert not any(text.startswith("gone") for _, text in scorer.texts)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_end_of_the_tokenising_thread_is_told() -> None:
+    scorer = Halves()
+    with started(scorer) as engine:
+        scorer.fault = SystemExit("over")
+        with pytest.raises(UnavailableError, match="Tokenising has ended"):
+            engine.submit("stub", [many("q", 3)]).result(10)
+        until(lambda: not engine.health().ready)
+        assert engine.health().lost
+        assert engine.health().reason == "the tokenising thread has ended"
 
 
 def test_models_do_not_share_batches() -> None:

@@ -27,6 +27,7 @@ from rankwright.rerankers import packed as packed_module
 from rankwright.rerankers.cross_encoder import CrossEncoderReranker
 from rankwright.rerankers.packed import PackedReranker, packed
 from rankwright.rerankers.ranking import Scorer
+from rankwright.rerankers.tokens import TokenScorer
 from rankwright.rerankers.windows import WindowedScorer
 from rankwright.types import Document, Query, RerankRequest, Scored
 from tests.tiny_bert import (
@@ -63,6 +64,22 @@ def scores_of(scorer: Scorer, documents: Sequence[Document] = DOCUMENTS, query: 
 
 
 # --- equal scores
+
+
+@pytest.mark.parametrize("backend", ["packed", "onnx"])
+def test_tokens_made_in_parts_score_as_the_texts_do(folder: Path, backend: str) -> None:
+    scorer = rankwright.load(folder, backend=backend)
+    assert isinstance(scorer, TokenScorer)
+    again = tuple(replace(document, doc_id=f"{document.doc_id}-again") for document in DOCUMENTS[:2])
+    request = RerankRequest(QUERY, (*DOCUMENTS, *again))
+    (wanted,) = scorer.score_batch([request])
+    parts = [scorer.tokenise([replace(request, documents=request.documents[at : at + 4])]) for at in (0, 4, 8)]
+    pairs = [pair for part in parts for pair in part]
+    assert tuple(scorer.score_pairs(pairs)) == wanted.scores
+    assert wanted.scores[-2:] == wanted.scores[:2]  # exactly: equal tokens are scored once
+    assert tuple(len(pair.ids_T) for pair in pairs) == wanted.tokens
+    assert tuple(pair.cut for pair in pairs) == wanted.cut
+    assert scorer.tokenise([]) == []
 
 
 def test_a_packed_model_cuts_as_before_after_its_source_was_used(folder: Path) -> None:

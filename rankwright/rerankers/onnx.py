@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rankwright.batching import share_of
 from rankwright.errors import MissingDependencyError, ModelError
 from rankwright.rerankers.onnx_folder import (
@@ -24,8 +26,7 @@ from rankwright.rerankers.onnx_folder import (
     checked_graph,
     read_manifest,
 )
-from rankwright.rerankers.ranking import Scorer, render
-from rankwright.types import RerankRequest, Scored
+from rankwright.rerankers.tokens import Pair, TokenScorer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -34,7 +35,7 @@ TOKENS_AT_ONCE = 512
 """Tokens of one call of ONNX Runtime. More leave the processor's cache: measured, 2048 are a fifth slower."""
 
 
-class OnnxReranker(Scorer):
+class OnnxReranker(TokenScorer):
     """A Scorer over a folder of `rankwright export`.
 
     Args:
@@ -58,19 +59,16 @@ class OnnxReranker(Scorer):
         max_length: int | None = None,
         threads: int | None = None,
     ) -> None:
+        length = min(max_length or manifest.max_length, manifest.max_length)
+        super().__init__(tokenizer, manifest.template, length, manifest.truncation_side)
         self.manifest = manifest
         self.form = form
         self.temperature = manifest.temperature
         self.threshold = manifest.threshold
         self.threads = threads or usable_threads()
         self._name = name
-        self._max_length = min(max_length or manifest.max_length, manifest.max_length)
         self._session = session
         self._inputs = [node.name for node in session.get_inputs()]
-        self._tokenizer = tokenizer
-        self._uncut: Tokenizer | None = None
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(self._max_length, strategy="longest_first", direction=manifest.truncation_side)
 
     @classmethod
     def from_folder(
@@ -109,49 +107,14 @@ class OnnxReranker(Scorer):
         """How it was asked for, and how it is computed."""
         return f"{self._name}|{'onnx' if self.form == 'fp32' else 'onnx-int8'}"
 
-    @property
-    def max_length(self) -> int:
-        """Tokens of query and document together."""
-        return self._max_length
-
-    @property
-    def template(self) -> str:
-        """Joins title and text."""
-        return self.manifest.template
-
-    def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
-        """Where the tokens of each text begin and end, in characters, without special tokens."""
-        if self._uncut is None:
-            self._uncut = type(self._tokenizer).from_str(self._tokenizer.to_str())
-            self._uncut.no_truncation()
-        return [one.offsets for one in self._uncut.encode_batch(list(texts), add_special_tokens=False)]
-
-    def score_batch(self, requests: Sequence[RerankRequest]) -> list[Scored]:
-        """One Scored per request, in order; a text that comes twice is scored once."""
-        texts = [(r.query.text, render(self.template, document)) for r in requests for document in r.documents]
-        row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        encodings = self._tokenizer.encode_batch(list(row_of)) if row_of else []
-        scores = self._scores(encodings)
-        read = [
-            (scores[row], len(encodings[row]), bool(encodings[row].overflowing))
-            for row in map(row_of.__getitem__, texts)
-        ]
-        parts: list[Scored] = []
-        at = 0
-        for request in requests:
-            mine = read[at : at + len(request.documents)]
-            parts.append(Scored(*(tuple(column) for column in zip(*mine, strict=True))) if mine else Scored((), (), ()))
-            at += len(mine)
-        return parts
-
-    def _scores(self, encodings: Sequence[Any]) -> list[float]:
-        """Raw logits of encoded pairs, in order."""
-        lengths = [len(encoding) for encoding in encodings]
+    def score_tokens(self, pairs: Sequence[Pair]) -> list[float]:
+        """Raw logits in order."""
+        lengths = [len(pair.ids_T) for pair in pairs]
         groups = even_batches(lengths, share_of(sum(lengths), TOKENS_AT_ONCE, self.threads))
-        scores = [0.0] * len(encodings)
+        scores = [0.0] * len(pairs)
 
         def compute(group: Sequence[int]) -> None:
-            found = self._run([encodings[row] for row in group])
+            found = self._run([pairs[row] for row in group])
             for row, score in zip(group, found, strict=True):
                 scores[row] = score
 
@@ -163,15 +126,12 @@ class OnnxReranker(Scorer):
                 list(pool.map(compute, groups))
         return scores
 
-    def _run(self, encodings: Sequence[Any]) -> list[float]:
+    def _run(self, pairs: Sequence[Pair]) -> list[float]:
         """Raw logits of pairs of one length."""
-        import numpy as np
-
-        columns = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-        batch = {
-            name: np.array([getattr(encoding, columns[name]) for encoding in encodings], dtype=np.int64)
-            for name in self._inputs
-        }
+        ids_PT = np.stack([pair.ids_T for pair in pairs]).astype(np.int64)
+        types_PT = np.stack([pair.types_T for pair in pairs]).astype(np.int64)
+        inputs = {"input_ids": ids_PT, "attention_mask": np.ones_like(ids_PT), "token_type_ids": types_PT}
+        batch = {name: inputs[name] for name in self._inputs}
         try:
             (logits,) = self._session.run(None, batch)
         except Exception as error:  # onnxruntime's errors have no class of their own that could be named without it

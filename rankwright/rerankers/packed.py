@@ -21,6 +21,7 @@ from itertools import accumulate
 from threading import Barrier
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -28,9 +29,9 @@ from torch.nn import functional
 
 from rankwright.batching import row_batches, share_of
 from rankwright.rerankers.cross_encoder import CrossEncoderReranker
-from rankwright.rerankers.ranking import Scorer, render
 from rankwright.rerankers.scoring import offset_table
-from rankwright.types import Document, Query, RerankRequest, Scored
+from rankwright.rerankers.tokens import Pair, TokenScorer
+from rankwright.types import Document, Query, RerankRequest
 
 Precision = Literal["fp32", "bf16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -192,7 +193,7 @@ class PackedEncoder:
         )
 
     @torch.inference_mode()
-    def __call__(self, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None) -> list[float]:
+    def __call__(self, ids: Sequence[np.ndarray], types: Sequence[np.ndarray] | None) -> list[float]:
         """One logit a pair, from its token ids and segments (None: all of one)."""
         spread = Spread([len(row) for row in ids], self.dtype, self.device)
         rows = self._embedded(ids, types, spread)
@@ -202,9 +203,9 @@ class PackedEncoder:
         pooled = first_P1H if self._pooler is None else self._pooler(first_P1H)
         return self._classifier(pooled).float().flatten().tolist()
 
-    def _embedded(self, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None, spread: Spread) -> Tensor:
-        row_T = torch.tensor([token for pair in ids for token in pair], device=self.device)
-        of_T = torch.zeros_like(row_T) if types is None else row_T.new_tensor([kind for pair in types for kind in pair])
+    def _embedded(self, ids: Sequence[np.ndarray], types: Sequence[np.ndarray] | None, spread: Spread) -> Tensor:
+        row_T = torch.from_numpy(np.concatenate(ids)).to(self.device)
+        of_T = torch.zeros_like(row_T) if types is None else torch.from_numpy(np.concatenate(types)).to(self.device)
         places_T = spread.places_T + self._first_position
         rows = self._embeddings(input_ids=row_T[None], token_type_ids=of_T[None], position_ids=places_T[None])
         return (rows if self._project is None else self._project(rows))[0].to(self.dtype)
@@ -261,7 +262,7 @@ def _compute_alone() -> None:
     torch.set_num_threads(1)
 
 
-class PackedReranker(Scorer):
+class PackedReranker(TokenScorer):
     """A Scorer over a PackedEncoder; `packed` makes one where a model allows it.
 
     Args:
@@ -274,20 +275,15 @@ class PackedReranker(Scorer):
     def __init__(
         self, encoder: PackedEncoder, source: CrossEncoderReranker, precision: Precision, error: float = 0.0
     ) -> None:
-        self.template = source.template
+        # A copy: the source sets how its own cuts from call to call.
+        tokenizer = Tokenizer.from_str(source.tokenizer.backend_tokenizer.to_str())
+        super().__init__(tokenizer, source.template, source.max_length, source.tokenizer.truncation_side)
         self.max_tokens = TOKENS_AT_ONCE
         self.precision: Precision = precision
         self.error = error
         self._encoder = encoder
         self._name = f"{source.name}|packed-{precision}"
-        self._max_length = source.max_length
         self._typed = "token_type_ids" in source.tokenizer.model_input_names
-        # A copy: the source sets how its own cuts from call to call.
-        self._tokenizer = Tokenizer.from_str(source.tokenizer.backend_tokenizer.to_str())
-        side = source.tokenizer.truncation_side
-        self._tokenizer.enable_truncation(self._max_length, strategy="longest_first", direction=side)
-        self._tokenizer.no_padding()
-        self._whole: Tokenizer | None = None
         threads = torch.get_num_threads()
         self._crew = Crew(threads) if threads > 1 and encoder.device.type == "cpu" else None
 
@@ -296,49 +292,17 @@ class PackedReranker(Scorer):
         """How it was asked for, and how it is computed."""
         return self._name
 
-    @property
-    def max_length(self) -> int:
-        """Tokens of query and document together."""
-        return self._max_length
-
-    def score_batch(self, requests: Sequence[RerankRequest]) -> list[Scored]:
-        """One Scored per request, in order; a pair of texts that comes twice is scored once."""
-        texts = [(r.query.text, render(self.template, document)) for r in requests for document in r.documents]
-        row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        encodings = self._tokenizer.encode_batch_fast(list(row_of)) if row_of else []
-        scores = self._scores(encodings)
-        rows = iter(row_of[text] for text in texts)
-        found: list[Scored] = []
-        for request in requests:
-            mine = [next(rows) for _ in request.documents]
-            found.append(
-                Scored(
-                    tuple(scores[row] for row in mine),
-                    tuple(len(encodings[row].ids) for row in mine),
-                    tuple(bool(encodings[row].overflowing) for row in mine),
-                )
-            )
-        return found
-
-    def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
-        """Where the tokens of each text begin and end, in characters, without special tokens."""
-        if self._whole is None:  # a copy that never cuts
-            self._whole = Tokenizer.from_str(self._tokenizer.to_str())
-            self._whole.no_truncation()
-        return [encoding.offsets for encoding in self._whole.encode_batch(list(texts), add_special_tokens=False)]
-
-    def _scores(self, encodings: Sequence[Any]) -> list[float]:
-        """Logits of encoded pairs, in order; with several threads whole batches are computed side by side."""
-        ids = [encoding.ids for encoding in encodings]
-        scores = [0.0] * len(ids)
+    def score_tokens(self, pairs: Sequence[Pair]) -> list[float]:
+        """Logits in order; with several threads whole batches are computed side by side."""
+        scores = [0.0] * len(pairs)
 
         def compute(group: Sequence[int]) -> None:
-            types = [encodings[row].type_ids for row in group] if self._typed else None
-            found = self._encoder([ids[row] for row in group], types)
+            types = [pairs[row].types_T for row in group] if self._typed else None
+            found = self._encoder([pairs[row].ids_T for row in group], types)
             for row, score in zip(group, found, strict=True):
                 scores[row] = score
 
-        lengths = [len(row) for row in ids]
+        lengths = [len(pair.ids_T) for pair in pairs]
         threads = min(self._crew.size, torch.get_num_threads()) if self._crew else 1
         groups = list(row_batches(lengths, share_of(sum(lengths), self.max_tokens, threads)))
         if self._crew is None or threads == 1 or len(groups) == 1:
