@@ -112,10 +112,10 @@ class _Job:
         self.document_tokens = document_tokens
         self.places = [(r, d) for r, request in enumerate(requests) for d in range(len(request.documents))]
         self.characters = sum(_characters(request.query, d) for request in requests for d in request.documents)
-        self.ready = self.given = 0
+        self.given = 0
         self.queued = False
         self.pairs: list[Pair] | None = []
-        """Of the first places, as many as are ready; None where texts are scored."""
+        """Of the first places; None where texts are scored."""
         self.short: set[tuple[int, int]] = set()
         """Places of documents that were cut to `document_tokens` before they were tokenised."""
         self.left = len(self.places)
@@ -126,6 +126,12 @@ class _Job:
         self.failed: dict[tuple[int, int], str] = {}
         self.submitted, self.started = now, 0.0
         self.future: Future[Reply] = Future()
+
+    @property
+    def ready(self) -> int:
+        """So many of the first places can be scored."""
+        pairs = self.pairs
+        return len(self.places) if pairs is None else len(pairs)
 
     def texts(self, place: tuple[int, int]) -> tuple[Query, Document]:
         """What stands there."""
@@ -508,7 +514,8 @@ class Engine:
                 cut, those = _shortened(scorer, request, places, job.document_tokens)
                 pairs += scorer.tokenise([cut])
                 short |= those
-        except Exception:
+        except Exception:  # no score comes of it: scoring meets the fault again, or is well without
+            log.warning("Tokenising failed; the request is scored from its texts", exc_info=True)
             pairs = None
         with self._changed:
             if job.future.done():
@@ -518,14 +525,13 @@ class Engine:
                 return
             job.pairs += pairs
             job.short |= short
-            job.ready = part.stop
             if job.ready < len(job.places):
                 self._raw.append(job)
             self._queue(job)
 
     def _give_texts(self, job: _Job) -> None:
         """All of the job is ready, to be scored from its texts."""
-        job.pairs, job.ready = None, len(job.places)
+        job.pairs = None
         self._queue(job)
 
     def _queue(self, job: _Job) -> None:
@@ -605,10 +611,12 @@ def is_memory_error(error: Exception) -> bool:
 
 def _by_tokens(scorer: Scorer, slices: Sequence[_Slice]) -> list[_Row]:
     """Scores of documents that are tokenised; empty where some are not."""
-    given = [(part, part.job.pairs) for part in slices]
-    pairs = [pair for part, found in given if found is not None for pair in found[part.start : part.stop]]
-    if any(found is None for _, found in given):
-        return []
+    pairs: list[Pair] = []
+    for part in slices:
+        found = part.job.pairs
+        if found is None:
+            return []
+        pairs += found[part.start : part.stop]
     places = [(part.job, place) for part in slices for place in part.job.places[part.start : part.stop]]
     return [
         _Row(job, place, score, len(pair.ids_T), pair.cut or place in job.short)

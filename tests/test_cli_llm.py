@@ -200,15 +200,21 @@ def test_one_question(server: str, data: Path, capsys: pytest.CaptureFixture[str
     assert (found["calls"], found["sequential_depth"]) == (4, 1)
 
 
+def saying(text: str, finish_reason: str = "stop") -> Callable[[BaseHTTPRequestHandler], None]:
+    """Answers every request so."""
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        body_of(request)
+        message = {"role": "assistant", "content": text}
+        reply(request, {"choices": [{"index": 0, "message": message, "finish_reason": finish_reason}]})
+
+    return answer
+
+
 def test_an_answer_that_nobody_can_read_is_told_of_beside_the_ranking(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def mute(request: BaseHTTPRequestHandler) -> None:
-        body_of(request)
-        message = {"role": "assistant", "content": "I cannot rank these."}
-        reply(request, {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
-
-    with serving(mute) as url:
+    with serving(saying("I cannot rank these.")) as url:
         assert run(["rerank", "what?", "one", "two", "--llm", url, "--llm-model", "m"]) == 0
     said = " ".join(capsys.readouterr().err.split())
     assert "answers: 0 ok, 0 repaired, 1 malformed. Repairs: no id 1." in said
@@ -216,12 +222,7 @@ def test_an_answer_that_nobody_can_read_is_told_of_beside_the_ranking(
 
 
 def test_answers_that_do_not_end_say_which_option_gives_them_room(capsys: pytest.CaptureFixture[str]) -> None:
-    def endless(request: BaseHTTPRequestHandler) -> None:
-        body_of(request)
-        message = {"role": "assistant", "content": "[1] > [2] >"}
-        reply(request, {"choices": [{"index": 0, "message": message, "finish_reason": "length"}]})
-
-    with serving(endless) as url:
+    with serving(saying("[1] > [2] >", "length")) as url:
         assert run(["rerank", "what?", "one", "two", "--llm", url, "--llm-model", "m"]) == 6
     assert "Raise max_tokens (--set sampling.max_tokens=N" in " ".join(capsys.readouterr().err.split())
 

@@ -136,7 +136,7 @@ class Halves(TokenScorer):
     """The stub in two halves: words are counted in the first, which takes note of its thread."""
 
     def __init__(self, note: Callable[[Sequence[str]], None] = lambda texts: None) -> None:
-        self.stub = StubScorer(note=note)
+        self.note = note
         self.texts: list[tuple[str, str]] = []
         self.threads: set[str] = set()
         self.fault: BaseException | None = None
@@ -161,8 +161,7 @@ class Halves(TokenScorer):
 
     def score_tokens(self, pairs: Sequence[Pair]) -> list[float]:
         asked = [self.texts[pair.ids_T[0]] for pair in pairs]
-        self.stub.score_batch([request(query, text) for query, text in asked[:1]])
-        self.stub.note([text for _, text in asked])
+        self.note([text for _, text in asked])
         return [score_of(query, text) for query, text in asked]
 
     def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
@@ -199,13 +198,14 @@ def test_texts_are_shortened_in_the_thread_that_tokenises() -> None:
     assert scorer.threads == {"tokenising"}
 
 
-def test_what_cannot_be_tokenised_ahead_is_scored_from_its_texts() -> None:
+def test_what_cannot_be_tokenised_ahead_is_scored_from_its_texts(caplog: pytest.LogCaptureFixture) -> None:
     scorer = Halves()
     with started(scorer) as engine:
         scorer.fault = ValueError("not now")
         (scored,) = engine.submit("stub", [many("q", 3)]).result(10).scored
         assert scored.scores == tuple(score_of("q", f"q {i}") for i in range(3))
         assert engine.health().ready
+    assert "Tokenising failed" in caplog.text
 
 
 def test_a_cancelled_request_is_not_tokenised() -> None:

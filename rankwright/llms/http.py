@@ -39,8 +39,8 @@ OPENAI_URL = "https://api.openai.com/v1"
 FIRST_BACKOFF = 0.5
 CONNECT_SECONDS = 10.0
 GRACE_SECONDS = 10.0
-AGAIN = "Then run the same command again (train: with --resume): answers in the cache are kept."
 """How long calls in flight may still end when the run has to stop: their answers are paid for."""
+AGAIN = "Then run the same command again (train: with --resume): answers in the cache are kept."
 CHARACTERS_PER_TOKEN = 4
 """Rough estimate for the tokens-per-minute limit; corrected as soon as the server has counted."""
 TAKEN_NAMES = frozenset({"model", "messages", "prompt", "echo", "stream", "n"})

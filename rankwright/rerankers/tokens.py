@@ -83,7 +83,7 @@ class TokenScorer(Scorer):
         """One Scored per request, in order."""
         pairs = self.tokenise(requests)
         rows = zip(self.score_pairs(pairs), pairs, strict=True)
-        return [scored(list(islice(rows, len(request.documents)))) for request in requests]
+        return [_scored(list(islice(rows, len(request.documents)))) for request in requests]
 
     def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
         """Where the tokens of each text begin and end, in characters, without special tokens. Any thread may ask."""
@@ -94,7 +94,7 @@ class TokenScorer(Scorer):
         return [encoding.offsets for encoding in self._uncut.encode_batch(list(texts), add_special_tokens=False)]
 
 
-def scored(rows: Sequence[tuple[float, Pair]]) -> Scored:
+def _scored(rows: Sequence[tuple[float, Pair]]) -> Scored:
     """Scores with their pairs, as a Scorer gives them."""
     return Scored(
         tuple(score for score, _ in rows),
