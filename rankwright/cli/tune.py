@@ -41,14 +41,14 @@ from rankwright.cli.run import (
 from rankwright.cli.settings import RunSettings, settings_tree
 from rankwright.data.files import replace_text
 from rankwright.errors import ConfigurationError, LimitReachedError, ModelError, ResumeError
-from rankwright.evaluation import Evaluation, check_examples, digest_of, evaluate
+from rankwright.evaluation import Evaluation, KnownOrder, check_examples, digest_of, evaluate
 from rankwright.llms.endpoint import check_model_place
 from rankwright.llms.folders import fetched
 from rankwright.metrics.ranking import has_relevant, ranking_metrics
 from rankwright.prompts.ranking import RankingPrompt, load_ranking_prompt
 from rankwright.rerankers.generating import default_sampling
 from rankwright.rewards.pools import ERank
-from rankwright.types import Completion, Document, Example, Query, Ranking, Reader, RerankRequest, Scores, as_query
+from rankwright.types import Completion, Example, Ranking, Reader, Scores
 
 METRIC = "nDCG@10"
 BEFORE = "before.json"
@@ -159,20 +159,6 @@ class _Values:
     """Question -> its first candidates as the model orders them."""
     malformed: float
     """Share of completions."""
-
-
-@dataclass(frozen=True)
-class _Ranked:
-    """A model whose rankings are known."""
-
-    name: str
-    rankings: Mapping[str, Ranking]
-
-    def rerank_batch(self, requests: Sequence[RerankRequest]) -> list[Ranking]:
-        return [self.rankings[request.query.query_id] for request in requests]
-
-    def rerank(self, query: str | Query, documents: Sequence[str | Document], top_k: int | None = None) -> Ranking:
-        return self.rankings[as_query(query).query_id].best(top_k)
 
 
 @dataclass(frozen=True)
@@ -403,7 +389,10 @@ class _Work:
         if not ranked:
             return None
         settings, splits = self.settings, replace(self.splits, test=ranked)
-        models = _Ranked(REFERENCE_ROW, before.rankings), _Ranked(TRAINED_ROW, after.rankings)
+        models = (
+            KnownOrder(name, {query_id: ranking.doc_ids for query_id, ranking in values.rankings.items()})
+            for name, values in ((REFERENCE_ROW, before), (TRAINED_ROW, after))
+        )
         window = settings.generating.window
         return evaluate(
             rankers(splits, *models),
