@@ -33,6 +33,8 @@ CANDIDATES, WORDS, REPEATS = 20, 60, 3
 QUERIES = (1_000, 10_000, 30_000)
 CORPORA = (10_000, 100_000, 300_000)
 MODEL_QUERIES = 110
+PLACE_QUERIES, PLACE_CANDIDATES, PLACE_BACKEND = 520, 40, "bf16"
+"""Ten batches: with fewer, one of two workers has most of them, since four of each may be on their way."""
 LARGE = 30_000
 """From here on a measurement takes minutes."""
 FORMS = {"rows": "JSON lines in, JSON lines out", "run": "TREC run, BEIR folder in, TREC run out"}
@@ -177,8 +179,9 @@ def of_place(place: str, count: int) -> dict[str, Any]:
 
     with TemporaryDirectory() as folder:
         rows, out = Path(folder) / "rows.jsonl", Path(folder) / "out.run"
-        write_jsonl(rows, protocol.splits(train_depth=CANDIDATES)["train"][:count])
+        write_jsonl(rows, protocol.splits(train_depth=PLACE_CANDIDATES)["train"][:count])
         command = [sys.executable, "-m", "rankwright.cli", "rerank", "--data", str(rows), "--out", str(out)]
+        told_how = ["--backend", PLACE_BACKEND, "--output", "json"]
         ways = {
             "one process": [[]],
             "two shards": [["--shard", "1/2"], ["--shard", "2/2"]],
@@ -186,9 +189,7 @@ def of_place(place: str, count: int) -> dict[str, Any]:
         }
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         began = time.perf_counter()
-        running = [
-            subprocess.Popen([*command, *way, "--output", "json"], env=environment, stdout=-1) for way in ways[place]
-        ]
+        running = [subprocess.Popen([*command, *way, *told_how], env=environment, stdout=-1) for way in ways[place]]
         told = [json.loads(process.communicate()[0]) for process in running]
         seconds = time.perf_counter() - began
         if len(told) > 1:
@@ -208,7 +209,7 @@ PARTS: dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]] = {
     "path": (of_path, [(form, count) for form in FORMS for count in QUERIES]),
     "corpus": (of_corpus, [(size,) for size in CORPORA]),
     "model": (of_model, [(MODEL_QUERIES,)]),
-    "place": (of_place, [(place, MODEL_QUERIES) for place in PLACES]),
+    "place": (of_place, [(place, PLACE_QUERIES) for place in PLACES]),
 }
 
 
@@ -271,17 +272,17 @@ def page() -> str:
         f"| {spread([seconds * 1e3 for seconds in beside], '.3f')} "
         f"| {spread([100 * s * r['pairs'] / r['alone'] for s, r in zip(beside, rows, strict=True)], '.2f')} % "
         f"| {spread([r['peak'] for r in rows])} |",
-        PLACE,
+        PLACE.format(pairs=PLACE_QUERIES * PLACE_CANDIDATES, backend=PLACE_BACKEND),
         "| how | threads in all | seconds with start | seconds in the command | pairs/s in the command |",
         "|---|---|---|---|---|",
     ]
     for place, threads in PLACES.items():
-        rows = found("place", place, MODEL_QUERIES)
+        rows = found("place", place, PLACE_QUERIES)
         lines.append(
             f"| {place} | {threads} | {spread([r['seconds'] for r in rows])} "
             f"| {spread([r['scoring'] for r in rows])} | {spread([r['pairs'] / r['scoring'] for r in rows])} |"
         )
-    equal = {r["digest"] for place in PLACES for r in found("place", place, MODEL_QUERIES)}
+    equal = {r["digest"] for place in PLACES for r in found("place", place, PLACE_QUERIES)}
     lines += [f"\nDifferent files among all of these: {len(equal)} (1: all ways leave equal bytes)."] if equal else []
     return "\n".join(lines) + "\n"
 
@@ -319,8 +320,8 @@ beside scoring.
 PLACE = """
 ## Side by side
 
-The command itself, started cold, over the same pairs: one process with one thread, two shards at once, two workers
-of Ray.
+The command itself, started cold, over {pairs} pairs of real questions in {backend}, with nothing else on the machine: one
+process with one thread, two shards at once, two workers of Ray.
 """
 
 

@@ -28,7 +28,7 @@ from rankwright.errors import ConfigurationError
 from rankwright.evaluation import FirstStage, Progress, Score, check_examples, digest_of, rank_with, tell_nobody
 from rankwright.metrics.answer import contains_answer
 from rankwright.metrics.significance import bootstrap_interval
-from rankwright.reading import check_failed_reads, read_prefixes
+from rankwright.reading import MAX_FAILED_READS, check_failed_reads, read_prefixes
 from rankwright.types import Example, Ranking, Reader, Reranker, Reward
 
 Order = tuple[int, ...]
@@ -200,7 +200,7 @@ def diagnose(
     samples: int = 4,
     second_reader: Reader | None = None,
     max_reader_calls: int | None = None,
-    max_failed: float = 0.05,
+    max_failed: float = MAX_FAILED_READS,
     seed: int = 0,
     set_name: str = "unnamed",
     retriever: str = "given",

@@ -36,6 +36,7 @@ from rankwright.errors import (
 from rankwright.metrics.answer import NORMALISER, contains_answer, exact_match, f1, sub_em
 from rankwright.metrics.ranking import has_relevant, queries_without_relevant, ranking_metrics
 from rankwright.metrics.significance import bootstrap_interval, holm, paired_permutation_test
+from rankwright.reading import MAX_FAILED_READS
 from rankwright.types import (
     Answer,
     Context,
@@ -431,7 +432,7 @@ def evaluate(
     skipped: int = 0,
     resamples: int = 1_000,
     permutations: int = 10_000,
-    max_failed: float = 0.05,
+    max_failed: float = MAX_FAILED_READS,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Rank the first `depth` candidates of every question with every model, read the first `top_k`, score and test.

@@ -60,6 +60,7 @@ from rankwright.errors import (
 )
 from rankwright.metrics.ranking import has_relevant, ranking_metrics
 from rankwright.reading import MINIMUM_READS, check_failed_reads, holdout_metric, priced
+from rankwright.rerankers.ranking import Scorer
 from rankwright.types import Answer, Context, Example, Outcome, Reader, RerankRequest, Reward
 
 logger = logging.getLogger(__name__)
@@ -1084,6 +1085,8 @@ def train(
     for module in policy.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+    if isinstance(policy, Scorer):  # what was fitted to the scores of before says nothing of those to come
+        policy.temperature, policy.threshold = Scorer.temperature, Scorer.threshold
     checkpoint = newest_checkpoint(folder) if resume else None
     metrics_file, bell = MetricsFile(folder / METRICS), Bell(folder, config.stop_on_alarm)
     files = [] if processes.rank() else [*([_Emptying(folder)] if checkpoint is None else []), metrics_file]

@@ -152,6 +152,9 @@ def test_the_command_writes_what_load_reads_and_leaves_scores_alone(
     loaded = rankwright.load(folder)
     assert (loaded.temperature, loaded.threshold) == (record["temperature"], record["threshold"])
     assert loaded.rerank_batch(requests) == before
+    loaded.save(tmp_path / "again")
+    again = rankwright.load(tmp_path / "again")
+    assert (again.temperature, again.threshold) == (loaded.temperature, loaded.threshold)
     assert run(command) == 0  # again, in the place of the first
     card = (folder / "README.md").read_text()
     assert card.count("## Scale of the scores") == 1

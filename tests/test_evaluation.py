@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from math import log2
 from pathlib import Path
@@ -181,6 +182,14 @@ def test_too_many_failed_reads_end_the_evaluation() -> None:
         evaluate({"x": FirstStage()}, EXAMPLES, reader=reader, depth=5)
     evaluation = evaluate({"x": FirstStage()}, EXAMPLES, reader=reader, depth=5, max_failed=0.1)
     assert evaluation.scores["x"]["F1"].n == 11
+
+
+@pytest.mark.parametrize(("failing", "ends"), [(1, False), (2, True)])
+def test_one_read_of_a_hundred_may_fail(failing: int, ends: bool) -> None:
+    examples = [replace(EXAMPLES[0], query=Query(f"q{i}", f"question {i}")) for i in range(100)]
+    reader = ToyReader(failing=[f"q{i}" for i in range(failing)])
+    with pytest.raises(ReaderError, match="at most 1% may fail") if ends else nullcontext():
+        evaluate({"x": FirstStage()}, examples, reader=reader, depth=5)
 
 
 def test_a_dead_reader_is_left_early(monkeypatch: pytest.MonkeyPatch) -> None:

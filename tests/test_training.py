@@ -405,6 +405,19 @@ def test_after_training_in_bf16_the_policy_scores_as_the_saved_model(tmp_path: P
     assert "forward" not in vars(policy)
 
 
+def test_a_scale_that_was_fitted_before_goes_with_the_scores_of_before(tmp_path: Path) -> None:
+    policy = wide_cross_encoder()
+    policy.temperature, policy.threshold = 2.0, 0.25
+    policy.save(tmp_path / "start")
+    start = load(tmp_path / "start", max_length=64)
+    assert (start.temperature, start.threshold) == (2.0, 0.25)
+    config, algorithm = TrainConfig(epochs=1, batch_size=4), RRPO(RRPOConfig(), ToyReader(), answer_reward("f1"))
+    train(policy, copy.deepcopy(policy), algorithm, padded_examples(4), config, tmp_path / "run")
+    policy.save(tmp_path / "model")
+    trained = load(tmp_path / "model", max_length=64)
+    assert (trained.temperature, trained.threshold) == (1.0, None)
+
+
 @pytest.mark.usefixtures("one_thread")
 def test_in_bf16_the_training_itself_is_in_bf16(tmp_path: Path) -> None:
     """So that the test above does not pass because nothing was rounded."""

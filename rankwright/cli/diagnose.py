@@ -45,6 +45,7 @@ from rankwright.cli.settings import (
 from rankwright.diagnosis import MINIMUM_QUESTIONS, NUMBERS, Diagnosis, reads_at_most, sample_questions
 from rankwright.diagnosis import diagnose as diagnose_examples
 from rankwright.errors import ConfigurationError
+from rankwright.reading import MAX_FAILED_READS
 from rankwright.rerankers import REFERENCE
 from rankwright.types import Example, Reader
 
@@ -125,7 +126,7 @@ def diagnose(
     ),
     on_bad_row: BadRow = typer.Option(BadRow.error, help="Stop at a bad row, or leave it out and count it."),
     max_failed_reads: float = typer.Option(
-        0.05, min=0, max=1, help="Largest share of failed reads; above it nothing is reported."
+        MAX_FAILED_READS, min=0, max=1, help="Largest share of failed reads; above it nothing is reported."
     ),
     seed: int = typer.Option(0, min=0, max=LARGEST_SEED, help="Seed of questions, sampled orders and intervals."),
     device: str = typer.Option("cpu", help="Torch device of models and local readers."),

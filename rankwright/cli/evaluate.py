@@ -51,6 +51,7 @@ from rankwright.cli.settings import (
 )
 from rankwright.errors import ConfigurationError
 from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, PairedTest, evaluate, verdict
+from rankwright.reading import MAX_FAILED_READS
 from rankwright.rerankers import REFERENCE
 from rankwright.types import Example, Reader, Reranker
 
@@ -169,7 +170,7 @@ def compare(
     ),
     gold_first: bool = typer.Option(False, "--gold-first", help="Add a row with labelled passages put first."),
     max_failed_reads: float = typer.Option(
-        0.05,
+        MAX_FAILED_READS,
         min=0,
         max=1,
         help="Largest share of failed reads, and of failed calls of a language model; above it nothing is reported.",
@@ -248,7 +249,7 @@ def run_evaluation(
     baseline: str | None = None,
     seed: int = 0,
     device: str = "cpu",
-    max_failed_reads: float = 0.05,
+    max_failed_reads: float = MAX_FAILED_READS,
 ) -> Evaluation:
     """The models, by name, on the questions of one file; `data_settings.depth` candidates each. `llms` are language
     models that rank, by name."""

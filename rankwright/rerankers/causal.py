@@ -355,6 +355,7 @@ class CausalReranker(ScoringReranker):
             "prefill": self.prefill,
             "template": self.template,
             "messages": self._messages is not None,
+            **self.scale,
         }
         setattr(self.model.config, OWN, settings)
         self._write_model(folder)

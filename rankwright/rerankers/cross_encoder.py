@@ -151,7 +151,7 @@ class CrossEncoderReranker(ScoringReranker):
         config = self.model.config
         config.id2label, config.label2id = {0: "LABEL_0"}, {"LABEL_0": 0}
         config.sentence_transformers = {"activation_fn": IDENTITY, "version": "4.0.0"}
-        config.rankwright = {"kind": "cross_encoder", "template": self.template}
+        config.rankwright = {"kind": "cross_encoder", "template": self.template, **self.scale}
         self._write_model(folder)
         for name, content in _sentence_transformers_files().items():
             (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

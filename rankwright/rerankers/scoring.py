@@ -94,6 +94,12 @@ class ScoringReranker(Scorer, nn.Module):
         return int(self.tokenizer.model_max_length)
 
     @property
+    def scale(self) -> dict[str, float]:
+        """What `rankwright calibrate` fitted, as config.json keeps it; empty where nothing was."""
+        fitted = {} if self.temperature == 1 else {"temperature": self.temperature}
+        return fitted if self.threshold is None else {**fitted, "threshold": self.threshold}
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device
