@@ -36,6 +36,13 @@ def hardware() -> str:
     return f"{os.cpu_count()} CPUs ({platform.processor() or platform.machine()})"
 
 
+def processor_words() -> str:
+    """The processor, and the instruction sets of it that fast kernels ask for."""
+    from rankwright.rerankers.choice import instruction_sets, processor
+
+    return f"{processor()}, {hardware()}; {', '.join(instruction_sets())}"
+
+
 def run_each(commands: Sequence[Sequence[str]], jobs: int = 1) -> None:
     """Runs Python modules with their arguments, each in a process of its own, `jobs` side by side. Where one fails,
     those that have begun end, no other begins, and the program ends."""

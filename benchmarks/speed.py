@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks import kept
 from benchmarks.embedded.report import ranking_sets
-from benchmarks.kept import REFERENCE, digests, hardware, measured, read
+from benchmarks.kept import REFERENCE, digests, measured, processor_words, read
 from rankwright.types import Example, RerankRequest
 
 WORK = Path(__file__).parent / "work" / "speed"
@@ -296,13 +296,6 @@ def time_cell(cell: Mapping[str, Any]) -> dict[str, Any]:
         "tokens": float(np.mean([n for row in tokens for n in row])),
         "gflop": float(np.mean([work_of(row) for row in tokens])) / 1e9,
     }
-
-
-def processor_words() -> str:
-    """The processor and what it can do."""
-    from rankwright.rerankers.choice import instruction_sets, processor
-
-    return f"{processor()}, {hardware()}; {', '.join(instruction_sets())}"
 
 
 def peak() -> dict[str, Any]:

@@ -204,7 +204,7 @@ def serve(models: str | Sequence[str], *, port: int = 8000, host: str = "127.0.0
         backend: as in `rankwright.load`.
 
     Raises:
-        MissingDependencyError: the extra "serve" is not installed.
+        MissingDependencyError: neither the extra "serve" nor "onnx" is installed.
         ConfigurationError: the port is in use, or others could reach the server without a key.
         ResourceNotFoundError: a model is not there.
     """

@@ -1,4 +1,4 @@
-"""A scorer that takes a known time and fails on command, and a server around it in a process of its own:
+"""A scorer that takes a known time and fails on command, a reader, and a server around it in a process of its own:
 `python -m tests.stub_scorer FOLDER --port N`.
 
 What it is to do stands in FOLDER/mode (`well` where there is none), so that a test can change it while it runs; what it
@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rankwright.rerankers.ranking import Scorer
-from rankwright.types import RerankRequest, Scored
+from rankwright.types import Answer, Context, ReadResult, RerankRequest, Scored
 
 MAX_LENGTH = 64
 
@@ -82,8 +82,28 @@ class StubScorer(Scorer):
         return Scored(tuple(scores), tokens, tuple(length > MAX_LENGTH for length in lengths))
 
 
+class StubReader:
+    """Says the first passage.
+
+    Args:
+        mode: as of StubScorer; "hang SECONDS" is all that it knows.
+    """
+
+    name = "stub-reader"
+
+    def __init__(self, mode: Callable[[], str] = lambda: "well") -> None:
+        self.mode = mode
+
+    def answer(self, contexts: Sequence[Context]) -> list[ReadResult]:
+        what, _, how = self.mode().partition(" ")
+        if what == "hang":
+            time.sleep(float(how))
+        return [Answer(context.documents[0].text) for context in contexts]
+
+
 def main() -> None:
     from rankwright.engine import Engine, EngineSettings
+    from rankwright.server.answers import ServedReader
     from rankwright.server.app import create_app
     from rankwright.server.run import bound_socket, run
     from rankwright.server.settings import KEY_VARIABLE, ServerSettings, keys_of
@@ -97,6 +117,7 @@ def main() -> None:
     options.add_argument("--timeout", type=float, default=30.0)
     options.add_argument("--give-up", type=float, default=60.0)
     options.add_argument("--drain", type=float, default=8.0)
+    options.add_argument("--reader", action="store_true")
     given = options.parse_args()
     mode, ledger = given.folder / "mode", (given.folder / "ledger").open("a", buffering=1, encoding="utf-8")
 
@@ -119,7 +140,8 @@ def main() -> None:
         give_up=given.give_up,
     )
     engine = Engine(lambda: {"stub": StubScorer(given.seconds, said, note)}, limits)
-    run(create_app(engine, settings), engine, settings, bound_socket("127.0.0.1", given.port))
+    app = create_app(engine, settings, reader=ServedReader(StubReader(said)) if given.reader else None)
+    run(app, engine, settings, bound_socket("127.0.0.1", given.port))
 
 
 if __name__ == "__main__":

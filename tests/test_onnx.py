@@ -12,12 +12,14 @@ import signal
 import sys
 import urllib.request
 from collections.abc import Callable, Sequence
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from packaging.utils import canonicalize_name
 
 import rankwright
 from rankwright.cli.app import run
@@ -37,9 +39,10 @@ from rankwright.rerankers.onnx import TOKENS_AT_ONCE, OnnxReranker, even_batches
 from rankwright.rerankers.ranking import render
 from rankwright.rerankers.windows import shortened
 from rankwright.types import Document, Example, Query, RerankRequest
-from tests.cli_kit import ROOT, one_line, run_process
+from tests.cli_kit import MAIN, ROOT, one_line, run_process
 from tests.load_kit import process_of
-from tests.served import Served
+from tests.needs import brought_by, requirements_of
+from tests.served import READY_SECONDS, Served
 from tests.tiny_bert import save_cross_encoder
 
 TOLERANCE = 1e-5
@@ -270,7 +273,7 @@ def test_a_model_of_pytorch_says_what_to_install_where_there_is_none(source: Pat
     ]
 
 
-COMMAND_WITHOUT = LEAN.partition("import rankwright")[0] + "from rankwright.cli import main; main()"
+COMMAND_WITHOUT = LEAN.partition("import rankwright")[0] + MAIN
 
 
 def test_the_command_line_reranks_with_an_export_without_pytorch(exported: Path, tmp_path: Path) -> None:
@@ -280,13 +283,25 @@ def test_the_command_line_reranks_with_an_export_without_pytorch(exported: Path,
     assert sorted(row["doc_id"] for row in json.loads(done.stdout)["results"]) == ["0", "1"]
 
 
+def with_the_extra_alone() -> str:
+    """Code after which nothing can be imported but what `pip install "rankwright[onnx]"` brings."""
+    brought = brought_by(requirements_of("onnx"))
+    found = packages_distributions().items()
+    hidden = {name for name, of in found if brought.isdisjoint(map(canonicalize_name, of))} - {"rankwright"}
+    assert {"torch", "transformers", "onnx"} <= hidden
+    return LEAN.partition("import rankwright")[0].replace('("torch", "transformers", "onnx")', repr(hidden))
+
+
 BY_THE_VERB = (
     LEAN.partition("import rankwright")[0] + "import rankwright; rankwright.serve(sys.argv[2], port=int(sys.argv[4]))"
 )
 
 
-@pytest.mark.parametrize("code", [COMMAND_WITHOUT, BY_THE_VERB], ids=["command", "verb"])
-def test_an_export_is_served_without_pytorch_until_a_signal_ends_it(exported: Path, code: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["command", "verb"])
+def test_an_export_is_served_without_pytorch_until_a_signal_ends_it(exported: Path, how: str, tmp_path: Path) -> None:
+    """The command by what the extra onnx brings, and by nothing else that is installed here."""
+    code = BY_THE_VERB if how == "verb" else with_the_extra_alone() + MAIN
+
     def command(port: int) -> list[str]:
         return [sys.executable, "-c", code, "serve", str(exported), "--port", str(port)]
 
@@ -299,6 +314,7 @@ def test_an_export_is_served_without_pytorch_until_a_signal_ends_it(exported: Pa
             (info,) = json.loads(answer.read())["models"]
         process_of(server).send_signal(signal.SIGTERM)
         assert process_of(server).wait(30) == 0
+    assert server.took <= READY_SECONDS
     wanted = load(exported).rerank("moon", documents)
     assert tuple(str(result["index"]) for result in results) == wanted.doc_ids
     assert tuple(result["score_raw"] for result in results) == wanted.scores

@@ -21,7 +21,7 @@ from rankwright.errors import ConfigurationError
 from rankwright.server.run import bound_socket
 from tests.cli_kit import MAIN, ROOT, key_reader, make_model
 from tests.load_kit import process_of
-from tests.served import Served
+from tests.served import READY_SECONDS, Served
 
 KEY = "key-of-serve"
 QUERY = "What is the key of door 10?"
@@ -62,6 +62,10 @@ def ask(server: Served, path: str, body: Mapping[str, Any] | None = None) -> Any
     request = urllib.request.Request(server.url + path, raw, {"Authorization": f"Bearer {KEY}"})
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.loads(answer.read())
+
+
+def test_it_is_ready_within_a_minute(server: Served) -> None:
+    assert 0 < server.took <= READY_SECONDS
 
 
 @pytest.mark.parametrize(("name", "path"), [("one", "one/model"), ("two", "two")])
@@ -197,6 +201,7 @@ def test_a_missing_extra_is_named(
     code, words = said(capsys, "reference", "--port", "0")
     assert code == 3
     assert f'Package {package} is not installed; run pip install "rankwright[serve]"' in words
+    assert "Extra onnx" in words
 
 
 @pytest.mark.parametrize(
@@ -206,6 +211,7 @@ def test_a_missing_extra_is_named(
         (["--backend", "quantum"], "quantum"),
         (["--log-level", "loud"], "loud"),
         (["--reader-model", "x"], "--reader"),
+        (["--reader", "me:password-4711@127.0.0.1:1/v1"], "user name or password"),
     ],
 )
 def test_wrong_options_are_named(
@@ -215,6 +221,7 @@ def test_wrong_options_are_named(
     code, told = said(capsys, "reference", "--port", "0", *options)
     assert code == 2
     assert words in told
+    assert "4711" not in told
 
 
 def test_models_have_short_names(tmp_path: Path) -> None:

@@ -98,7 +98,8 @@ def serve(
     )
     limits = EngineSettings(max_waiting=max_queue, batch_documents=batch_documents, timeout=timeout, patience=patience)
     engine = Engine(opener(models, backend, device, max_length), limits)
-    listen(models, engine, settings, lambda: _served_reader(reader, reader_model, api_key_env, top_k, device), output)
+    given = (reader, reader_model, api_key_env, top_k, device, timeout)
+    listen(models, engine, settings, lambda: _served_reader(*given), output)
     return 0
 
 
@@ -126,9 +127,10 @@ def listen(
 
 
 def _served_reader(
-    reader: str | None, model: str | None, api_key_env: str | None, top_k: int, device: str
+    reader: str | None, model: str | None, api_key_env: str | None, top_k: int, device: str, timeout: float
 ) -> ServedReader | None:
-    """The reader of the options, without a cache: a server's questions are not those of a run."""
+    """The reader of the options, without a cache: a server's questions are not those of a run. It gives up with the
+    server."""
     from rankwright.cli.build import build_reader
     from rankwright.cli.settings import ReaderSettings
     from rankwright.server.answers import ServedReader
@@ -140,7 +142,10 @@ def _served_reader(
         return None
     default = ReaderSettings()
     settings = ReaderSettings(
-        reader=reader, model=model or default.model, api_key_env=api_key_env or default.api_key_env
+        reader=reader,
+        model=model or default.model,
+        api_key_env=api_key_env or default.api_key_env,
+        deadline=timeout,
     )
     built = build_reader(settings, None, "serve", device)
     return None if built is None else ServedReader(built, top_k)
@@ -202,7 +207,8 @@ def check_extra() -> None:
             __import__(package)
         except ImportError as error:
             raise MissingDependencyError(
-                f'Package {package} is not installed; run pip install "rankwright[serve]".'
+                f'Package {package} is not installed; run pip install "rankwright[serve]". Extra onnx, with which an '
+                "export is served without PyTorch, brings it too."
             ) from error
 
 
@@ -210,5 +216,6 @@ def _set_up_log(level: str) -> None:
     levels = ("debug", "info", "warning", "error")
     if level not in levels:
         raise ConfigurationError(f"--log-level is '{level}'; wanted one of {', '.join(levels)}.")
-    logging.basicConfig(level="DEBUG" if level == "debug" else "WARNING", format=LOG_FORMAT)
+    # Libraries stay at their warnings: what they say at debug has headers, and with some of them texts.
+    logging.basicConfig(level="WARNING", format=LOG_FORMAT)
     logging.getLogger("rankwright").setLevel(level.upper())

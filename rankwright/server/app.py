@@ -19,7 +19,7 @@ from rankwright.rerankers.ranking import Scorer
 from rankwright.rerankers.windows import tells_spans
 from rankwright.server import page, schemas
 from rankwright.server.answers import Answers, ServedReader
-from rankwright.server.body import read_json
+from rankwright.server.body import client_left, read_json
 from rankwright.server.dialects import (
     Ask,
     read_context,
@@ -61,6 +61,7 @@ class _Routes:
         self.app = FastAPI(
             title="rankwright", version=rankwright.__version__, docs_url=None, redoc_url=None, redirect_slashes=False
         )
+        self.app.state.answers = self.answers
         self._add_routes()
         self.app.add_exception_handler(Problem, self._problem)
         self.app.add_exception_handler(HTTPException, self._http_problem)
@@ -131,7 +132,7 @@ class _Routes:
         """The reader's answer from documents in their order."""
         context = read_context(await read_json(request, self.settings), self.settings)
         served = self.answers.served
-        answer = await self.answers.answer(context)
+        answer = await self.answers.answer(context, request)
         return json_response({"answer": answer, "reader": served.reader.name if served else ""})
 
     async def page(self, request: Request) -> Response:
@@ -245,7 +246,7 @@ class _Routes:
             raise Problem(429, str(error), retry_after=error.retry_after) from None
         except UnavailableError as error:
             raise Problem(503, str(error), retry_after=1) from None
-        reply, left = asyncio.wrap_future(future), asyncio.ensure_future(_left(request))
+        reply, left = asyncio.wrap_future(future), asyncio.ensure_future(client_left(request))
         try:
             await asyncio.wait({reply, left}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if reply.done():
@@ -285,9 +286,3 @@ class _Routes:
 def _backend(scorer: Scorer) -> str:
     """How a model is computed, which stands behind its name where it is not PyTorch's fp32."""
     return scorer.name.partition("|")[2] or "torch"
-
-
-async def _left(request: Request) -> None:
-    """Ends when the client leaves."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
