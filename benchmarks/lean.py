@@ -50,8 +50,8 @@ WORDS = """Measured on: {machine}; Python {python}, versions of constraints.txt,
 the embedded reference (22.7 million weights). Fresh environments made by pip, both with what `rankwright serve` needs;
 size is what pip added, compiled files left out. {processes} processes of each kind, in turn, after one that warms the
 disk's cache: median (smallest to largest). CPU seconds are those of all threads of a process, from its start to its
-end. Wall seconds of a server are those from its start to the first 200 of `/ready`, which is promised within {promised} s: the
-slowest took {slowest:.1f} s."""
+end. Wall seconds of a server are those from its start to the first 200 of `/ready`, which is promised within
+{promised} s: the slowest took {slowest:.1f} s."""
 
 
 @dataclass(frozen=True)
