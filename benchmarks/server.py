@@ -244,7 +244,8 @@ def measured(folder: Path, rounds: int, count: int) -> tuple[dict[tuple[Who, int
                 for name, run in who.items():
                     found.setdefault((name, clients), []).append(run(count, clients))
             print(f"round {number + 1} of {rounds}", file=sys.stderr)
-        chosen = str(told(alone, "auto", "torch", 0, 0)).partition("|")[2] or "torch"
+        computed = str(told(alone, "auto", "torch", 0, 0)).partition("|")[2]
+        chosen = {"": "torch", "packed-fp32": "packed", "packed-bf16": "bf16"}.get(computed, computed)
     alone.communicate(timeout=60)
     return found, chosen
 
