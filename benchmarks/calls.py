@@ -1,5 +1,5 @@
-"""What saves reader calls, and what it costs in learning: `python -m benchmarks.calls run` (a row at a time, a quarter
-of an hour each; a row that was killed begins anew), then `... page`.
+"""What saves reader calls, and what it costs in learning: `python -m benchmarks.calls run` (a row at a time, half an
+hour each on one core; a row that was killed begins anew), then `... page`.
 
 Training questions, candidates and dev side of the protocol; three steps, four samples, ten candidates, two epochs; each
 row has a cold cache of its own. Naive is every sampled prefix of every visit read anew. No test side is touched.

@@ -1,5 +1,5 @@
-"""The questions that RRPO's authors ask, at the size of the protocol: `python -m benchmarks.paper run` (resumable, a
-quarter of an hour a row and seed on two cores), then `... page`.
+"""The questions that RRPO's authors ask, at the size of the protocol: `python -m benchmarks.paper run` (resumable, half
+an hour a row and seed on one core), then `... page`.
 
 Rows are trained as those of benchmarks/protocol.py, with the same questions, candidates, learning rate and number of
 questions seen. Rankings of the test side are kept, so that they can be read anew: by another reader, in another order
