@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -468,6 +469,30 @@ def test_a_reward_and_a_template_of_ones_own_go_through_the_command(
     for ranking in model.rerank_batch(requests_of(compared.examples)):
         found = compared.models["trained"].rankings[ranking.query_id]
         assert (found.doc_ids, found.scores) == (ranking.doc_ids, pytest.approx(ranking.scores, abs=1e-5))
+
+
+def test_a_trained_model_opens_in_the_fastest_backend(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the scores that the run's own comparison has of it, which are not those of where it started."""
+    monkeypatch.setenv("RANKWRIGHT_CACHE", str(tmp_path / "cache"))
+    assert run([*command, "--learning-rate", "0.01"]) in (0, 8)
+    capsys.readouterr()
+    found = load("runs/a/model", backend="auto")
+    chosen = json.loads(next((tmp_path / "cache").iterdir()).read_text())["backend"]
+    assert f"runs/a/model: backend {chosen}, " in capsys.readouterr().err
+    assert found.name == load("runs/a/model", backend=chosen).name
+    compared = Evaluation.load("runs/a/evaluation.json")
+
+    def held(name: str) -> list[float]:
+        rankings = [compared.models[name].rankings[e.query.query_id] for e in compared.examples]
+        return [score for ranking in rankings for _, score in sorted(zip(ranking.doc_ids, ranking.scores, strict=True))]
+
+    ranked = found.rerank_batch(requests_of(compared.examples))
+    scores = [score for ranking in ranked for _, score in sorted(zip(ranking.doc_ids, ranking.scores, strict=True))]
+    deviation = statistics.pstdev(held("trained"))
+    assert scores == pytest.approx(held("trained"), abs=0.1 * deviation)
+    assert scores != pytest.approx(held("reference"), abs=0.1 * deviation)
 
 
 @pytest.mark.parametrize("method", ["rrpo", "supervised"])
