@@ -344,7 +344,8 @@ def test_auto_opens_a_folder_and_tells_the_instruction_sets(
 @pytest.mark.parametrize(
     ("backend", "flags", "relied"),
     [
-        ("torch", "avx2 fma avx512f avx512_bf16", "avx512f"),
+        ("torch", "avx2 fma avx512f avx512_bf16", "avx2, fma"),
+        ("packed", "avx2 fma avx512f avx512_bf16", "avx512f"),
         ("packed", "sse avx2 fma", "avx2, fma"),
         ("bf16", "avx2 fma avx512f", "avx512f"),
         ("bf16", "avx2 fma avx512f avx512_bf16", "avx512_bf16"),
@@ -369,6 +370,14 @@ def test_a_backend_relies_on_the_best_sets_that_it_has_kernels_for(
     others = ", ".join(name for name in there if name not in relied.split(", "))
     sets = f"relies on {relied}" + (f"; the processor has {others} too" if others else "")
     assert told == f"{folder}: backend {backend}, {gain} on a processor ({sets if relied else UNTOLD})"
+
+
+def test_mkl_has_avx512_for_processors_of_its_maker(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = ["avx2", "fma", "avx512f"]
+    for name, relied in (("Intel(R) Xeon(R) 6972P", ("avx512f",)), ("AMD EPYC 9B14", ("avx2", "fma"))):
+        monkeypatch.setattr(choice, "processor", lambda name=name: name)
+        assert choice.relied_on("torch", there) == relied
+        assert choice.relied_on("packed", there) == choice.relied_on("onnx", there) == ("avx512f",)
 
 
 def test_what_is_remembered_hangs_on_weights_length_and_threads(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ RELIED: Mapping[str, Sequence[tuple[str, ...]]] = {
     "onnx-int8": (("amx_int8",), ("avx512_vnni",), ("avx_vnni",), ("avx512f",), ("avx2",), ("asimddp",), ("asimd",)),
 }
 """Backend -> the instruction sets for which oneDNN and ONNX Runtime have kernels of its products, the first choice
-first; OF_FP32 for all others."""
+first; OF_FP32 for all others. Seen at work: those of an AMD EPYC with avx512_bf16 and avx512_vnni."""
 PACKAGES = ("rankwright", "torch", "transformers", "onnxruntime")
 CACHE = "RANKWRIGHT_CACHE"
 """Names the folder of what is remembered; by default that of the user's caches."""
@@ -77,7 +77,10 @@ def instruction_sets() -> list[str]:
 def relied_on(backend: str, there: Sequence[str]) -> tuple[str, ...]:
     """Of the instruction sets that are there, those in which a backend computes its products; none where nobody knows
     by which it does."""
-    return next((names for names in RELIED.get(backend, OF_FP32) if set(names) <= set(there)), ())
+    sets = RELIED.get(backend, OF_FP32)
+    if backend == "torch" and "intel" not in processor().lower():
+        sets = sets[1:]  # its products are MKL's, which has avx512 for Intel's processors alone
+    return next((names for names in sets if set(names) <= set(there)), ())
 
 
 def processor() -> str:
