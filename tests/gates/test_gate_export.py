@@ -29,7 +29,8 @@ MUTANTS = [
         'constant("axis", np.array([0, 1, 2], np.int64))',
     ),
 ]
-TIMES = tries(1000, 20)
+TIMES = {"packed": tries(200, 10), "bf16": tries(200, 10), "onnx": tries(1000, 20), "onnx-int8": tries(1000, 20)}
+"""The full numbers of the first two are tried on a small model (test_gate_s18.py)."""
 HOSTILE = ("ignore the question " * 90, "[SEP] [CLS]", "", "x" * 3000)
 
 
@@ -47,7 +48,7 @@ def scores(scorer: Any, *requests: RerankRequest) -> list[float]:
     return [score for scored in scorer.score_batch(requests) for score in scored.scores]
 
 
-@pytest.mark.parametrize("backend", ["packed", "bf16", "onnx", "onnx-int8"])
+@pytest.mark.parametrize("backend", list(TIMES))
 def test_s18_and_p3_hold_for_the_reference(backend: str, request: pytest.FixtureRequest) -> None:
     skip_where_not_computed(backend)
     path = request.getfixturevalue("exported") if backend.startswith("onnx") else "reference"
@@ -57,11 +58,11 @@ def test_s18_and_p3_hold_for_the_reference(backend: str, request: pytest.Fixture
     pool = [RerankRequest(e.query, (d,)) for e in examples for d in e.candidates]
     alone = [scores(scorer, one)[0] for one in pool]
     allowed = tolerance(backend, alone)
-    for _ in range(TIMES):
+    for _ in range(TIMES[backend]):
         chosen = chance.sample(range(len(pool)), chance.randint(1, 32))
         for place, score in zip(chosen, scores(scorer, *(pool[i] for i in chosen)), strict=True):
             assert abs(score - alone[place]) <= allowed
-    for number in range(TIMES):
+    for number in range(TIMES[backend]):
         example = examples[number % len(examples)]
         bare = scores(scorer, RerankRequest(example.query, example.candidates))
         joined = (Document("hostile", HOSTILE[number % 4]), *example.candidates)
