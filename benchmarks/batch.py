@@ -320,8 +320,8 @@ beside scoring.
 PLACE = """
 ## Side by side
 
-The command itself, started cold, over {pairs} pairs of real questions in {backend}, with nothing else on the machine: one
-process with one thread, two shards at once, two workers of Ray.
+The command itself, started cold, over {pairs} pairs of real questions in {backend}, with nothing else on the machine:
+one process with one thread, two shards at once, two workers of Ray.
 """
 
 

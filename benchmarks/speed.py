@@ -368,7 +368,10 @@ def tasks() -> dict[str, Callable[[], Any]]:
 def kept_at(name: str) -> tuple[Path, dict[str, Any]]:
     """File of a measurement, and what decides it."""
     words = "".join(c if c.isalnum() else "-" for c in name)
-    return WORK / f"{words}.json", {"task": name, "max_length": MAX_LENGTH, **digests([REFERENCE])}
+    made_with: dict[str, Any] = {"task": name, "max_length": MAX_LENGTH, **digests([REFERENCE])}
+    if name.startswith("time"):
+        made_with["systems"] = list(SYSTEMS)  # those of one list are measured together or not at all
+    return WORK / f"{words}.json", made_with
 
 
 def run_one(name: str) -> None:
