@@ -46,6 +46,8 @@ OUT_OF_MEMORY = "out of memory"
 _NAN = float("nan")
 _PROBE = RerankRequest(Query("probe", "Is it well?"), (Document("0", "It is well."), Document("1", "No.")))
 _WARM_UP_WORDS = (1, 8, 64, 64, 128)
+_READ_AT_ONCE = 200_000
+"""Characters that are tokenised at once: about half a second of it, however few tokens of them the model reads."""
 _TICK = 0.1
 """Seconds between looks at who has waited too long."""
 
@@ -105,6 +107,17 @@ class Health:
     """True where only a new process can help."""
 
 
+@dataclass
+class _Room:
+    """What a batch has room for."""
+
+    documents: int
+    tokens: float
+    """Guessed ones."""
+    characters: int = _READ_AT_ONCE
+    """To be tokenised while it is scored."""
+
+
 class _Job:
     """A submitted request: what has been tokenised, what has been given out, and what has come back."""
 
@@ -141,15 +154,26 @@ class _Job:
         request = self.requests[place[0]]
         return request.query, request.documents[place[1]]
 
-    def take(self, room: int, cost_left: float, longest: int) -> tuple[int, float]:
-        """The number of next documents that fit, and their guessed tokens."""
-        taken, cost = 0, 0.0
-        for place in itertools.islice(self.places, self.given, min(self.given + room, self.ready)):
+    def take(self, room: _Room, turn: int, longest: int) -> int:
+        """The number of next documents that fit; their room is taken."""
+        taken = 0
+        for place in itertools.islice(self.places, self.given, min(self.given + turn, self.ready)):
             tokens = _guess(*self.texts(place), longest)
-            if cost + tokens > cost_left:
+            characters = _characters(*self.texts(place)) if self.pairs is None else 0
+            if taken == room.documents or tokens > room.tokens or characters > room.characters:
                 break
-            taken, cost = taken + 1, cost + tokens
-        return taken, cost
+            taken, room.tokens, room.characters = taken + 1, room.tokens - tokens, room.characters - characters
+        return taken
+
+    def turn(self, most: int) -> int:
+        """Where the next turn of tokenising ends: after so many documents, or as many as are read at once."""
+        stop, left = self.ready, _READ_AT_ONCE
+        for place in itertools.islice(self.places, self.ready, self.ready + most):
+            left -= _characters(*self.texts(place))
+            if left < 0 and stop > self.ready:
+                break
+            stop += 1
+        return stop
 
     def put(self, place: tuple[int, int], score: float, tokens: int, cut: bool) -> None:
         """Takes note of one document's score."""
@@ -437,20 +461,21 @@ class Engine:
         longest = self.scorers[model].max_length
         # Two paces, because short documents cost by their number and long ones by their length.
         documents = min(settings.batch_documents, math.ceil(self._documents_per_second * settings.batch_seconds))
-        cost = min(settings.batch_tokens, self._pace * settings.batch_seconds)
+        room = _Room(documents, min(settings.batch_tokens, self._pace * settings.batch_seconds))
         slices: list[_Slice] = []
         others = [job for job in self._jobs if job.model != model]
         ours = deque(job for job in self._jobs if job.model == model)
         while ours:
             job = ours.popleft()
-            taken, spent = job.take(min(settings.turn, documents), cost, longest)
+            taken = job.take(room, settings.turn, longest)
             if not taken and not slices:
                 taken = 1  # dearer than a whole batch, and has to be scored all the same
             if not taken:
                 ours.appendleft(job)
                 break
             slices.append(_Slice(job, job.given, job.given + taken))
-            job.given, documents, cost = job.given + taken, documents - taken, cost - spent
+            job.given += taken
+            room.documents -= taken
             job.queued = job.given < job.ready
             if job.queued:
                 if taken < settings.turn:  # the batch is full, not its turn over
@@ -523,7 +548,7 @@ class Engine:
             if self._closed.is_set() or self._ended:
                 return None
             job = self._raw.popleft()
-            return _Slice(job, job.ready, min(job.ready + self.settings.turn, len(job.places)))
+            return _Slice(job, job.ready, job.turn(self.settings.turn))
 
     def _give(self, part: _Slice) -> None:
         """Tokenises a turn and hands it on; what fails is left to scoring, where a fault is narrowed down."""

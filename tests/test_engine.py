@@ -205,6 +205,24 @@ def test_what_cannot_be_tokenised_ahead_is_scored_from_its_texts(caplog: pytest.
     assert "Tokenising failed" in caplog.text
 
 
+@pytest.mark.parametrize("kind", [StubScorer, Halves])
+def test_texts_are_tokenised_in_pieces(kind: type[StubScorer | Halves]) -> None:
+    """Long ones, of which a model reads little: 400,000 characters take a second, which must not look like a fault."""
+    pieces: list[int] = []
+    gate = Gate()
+    scorer = kind(note=gate.note)
+    if isinstance(scorer, Halves):
+        scorer.instead = lambda found: [pieces.append(len(found)), found][1]
+    with started(scorer) as engine:
+        gate.batches.clear()
+        texts = [f"{i}" + "x" * 90_000 for i in range(5)] + [f"{i}" for i in range(30)] + ["y" * 210_000, "last"]
+        reply = engine.submit("stub", [request("q", *texts)]).result(10)
+    assert reply.scored[0].scores == tuple(score_of("q", text) for text in texts)
+    pieces = pieces or [len(batch) for batch in gate.batches]
+    assert pieces[:3] == [2, 2, 31]
+    assert sum(pieces) == len(texts)
+
+
 def test_a_cancelled_request_is_not_tokenised() -> None:
     gate = Gate()
     scorer = Halves(gate.note)
