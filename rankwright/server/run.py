@@ -131,7 +131,7 @@ def run(
 
 
 def _leave(message: str, code: int) -> None:
-    """Ends the process around a scoring thread that hangs, which Python's own end would wait for or crash on."""
+    """Ends the process around a thread of the engine that hangs, which Python's own end would wait for or crash on."""
     if message:
         print(f"rankwright: {message}", file=sys.stderr)
     logging.shutdown()
