@@ -154,11 +154,11 @@ class _Job:
         request = self.requests[place[0]]
         return request.query, request.documents[place[1]]
 
-    def take(self, room: _Room, turn: int, longest: int) -> int:
+    def take(self, room: _Room, turn: int, reach: float) -> int:
         """The number of next documents that fit; their room is taken."""
         taken = 0
         for place in itertools.islice(self.places, self.given, min(self.given + turn, self.ready)):
-            tokens = _guess(*self.texts(place), longest)
+            tokens = _guess(*self.texts(place), reach)
             characters = _characters(*self.texts(place)) if self.pairs is None else 0
             if taken == room.documents or tokens > room.tokens or characters > room.characters:
                 break
@@ -422,12 +422,12 @@ class Engine:
             begun = time.monotonic()
             (scored,) = scorer.score_batch([request])
             seconds = time.monotonic() - begun
-            tokens = sum(_guess(request.query, document, scorer.max_length) for document in words)
+            tokens = sum(_guess(request.query, document, scorer.reach) for document in words)
             self._note_pace(tokens, len(words), seconds)
             if not all(map(math.isfinite, scored.scores)):
                 raise ScorerError(f"Model '{name}' gives scores that are not finite; use an earlier checkpoint.")
 
-    def _note_pace(self, tokens: int, documents: int, seconds: float) -> None:
+    def _note_pace(self, tokens: float, documents: int, seconds: float) -> None:
         """Keeps a moving mean of guessed tokens and documents a second."""
         seconds, share = max(seconds, 1e-6), 0.3 if self._pace else 1.0
         self._pace += share * (tokens / seconds - self._pace)
@@ -458,7 +458,7 @@ class Engine:
     def _fill(self) -> list[_Slice]:
         """Turns of `turn` documents, oldest request first, until the batch is full; all of one model."""
         settings, model = self.settings, self._jobs[0].model
-        longest = self.scorers[model].max_length
+        reach = self.scorers[model].reach
         # Two paces, because short documents cost by their number and long ones by their length.
         documents = min(settings.batch_documents, math.ceil(self._documents_per_second * settings.batch_seconds))
         room = _Room(documents, min(settings.batch_tokens, self._pace * settings.batch_seconds))
@@ -467,7 +467,7 @@ class Engine:
         ours = deque(job for job in self._jobs if job.model == model)
         while ours:
             job = ours.popleft()
-            taken = job.take(room, settings.turn, longest)
+            taken = job.take(room, settings.turn, reach)
             if not taken and not slices:
                 taken = 1  # dearer than a whole batch, and has to be scored all the same
             if not taken:
@@ -517,7 +517,7 @@ class Engine:
             raise ScorerError(f"Model '{model}' gave scores that are not finite.")
         for row in rows:
             row.job.put(row.place, row.score, row.tokens, row.cut)
-        self._note_pace(sum(_guess(*row.job.texts(row.place), scorer.max_length) for row in rows), len(rows), seconds)
+        self._note_pace(sum(_guess(*row.job.texts(row.place), scorer.reach) for row in rows), len(rows), seconds)
         self._count(rows, seconds)
         for job in dict.fromkeys(part.job for part in slices):
             self._finish(job)
@@ -730,9 +730,9 @@ def _characters(query: Query, document: Document) -> int:
     return len(query.text) + len(document.title) + len(document.text)
 
 
-def _guess(query: Query, document: Document, longest: int) -> int:
-    """Tokens of a pair, without a tokenizer."""
-    return min(longest, _characters(query, document) // CHARACTERS_PER_TOKEN + 4)
+def _guess(query: Query, document: Document, reach: float) -> float:
+    """Tokens that are read of a pair, without a tokenizer."""
+    return min(reach, _characters(query, document) // CHARACTERS_PER_TOKEN + 4)
 
 
 def _halves(slices: Sequence[_Slice], first: int) -> tuple[list[_Slice], list[_Slice]]:

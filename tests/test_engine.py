@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -118,6 +119,21 @@ def test_a_batch_is_bounded_by_guessed_tokens_but_has_one_document() -> None:
     assert [len(batch) for batch in gate.batches] == [2, 2, 2]
     with started(settings=EngineSettings(batch_tokens=1)) as engine:
         assert len(engine.submit("stub", [many("q", 3)]).result(10).scored[0].scores) == 3
+
+
+@pytest.mark.parametrize(("reach", "batches"), [(40.0, [3, 3]), (math.inf, [2, 2, 2])])
+def test_of_a_document_counts_what_is_read_of_it(reach: float, batches: list[int]) -> None:
+    class Reaching(StubScorer):
+        reach = property(lambda _: reach)
+
+    gate = Gate()
+    long = "word " * 40
+    with started(Reaching(note=gate.note), EngineSettings(batch_tokens=120)) as engine:
+        held(gate, engine)
+        reply = engine.submit("stub", [request("q", *[f"{i} {long}" for i in range(6)])])
+        gate.open()
+        reply.result(10)
+    assert [len(batch) for batch in gate.batches] == batches
 
 
 def test_batches_are_as_long_as_was_asked_for() -> None:
