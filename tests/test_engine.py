@@ -124,7 +124,9 @@ def test_a_batch_is_bounded_by_guessed_tokens_but_has_one_document() -> None:
 @pytest.mark.parametrize(("reach", "batches"), [(40.0, [3, 3]), (math.inf, [2, 2, 2])])
 def test_of_a_document_counts_what_is_read_of_it(reach: float, batches: list[int]) -> None:
     class Reaching(StubScorer):
-        reach = property(lambda _: reach)
+        @property
+        def reach(self) -> float:
+            return reach
 
     gate = Gate()
     long = "word " * 40
