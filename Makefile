@@ -82,17 +82,21 @@ gates-llama: $(ALL_INSTALLED) ## log probabilities against a real llama.cpp serv
 ray: $(ALL_INSTALLED) ## rerank on a Ray cluster of two nodes on this machine, with a worker killed in the middle (2 minutes)
 	$(BIN)/python -m pytest -m gates $(PYTEST_ARGS) tests/gates/test_ray_cluster.py
 
+# Runs one program of benchmarks/ and writes its page, also where a row has failed: the page then says what was not run.
+measure = $(BIN)/python -m benchmarks.$(1) $(or $(2),run); code=$$?; $(BIN)/python -m benchmarks.$(1) page; exit $$code
+
 benchmarks: $(ALL_INSTALLED) ## calls, cost and the paper's questions, for days on two cores; what is done is kept, and missing rows say so
-	$(BIN)/python -m benchmarks.cost run
-	$(BIN)/python -m benchmarks.calls run --jobs $(JOBS)
-	$(BIN)/python -m benchmarks.embedded.train_reader --seed 1 --bf16 --out benchmarks/work/another-reader
-	$(BIN)/python -m benchmarks.protocol run --jobs $(JOBS)
-	$(BIN)/python -m benchmarks.paper run --jobs $(JOBS)
+	$(call measure,cost)
+	$(call measure,calls,run --jobs $(JOBS))
+	test -e benchmarks/work/another-reader/phase-1.pt || $(BIN)/python -m benchmarks.embedded.train_reader --seed 1 --bf16 --out benchmarks/work/another-reader
+	$(call measure,protocol,run --jobs $(JOBS))
+	$(call measure,paper,run --jobs $(JOBS))
+	$(call measure,choices,demo --jobs $(JOBS))
+	$(call measure,choices,real --jobs $(JOBS))
 	$(BIN)/python -m benchmarks.strategies
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.grpo_cost --repeats 4 --steps 4
 	$(BIN)/python -m benchmarks.scheduler --repeats 2
-	$(BIN)/python -m benchmarks.batch run
-	for page in cost calls paper batch; do $(BIN)/python -m benchmarks.$$page page; done
+	$(call measure,batch)
 
 speed: $(ALL_INSTALLED) ## scoring on this CPU beside its peers, below an hour; the machine must do nothing else
 	$(BIN)/python -m benchmarks.speed peers

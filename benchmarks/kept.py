@@ -108,6 +108,12 @@ def place(path: Path) -> Path:
     return (KEPT / path.relative_to(WORK) if path.is_relative_to(WORK) else path).with_suffix(".json.gz")
 
 
+def forget(folder: Path) -> None:
+    """Deletes the records of one folder below WORK."""
+    for file in place(folder / "any").parent.glob("*.json.gz"):
+        file.unlink()
+
+
 def _rounded(value: Any) -> Any:
     """Numbers with six digits: more is below the noise of every measurement here."""
     if isinstance(value, float):

@@ -204,7 +204,7 @@ class _Routes:
     def _document_tokens(self, ask: Ask, model: str) -> tuple[int | None, tuple[str, ...]]:
         """How many tokens of a document are read, and what is to be said where that cannot be done."""
         scorer, most = self.engine.scorers[model], ask.document_tokens
-        if most is None or most >= scorer.max_length:  # the model reads no more of a document anyway
+        if most is None or most >= scorer.reach:  # the model reads no more of a document anyway
             return None, ()
         if tells_spans(scorer):
             return most, ()
@@ -284,5 +284,7 @@ class _Routes:
 
 
 def _backend(scorer: Scorer) -> str:
-    """How a model is computed, which stands behind its name where it is not PyTorch's fp32."""
-    return scorer.name.partition("|")[2] or "torch"
+    """How a model is computed and long passages are read, which stands behind its name where that is not PyTorch's fp32
+    and they are cut."""
+    ways = scorer.name.split("|")[1:]
+    return "|".join(ways if ways and not ways[0].startswith("windows-") else ["torch", *ways])

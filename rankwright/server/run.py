@@ -131,7 +131,7 @@ def run(
 
 
 def _leave(message: str, code: int) -> None:
-    """Ends the process around a thread that still scores or reads: Python's own end would wait or crash on it."""
+    """Ends the process around a thread that still scores, tokenises or reads: Python's own end would wait or crash."""
     if message:
         print(f"rankwright: {message}", file=sys.stderr)
     logging.shutdown()
