@@ -82,8 +82,10 @@ class Answer:
 
 
 class Line:
-    """One connection, kept open until `drive` ends at the latest; one that has rested for a minute is not used again, as
-    load balancers do, because the server closes those (`rankwright.server.run.KEEP_ALIVE`)."""
+    """One connection, kept open until `drive` ends at the latest; one that has rested for a minute is not used again.
+
+    Load balancers do so, and the server closes those that rest longer (`rankwright.server.run.KEEP_ALIVE`).
+    """
 
     every: ClassVar[list[Line]] = []
 
