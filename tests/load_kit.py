@@ -23,6 +23,8 @@ from tests.served import Served
 
 KEY = "key-of-the-gates"
 ROOT = Path(__file__).resolve().parent.parent
+REST = 60
+"""Seconds after which a connection is not used again."""
 STUBS = {"whole": (), "halves": ("--halves",)}
 """Kinds of stub, and the options of its server: asked once, or with a half that tokenises in a thread of its own."""
 
@@ -80,7 +82,10 @@ class Answer:
 
 
 class Line:
-    """One connection, kept open until `drive` ends at the latest."""
+    """One connection, kept open until `drive` ends at the latest; one that has rested for a minute is not used again.
+
+    Load balancers do so, and the server closes those that rest longer (`rankwright.server.run.KEEP_ALIVE`).
+    """
 
     every: ClassVar[list[Line]] = []
 
@@ -88,10 +93,13 @@ class Line:
         self._port = port
         self.every.append(self)
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._used = 0.0
 
     async def send(self, raw: bytes) -> Answer:
         """Sends a whole request and reads its answer."""
         begun = time.monotonic()
+        if begun - self._used > REST:
+            self.close()
         try:
             if self._streams is None:
                 self._streams = await asyncio.open_connection("127.0.0.1", self._port)
@@ -103,6 +111,7 @@ class Line:
             return Answer(0, time.monotonic() - begun)
         if answer.headers.get("connection") == "close":
             self.close()
+        self._used = time.monotonic()
         answer.seconds = time.monotonic() - begun
         return answer
 

@@ -181,11 +181,12 @@ def test_what_waits_is_tokenised_while_a_batch_is_scored() -> None:
     with started(scorer, EngineSettings(batch_documents=20, turn=4)) as engine:
         scorer.threads.clear()
         held(gate, engine)
+        before = len(scorer.texts)
         both = [[many("long", 30), many("more", 3)], [many("small", 5)]]
         with engine._changed:  # neither is tokenised before both are there
             replies = [engine.submit("stub", requests) for requests in both]
-        until(lambda: len(scorer.texts) >= 38)
-        tokenised = [text.split()[0] for _, text in scorer.texts][-38:]
+        until(lambda: len(scorer.texts) == before + 38)
+        tokenised = [text.split()[0] for _, text in scorer.texts][before:]
         assert tokenised[:13] == ["long"] * 4 + ["small"] * 4 + ["long"] * 4 + ["small"]  # in turns
         gate.open()
         first, small = (reply.result(10).scored for reply in replies)
@@ -418,7 +419,7 @@ def test_a_model_that_stays_ill_is_given_up(mode: str) -> None:
 
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_fault_of_the_engine_itself_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
-    with started(settings=EngineSettings(mend=0.5)) as engine:
+    with started(settings=EngineSettings(mend=5)) as engine:
         broken, fill = iter([True] * times), engine._fill
 
         def faulty() -> object:
@@ -487,7 +488,7 @@ def test_a_tokeniser_that_hangs_is_seen_and_its_requests_get_their_answer() -> N
         assert over.wait(20)
         return found
 
-    with started(scorer, EngineSettings(patience=0.6, give_up=1.2, turn=2)) as engine:
+    with started(scorer, EngineSettings(patience=1.0, give_up=1.6, turn=2)) as engine:
         scorer.instead = hang
         inside = engine.submit("stub", [many("a", 3)], timeout=0.3)
         assert hanging.wait(10)
