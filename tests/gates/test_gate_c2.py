@@ -13,10 +13,10 @@ from tests.chaos_reader import ChaosReader
 from tests.gates.mutants import Mutant
 from tests.gates.sizes import tries
 
-pytestmark = [pytest.mark.gates, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.gates, pytest.mark.timeout(600)]
 
 CALLS = tries(500, 100)
-DEADLINE = float(tries(120, 16))
+DEADLINE = float(tries(240, 16))
 """What it takes to begin and end so many calls at one moment, in one thread and with the server in this process, does
 not grow with it: a twentieth of it has to be more than that."""
 LONGEST = 1.05

@@ -22,8 +22,11 @@ from rankwright.checkpoints import sorted_checkpoints
 from rankwright.cli.app import run
 from rankwright.cli.hub import model_folder
 from rankwright.cli.manage import written_report
+from rankwright.cli.run import _resumed_id
+from rankwright.cli.settings import settings_from
 from rankwright.errors import DataError, ModelError, RankwrightError, ResumeError
 from rankwright.llms.cache import LedgerEntry, ReadStore
+from rankwright.manifests import damaged_files
 from rankwright.rerankers import load
 from rankwright.rewards import answer_reward
 from rankwright.training import train
@@ -261,16 +264,28 @@ def test_records_of_a_finished_run(finished: Path, tmp_path: Path, told: Told) -
 
 @pytest.mark.filterwarnings("ignore")
 def test_settings_of_a_run_to_resume(finished: Path, capsys: pytest.CaptureFixture[str], told: Told) -> None:
-    """A run does not go on under other settings or another id than it began with."""
+    """A run does not go on under other settings or another id than it began with. What a damaged manifest says of
+    records that the end of a run makes anew is no reason to stop."""
+    config, manifest = finished / "config.json", finished / "manifest.json"
+    begun = json.loads(config.read_text("utf-8"))
+    run_id, settings = begun.pop("run_id"), settings_from(begun)
     found = Counter[str]()
-    given = command("http://127.0.0.1:9/v1", "--resume")
-    for path, whole, damaged in damages(
-        random.Random(7), [finished / name for name in ("config.json", "manifest.json")]
-    ):
+    for path, whole, damaged in damages(random.Random(7), [config, manifest]):
         path.write_bytes(damaged)
-        code = run(given)
-        said = capsys.readouterr().err
-        assert code == ResumeError.exit_code, said
-        found["refused"] += 1
+        try:
+            assert (path, _resumed_id(config, settings)) == (manifest, run_id)
+            assert not {"manifest.json", "config.json", "environment.json"}.intersection(damaged_files(finished))
+            found["went on as it began"] += 1
+        except ResumeError as error:
+            found["refused" if "is damaged (it is not as the run left it)" in str(error) else str(error)] += 1
         path.write_bytes(whole)
+    assert found.keys() == {"refused", "went on as it began"}
+    assert found["refused"] > CUTS
+    # By the command, with the server that is gone: its answers are in the cache.
+    given = command(begun["reader"]["reader"], "--resume")
+    assert run(given) in (0, 8)
+    config.write_bytes(config.read_bytes().replace(run_id.encode(), run_id[:-1].encode()))
+    capsys.readouterr()
+    assert run(given) == ResumeError.exit_code
+    assert "is damaged (it is not as the run left it)" in " ".join(capsys.readouterr().err.split())
     told(f"settings of a run to resume: {dict(found)}")
