@@ -26,7 +26,7 @@ DEMO_INSTALLED := $(VENV)/.installed-demo
 ALL_INSTALLED := $(VENV)/.installed-all
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test browser check gates-quick gates-full gates-mutants gates-alarms gates-llama ray benchmarks speed format interop-st5 docs clean
+.PHONY: help install demo test browser check gates-quick gates-full gates-mutants gates-alarms gates-llama ray benchmarks speed format interop-st5 interop-cohere docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,8 +61,9 @@ QUICK := $(filter-out tests/gates/test_gate_alarms.py,$(wildcard tests/gates/tes
 gates-quick: $(ALL_INSTALLED) ## the gates of reliability, in below 10 minutes: faults, kills, damaged files, resume
 	GATES=quick $(GATES) -m gates $(QUICK)
 
-gates-full: $(ALL_INSTALLED) ## the same in full numbers, in below 60 minutes
+gates-full: $(ALL_INSTALLED) ## the same in full numbers, and the Ray cluster, in below 60 minutes
 	GATES=full $(GATES) -m gates $(QUICK)
+	GATES=full $(BIN)/python -m pytest -m gates $(PYTEST_ARGS) tests/gates/test_ray_cluster.py
 
 gates-mutants: $(ALL_INSTALLED) ## break the guarded code, one fault after the other, and see that its gate fails
 	$(GATES) -m mutants tests/gates/test_mutants.py
@@ -81,17 +82,21 @@ gates-llama: $(ALL_INSTALLED) ## log probabilities against a real llama.cpp serv
 ray: $(ALL_INSTALLED) ## rerank on a Ray cluster of two nodes on this machine, with a worker killed in the middle (2 minutes)
 	$(BIN)/python -m pytest -m gates $(PYTEST_ARGS) tests/gates/test_ray_cluster.py
 
+# Runs one program of benchmarks/ and writes its page, also where a row has failed: the page then says what was not run.
+measure = $(BIN)/python -m benchmarks.$(1) $(or $(2),run); code=$$?; $(BIN)/python -m benchmarks.$(1) page; exit $$code
+
 benchmarks: $(ALL_INSTALLED) ## calls, cost and the paper's questions, for days on two cores; what is done is kept, and missing rows say so
-	$(BIN)/python -m benchmarks.cost run
-	$(BIN)/python -m benchmarks.calls run --jobs $(JOBS)
-	$(BIN)/python -m benchmarks.embedded.train_reader --seed 1 --bf16 --out benchmarks/work/another-reader
-	$(BIN)/python -m benchmarks.protocol run --jobs $(JOBS)
-	$(BIN)/python -m benchmarks.paper run --jobs $(JOBS)
+	$(call measure,cost)
+	$(call measure,calls,run --jobs $(JOBS))
+	test -e benchmarks/work/another-reader/phase-1.pt || $(BIN)/python -m benchmarks.embedded.train_reader --seed 1 --bf16 --out benchmarks/work/another-reader
+	$(call measure,protocol,run --jobs $(JOBS))
+	$(call measure,paper,run --jobs $(JOBS))
+	$(call measure,choices,demo --jobs $(JOBS))
+	$(call measure,choices,real --jobs $(JOBS))
 	$(BIN)/python -m benchmarks.strategies
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.grpo_cost --repeats 4 --steps 4
 	$(BIN)/python -m benchmarks.scheduler --repeats 2
-	$(BIN)/python -m benchmarks.batch run
-	for page in cost calls paper batch; do $(BIN)/python -m benchmarks.$$page page; done
+	$(call measure,batch)
 
 speed: $(ALL_INSTALLED) ## scoring on this CPU beside its peers, below an hour; the machine must do nothing else
 	$(BIN)/python -m benchmarks.speed peers
@@ -108,6 +113,13 @@ interop-st5: $(ALL_INSTALLED) ## check a saved model in sentence-transformers 5.
 	rm -rf build/interop-st5 && mkdir -p build/interop-st5
 	$(BIN)/python -m tests.interop_st5 write build/interop-st5
 	.venv-st5/bin/python tests/interop_st5.py check build/interop-st5
+
+# Only what its tests of the server ask for: the server, the tests' runner, and the newest client.
+interop-cohere: ## call the server with the newest cohere SDK, in .venv-cohere (make test has the version of constraints.txt)
+	test -e .venv-cohere/.made || ($(PYTHON) -m venv .venv-cohere && .venv-cohere/bin/pip install --quiet $(PIP_ARGS) \
+		--editable '.[serve]' 'cohere>=7' pytest pytest-timeout && touch .venv-cohere/.made)
+	.venv-cohere/bin/python -c "import importlib.metadata as m; print('cohere', m.version('cohere'))"
+	.venv-cohere/bin/python -m pytest $(PYTEST_ARGS) tests/test_clients.py -k test_cohere
 
 docs: $(ALL_INSTALLED) ## write the pages that come from code (api, cli, settings) and check all pages
 	$(BIN)/python docs/build.py

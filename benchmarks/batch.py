@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.kept import REFERENCE, digests, hardware, measured, read, run_each
+from benchmarks.kept import REFERENCE, digests, hardware, measured, processor_words, read, run_each
 from benchmarks.pages import spread
 from rankwright.bulk import PAIRS_AT_ONCE, Form, Output, Ranked, Score, batches, looked_through, write_rankings
 from rankwright.data import write_jsonl
@@ -232,7 +232,7 @@ def found(part: str, *arguments: Any) -> list[dict[str, Any]]:
 
 def page() -> str:
     """The tables."""
-    lines = [HEAD.format(hardware=hardware(), candidates=CANDIDATES, words=WORDS, batch=PAIRS_AT_ONCE)]
+    lines = [HEAD.format(hardware=processor_words(), candidates=CANDIDATES, words=WORDS, batch=PAIRS_AT_ONCE)]
     for form, words in FORMS.items():
         lines += [
             f"\n{words}:\n",
@@ -320,8 +320,8 @@ beside scoring.
 PLACE = """
 ## Side by side
 
-The command itself, started cold, over {pairs} pairs of real questions in {backend}, with nothing else on the machine: one
-process with one thread, two shards at once, two workers of Ray.
+The command itself, started cold, over {pairs} pairs of real questions in {backend}, with nothing else on the machine:
+one process with one thread, two shards at once, two workers of Ray.
 """
 
 

@@ -20,8 +20,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
 
-from benchmarks import kept, protocol
+from benchmarks import kept, pages, protocol
 from benchmarks.embedded.sets import LOADERS, load_sets, passages
 from benchmarks.kept import DEVICE, READER, REFERENCE, SPLIT, digests, hardware, measured, read
 from benchmarks.pages import spread
@@ -114,8 +115,6 @@ def plain_loop(examples: Sequence[Example], train_k: int, clock: Clock) -> dict[
     """The same objective without batching and without memory: anchored advantages standardised over the recent ones,
     the policy that samples as the ratio's denominator (so that the ratio is 1 and its gradient that of the log
     probability), exact KL 0.02."""
-    import torch
-
     from rankwright.readers import EmbeddedReader
     from rankwright.rerankers import load
     from rankwright.rewards import answer_reward
@@ -181,7 +180,6 @@ def step_cost(loop: str, candidates: int, train_k: int) -> dict[str, Any]:
     clock.seconds["rest"] = found["seconds"] - sum(clock.seconds.values())
     return {
         "hardware": hardware(),
-        "tokens_at_once": tokens_at_once(DEVICE),
         "seconds": found["seconds"] / STEPS,
         "parts": {part: seconds / STEPS for part, seconds in clock.seconds.items()},
         "reads": found["reads"] / STEPS,
@@ -232,8 +230,16 @@ def tasks() -> dict[str, dict[str, Any]]:
 def kept_at(name: str) -> tuple[Path, dict[str, Any]]:
     """File of a measurement, and what decides it."""
     words = "".join(c if c.isalnum() else "-" for c in name)
-    made_with = {"task": tasks()[name], "steps": STEPS, **digests([READER, REFERENCE, SPLIT])}
+    task = tasks()[name]
+    made_with = {"task": task, "steps": STEPS, **digests([READER, REFERENCE, SPLIT])}
+    if "loop" in task:  # a corpus is indexed without a model
+        made_with["tokens_at_once"] = budget()
     return WORK / f"{words}.json", made_with
+
+
+def budget() -> int:
+    """Padded tokens of one forward pass of rankwright."""
+    return tokens_at_once(torch.device(DEVICE).type)
 
 
 def run_one(name: str) -> None:
@@ -285,8 +291,6 @@ def page() -> str:
     """The results page."""
     there = [record for name in tasks() if (record := read(*kept_at(name)))]
     machines = sorted({record["hardware"] for record in there})
-    # Records from before the budget was written down had 8,192.
-    budgets = sorted({f"{record.get('tokens_at_once', 8192):,}" for record in there if "parts" in record})
     return "\n".join(
         [
             "# What training costs",
@@ -307,8 +311,7 @@ def page() -> str:
             "reference (its scores), reader, backward, and the rest (sampling, cache, optimizer, logs, the checkpoint "
             "at the end). In later epochs",
             "rankwright saves the reference's part and most reads, which these steps, the first of a run, do not show.",
-            f"Padded tokens of one forward pass of rankwright: {', '.join(budgets) or 'not run'}; today's are "
-            f"{tokens_at_once(DEVICE):,}.",
+            f"Padded tokens of one forward pass of rankwright: {budget():,}.",
             "",
             "| shape | loop | seconds a step | questions/s | "
             + " | ".join(PARTS)
@@ -340,7 +343,8 @@ def main() -> None:
     elif args.what == "run":
         kept.run_each([["benchmarks.cost", "one", "--name", name] for name in tasks()])
     else:
-        PAGE.write_text(page(), encoding="utf-8")
+        steps = any(kept.place(kept_at(name)[0]).exists() for name, task in tasks().items() if "loop" in task)
+        pages.write(PAGE, page(), measured=steps)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ time is that of the processor. Needs trec_dl19, hotpotqa, nfcorpus and scifact i
 from __future__ import annotations
 
 import argparse
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import rankwright
 from benchmarks.embedded.sets import ROOT, scifact_corpus, scifact_test
+from benchmarks.kept import processor_words
 from rankwright.data import load_examples
 from rankwright.metrics.labels import labels_of
 from rankwright.rerankers.exporting import Parity, compare
@@ -101,8 +101,8 @@ def _page(rows: list[str], share: float) -> str:
             f"python -m benchmarks.exported --share {share:g}",
             "```",
             "",
-            f"The embedded reference ({platform.machine()}, one thread; milliseconds are of processor time and a pair, "
-            "the two forms question by question in turn). Rank",
+            f"The embedded reference on {processor_words()}, one thread; milliseconds are of processor time and a",
+            "pair, the two forms question by question in turn. Rank",
             "correlation is Spearman's, averaged over the questions; error is the largest absolute difference of a raw "
             "score, beside their standard",
             "deviation. What was tried beside it: [docs/experiments.md](../../docs/experiments.md).",

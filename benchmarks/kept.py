@@ -36,6 +36,13 @@ def hardware() -> str:
     return f"{os.cpu_count()} CPUs ({platform.processor() or platform.machine()})"
 
 
+def processor_words() -> str:
+    """The processor, and the instruction sets of it that fast kernels ask for."""
+    from rankwright.rerankers.choice import instruction_sets, processor
+
+    return f"{processor()}, {hardware()}; {', '.join(instruction_sets())}"
+
+
 def run_each(commands: Sequence[Sequence[str]], jobs: int = 1) -> None:
     """Runs Python modules with their arguments, each in a process of its own, `jobs` side by side. Where one fails,
     those that have begun end, no other begins, and the program ends."""
@@ -99,6 +106,12 @@ def place(path: Path) -> Path:
     """Where a measurement lies: below KEPT by the name it has below WORK, small, and part of the project, so that a
     page that takes days can be gone on with on another machine."""
     return (KEPT / path.relative_to(WORK) if path.is_relative_to(WORK) else path).with_suffix(".json.gz")
+
+
+def forget(folder: Path) -> None:
+    """Deletes the records of one folder below WORK."""
+    for file in place(folder / "any").parent.glob("*.json.gz"):
+        file.unlink()
 
 
 def _rounded(value: Any) -> Any:

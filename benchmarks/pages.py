@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import median
 
 
@@ -19,3 +20,12 @@ def of_one_table(
     """A page: what was run, how, the table, what it says."""
     table = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *lines]
     return "\n".join([f"# {title}", "", "```", command, "```", "", about, "", *table, "", note, ""])
+
+
+def write(page: Path, text: str, *, measured: bool) -> None:
+    """Writes a page. Where nothing of it is measured, a page that is there stays: it has figures, and says of which
+    code they are."""
+    if measured or not page.exists():
+        page.write_text(text, encoding="utf-8")
+    else:
+        print(f"{page.name} stays as it is: none of its measurements is kept")

@@ -2,7 +2,8 @@
 
 600 training questions (the split's rrpo side, nq_open and xquad_en), BM25 over all pooled passages, 10 candidates while
 training, 20 in the test, top 3 to the embedded reader. Rows: BM25 order, reference, RRPO and supervised (three seeds
-each), gold-first order. Settings are chosen on training and dev sides; test is read once per trained model.
+each), gold-first order. Settings are chosen on training and dev sides; test is read once per trained model. The first
+passages of every ranking are kept, for benchmarks/paper.py to have them read otherwise.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import resource
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks import kept
+from benchmarks import kept, pages
 from benchmarks.embedded.sets import LOADERS, Question, load_sets, passages, side
 from benchmarks.embedded.split import shown
 from benchmarks.kept import DEVICE, READER, REFERENCE, SPLIT, digests, hardware, measured, read
+from rankwright.batching import tokens_at_once
 from rankwright.metrics.significance import bootstrap_interval, paired_permutation_test
 from rankwright.retrieval import BM25, with_candidates
 from rankwright.types import Context, Example, Query, ReadResult, RerankRequest
@@ -39,13 +42,20 @@ PAGE = Path(__file__).parent / "results" / "protocol.md"
 LENGTH = 160
 """Tokens of a pair: about 128 for the passage beside a question and what separates them."""
 OPEN_SETS = ("nq_open", "xquad_en")
-TEST_SETS = {"test": OPEN_SETS, "hotpot": ("hotpotqa/dev",)}
+TEST_SETS = {"test": OPEN_SETS, "hotpot": ("hotpotqa/dev",), "2wiki": ("2wikimultihopqa",)}
+EVALUATED = ("test", "hotpot")
+"""Those of this page; rankings of all are kept."""
 SEEDS = (0, 1, 2)
 BATCH_SIZE = 8
 TOP_K = 3
+DEEPEST = 5
+"""Passages of a ranking that are kept: no reader sees more."""
 METHODS = ("rrpo", "supervised")
+FIXED = ("first-stage", "gold-first", "reference")
 MIXED = {"trainer": {"bf16": True}}
 """Training in bf16 autocast, as the protocol was set."""
+RANKING = "bf16 without padding"
+"""How every row of these pages ranks, on dev and on test: see `mixed`."""
 CHOSEN = {
     "rrpo": {
         "rrpo": {"train_k": 1, "samples": 128, "scale": "question"},
@@ -99,8 +109,7 @@ class Paid:
 
 
 def mixed(model: Any) -> Any:
-    """A reranker as every row of these pages ranks, on dev and on test: in bf16, without padding, by the weights that
-    it has now. Its reader does not."""
+    """A reranker as RANKING says, by the weights that it has now. Its reader stays in fp32."""
     from rankwright.rerankers.packed import packed
 
     fast = packed(model, "bf16")
@@ -119,14 +128,13 @@ def examples_of(questions: Sequence[Question], index: BM25, depth: int) -> list[
 
 
 def splits(train_depth: int = 10, depth: int = 20) -> dict[str, list[Example]]:
-    """train, dev, test (nq_open + xquad_en) and hotpot (hotpotqa/dev), all with candidates from one pool: every passage
-    that comes with a question of any set."""
+    """train, dev and the sets of TEST_SETS, all with candidates from one pool: every passage that comes with a question
+    of any set."""
     pool = BM25(list(passages(load_sets(LOADERS)).values()))
     return {
         "train": examples_of(side("rrpo", OPEN_SETS), pool, train_depth),
         "dev": examples_of(side("dev", OPEN_SETS), pool, depth),
-        "test": examples_of(side("test", TEST_SETS["test"]), pool, depth),
-        "hotpot": examples_of(side("test", TEST_SETS["hotpot"]), pool, depth),
+        **{name: examples_of(side("test", sets), pool, depth) for name, sets in TEST_SETS.items()},
     }
 
 
@@ -203,35 +211,80 @@ def train_one(
 
 
 def made_with(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides a row: the settings that differ from the defaults, the pool, the shipped models and the split."""
-    return {"settings": dict(settings), "pool": sorted(LOADERS), **digests([READER, REFERENCE, SPLIT])}
+    """What decides a row: the settings that differ from the defaults, how rankings are computed (those of dev choose
+    the weights), the pool, the shipped models and the split."""
+    return {
+        "settings": dict(settings),
+        "ranking": RANKING,
+        "tokens_at_once": tokens_at_once(torch.device(DEVICE).type),
+        "pool": sorted(LOADERS),
+        **digests([READER, REFERENCE, SPLIT]),
+    }
 
 
-def test_one(name: str, model: Any, examples: Sequence[Example], set_name: str) -> dict[str, Any]:
-    """Per-question values of one model on one set."""
-    from rankwright.evaluation import evaluate
+def test_one(name: str, orders: Mapping[str, list[str]], examples: Sequence[Example], set_name: str) -> dict[str, Any]:
+    """Per-question values of one model's rankings of one set."""
+    from rankwright.evaluation import KnownOrder, evaluate
     from rankwright.llms.cache import ReadStore
     from rankwright.readers import CachedReader, EmbeddedReader
 
     began = time.perf_counter()
+    ranker = KnownOrder(name, orders)
     with ReadStore(WORK / "reads.sqlite") as store:
         reader = CachedReader(EmbeddedReader(device=DEVICE), store, run=f"test-{name}")
         evaluation = evaluate(
-            {name: model}, examples, reader=reader, top_k=TOP_K, depth=20, set_name=set_name, retriever="bm25"
+            {name: ranker}, examples, reader=reader, top_k=TOP_K, depth=20, set_name=set_name, retriever="bm25"
         )
     values = {metric: dict(per) for metric, per in evaluation.models[name].values.items()}
     return {"signature": evaluation.signature, "values": values, "seconds": time.perf_counter() - began}
 
 
-def measure_both(name: str, model: Any, data: Mapping[str, Sequence[Example]], settings: Mapping[str, Any]) -> None:
-    """Both sets, kept: test is read once."""
-    for set_name in ("test", "hotpot"):
+Orders = Callable[[str], dict[str, list[str]]]
+"""Set -> query_id -> doc_ids of its candidates, the best first."""
+
+
+def orders_of(model: Callable[[], Any], data: Mapping[str, Sequence[Example]]) -> Orders:
+    """Rankings of a model, which is loaded, and of a set, which is ranked, only where they are asked for, and once."""
+    loaded = cache(model)
+
+    @cache
+    def orders(set_name: str) -> dict[str, list[str]]:
+        requests = [RerankRequest(example.query, example.candidates) for example in data[set_name]]
+        return {ranking.query_id: list(ranking.doc_ids) for ranking in loaded().rerank_batch(requests)}
+
+    return orders
+
+
+def keep_rankings(name: str, orders: Orders, settings: Mapping[str, Any], sets: Sequence[str]) -> None:
+    """The first passages of every ranking, kept."""
+    for set_name in sets:
         measured(
-            WORK / name / f"{set_name}.json",
+            rankings_at(name, set_name),
             made_with(settings),
-            lambda set_name=set_name: test_one(name, model, data[set_name], set_name),
+            lambda set_name=set_name: {query_id: ids[:DEEPEST] for query_id, ids in orders(set_name).items()},
+        )
+
+
+def measure(name: str, orders: Orders, data: Mapping[str, Sequence[Example]], settings: Mapping[str, Any]) -> None:
+    """Rankings of all sets and the values of this page's, kept: test is read once."""
+    keep_rankings(name, orders, settings, list(TEST_SETS))
+    for set_name in EVALUATED:
+        measured(
+            tested_at(name, set_name),
+            made_with(settings),
+            lambda set_name=set_name: test_one(name, orders(set_name), data[set_name], set_name),
         )
         print(name, set_name, "done", flush=True)
+
+
+def rankings_at(name: str, set_name: str) -> Path:
+    """File of a row's rankings of one set."""
+    return WORK / name / f"rankings-{set_name}.json"
+
+
+def tested_at(name: str, set_name: str) -> Path:
+    """File of a row's values on one set."""
+    return WORK / name / f"{set_name}.json"
 
 
 def run_each(names: Sequence[str], settings: Mapping[str, Mapping[str, Any]], jobs: int) -> None:
@@ -241,35 +294,66 @@ def run_each(names: Sequence[str], settings: Mapping[str, Mapping[str, Any]], jo
     kept.run_each([["benchmarks.protocol", "run", "--only", name, *arguments] for name in names], jobs)
 
 
-def run_fixed() -> None:
-    """The rows without training."""
+def fixed_model(name: str, data: Mapping[str, Sequence[Example]]) -> Any:
+    """One of FIXED."""
     from rankwright.evaluation import FirstStage, GoldFirst
     from rankwright.rerankers import load
 
+    if name == "first-stage":
+        return FirstStage()
+    if name == "gold-first":
+        return GoldFirst([example for set_name in TEST_SETS for example in data[set_name]])
+    return mixed(load("reference", device=DEVICE, max_length=LENGTH))
+
+
+def trained_model(name: str) -> Any:
+    """The saved weights of a trained row."""
+    from rankwright.rerankers import load
+
+    return mixed(load(str(WORK / name / "model"), device=DEVICE, max_length=LENGTH))
+
+
+def run_fixed() -> None:
+    """The rows without training."""
     data = splits()
-    fixed = {
-        "first-stage": FirstStage(),
-        "gold-first": GoldFirst([*data["test"], *data["hotpot"]]),
-        "reference": mixed(load("reference", device=DEVICE, max_length=LENGTH)),
-    }
-    for name, model in fixed.items():
-        measure_both(name, model, data, {})
+    for name in FIXED:
+        measure(name, orders_of(lambda name=name: fixed_model(name, data), data), data, {})
+
+
+def trained(
+    name: str, settings: Mapping[str, Any], files: Sequence[Path], train: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """What training took, from its file where the row was trained before. Records travel to another machine and weights
+    do not: where the weights are gone before all of `files` were made with them, the row begins anew, and none of its
+    records stays, because they would be of other weights.
+
+    Args:
+        name: of the row.
+        settings: as `train_one` takes them.
+        files: records that are made with the weights.
+        train: trains, and saves the weights.
+    """
+    path, made = WORK / name / "train.json", made_with(settings)
+    complete = all(kept.place(file).exists() for file in files)
+    if read(path, made) is not None and not complete and not (WORK / name / "model").exists():
+        print(name, "has no weights here and not all of its rankings are kept; it is trained again", flush=True)
+        kept.forget(path.parent)
+    return measured(path, made, train)
 
 
 def run_trained(name: str, settings: Mapping[str, Mapping[str, Any]]) -> None:
     """One row with training, for example rrpo-0: train, then test."""
-    from rankwright.rerankers import load
-
     method, _, seed = name.rpartition("-")
     data, own = splits(), settings.get(method, {})
-    record = measured(WORK / name / "train.json", made_with(own), lambda: train_one(method, int(seed), data, own, name))
+    files = [*(rankings_at(name, each) for each in TEST_SETS), *(tested_at(name, each) for each in EVALUATED)]
+    record = trained(name, own, files, lambda: train_one(method, int(seed), data, own, name))
     print(name, record, flush=True)
-    measure_both(name, mixed(load(str(WORK / name / "model"), device=DEVICE)), data, own)
+    measure(name, orders_of(lambda: trained_model(name), data), data, own)
 
 
 def tested(name: str, set_name: str) -> dict[str, Any] | None:
     """What one run came to on one set; None where it is not there."""
-    return read(WORK / name / f"{set_name}.json", made_with(settings_of(name) or {}))
+    return read(tested_at(name, set_name), made_with(settings_of(name) or {}))
 
 
 def mean_over_seeds(names: Sequence[str], set_name: str, metric: str) -> dict[str, float] | None:
@@ -436,7 +520,8 @@ def main() -> None:
     elif args.what == "dev":
         print(train_one(args.method, 0, splits(), settings, args.name))
     else:
-        PAGE.write_text(page(), encoding="utf-8")
+        there = any(kept.place(tested_at(name, each)).exists() for name in (*FIXED, *TRAINED) for each in EVALUATED)
+        pages.write(PAGE, page(), measured=there)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
 """What serving costs beside scoring: `python -m benchmarks.server` writes results/server.md.
 
-The same questions go to `rankwright serve`, to sentence-transformers' CrossEncoder behind a plain FastAPI route, to our
-engine without HTTP, and to the model alone, all on the same weights with one thread each. CPU seconds are those of the
-serving process (user and system), so that the client's own work and other work on the machine do not count; rounds are
-interleaved, and medians of rounds are compared.
+The same questions go to `rankwright serve`, in the backends torch, bf16 (where the processor has it) and onnx, to our
+engine without HTTP in the same, to the model alone, and to sentence-transformers' CrossEncoder behind a plain FastAPI
+route, all on the same weights with one thread each: some four minutes on a machine that does nothing else. CPU seconds
+are those of the serving process (user and system), so that the client's own work and other work on the machine do not
+count; rounds are interleaved, and medians of rounds are compared.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import statistics
@@ -19,12 +21,13 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from benchmarks.kept import hardware
+from benchmarks.kept import processor_words
 from rankwright.types import Document, Query, RerankRequest
 from tests.load_kit import Answer, Line, post, quantile, statuses
 from tests.served import Served
@@ -34,8 +37,12 @@ PAGE = ROOT / "benchmarks" / "results" / "server.md"
 DOCUMENTS = 20
 QUESTIONS = ("who keeps the light?", "when was the bridge built?", "what is carried in the race?", "who paid for it?")
 CLIENTS = (1, 8)
+BACKENDS = ("torch", "bf16", "onnx")
 PATIENT = 600.0
 """Seconds: nothing is to be late on a machine that is busy with other work."""
+Who = tuple[str, str]
+"""Of NAMES, and a backend."""
+PLAIN: Who = ("plain", "torch")
 
 
 @dataclass(frozen=True)
@@ -70,17 +77,36 @@ def bodies(count: int) -> list[bytes]:
 # --- the other side of the pipe: scoring without HTTP -----------------------------------------------------------------
 
 
+def backends() -> list[str]:
+    """Those of BACKENDS that this processor has."""
+    import torch
+
+    return [name for name in BACKENDS if name != "bf16" or torch.ops.mkldnn._is_mkldnn_bf16_supported()]
+
+
+def place(folder: Path, backend: str) -> Path:
+    """Where the model of a backend lies."""
+    return folder / ("export" if backend == "onnx" else "model")
+
+
 def without_http(folder: str) -> None:
-    """Answers lines of (what, requests, clients) with the CPU seconds and the seconds of each request."""
+    """Answers lines of (what, backend, requests, clients) with the CPU seconds and the seconds of each request; `auto`
+    with the name of what that backend opens."""
     import rankwright
     from rankwright.engine import Engine, EngineSettings
 
-    model = rankwright.load(folder)
-    engine = Engine(lambda: {"model": model}, EngineSettings(timeout=PATIENT, patience=PATIENT, give_up=PATIENT))
-    engine.start()
-    engine.opened()
+    settings = EngineSettings(timeout=PATIENT, patience=PATIENT, give_up=PATIENT)
+    models = {name: rankwright.load(place(Path(folder), name), name) for name in backends()}
+    engines = {name: Engine(lambda model=model: {"model": model}, settings) for name, model in models.items()}
+    for engine in engines.values():
+        engine.start()
+        engine.opened()
     for line in sys.stdin:
-        what, count, clients = json.loads(line)
+        what, backend, count, clients = json.loads(line)
+        if what == "auto":
+            print(json.dumps(rankwright.load(place(Path(folder), backend), "auto").name), flush=True)
+            continue
+        model, engine = models[backend], engines[backend]
         asked = [
             RerankRequest(Query("0", q), tuple(Document(str(i), text) for i, text in enumerate(d)))
             for q, d in requests(count)
@@ -161,55 +187,67 @@ def over_http(server: Served, count: int, clients: int) -> Round:
     return Round(cpu_of(process.pid) - before, tuple(answer.seconds for answer in answers), count * DOCUMENTS)
 
 
-def by_pipe(process: subprocess.Popen[str], what: str, count: int, clients: int) -> Round:
+def by_pipe(process: subprocess.Popen[str], who: Who, count: int, clients: int) -> Round:
     """The same without HTTP."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(json.dumps([what, count, clients]) + "\n")
-    process.stdin.flush()
-    cpu, seconds = json.loads(process.stdout.readline())
+    cpu, seconds = told(process, *who, count, clients)
     return Round(cpu, tuple(seconds), count * DOCUMENTS)
 
 
-def measured(folder: Path, rounds: int, count: int) -> dict[tuple[str, int], list[Round]]:
-    """(who, clients) -> rounds; all servers stay up, and take turns."""
+def told(process: subprocess.Popen[str], *asked: str | int) -> Any:
+    """What the process without HTTP answers."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps(asked) + "\n")
+    process.stdin.flush()
+    return json.loads(process.stdout.readline())
+
+
+def ours(folder: Path, backend: str) -> Callable[[int], list[str]]:
+    """The command of our server, by its port."""
+    command = [sys.executable, "-m", "rankwright.cli", "serve", str(place(folder, backend)), "--backend", backend]
+    command += ["--log-level", "warning", "--timeout", str(PATIENT), "--patience", str(PATIENT), "--port"]
+    return lambda port: [*command, str(port)]
+
+
+def measured(folder: Path, rounds: int, count: int) -> tuple[dict[tuple[Who, int], list[Round]], str]:
+    """(who, clients) -> rounds, and what `--backend auto` takes; all servers stay up, and take turns."""
     import rankwright
 
-    model = folder / "model"
-    rankwright.load("reference").save(model)  # pyright: ignore[reportAttributeAccessIssue]
+    reference = rankwright.load("reference")
+    reference.save(folder / "model")  # pyright: ignore[reportAttributeAccessIssue]
+    rankwright.export("reference", folder / "export", forms=("fp32",))
     one_thread = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)}
+    one_thread["RANKWRIGHT_API_KEY"] = ""
     this = [sys.executable, "-m", "benchmarks.server"]
-    ours = [sys.executable, "-m", "rankwright.cli", "serve", str(model), "--log-level", "warning"]
-    ours += ["--timeout", str(PATIENT), "--patience", str(PATIENT)]
     alone = subprocess.Popen(
-        [*this, "--alone", str(model)],
+        [*this, "--alone", str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, **one_thread},
     )
-    found: dict[tuple[str, int], list[Round]] = {}
-    (folder / "ours").mkdir()
-    (folder / "plain").mkdir()
-    with (
-        Served(lambda port: [*ours, "--port", str(port)], folder / "ours", "/ready", one_thread) as served,
-        Served(lambda port: [*this, "--plain", str(model), str(port)], folder / "plain", "/ready", one_thread) as plain,
-    ):
-        who: Mapping[str, Callable[[int, int], Round]] = {
-            "model": lambda count, clients: by_pipe(alone, "model", count, clients),
-            "engine": lambda count, clients: by_pipe(alone, "engine", count, clients),
-            "server": lambda count, clients: over_http(served, count, clients),
-            "plain": lambda count, clients: over_http(plain, count, clients),
-        }
+    commands = {("server", backend): ours(folder, backend) for backend in backends()}
+    commands[PLAIN] = lambda port: [*this, "--plain", str(folder / "model"), str(port)]
+    who: dict[Who, Callable[[int, int], Round]] = {("model", "torch"): partial(by_pipe, alone, ("model", "torch"))}
+    found: dict[tuple[Who, int], list[Round]] = {}
+    with contextlib.ExitStack() as running:
+        for backend in backends():
+            who["engine", backend] = partial(by_pipe, alone, ("engine", backend))
+        for name, command in commands.items():
+            logs = folder / "-".join(name)
+            logs.mkdir()
+            who[name] = partial(over_http, running.enter_context(Served(command, logs, "/ready", one_thread)))
         for run in who.values():
-            run(8, 8)
+            run(4, 4)
         for number in range(rounds):
             for clients in CLIENTS:
                 for name, run in who.items():
                     found.setdefault((name, clients), []).append(run(count, clients))
             print(f"round {number + 1} of {rounds}", file=sys.stderr)
+        computed = str(told(alone, "auto", "torch", 0, 0)).partition("|")[2]
+        chosen = {"": "torch", "packed-fp32": "packed", "packed-bf16": "bf16"}.get(computed, computed)
     alone.communicate(timeout=60)
-    return found
+    return found, chosen
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -227,33 +265,39 @@ def per_pair(rounds: Sequence[Round]) -> float:
     return 1000 * statistics.median(one.cpu / one.pairs for one in rounds)
 
 
+def at_share(rounds: Sequence[Round], share: float) -> float:
+    """Milliseconds of a request below which this share of all lies."""
+    return 1000 * quantile([seconds for one in rounds for seconds in one.seconds], share)
+
+
 def ratio(one: Sequence[Round], other: Sequence[Round]) -> str:
     """Median of the rounds' ratios, with the least and the most."""
     found = sorted((a.cpu / a.pairs) / (b.cpu / b.pairs) for a, b in zip(one, other, strict=True))
     return f"{statistics.median(found):.3f} ({found[0]:.3f} to {found[-1]:.3f})"
 
 
-def page(found: Mapping[tuple[str, int], Sequence[Round]], command: str, count: int) -> str:
+def page(found: Mapping[tuple[Who, int], Sequence[Round]], chosen: str, command: str, count: int) -> str:
     """Markdown."""
     rounds = len(next(iter(found.values())))
     rows = [
-        f"| {NAMES[name]} | {clients} | {per_pair(one):.3f} | {ratio(one, found['engine', clients])} "
-        f"| {ratio(one, found['plain', clients])} | {1000 * quantile([s for r in one for s in r.seconds], 0.5):.0f} "
-        f"| {1000 * quantile([s for r in one for s in r.seconds], 0.95):.0f} |"
-        for (name, clients), one in found.items()
+        f"| {NAMES[who[0]]} | {who[1]} | {clients} | {per_pair(one):.3f} "
+        f"| {ratio(one, found[('engine', who[1]), clients])} | {ratio(one, found[PLAIN, clients])} "
+        f"| {at_share(one, 0.5):.0f} | {at_share(one, 0.95):.0f} |"
+        for (who, clients), one in found.items()
     ]
     return "\n".join(
         [
             "# What serving costs",
             "",
-            f"`{command}` on {hardware()}: {rounds} interleaved rounds of {count} requests",
-            f"of {DOCUMENTS} passages (30 to 100 words) each, the embedded reference in torch fp32, one thread.",
+            f"`{command}` on {processor_words()}:",
+            f"{rounds} interleaved rounds of {count} requests of {DOCUMENTS} passages (30 to 100 words), the embedded",
+            f"reference, one thread. `--backend auto` takes {chosen} here; onnx is fp32.",
             "CPU is that of the serving process alone; ratios are those of rounds, their median with the least and",
-            "the most. Seconds are those of a machine with other work on it: compare them within this table only. One",
-            "of several clients waits for the others' documents too.",
+            "the most; the engine is that of the same backend. One of several clients waits for the others' documents,",
+            "too.",
             "",
-            "| who | clients | CPU ms a pair | to the engine | to the plain route | p50 ms | p95 ms |",
-            "|---|---|---|---|---|---|---|",
+            "| who | backend | clients | CPU ms a pair | to the engine | to the plain route | p50 ms | p95 ms |",
+            "|---|---|---|---|---|---|---|---|",
             *rows,
             "",
         ]
@@ -263,7 +307,7 @@ def page(found: Mapping[tuple[str, int], Sequence[Round]], command: str, count: 
 def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--requests", type=int, default=4)
+    options.add_argument("--requests", type=int, default=6)
     options.add_argument("--alone")
     options.add_argument("--plain", nargs=2)
     given = options.parse_args()
@@ -273,9 +317,9 @@ def main() -> None:
         plain_route(given.plain[0], int(given.plain[1]))
     else:
         with tempfile.TemporaryDirectory() as folder:
-            found = measured(Path(folder), given.rounds, given.requests)
+            found, chosen = measured(Path(folder), given.rounds, given.requests)
         command = f"python -m benchmarks.server --rounds {given.rounds} --requests {given.requests}"
-        PAGE.write_text(page(found, command, given.requests), encoding="utf-8")
+        PAGE.write_text(page(found, chosen, command, given.requests), encoding="utf-8")
         print(PAGE.read_text("utf-8"))
 
 

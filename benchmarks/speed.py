@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks import kept
 from benchmarks.embedded.report import ranking_sets
-from benchmarks.kept import REFERENCE, digests, hardware, measured, read
+from benchmarks.kept import REFERENCE, digests, measured, processor_words, read
 from rankwright.types import Example, RerankRequest
 
 WORK = Path(__file__).parent / "work" / "speed"
@@ -298,13 +298,6 @@ def time_cell(cell: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def processor_words() -> str:
-    """The processor and what it can do."""
-    from rankwright.rerankers.choice import instruction_sets, processor
-
-    return f"{processor()}, {hardware()}; {', '.join(instruction_sets())}"
-
-
 def peak() -> dict[str, Any]:
     """The most that matrix products of this model's shapes and of large squares reach, in GFLOP/s."""
     import torch
@@ -368,7 +361,10 @@ def tasks() -> dict[str, Callable[[], Any]]:
 def kept_at(name: str) -> tuple[Path, dict[str, Any]]:
     """File of a measurement, and what decides it."""
     words = "".join(c if c.isalnum() else "-" for c in name)
-    return WORK / f"{words}.json", {"task": name, "max_length": MAX_LENGTH, **digests([REFERENCE])}
+    made_with: dict[str, Any] = {"task": name, "max_length": MAX_LENGTH, **digests([REFERENCE])}
+    if name.startswith("time"):
+        made_with["systems"] = list(SYSTEMS)  # those of one list are measured together or not at all
+    return WORK / f"{words}.json", made_with
 
 
 def run_one(name: str) -> None:

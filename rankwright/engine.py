@@ -2,7 +2,8 @@
 
 One thread scores; where the model is a TokenScorer another one tokenises before. Both work in turns, so that a request
 of a thousand documents does not keep one of five waiting. Batches are as large as about half a second of work: what was
-cancelled, or is too late, costs at most the batch that is running.
+cancelled, or is too late, costs at most the batch that is running. A third thread answers what is too late, and so does
+not depend on the other two.
 
     engine = Engine(lambda: {"mine": rankwright.load("runs/mine/model")})
     engine.start()
@@ -45,6 +46,10 @@ OUT_OF_MEMORY = "out of memory"
 _NAN = float("nan")
 _PROBE = RerankRequest(Query("probe", "Is it well?"), (Document("0", "It is well."), Document("1", "No.")))
 _WARM_UP_WORDS = (1, 8, 64, 64, 128)
+_READ_AT_ONCE = 200_000
+"""Characters that are tokenised at once: about half a second of it, however few tokens of them the model reads."""
+_TICK = 0.1
+"""Seconds between looks at who has waited too long."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +71,9 @@ class EngineSettings:
     timeout: float = 30.0
     """Seconds until a request is too late."""
     patience: float = 4.0
-    """Seconds of one batch after which scoring counts as hung."""
+    """Seconds of one batch, or of one turn of tokenising, after which it counts as hung."""
     give_up: float = 60.0
-    """Seconds of one batch after which a hung scorer is given up."""
+    """Seconds after which what hangs is given up."""
     mend: float = 8.0
     """Seconds for which a scorer that fails even on the probe is tried again before it is given up."""
 
@@ -100,6 +105,17 @@ class Health:
     reason: str = ""
     lost: bool = False
     """True where only a new process can help."""
+
+
+@dataclass
+class _Room:
+    """What a batch has room for."""
+
+    documents: int
+    tokens: float
+    """Guessed ones."""
+    characters: int = _READ_AT_ONCE
+    """To be tokenised while it is scored."""
 
 
 class _Job:
@@ -138,15 +154,26 @@ class _Job:
         request = self.requests[place[0]]
         return request.query, request.documents[place[1]]
 
-    def take(self, room: int, cost_left: float, longest: int) -> tuple[int, float]:
-        """The number of next documents that fit, and their guessed tokens."""
-        taken, cost = 0, 0.0
-        for place in itertools.islice(self.places, self.given, min(self.given + room, self.ready)):
-            tokens = _guess(*self.texts(place), longest)
-            if cost + tokens > cost_left:
+    def take(self, room: _Room, turn: int, reach: float) -> int:
+        """The number of next documents that fit; their room is taken."""
+        taken = 0
+        for place in itertools.islice(self.places, self.given, min(self.given + turn, self.ready)):
+            tokens = _guess(*self.texts(place), reach)
+            characters = _characters(*self.texts(place)) if self.pairs is None else 0
+            if taken == room.documents or tokens > room.tokens or characters > room.characters:
                 break
-            taken, cost = taken + 1, cost + tokens
-        return taken, cost
+            taken, room.tokens, room.characters = taken + 1, room.tokens - tokens, room.characters - characters
+        return taken
+
+    def turn(self, most: int) -> int:
+        """Where the next turn of tokenising ends: after so many documents, or as many as are read at once."""
+        stop, left = self.ready, _READ_AT_ONCE
+        for place in itertools.islice(self.places, self.ready, self.ready + most):
+            left -= _characters(*self.texts(place))
+            if left < 0 and stop > self.ready:
+                break
+            stop += 1
+        return stop
 
     def put(self, place: tuple[int, int], score: float, tokens: int, cut: bool) -> None:
         """Takes note of one document's score."""
@@ -199,7 +226,7 @@ class Engine:
         self.settings = settings or EngineSettings()
         self.scorers: Mapping[str, Scorer] = {}
         self.counts: Counter[str] = Counter()
-        """batches, pairs, tokens, cut, cancelled, expired, splits, failures: since the start."""
+        """batches, pairs, tokens, cut, cancelled, expired, splits, failures: since the start, probes included."""
         self.error: BaseException | None = None
         """Why the models could not be opened, or what the last one was lost to."""
         self.on_batch: Callable[[int, float], None] | None = None
@@ -213,12 +240,16 @@ class Engine:
         self._waiting = self._characters = 0
         self._changed = threading.Condition()
         self._opened = threading.Event()
-        self._trouble, self._draining, self._closed, self._ended = "", False, False, False
-        self._busy_since = 0.0
+        self._trouble, self._draining, self._ended = "", False, False
+        self._closed = threading.Event()
+        self._scoring_since = self._tokenising_since = 0.0
+        """0 where the thread is at rest."""
         self._pace = 0.0
         self._documents_per_second = 0.0
         self._thread = threading.Thread(target=self._run, name="scoring", daemon=True)
         self._tokeniser = threading.Thread(target=self._tokenise, name="tokenising", daemon=True)
+        self._timekeeper = threading.Thread(target=self._keep_time, name="timekeeping", daemon=True)
+        self._threads = (self._thread, self._tokeniser, self._timekeeper)
 
     # --- for everybody -----------------------------------------------------------------------------------------------
 
@@ -244,15 +275,17 @@ class Engine:
         return there
 
     def health(self) -> Health:
-        """Looked at from outside of the scoring thread, so it is right where that hangs or has died."""
-        busy = time.monotonic() - self._busy_since if self._busy_since else 0.0
+        """Looked at from outside of the engine's threads, so it is right where one hangs or has died."""
         if not self._opened.is_set():
             return Health(False, "the model is being loaded")
-        for thread in (self._thread, self._tokeniser):
+        for thread in self._threads:
             if not thread.is_alive():
-                return Health(False, f"the {thread.name} thread has ended", lost=not self._closed)
-        if busy > self.settings.patience:
-            return Health(False, "scoring hangs", lost=busy > self.settings.give_up)
+                return Health(False, f"the {thread.name} thread has ended", lost=not self._closed.is_set())
+        # Each is read once: it may become 0 at any time.
+        for what, since in (("scoring", self._scoring_since), ("tokenising", self._tokenising_since)):
+            busy = time.monotonic() - since if since else 0.0
+            if busy > self.settings.patience:
+                return Health(False, f"{what} hangs", lost=busy > self.settings.give_up)
         if self._trouble:
             return Health(False, self._trouble)
         return Health(False, "the server is ending") if self._draining else Health(True)
@@ -294,12 +327,13 @@ class Engine:
         self._draining = True
 
     def close(self, timeout: float = 1.0) -> bool:
-        """Ends the scoring thread after its batch and fails what is left; False where it is still busy."""
+        """Ends the threads, scoring after its batch, and fails what is left; False where one is still busy."""
         with self._changed:
-            self._draining = self._closed = True
+            self._draining = True
+            self._closed.set()
             self._changed.notify_all()
         end = time.monotonic() + timeout
-        threads = [thread for thread in (self._thread, self._tokeniser) if thread.is_alive()]
+        threads = [thread for thread in self._threads if thread.is_alive()]
         for thread in threads:
             thread.join(max(0.0, end - time.monotonic()))
         self._fail_all(UnavailableError("The server is ending; try again later."))
@@ -308,6 +342,8 @@ class Engine:
     # --- admission ---------------------------------------------------------------------------------------------------
 
     def _admit(self, job: _Job) -> None:
+        if self._closed.is_set() or self._ended:  # since health was asked: who came now would wait in vain
+            raise UnavailableError("Nothing is scored any more. Try again later.")
         settings = self.settings
         full = self._waiting + len(job.places) > settings.max_waiting
         if full or self._characters + job.characters > settings.max_waiting_characters:
@@ -342,6 +378,8 @@ class Engine:
             self._characters -= job.characters
             if job.future.cancelled():
                 self.counts["cancelled"] += 1
+            elif isinstance(job.future.exception(), DeadlineError):
+                self.counts["expired"] += 1
             for queue in (self._raw, self._jobs):
                 with suppress(ValueError):
                     queue.remove(job)
@@ -353,23 +391,23 @@ class Engine:
             self.scorers = dict(self._opener())
             self._warm_up()
             self._tokeniser.start()
+            self._timekeeper.start()
         except BaseException as error:
             self.error = error
             self._opened.set()
             return
         self._opened.set()
         try:
-            while not self._closed:
+            while not self._closed.is_set():
                 try:
                     self._score(self._next_batch())
                 except Exception as error:  # a fault of the engine's own: nobody may wait for an answer for ever
-                    log.exception("The engine failed")
-                    self._fail_all(ScorerError("The engine failed on this batch."), error)
+                    self._fail_itself(error)
         except BaseException as error:  # health says that the thread has ended; the process is ended by its main thread
             self.error = error
             log.critical("Scoring has ended: %s", error, exc_info=error)
         finally:
-            self._busy_since = 0.0
+            self._scoring_since = 0.0
             with self._changed:
                 self._ended = True
                 self._changed.notify_all()
@@ -384,12 +422,12 @@ class Engine:
             begun = time.monotonic()
             (scored,) = scorer.score_batch([request])
             seconds = time.monotonic() - begun
-            tokens = sum(_guess(request.query, document, scorer.max_length) for document in words)
+            tokens = sum(_guess(request.query, document, scorer.reach) for document in words)
             self._note_pace(tokens, len(words), seconds)
             if not all(map(math.isfinite, scored.scores)):
                 raise ScorerError(f"Model '{name}' gives scores that are not finite; use an earlier checkpoint.")
 
-    def _note_pace(self, tokens: int, documents: int, seconds: float) -> None:
+    def _note_pace(self, tokens: float, documents: int, seconds: float) -> None:
         """Keeps a moving mean of guessed tokens and documents a second."""
         seconds, share = max(seconds, 1e-6), 0.3 if self._pace else 1.0
         self._pace += share * (tokens / seconds - self._pace)
@@ -398,38 +436,46 @@ class Engine:
     def _next_batch(self) -> list[_Slice]:
         """Waits for work; empty where there is none after all."""
         with self._changed:
-            while not self._jobs and not self._closed:
+            while not self._jobs and not self._closed.is_set():
                 self._changed.wait()
-            late = [job for job in self._jobs if job.deadline <= time.monotonic()]
-            slices = [] if late or self._closed else self._fill()
-        for job in late:  # outside of the lock, which their callbacks take
-            self._expire(job)
-        return slices
+        self._expire()  # outside of the lock, which callbacks take
+        with self._changed:
+            return self._fill() if self._jobs and not self._closed.is_set() else []
 
-    def _expire(self, job: _Job) -> None:
-        self.counts["expired"] += 1
-        _settle(job, DeadlineError("The request's time was over before all of its documents were scored."))
+    def _expire(self) -> None:
+        """Answers those who have waited too long, whatever has become of their documents."""
+        now = time.monotonic()
+        with self._changed:
+            late = [job for job in self._live if job.deadline <= now]
+        for job in late:
+            _settle(job, DeadlineError("The request's time was over before all of its documents were scored."))
+
+    def _keep_time(self) -> None:
+        """Answers who has waited too long, whatever hangs."""
+        while not self._closed.wait(_TICK):
+            self._expire()
 
     def _fill(self) -> list[_Slice]:
         """Turns of `turn` documents, oldest request first, until the batch is full; all of one model."""
         settings, model = self.settings, self._jobs[0].model
-        longest = self.scorers[model].max_length
+        reach = self.scorers[model].reach
         # Two paces, because short documents cost by their number and long ones by their length.
         documents = min(settings.batch_documents, math.ceil(self._documents_per_second * settings.batch_seconds))
-        cost = min(settings.batch_tokens, self._pace * settings.batch_seconds)
+        room = _Room(documents, min(settings.batch_tokens, self._pace * settings.batch_seconds))
         slices: list[_Slice] = []
         others = [job for job in self._jobs if job.model != model]
         ours = deque(job for job in self._jobs if job.model == model)
         while ours:
             job = ours.popleft()
-            taken, spent = job.take(min(settings.turn, documents), cost, longest)
+            taken = job.take(room, settings.turn, reach)
             if not taken and not slices:
                 taken = 1  # dearer than a whole batch, and has to be scored all the same
             if not taken:
                 ours.appendleft(job)
                 break
             slices.append(_Slice(job, job.given, job.given + taken))
-            job.given, documents, cost = job.given + taken, documents - taken, cost - spent
+            job.given += taken
+            room.documents -= taken
             job.queued = job.given < job.ready
             if job.queued:
                 if taken < settings.turn:  # the batch is full, not its turn over
@@ -458,20 +504,20 @@ class Engine:
             else:
                 self._fail(slices[0].job, error)
         finally:
-            self._busy_since = 0.0
+            self._scoring_since = 0.0
 
     def _score_at_once(self, slices: Sequence[_Slice], begun: float) -> None:
         model = slices[0].job.model
         scorer = self.scorers[model]
-        self._busy_since = begun
+        self._scoring_since = begun
         rows = _by_tokens(scorer, slices) or _by_texts(scorer, slices)
         seconds = time.monotonic() - begun
-        self._busy_since = 0.0
+        self._scoring_since = 0.0
         if not all(math.isfinite(row.score) for row in rows):
             raise ScorerError(f"Model '{model}' gave scores that are not finite.")
         for row in rows:
             row.job.put(row.place, row.score, row.tokens, row.cut)
-        self._note_pace(sum(_guess(*row.job.texts(row.place), scorer.max_length) for row in rows), len(rows), seconds)
+        self._note_pace(sum(_guess(*row.job.texts(row.place), scorer.reach) for row in rows), len(rows), seconds)
         self._count(rows, seconds)
         for job in dict.fromkeys(part.job for part in slices):
             self._finish(job)
@@ -497,26 +543,24 @@ class Engine:
     def _next_raw(self) -> _Slice | None:
         """Waits for documents to be tokenised; None when there will be none."""
         with self._changed:
-            while not self._raw and not (self._closed or self._ended):
+            while not self._raw and not (self._closed.is_set() or self._ended):
                 self._changed.wait()
-            if self._closed or self._ended:
+            if self._closed.is_set() or self._ended:
                 return None
             job = self._raw.popleft()
-            return _Slice(job, job.ready, min(job.ready + self.settings.turn, len(job.places)))
+            return _Slice(job, job.ready, job.turn(self.settings.turn))
 
     def _give(self, part: _Slice) -> None:
         """Tokenises a turn and hands it on; what fails is left to scoring, where a fault is narrowed down."""
         job, short = part.job, set[tuple[int, int]]()
-        scorer = cast(TokenScorer, self.scorers[job.model])
-        pairs: list[Pair] | None = []
+        pairs: list[Pair] | None = None
+        self._tokenising_since = time.monotonic()
         try:
-            for request, places in part.requests():
-                cut, those = _shortened(scorer, request, places, job.document_tokens)
-                pairs += scorer.tokenise([cut])
-                short |= those
+            pairs, short = _tokenised(cast(TokenScorer, self.scorers[job.model]), part)
         except Exception:  # no score comes of it: scoring meets the fault again, or is well without
             log.warning("Tokenising failed; the request is scored from its texts", exc_info=True)
-            pairs = None
+        finally:
+            self._tokenising_since = 0.0
         with self._changed:
             if job.future.done():
                 return
@@ -570,28 +614,44 @@ class Engine:
         failure = ScorerError(f"Model '{job.model}' failed on this request.")
         failure.__cause__ = error
         _settle(job, failure)
-        self._mend(job.model)
+        self._mend([job.model])
 
-    def _mend(self, model: str) -> None:
+    def _fail_itself(self, error: Exception) -> None:
+        """A fault of the engine's own: nobody may wait for ever, and nothing is taken until a batch succeeds again."""
+        log.error("The engine failed", exc_info=error)
+        self._trouble = "the engine failed, and is tried"
+        self._fail_all(ScorerError("The engine failed on this batch."), error)
+        self._mend(list(self.scorers))
+
+    def _mend(self, models: Sequence[str]) -> None:
         """Tries the probe until it succeeds; gives up, by ending the thread, where it does not in time."""
         end = time.monotonic() + self.settings.mend
-        while (error := self._probed(model)) is not None:
+        while (error := next(filter(None, map(self._probed, models)), None)) is not None:
             self._fail_all(UnavailableError("The model has failed; try again later."))
-            if time.monotonic() > end or self._closed:
-                raise SystemExit(f"Model '{model}' fails on every request") from error
+            if time.monotonic() > end or self._closed.is_set():
+                raise SystemExit(f"Model '{', '.join(models)}' fails on every request") from error
             time.sleep(min(0.2, self.settings.mend / 10))
         self._trouble = ""
 
     def _probed(self, model: str) -> Exception | None:
-        """Why the model cannot score a short question with two short passages; None where it can."""
-        self._busy_since = time.monotonic()
+        """Why a short question with two short passages comes to nothing on the way that all take, but in a batch of its
+        own; None where it is well."""
+        now = time.monotonic()
+        probe = _Job(model, [_PROBE], now, now + self.settings.timeout, None)
+        probe.pairs = None
         try:
-            (scored,) = self.scorers[model].score_batch([_PROBE])
-            return None if all(map(math.isfinite, scored.scores)) else ScorerError("The probe's scores are not finite.")
+            with self._changed:
+                others, self._jobs = self._jobs, deque([probe])
+                try:
+                    slices = self._fill()
+                finally:
+                    self._jobs = others
+            self._score_at_once(slices, now)
+            return None
         except Exception as error:
             return error
         finally:
-            self._busy_since = 0.0
+            self._scoring_since = 0.0
 
     def _fail_all(self, failure: RankwrightError, cause: Exception | None = None) -> None:
         failure.__cause__ = cause
@@ -607,6 +667,20 @@ def is_memory_error(error: Exception) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError | OSError) and any(word in str(error).lower() for word in words)
     )
+
+
+def _tokenised(scorer: TokenScorer, part: _Slice) -> tuple[list[Pair], set[tuple[int, int]]]:
+    """The pairs of a turn, and the places of documents that were shortened before."""
+    pairs: list[Pair] = []
+    short: set[tuple[int, int]] = set()
+    for request, places in part.requests():
+        cut, those = _shortened(scorer, request, places, part.job.document_tokens)
+        found = scorer.tokenise([cut])
+        if len(found) != len(places):  # or others would get the scores of theirs
+            raise ScorerError(f"Model '{scorer.name}' gave {len(found)} pairs of tokens for {len(places)} documents.")
+        pairs += found
+        short |= those
+    return pairs, short
 
 
 def _by_tokens(scorer: Scorer, slices: Sequence[_Slice]) -> list[_Row]:
@@ -656,9 +730,9 @@ def _characters(query: Query, document: Document) -> int:
     return len(query.text) + len(document.title) + len(document.text)
 
 
-def _guess(query: Query, document: Document, longest: int) -> int:
-    """Tokens of a pair, without a tokenizer."""
-    return min(longest, _characters(query, document) // CHARACTERS_PER_TOKEN + 4)
+def _guess(query: Query, document: Document, reach: float) -> float:
+    """Tokens that are read of a pair, without a tokenizer."""
+    return min(reach, _characters(query, document) // CHARACTERS_PER_TOKEN + 4)
 
 
 def _halves(slices: Sequence[_Slice], first: int) -> tuple[list[_Slice], list[_Slice]]:

@@ -228,6 +228,8 @@ class Evaluation:
     tests: tuple[PairedTest, ...]
     taken: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """model -> what its rankings took, where it is a language model: calls, sequential depth, tokens, outcomes."""
+    computed: Mapping[str, str] = field(default_factory=dict)
+    """model -> the full name of its reranker, where that says how it was computed: `model|packed-fp32`."""
 
     @property
     def n(self) -> int:
@@ -316,6 +318,7 @@ class Evaluation:
             "n_ok": {name: result.n_ok for name, result in read.items()},
             "n_failed": {name: result.n_failed for name, result in read.items()},
             **({"taken": {name: dict(counts) for name, counts in self.taken.items()}} if self.taken else {}),
+            **({"computed": dict(self.computed)} if self.computed else {}),
         }
 
     def save(self, path: str | Path) -> None:
@@ -725,6 +728,7 @@ def _packed(evaluation: Evaluation) -> dict[str, Any]:
         "scores": evaluation.scores,
         "tests": [asdict(test) for test in evaluation.tests],
         "taken": {name: dict(counts) for name, counts in evaluation.taken.items()},
+        "computed": dict(evaluation.computed),
     }
 
 
@@ -764,6 +768,7 @@ def _unpacked(packed: Mapping[str, Any]) -> Evaluation:
         },
         tests=tuple(tests.validate_python(test) for test in packed["tests"]),
         taken=dict(packed.get("taken", {})),
+        computed=dict(packed.get("computed", {})),
     )
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rankwright.calibration import Calibration
     from rankwright.cli.examination import Check
     from rankwright.llms.cache import ReadStore
+    from rankwright.rerankers.windows import Windows
 
 
 def demo(
@@ -195,7 +196,14 @@ def calibrate(
     return found
 
 
-def serve(models: str | Sequence[str], *, port: int = 8000, host: str = "127.0.0.1", backend: str = "torch") -> None:
+def serve(
+    models: str | Sequence[str],
+    *,
+    port: int = 8000,
+    host: str = "127.0.0.1",
+    backend: str = "torch",
+    windows: Windows | None = None,
+) -> None:
     """Serves rerankers over HTTP until the process is told to stop (SIGTERM or SIGINT), as `rankwright serve` does
     with its defaults; keys come from RANKWRIGHT_API_KEY. Call it in the main thread.
 
@@ -204,9 +212,10 @@ def serve(models: str | Sequence[str], *, port: int = 8000, host: str = "127.0.0
         port: 0 takes a free one.
         host: address to listen on; one that others reach needs a key.
         backend: as in `rankwright.load`.
+        windows: likewise.
 
     Raises:
-        MissingDependencyError: the extra "serve" is not installed.
+        MissingDependencyError: neither the extra "serve" nor "onnx" is installed.
         ConfigurationError: the port is in use, or others could reach the server without a key.
         ResourceNotFoundError: a model is not there.
     """
@@ -218,7 +227,7 @@ def serve(models: str | Sequence[str], *, port: int = 8000, host: str = "127.0.0
 
     names = [models] if isinstance(models, str) else list(models)
     settings = ServerSettings(host=host, port=port, keys=keys_of(os.environ.get(KEY_VARIABLE, "")))
-    serving.listen(names, Engine(serving.opener(names, backend, "cpu", None)), settings)
+    serving.listen(names, Engine(serving.opener(names, backend, windows=windows)), settings)
 
 
 def cache(path: str | Path = "runs/reads.sqlite") -> ReadStore:

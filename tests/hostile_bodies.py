@@ -1,5 +1,5 @@
 """Bodies that a rerank route must refuse, each with its status: 400 where it cannot be read, 413 where it is too large,
-422 where it can be read and is over a limit."""
+422 where it can be read and is over a limit. The same for the form of Text Embeddings Inference, and for /score."""
 
 from __future__ import annotations
 
@@ -23,6 +23,16 @@ def raw(more: str) -> bytes:
 
 def nested(depth: int, opening: str = "[", closing: str = "]") -> bytes:
     return raw(f'"user": {opening * depth}{closing * depth}')
+
+
+def renamed(content: bytes, old: str, new: str) -> bytes:
+    """With another name of a field."""
+    return content.replace(f'"{old}"'.encode(), f'"{new}"'.encode())
+
+
+def score_body(**fields: Any) -> bytes:
+    """A request of /score that is well but for these fields."""
+    return renamed(body(**fields), "query", "queries")
 
 
 HOSTILE: dict[str, tuple[int, bytes]] = {
@@ -121,4 +131,44 @@ HOSTILE: dict[str, tuple[int, bytes]] = {
     "ids twice": (422, body(ids=["a", "a", "b"])),
     "a huge string": (413, body(query="a" * LIMIT)),
     "huge spaces": (413, b" " * (LIMIT + 1)),
+}
+
+HOSTILE_TEI = {name: (status, renamed(content, "documents", "texts")) for name, (status, content) in HOSTILE.items()}
+
+RERANK_ONLY = {
+    "4,000 digits as top_n",
+    "query is a list",
+    "documents are a string",
+    "documents and texts",
+    "top_n is a string",
+    "top_n is true",
+    "top_n is 1.5",
+    "ids are numbers",
+    "truncation_direction is up",
+    "truncate is a number",
+    "top_n is -1",
+    "top_n is 2 ** 40",
+    "top_n and top_k differ",
+    "too few ids",
+    "max_tokens_per_doc is -1",
+    "ids twice",
+}
+"""What /score takes, or does not look at."""
+
+HOSTILE_SCORE: dict[str, tuple[int, bytes]] = {
+    **{
+        name: (status, renamed(content, "query", "queries"))
+        for name, (status, content) in HOSTILE.items()
+        if name not in RERANK_ONLY
+    },
+    "two queries for three documents": (422, score_body(query=["red", "blue"])),
+    "four queries for three documents": (422, score_body(query=["red"] * 4)),
+    "an empty list of queries": (422, score_body(query=[])),
+    "a blank query among three": (422, score_body(query=["red", " ", "blue"])),
+    "a null query among three": (400, score_body(query=["red", None, "blue"])),
+    "queries and text_1": (400, score_body(text_1="red door")),
+    "documents and text_2": (400, score_body(text_2="red door")),
+    "text_2 is a number": (400, score_body(documents=None, text_2=3)),
+    "items are objects": (400, score_body(documents=None, items=[{"text": "red door"}])),
+    "use_activation is a string": (400, score_body(use_activation="no")),
 }

@@ -17,12 +17,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from tests.served import Served
 
 KEY = "key-of-the-gates"
 ROOT = Path(__file__).resolve().parent.parent
+STUBS = {"whole": (), "halves": ("--halves",)}
+"""Kinds of stub, and the options of its server: asked once, or with a half that tokenises in a thread of its own."""
 
 
 def stub_server(folder: Path, *options: str, key: str = KEY, **environment: str) -> Served:
@@ -51,6 +53,11 @@ def resident(server: Served) -> int:
 def open_files(server: Served) -> int:
     """How many descriptors it has open."""
     return len(os.listdir(f"/proc/{process_of(server).pid}/fd"))  # noqa: PTH208 - names only
+
+
+def threads(server: Served) -> int:
+    """How many threads it has."""
+    return len(os.listdir(f"/proc/{process_of(server).pid}/task"))  # noqa: PTH208 - names only
 
 
 def body_of(query: str, count: int, words: int = 3) -> bytes:
@@ -105,19 +112,22 @@ class Line:
             self._streams = None
 
 
-def drive(work: Coroutine[Any, Any, None]) -> None:
+T = TypeVar("T")
+
+
+def drive(work: Coroutine[Any, Any, T]) -> T:
     """Runs a test's work and closes its connections."""
 
-    async def driven() -> None:
+    async def driven() -> T:
         try:
-            await work
+            return await work
         finally:
             for line in Line.every:
                 line.close()
             Line.every.clear()
             await asyncio.sleep(0.02)  # what was closed is gone in the loop's next turn
 
-    asyncio.run(driven())
+    return asyncio.run(driven())
 
 
 async def read_answer(reader: asyncio.StreamReader) -> Answer:

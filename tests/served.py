@@ -14,6 +14,8 @@ from pathlib import Path
 
 START_SECONDS = 240.0
 """The server imports torch and fastapi on a machine that may be busy."""
+READY_SECONDS = 60.0
+"""Within which `rankwright serve` over a small model promises to be ready."""
 
 
 class Served:
@@ -23,6 +25,8 @@ class Served:
         command: the port -> how the server is started.
         folder: takes a log of every start.
         health: path that answers once the server does.
+        environment: variables beside those of this process.
+        place: the folder that it works in; this process' own without.
     """
 
     def __init__(
@@ -31,14 +35,18 @@ class Served:
         folder: Path,
         health: str,
         environment: Mapping[str, str] | None = None,
+        place: Path | None = None,
     ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        self._command, self._folder, self._health = command, folder, health
+        self._command, self._folder, self._health, self._place = command, folder, health, place
         self._environment = os.environ | {"HF_HUB_OFFLINE": "1"} | dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
+        self._begun = 0.0
         self.logs: list[Path] = []
+        self.took = 0.0
+        """Seconds from its last start until it answered."""
 
     @property
     def url(self) -> str:
@@ -54,19 +62,25 @@ class Served:
     def launch(self) -> None:
         """Starts it, without waiting."""
         self.logs.append(self._folder / f"log-{len(self.logs)}.txt")
+        self._begun = time.monotonic()
         with self.logs[-1].open("w") as output:
             self._process = subprocess.Popen(
-                self._command(self.port), stdout=output, stderr=output, env=self._environment, start_new_session=True
+                self._command(self.port),
+                stdout=output,
+                stderr=output,
+                env=self._environment,
+                cwd=self._place,
+                start_new_session=True,
             )
 
     def wait(self) -> None:
         """Until it answers."""
-        end = time.monotonic() + START_SECONDS
-        while time.monotonic() < end:
+        while time.monotonic() < self._begun + START_SECONDS:
             assert self._process is not None
             assert self._process.poll() is None, self.logs[-1].read_text()
             try:
                 with urllib.request.urlopen(self.url + self._health, timeout=5):
+                    self.took = time.monotonic() - self._begun
                     return
             except OSError:
                 time.sleep(0.1)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
 from starlette.testclient import TestClient
+from starlette.types import ASGIApp
 
 from rankwright.engine import Engine, EngineSettings
 from rankwright.rerankers.ranking import Scorer
@@ -60,3 +62,27 @@ def until(true: Callable[[], bool], seconds: float = 10) -> None:
     while not true():
         assert time.monotonic() < end
         time.sleep(0.005)
+
+
+async def asked_of(app: ASGIApp, path: str, body: Mapping[str, Any], leaves: asyncio.Event | None = None) -> int:
+    """The status of an answer; 0 where the client left before there was one. In the test's own event loop, so that
+    several can be asked at once."""
+    sent, status = False, 0
+    headers = [(b"host", b"localhost"), (b"authorization", f"Bearer {KEY}".encode())]
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
+    scope |= {"http_version": "1.1", "scheme": "http", "server": ("localhost", 80)}
+
+    async def receive() -> dict[str, Any]:
+        nonlocal sent
+        if sent:
+            await (leaves or asyncio.Event()).wait()
+            return {"type": "http.disconnect"}
+        sent = True
+        return {"type": "http.request", "body": json.dumps(body).encode()}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        nonlocal status
+        status = message.get("status", status)
+
+    await app(scope, receive, send)
+    return status

@@ -82,6 +82,23 @@ def test_another_model_of_the_same_name_is_refused(tmp_path: Path, capsys: pytes
     assert "settings model model.safetensors" in capsys.readouterr().err
 
 
+def test_windows_are_read_and_belong_to_what_a_file_goes_on_with(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = " ".join(["the key of door 10"] * 30)
+    row = {"query_id": "q", "question": "What is the key?", "candidates": [{"doc_id": "a", "text": text}]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    out = tmp_path / "out.jsonl"
+    asked = ["rerank", "--data", str(tmp_path / "rows.jsonl"), "--model", str(model), "--out", str(out)]
+    assert run([*asked, "--windows", "mean"]) == 0
+    (example,) = load_examples(out, "jsonl").examples
+    whole = rankwright.load(model, windows="mean").rerank(row["question"], [text])
+    assert list(example.first_stage.values()) == pytest.approx(whole.scores, abs=1e-5)
+    capsys.readouterr()
+    assert run(asked) == 2
+    assert "settings windows 'mean' and is asked to go on with None" in capsys.readouterr().err
+
+
 def test_shards_are_made_apart_and_joined(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, beir = write_run(tmp_path, COUNT)
     asked = ["rerank", "--run", str(first), "--corpus", str(beir), "--model", str(model)]

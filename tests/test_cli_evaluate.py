@@ -16,14 +16,16 @@ from typing import Any
 
 import pytest
 
+import rankwright
 from rankwright.cli.app import run
 from rankwright.cli.build import load_splits
 from rankwright.cli.evaluate import _worse_than_baseline
 from rankwright.cli.settings import ReaderSettings, settings_from, settings_tree
 from rankwright.errors import DataError
-from rankwright.evaluation import PairedTest
+from rankwright.evaluation import Evaluation, PairedTest
 from rankwright.llms.cache import ReadStore
 from rankwright.readers import CachedReader
+from rankwright.training import requests_of
 from rankwright.types import Answer, Context, ReadResult
 from tests.cli_kit import DOORS, MAIN, QUESTIONS, ROOT, key_reader, make_model, one_line, rows, run_process, write_rows
 
@@ -146,6 +148,62 @@ def test_report_and_saved_file_are_written(data: Path, capsys: pytest.CaptureFix
     assert "gold-first" in page.read_text("utf-8")
     assert run(["report", str(saved), "--out", str(data.parent / "again.html")]) == 0
     assert "gold-first" in (data.parent / "again.html").read_text("utf-8")
+
+
+# --- how models are computed ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model whose scores differ."""
+    return str(make_model(tmp_path_factory.mktemp("models") / "uneven"))
+
+
+def long_rows() -> list[dict[str, Any]]:
+    """The first candidate of each question is too long for the model."""
+    long = rows()
+    for row in long:
+        row["candidates"][0]["text"] += " wall" * 60
+    return long
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (["--backend", "packed"], "|packed-fp32"),
+        (["--windows", "max"], "|windows-max"),
+        (["--backend", "packed", "--windows", "mean"], "|packed-fp32|windows-mean"),
+    ],
+)
+def test_what_is_served_can_be_evaluated(
+    options: list[str], name: str, uneven: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, saved = write_rows(tmp_path / "long.jsonl", long_rows()), tmp_path / "saved.json"
+    found = evaluated(capsys, uneven, "first-stage", "--data", data, *GIVEN, *options, "--save", saved)
+    assert found["computed"] == {uneven: f"{uneven}{name}"}
+    kept = Evaluation.load(saved)
+    assert kept.computed == found["computed"]
+    chosen = dict(zip(options[::2], options[1::2], strict=True))
+    windows: Any = chosen.get("--windows")
+    scorer = rankwright.load(uneven, chosen.get("--backend", "torch"), windows=windows)
+    for ranking in scorer.rerank_batch(requests_of(kept.examples)):
+        held = kept.models[uneven].rankings[ranking.query_id]
+        assert (held.doc_ids, held.scores) == (ranking.doc_ids, pytest.approx(ranking.scores, abs=1e-5))
+
+
+def test_a_table_says_how_its_models_were_computed(uneven: str, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["eval", uneven, "first-stage", "--data", str(data), *GIVEN, "--backend", "packed"]) == 0
+    assert f"{uneven}: computed as {uneven}|packed-fp32.\n" in capsys.readouterr().out
+    assert "computed" not in evaluated(capsys, uneven, "--data", data, *GIVEN)
+
+
+@pytest.mark.parametrize("option", [["--backend", "packed"], ["--windows", "max"]])
+def test_an_option_of_scoring_models_needs_one(
+    option: list[str], data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for models in (["first-stage"], ["gold-first"], ["--llm", "http://localhost:1/v1", "--llm-model", "m"]):
+        assert run(["eval", *models, "--data", str(data), *GIVEN, *option]) == 2
+        assert f"{option[0]} was given without a MODEL that scores" in capsys.readouterr().err
 
 
 # --- verdict -----------------------------------------------------------------------------------------------------
@@ -351,14 +409,14 @@ def given_run(folder: Path) -> tuple[Path, Path]:
 
 
 def test_passages_that_reach_the_limit_of_a_model_are_counted(
-    tmp_path: Path, flat: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, flat: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    long = rows()
-    for row in long:
-        row["candidates"][0]["text"] += " wall" * 60
-    data = write_rows(tmp_path / "long.jsonl", long)
+    data = write_rows(tmp_path / "long.jsonl", long_rows())
     assert run(["eval", flat, "--data", str(data), *GIVEN]) == 0
-    assert "33.3% of question-passage pairs are longer than its limit of 48 tokens" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "33.3% of question-passage pairs are longer than its limit of 48 tokens" in told
+    assert "or read them whole with --windows max." in told
+    assert caplog.messages == []  # what Python would be warned of is said already
 
 
 class CuttingReader:

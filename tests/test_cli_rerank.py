@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 import rankwright
 from rankwright.cli.app import run
 from rankwright.data import read_trec_run
+from rankwright.rerankers.packed import PackedReranker
+from rankwright.rerankers.tokens import Pair
 from rankwright.types import Document, Ranking
 from tests.cli_kit import DOORS, feed, make_model, one_line, rows, write_rows
 
@@ -91,6 +94,59 @@ def test_foreign_text_cannot_steer_a_terminal(capsys: pytest.CaptureFixture[str]
     out = capsys.readouterr().out
     assert "\x1b" not in out
     assert "[bold]alert[/] :smile:" in out
+
+
+# --- how it is computed ------------------------------------------------------------------------------------------
+
+
+def test_a_backend_computes_the_same_order(
+    model: str, expected: Ranking, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+    plain = PackedReranker.score_tokens
+
+    def noted(self: PackedReranker, pairs: Sequence[Pair]) -> list[float]:
+        computed.append(len(pairs))
+        return plain(self, pairs)
+
+    monkeypatch.setattr(PackedReranker, "score_tokens", noted)
+    assert run(["rerank", QUESTION, *PASSAGES, "--model", model, "--backend", "packed", "--output", "json"]) == 0
+    found = one_line(capsys.readouterr().out)["results"]
+    assert [row["doc_id"] for row in found] == list(expected.doc_ids)
+    assert [row["score"] for row in found] == pytest.approx(expected.scores, abs=1e-5)
+    assert computed[-1] == len(PASSAGES)  # before it those of the comparison with fp32
+
+
+@pytest.mark.parametrize("how", ["max", "mean"])
+def test_long_passages_are_read_whole_in_windows(model: str, how: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    long = " ".join(["Door 10 stands in a wall."] * 10 + ["The key is word10."])
+    texts = [long, *PASSAGES]
+    assert run(["rerank", QUESTION, *texts, "--model", model, "--windows", how, "--output", "json"]) == 0
+    captured = capsys.readouterr()
+    whole = rankwright.load(model, windows=how).rerank(QUESTION, texts)
+    assert pairs(one_line(captured.out)) == wanted(whole)
+    assert "what lies beyond is not read" not in captured.err
+    cut = rankwright.load(model).rerank(QUESTION, texts)
+    scores = [dict(zip(ranking.doc_ids, ranking.scores, strict=True))["0"] for ranking in (cut, whole)]
+    assert scores[0] != pytest.approx(scores[1], abs=1e-3)
+
+
+def test_cuts_are_told_once_with_what_helps(
+    model: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run(["rerank", QUESTION, "door " * 80, *PASSAGES, "--model", model]) == 0
+    told = capsys.readouterr().err
+    assert "25.0% of question-passage pairs are longer than its limit of 48 tokens" in told
+    assert told.endswith("Split long passages, or read them whole with --windows max.\n")
+    assert caplog.messages == []
+    assert run(["rerank", "door " * 80, *PASSAGES, "--model", model, "--windows", "max"]) == 0
+    assert capsys.readouterr().err.endswith("Shorten questions and titles: they leave no room for a window.\n")
+
+
+@pytest.mark.parametrize("option", [["--backend", "packed"], ["--windows", "max"]])
+def test_what_says_nothing_of_language_models_is_refused(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["rerank", "q", "p", "--llm", "http://localhost:1/v1", "--llm-model", "m", *option]) == 2
+    assert f"{option[0]} was given with --llm http://localhost:1/v1" in capsys.readouterr().err
 
 
 # --- requests ----------------------------------------------------------------------------------------------------
@@ -229,6 +285,7 @@ def test_a_run_comes_out_as_json_with_what_was_skipped(
         ([], [{"query": "a", "documents": "b"}], 5, "line 1: field 'documents' is 'b' (str); wanted a list"),
         (["  ", "p"], [], 2, "The question is empty"),
         (["q", "p", "--top-k", "0"], [], 2, "--top-k"),
+        (["q", "p", "--windows", "sum"], [], 2, "--windows"),
         (["caf\udce9", "p"], [], 2, "The question has bytes at character 3 that are no UTF-8"),
         (["--topics", "t.tsv"], [], 2, "--topics was given without --run"),
         (["q", "p", "--depth", "5"], [], 2, "--depth was given without --run"),

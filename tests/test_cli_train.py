@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ from rankwright.evaluation import Evaluation, FirstStage, evaluate
 from rankwright.llms.cache import ReadStore
 from rankwright.metrics.answer import normalise
 from rankwright.readers import CachedReader
-from rankwright.rerankers import load
+from rankwright.rerankers import choice, load
 from rankwright.rewards import resolve_reward
 from rankwright.training import requests_of
 from rankwright.types import Answer, Context, Document, Example, Query, ReadFailed, ReadResult
@@ -496,6 +497,33 @@ def test_a_reward_and_a_template_of_ones_own_go_through_the_command(
     for ranking in model.rerank_batch(requests_of(compared.examples)):
         found = compared.models["trained"].rankings[ranking.query_id]
         assert (found.doc_ids, found.scores) == (ranking.doc_ids, pytest.approx(ranking.scores, abs=1e-5))
+
+
+def test_a_trained_model_opens_in_the_fastest_backend(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the scores that the run's own comparison has of it, which are not those of where it started."""
+    monkeypatch.setenv("RANKWRIGHT_CACHE", str(tmp_path / "cache"))
+    others = [{**row, "relevance": {row["candidates"][0]["doc_id"]: 1}} for row in rows()]
+    write_rows(Path("q.jsonl"), others)  # where it started is right about the usual labels
+    assert run([*command, "--learning-rate", "0.01", "--epochs", "4"]) in (0, 8)
+    capsys.readouterr()
+    found = load("runs/a/model", backend="auto")
+    chosen = json.loads(next((tmp_path / "cache").iterdir()).read_text())["backend"]
+    assert f"runs/a/model: backend {chosen}, " in capsys.readouterr().err
+    assert found.name == load("runs/a/model", backend=chosen).name
+    compared = Evaluation.load("runs/a/evaluation.json")
+
+    def held(name: str) -> list[float]:
+        rankings = [compared.models[name].rankings[e.query.query_id] for e in compared.examples]
+        return [score for ranking in rankings for _, score in sorted(zip(ranking.doc_ids, ranking.scores, strict=True))]
+
+    ranked = found.rerank_batch(requests_of(compared.examples))
+    scores = [score for ranking in ranked for _, score in sorted(zip(ranking.doc_ids, ranking.scores, strict=True))]
+    (probed,) = load("runs/a/model").score_batch(choice.probes())
+    allowed = choice.TOLERANCE * statistics.pstdev(probed.scores)
+    assert scores == pytest.approx(held("trained"), abs=allowed)
+    assert scores != pytest.approx(held("reference"), abs=allowed)
 
 
 @pytest.mark.parametrize("method", ["rrpo", "supervised"])

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 
-import numpy as np
 import pytest
 
-from rankwright.engine import Engine, EngineSettings, Reply, is_memory_error
+from rankwright.engine import Engine, EngineSettings, Health, Reply, is_memory_error
 from rankwright.errors import (
     ConfigurationError,
     DeadlineError,
@@ -21,10 +20,10 @@ from rankwright.errors import (
     ScorerError,
     UnavailableError,
 )
-from rankwright.rerankers.tokens import Pair, TokenScorer
+from rankwright.rerankers.tokens import Pair
 from rankwright.types import Document, Query, RerankRequest
 from tests.server_kit import started, until
-from tests.stub_scorer import MAX_LENGTH, StubScorer, score_of
+from tests.stub_scorer import MAX_LENGTH, StubHalves, StubScorer, ignored, score_of
 
 
 def request(query: str, *texts: str) -> RerankRequest:
@@ -122,6 +121,23 @@ def test_a_batch_is_bounded_by_guessed_tokens_but_has_one_document() -> None:
         assert len(engine.submit("stub", [many("q", 3)]).result(10).scored[0].scores) == 3
 
 
+@pytest.mark.parametrize(("reach", "batches"), [(40.0, [3, 3]), (math.inf, [2, 2, 2])])
+def test_of_a_document_counts_what_is_read_of_it(reach: float, batches: list[int]) -> None:
+    class Reaching(StubScorer):
+        @property
+        def reach(self) -> float:
+            return reach
+
+    gate = Gate()
+    long = "word " * 40
+    with started(Reaching(note=gate.note), EngineSettings(batch_tokens=120)) as engine:
+        held(gate, engine)
+        reply = engine.submit("stub", [request("q", *[f"{i} {long}" for i in range(6)])])
+        gate.open()
+        reply.result(10)
+    assert [len(batch) for batch in gate.batches] == batches
+
+
 def test_batches_are_as_long_as_was_asked_for() -> None:
     gate = Gate()
     settings = EngineSettings(batch_seconds=0.05)
@@ -132,41 +148,31 @@ def test_batches_are_as_long_as_was_asked_for() -> None:
     assert max(sizes) < 20  # five by the pace of the warm-up, whose documents are longer
 
 
-class Halves(TokenScorer):
-    """The stub in two halves: words are counted in the first, which takes note of its thread."""
+class Halves(StubHalves):
+    """Takes note of the threads of the first half, and does there what a test wants."""
 
-    def __init__(self, note: Callable[[Sequence[str]], None] = lambda texts: None) -> None:
-        self.note = note
-        self.texts: list[tuple[str, str]] = []
+    def __init__(self, note: Callable[[Sequence[str]], None] = ignored) -> None:
+        super().__init__(note=note)
         self.threads: set[str] = set()
-        self.fault: BaseException | None = None
-        self._template = "{title}: {text}"
-
-    @property
-    def name(self) -> str:
-        return "halves"
-
-    @property
-    def max_length(self) -> int:
-        return MAX_LENGTH
+        self.instead: Callable[[list[Pair]], list[Pair]] = list
+        """Given the pairs in the tokenising thread; what comes back is taken for them."""
 
     def tokenise(self, requests: Sequence[RerankRequest]) -> list[Pair]:
-        self.threads.add(threading.current_thread().name)
-        if self.fault is not None and threading.current_thread().name == "tokenising":
-            raise self.fault
-        found = [(r.query.text, document.text) for r in requests for document in r.documents]
-        self.texts += [text for text in found if text not in self.texts]
-        ids = [np.array([self.texts.index(text)] * len(text[1].split()), np.int32) for text in found]
-        return [Pair(row, row, len(row) > MAX_LENGTH) for row in ids]
-
-    def score_tokens(self, pairs: Sequence[Pair]) -> list[float]:
-        asked = [self.texts[pair.ids_T[0]] for pair in pairs]
-        self.note([text for _, text in asked])
-        return [score_of(query, text) for query, text in asked]
+        name = threading.current_thread().name
+        self.threads.add(name)
+        found = super().tokenise(requests)
+        return self.instead(found) if name == "tokenising" else found
 
     def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
         self.threads.add(threading.current_thread().name)
-        return [[word.span() for word in re.finditer(r"\S+", text)] for text in texts]
+        return super().spans(texts)
+
+
+def raising(fault: BaseException) -> Callable[[list[Pair]], list[Pair]]:
+    def instead(found: list[Pair]) -> list[Pair]:
+        raise fault
+
+    return instead
 
 
 def test_what_waits_is_tokenised_while_a_batch_is_scored() -> None:
@@ -185,7 +191,7 @@ def test_what_waits_is_tokenised_while_a_batch_is_scored() -> None:
         first, small = (reply.result(10).scored for reply in replies)
     assert scorer.threads == {"tokenising"}
     assert first[0].scores == tuple(score_of("long", f"long {i}") for i in range(30))
-    assert [first[1].tokens, small[0].tokens] == [(2,) * 3, (2,) * 5]
+    assert [first[1].tokens, small[0].tokens] == [(3,) * 3, (3,) * 5]
 
 
 def test_texts_are_shortened_in_the_thread_that_tokenises() -> None:
@@ -194,18 +200,45 @@ def test_texts_are_shortened_in_the_thread_that_tokenises() -> None:
         scorer.threads.clear()
         waiting = engine.submit("stub", [request("q", "red", "red door red")], document_tokens=2)
         (scored,) = waiting.result(10).scored
-    assert (scored.tokens, scored.cut) == ((1, 2), (False, True))
+    assert (scored.tokens, scored.cut) == ((2, 3), (False, True))
     assert scorer.threads == {"tokenising"}
 
 
-def test_what_cannot_be_tokenised_ahead_is_scored_from_its_texts(caplog: pytest.LogCaptureFixture) -> None:
+FAULTS = {
+    "an error": raising(ValueError("not now")),
+    "no pairs": lambda found: [],
+    "a pair too few": lambda found: found[1:],
+    "a pair too many": lambda found: [found[0], *found],
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_cannot_be_tokenised_ahead_is_scored_from_its_texts(caplog: pytest.LogCaptureFixture, fault: str) -> None:
     scorer = Halves()
     with started(scorer) as engine:
-        scorer.fault = ValueError("not now")
+        scorer.instead = FAULTS[fault]
         (scored,) = engine.submit("stub", [many("q", 3)]).result(10).scored
         assert scored.scores == tuple(score_of("q", f"q {i}") for i in range(3))
         assert engine.health().ready
     assert "Tokenising failed" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [StubScorer, Halves])
+def test_texts_are_tokenised_in_pieces(kind: type[StubScorer | Halves]) -> None:
+    """Long ones, of which a model reads little: 400,000 characters take a second, which must not look like a fault."""
+    pieces: list[int] = []
+    gate = Gate()
+    scorer = kind(note=gate.note)
+    if isinstance(scorer, Halves):
+        scorer.instead = lambda found: [pieces.append(len(found)), found][1]
+    with started(scorer) as engine:
+        gate.batches.clear()
+        texts = [f"{i}" + "x" * 90_000 for i in range(5)] + [f"{i}" for i in range(30)] + ["y" * 210_000, "last"]
+        reply = engine.submit("stub", [request("q", *texts)]).result(10)
+    assert reply.scored[0].scores == tuple(score_of("q", text) for text in texts)
+    pieces = pieces or [len(batch) for batch in gate.batches]
+    assert pieces[:3] == [2, 2, 31]
+    assert sum(pieces) == len(texts)
 
 
 def test_a_cancelled_request_is_not_tokenised() -> None:
@@ -226,7 +259,7 @@ def test_a_cancelled_request_is_not_tokenised() -> None:
 def test_the_end_of_the_tokenising_thread_is_told() -> None:
     scorer = Halves()
     with started(scorer) as engine:
-        scorer.fault = SystemExit("over")
+        scorer.instead = raising(SystemExit("over"))
         with pytest.raises(UnavailableError, match="Tokenising has ended"):
             engine.submit("stub", [many("q", 3)]).result(10)
         until(lambda: not engine.health().ready)
@@ -314,7 +347,7 @@ def test_what_is_too_late_is_not_scored() -> None:
         with pytest.raises(DeadlineError):
             late.result(10)
         assert len(stays.result(10).scored[0].scores) == 3
-        assert engine.counts["expired"] == 1
+        until(lambda: engine.counts["expired"] == 1)
     assert not [text for batch in gate.batches for text in batch if text.startswith("late")]
 
 
@@ -383,9 +416,10 @@ def test_a_model_that_stays_ill_is_given_up(mode: str) -> None:
         assert engine.requests == 0
 
 
-def test_a_fault_of_the_engine_itself_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    with started() as engine:
-        broken, fill = iter([True]), engine._fill
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_fault_of_the_engine_itself_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    with started(settings=EngineSettings(mend=0.5)) as engine:
+        broken, fill = iter([True] * times), engine._fill
 
         def faulty() -> object:
             if next(broken, False):
@@ -393,9 +427,40 @@ def test_a_fault_of_the_engine_itself_leaves_nobody_waiting(monkeypatch: pytest.
             return fill()
 
         monkeypatch.setattr(engine, "_fill", faulty)
+        waiting = engine.submit("stub", [many("a", 3)])
+        with pytest.raises(ScorerError, match="engine failed"):
+            waiting.result(5)
+        until(lambda: engine.health().ready)
+        assert next(broken, None) is None  # the probe met the fault too, until it was gone
+        assert len(engine.submit("stub", [many("a", 3)]).result(5).scored[0].scores) == 3
+
+
+def test_an_engine_that_goes_on_failing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulty() -> object:
+        raise KeyError("a fault in the batcher")
+
+    with started(settings=EngineSettings(mend=0.2)) as engine:
+        monkeypatch.setattr(engine, "_fill", faulty)
         with pytest.raises(ScorerError, match="engine failed"):
             engine.submit("stub", [many("a", 3)]).result(5)
-        assert len(engine.submit("stub", [many("a", 3)]).result(5).scored[0].scores) == 3
+        assert not engine.health().ready
+        until(lambda: engine.health().lost)
+        assert engine.requests == 0
+
+
+def test_the_probe_is_alone_in_its_batch() -> None:
+    gate = Gate()
+    settings = EngineSettings(batch_documents=3)
+    with started(StubScorer(mode=lambda: "raise on poison", note=gate.note), settings) as engine:
+        held(gate, engine)
+        asked = [request("a", "poison a"), many("b", 2), request("c", "poison c"), many("d", 2)]
+        replies = [engine.submit("stub", [one]) for one in asked]  # while a's fault is looked into, c and d wait
+        gate.open()
+        assert [len(replies[i].result(10).scored[0].scores) for i in (1, 3)] == [2, 2]
+        for i in (0, 2):
+            with pytest.raises(ScorerError):
+                replies[i].result(10)
+    assert gate.batches.count(["It is well.", "No."]) == 2
 
 
 def test_a_scorer_that_hangs_is_seen_from_outside() -> None:
@@ -411,6 +476,72 @@ def test_a_scorer_that_hangs_is_seen_from_outside() -> None:
             engine.submit("stub", [many("a", 1)])
         gate.open()
         until(lambda: engine.health().ready)
+
+
+def test_a_tokeniser_that_hangs_is_seen_and_its_requests_get_their_answer() -> None:
+    hanging, over = threading.Event(), threading.Event()
+    scorer = Halves()
+
+    def hang(found: list[Pair]) -> list[Pair]:
+        hanging.set()
+        assert over.wait(20)
+        return found
+
+    with started(scorer, EngineSettings(patience=0.6, give_up=1.2, turn=2)) as engine:
+        scorer.instead = hang
+        inside = engine.submit("stub", [many("a", 3)], timeout=0.3)
+        assert hanging.wait(10)
+        behind = engine.submit("stub", [many("b", 3)], timeout=0.3)
+        for future in (inside, behind):
+            with pytest.raises(DeadlineError):
+                future.result(10)
+        until(lambda: (engine.waiting, engine.requests, engine.counts["expired"]) == (0, 0, 2))
+        until(lambda: not engine.health().ready)
+        assert engine.health().reason == "tokenising hangs"
+        with pytest.raises(UnavailableError, match="tokenising hangs"):
+            engine.submit("stub", [many("c", 1)])
+        until(lambda: engine.health().lost)
+        over.set()
+        until(lambda: engine.health().ready)
+        assert engine.submit("stub", [many("d", 3)]).result(10).scored[0].tokens == (3, 3, 3)
+    assert not any(text.startswith("b") for _, text in scorer.texts)
+
+
+def test_who_waits_for_a_scorer_that_hangs_is_answered_at_the_deadline() -> None:
+    gate = Gate()
+    with started(StubScorer(note=gate.note), EngineSettings(timeout=0.3)) as engine:
+        gate.shut = True
+        scored = engine.submit("stub", [many("a", 3)])
+        assert gate.entered.wait(10)
+        waiting = engine.submit("stub", [many("b", 3)])
+        for future in (scored, waiting):
+            with pytest.raises(DeadlineError):
+                future.result(10)
+        gate.open()
+
+
+def test_a_batch_that_ends_while_health_is_asked_is_not_taken_for_a_hung_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = time.monotonic
+    with started() as engine:
+        engine._scoring_since = clock()
+
+        def meanwhile() -> float:
+            engine._scoring_since = 0.0
+            return clock()
+
+        with monkeypatch.context() as patched:
+            patched.setattr("rankwright.engine.time.monotonic", meanwhile)
+            health = engine.health()
+        assert health.ready
+
+
+def test_nobody_is_admitted_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    with started() as engine:
+        engine.close(5)
+        monkeypatch.setattr(engine, "health", lambda: Health(True))  # what was true a moment before
+        with pytest.raises(UnavailableError, match="any more"):
+            engine.submit("stub", [many("a", 3)])
+        assert engine.requests == 0
 
 
 def test_draining_answers_what_was_admitted_and_refuses_the_rest() -> None:

@@ -161,9 +161,8 @@ def test_equal_contexts_are_read_once_and_models_are_read_together() -> None:
 
 def test_failed_reads_are_masked_pairwise_and_counted() -> None:
     reader = ToyReader(failing=["q1:gold-1"])
-    evaluation = evaluate(
-        {"first-stage": FirstStage(), "gold": GoldFirst(EXAMPLES)}, EXAMPLES, reader=reader, top_k=1, depth=5
-    )
+    models = {"first-stage": FirstStage(), "gold": GoldFirst(EXAMPLES)}
+    evaluation = evaluate(models, EXAMPLES, reader=reader, top_k=1, depth=5, max_failed=0.1)
     assert "q1" not in evaluation.models["gold"].values["F1"]
     assert evaluation.models["first-stage"].values["F1"]["q1"] == 0.0
     assert evaluation.scores["gold"]["F1"][:1] == (1.0,)

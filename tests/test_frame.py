@@ -8,8 +8,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tomllib
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from packaging.utils import canonicalize_name
 
 from tests.gates.mutants import Mutant
 from tests.gates.test_mutants import MUTANTS
+from tests.needs import brought_by, project
 
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINT_LINES = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
@@ -123,8 +122,8 @@ def test_pip_args_reach_every_pip_command(tmp_path: Path, given: str) -> None:
     planned = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
     lines = [line for line in planned.replace("\\\n", " ").splitlines() if re.search(r"\bpip\b.* install\b", line)]
     assert [line for line in lines if " --probe one " not in line] == []
-    # pip itself, all extras, the demo's extras, llama.cpp, sentence-transformers 5.1
-    assert len(lines) == 5
+    # pip itself, all extras, the demo's extras, llama.cpp, sentence-transformers 5.1, the newest cohere
+    assert len(lines) == 6
     assert not (tmp_path / ".venv").exists()
 
 
@@ -189,32 +188,17 @@ def test_make_browser_installs_debians_chromium(
 
 
 def _project_requirements() -> list[Requirement]:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    extras = project["project"]["optional-dependencies"].values()
-    groups = [project["project"]["dependencies"], project["dependency-groups"]["dev"], *extras]
+    found = project()
+    extras = found["project"]["optional-dependencies"].values()
+    groups = [found["project"]["dependencies"], found["dependency-groups"]["dev"], *extras]
     requirements = [Requirement(line) for group in groups for line in group]
     return [r for r in requirements if r.name != "rankwright"]
 
 
 def _needed() -> set[str]:
-    """Names of everything that `make install` brings: the requirements and theirs, as far as they apply here."""
-    seen: set[tuple[str, str]] = set()
-    todo = _project_requirements()
-    while todo:
-        requirement = todo.pop()
-        name = canonicalize_name(requirement.name)
-        for extra in {"", *requirement.extras}:
-            if (name, extra) in seen:
-                continue
-            seen.add((name, extra))
-            try:
-                further = distribution(name).requires or []
-            except PackageNotFoundError:
-                continue  # still in the list, so still compared with the pins
-            parsed = [Requirement(line) for line in further]
-            todo += [r for r in parsed if r.marker is None or r.marker.evaluate({"extra": extra})]
+    """Names of everything that `make install` brings."""
     # PyTorch's CUDA build pins the libraries it ships with by itself.
-    return {name for name, _ in seen if not name.startswith(("nvidia-", "cuda-", "triton"))}
+    return {name for name in brought_by(_project_requirements()) if not name.startswith(("nvidia-", "cuda-", "triton"))}
 
 
 def test_constraints_are_sorted_exact_versions_without_paths_or_local_builds() -> None:

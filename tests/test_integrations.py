@@ -124,7 +124,7 @@ def test_cut_passages_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
         opened.rank("q", [long], top_k=None, scale="raw")
         opened.rank("q", [long], top_k=None, scale="raw")
     (message,) = caplog.messages
-    assert message.startswith("50 % of the pairs that 'written' has scored were longer than its 8 tokens")
+    assert message.startswith("50.0 % of the pairs that 'written' has scored are longer than its 8 tokens (the first: ")
 
 
 def test_doctests() -> None:

@@ -10,14 +10,17 @@ import re
 import shutil
 import signal
 import sys
+import time
 import urllib.request
 from collections.abc import Callable, Sequence
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from packaging.utils import canonicalize_name
 
 import rankwright
 from rankwright.cli.app import run
@@ -29,17 +32,19 @@ from rankwright.errors import (
     RankwrightError,
     ResourceNotFoundError,
 )
-from rankwright.rerankers import load
+from rankwright.rerankers import choice, load
 from rankwright.rerankers import onnx_folder as folders
 from rankwright.rerankers.cross_encoder import CrossEncoderReranker
-from rankwright.rerankers.exporting import BOUNDS, Bound, Parity, cached_export, export
+from rankwright.rerankers.exporting import BOUNDS, DEMO_QUESTIONS, Bound, Parity, cached_export, export
 from rankwright.rerankers.onnx import TOKENS_AT_ONCE, OnnxReranker, even_batches
 from rankwright.rerankers.ranking import render
+from rankwright.rerankers.tokens import Pair
 from rankwright.rerankers.windows import shortened
 from rankwright.types import Document, Example, Query, RerankRequest
-from tests.cli_kit import ROOT, one_line, run_process
+from tests.cli_kit import MAIN, ROOT, one_line, run_process
 from tests.load_kit import process_of
-from tests.served import Served
+from tests.needs import brought_by, requirements_of
+from tests.served import READY_SECONDS, Served
 from tests.tiny_bert import save_cross_encoder
 
 TOLERANCE = 1e-5
@@ -235,15 +240,17 @@ print(json.dumps([ranking.doc_ids, ranking.scores, heavy]))
 """
 
 
-@pytest.mark.parametrize("backend", ["onnx", "onnx-int8"])
+@pytest.mark.parametrize("backend", ["onnx", "onnx-int8", "auto"])
 def test_an_export_loads_and_scores_where_pytorch_is_not_installed(
-    exported: Path, backend: str, tmp_path: Path
+    exported: Path, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("RANKWRIGHT_CACHE", str(tmp_path))
     done = run_process(str(exported), backend, cwd=tmp_path, code=LEAN)
     assert done.returncode == 0, done.stderr
     doc_ids, found, heavy = json.loads(done.stdout)
     wanted = load(exported, backend=backend).rerank("moon", ["rain", "moon moon"])
     assert (tuple(doc_ids), tuple(found), heavy) == (wanted.doc_ids, wanted.scores, [])
+    assert len(list(tmp_path.glob("backend-*.json"))) == (backend == "auto")  # one measurement for both
 
 
 WITHOUT = (
@@ -270,7 +277,7 @@ def test_a_model_of_pytorch_says_what_to_install_where_there_is_none(source: Pat
     ]
 
 
-COMMAND_WITHOUT = LEAN.partition("import rankwright")[0] + "from rankwright.cli import main; main()"
+COMMAND_WITHOUT = LEAN.partition("import rankwright")[0] + MAIN
 
 
 def test_the_command_line_reranks_with_an_export_without_pytorch(exported: Path, tmp_path: Path) -> None:
@@ -280,13 +287,25 @@ def test_the_command_line_reranks_with_an_export_without_pytorch(exported: Path,
     assert sorted(row["doc_id"] for row in json.loads(done.stdout)["results"]) == ["0", "1"]
 
 
+def with_the_extra_alone() -> str:
+    """Code after which nothing can be imported but what `pip install "rankwright[onnx]"` brings."""
+    brought = brought_by(requirements_of("onnx"))
+    found = packages_distributions().items()
+    hidden = {name for name, of in found if brought.isdisjoint(map(canonicalize_name, of))} - {"rankwright"}
+    assert {"torch", "transformers", "onnx"} <= hidden
+    return LEAN.partition("import rankwright")[0].replace('("torch", "transformers", "onnx")', repr(hidden))
+
+
 BY_THE_VERB = (
     LEAN.partition("import rankwright")[0] + "import rankwright; rankwright.serve(sys.argv[2], port=int(sys.argv[4]))"
 )
 
 
-@pytest.mark.parametrize("code", [COMMAND_WITHOUT, BY_THE_VERB], ids=["command", "verb"])
-def test_an_export_is_served_without_pytorch_until_a_signal_ends_it(exported: Path, code: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["command", "verb"])
+def test_an_export_is_served_without_pytorch_until_a_signal_ends_it(exported: Path, how: str, tmp_path: Path) -> None:
+    """The command by what the extra onnx brings, and by nothing else that is installed here."""
+    code = BY_THE_VERB if how == "verb" else with_the_extra_alone() + MAIN
+
     def command(port: int) -> list[str]:
         return [sys.executable, "-c", code, "serve", str(exported), "--port", str(port)]
 
@@ -299,6 +318,7 @@ def test_an_export_is_served_without_pytorch_until_a_signal_ends_it(exported: Pa
             (info,) = json.loads(answer.read())["models"]
         process_of(server).send_signal(signal.SIGTERM)
         assert process_of(server).wait(30) == 0
+    assert server.took <= READY_SECONDS
     wanted = load(exported).rerank("moon", documents)
     assert tuple(str(result["index"]) for result in results) == wanted.doc_ids
     assert tuple(result["score_raw"] for result in results) == wanted.scores
@@ -312,6 +332,81 @@ def test_a_missing_package_is_answered_with_its_extra(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingDependencyError, match=re.escape(f'need {package}; run pip install "rankwright[onnx]"')):
         load(exported)
+
+
+# --- auto ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(choice.CACHE, str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def slow_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = OnnxReranker.score_tokens
+
+    def slowly(self: OnnxReranker, pairs: Sequence[Pair]) -> list[float]:
+        time.sleep(0.1 if self.form == "fp32" else 0.0)
+        return plain(self, pairs)
+
+    monkeypatch.setattr(OnnxReranker, "score_tokens", slowly)
+
+
+@pytest.mark.usefixtures("slow_fp32")
+def test_auto_takes_the_faster_form_of_an_export_and_remembers_it(
+    exported: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(choice, "TOLERANCE", 10.0)  # weights far from trained ones, as above
+    first = load(exported, backend="auto")
+    kept = json.loads(next(cache.iterdir()).read_text())
+    assert (first.name, kept["backend"]) == (f"{exported}|onnx-int8", "onnx-int8")
+    assert (set(kept["seconds"]), kept["left out"]) == ({"onnx", "onnx-int8"}, {})
+    gain = kept["seconds"]["onnx"] / kept["seconds"]["onnx-int8"]
+    told = capsys.readouterr().err
+    assert told.startswith(f"{exported}: backend onnx-int8, {gain:.1f} times onnx on {choice.processor()}")
+    relied = choice.relied_on("onnx-int8", choice.instruction_sets())
+    assert f"(relies on {', '.join(relied)}" in told
+    monkeypatch.setattr(choice, "_measured", None)  # a second measurement would fail
+    again = load(exported, backend="auto", windows="max")
+    assert again.name == f"{exported}|onnx-int8|windows-max"
+    assert capsys.readouterr().err == told
+
+
+@pytest.mark.usefixtures("slow_fp32", "cache")
+def test_auto_leaves_a_form_out_whose_scores_differ(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(choice, "TOLERANCE", 1e-6)
+    found, wanted = load(exported, backend="auto"), load(exported)
+    assert found.rerank("moon", ["rain", "moon"]) == wanted.rerank("moon", ["rain", "moon"])
+    told = capsys.readouterr().err
+    assert f"{exported}: backend onnx, the fastest that agrees on " in told
+    assert "; onnx-int8 was left out: its scores differ by up to" in told
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize(("missing", "backend"), [("int8", "onnx"), ("fp32", "onnx-int8")])
+def test_auto_opens_an_export_of_one_form(
+    copy: Path, missing: str, backend: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = dict(folders.read_manifest(copy).files)
+    del files[folders.GRAPHS[missing]]
+    entry(copy, files=files)
+    assert load(copy, backend="auto").name == f"{copy}|{backend}"
+    told = capsys.readouterr().err
+    assert f"{copy}: backend {backend}, the " in told
+    left = f"; onnx-int8 was left out: Model folder {copy} has the forms fp32; wanted int8" in told
+    assert left == (missing == "int8")
+
+
+def test_what_is_remembered_of_an_export_hangs_on_its_files_and_on_threads(exported: Path, copy: Path) -> None:
+    rewritten(copy, lambda model: setattr(model, "doc_string", "another"))
+    found = [OnnxReranker.from_folder(path, threads=n) for path in (exported, copy) for n in (1, 2)]
+    assert len({choice._key(scorer, ["onnx"]) for scorer in found}) == 4
+    again = OnnxReranker.from_folder(exported, threads=1)
+    assert choice._key(again, ["onnx"]) == choice._key(found[0], ["onnx"]) != choice._key(again, ["onnx", "onnx-int8"])
 
 
 # --- the export itself -----------------------------------------------------------------------------------------------
@@ -438,6 +533,37 @@ def test_the_command_writes_both_forms_and_says_so(
     assert "--for is 'gpu'; wanted cpu" in capsys.readouterr().err
     assert run(["export", str(target), "--to", str(tmp_path / "again")]) == 2
     assert run(["train", "--data", "x.jsonl", "--model", str(target)]) != 0
+
+
+def test_the_command_exports_a_model(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is replaced here: the graph is made, compared on the bundled questions, and written."""
+    target = tmp_path / "out"
+    command = ["export", str(source), "--to", str(target), "--for", "cpu", "--form", "fp32", "--max-length", "32"]
+    assert run([*command, "--output", "json"]) == 0
+    record = one_line(capsys.readouterr().out)
+    assert record["files"] == {path: (target / path).stat().st_size for path in record["files"]}
+    parity = record["parity"]["fp32"]
+    assert parity["largest_error"] <= BOUNDS["fp32"].error * parity["spread"]
+    assert (list(record["parity"]), parity["questions"]) == (["fp32"], DEMO_QUESTIONS)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]  # the draft has become it
+    requests = [request(random.Random(8), 9, most=30)]
+    found, wanted = load(target), load(source, max_length=32)
+    assert scores(found, requests) == pytest.approx(scores(wanted, requests), abs=FP32)
+    assert (found.max_length, load(target, "onnx").name) == (32, f"{target}|onnx")
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript"])
+def test_an_export_without_its_extra_is_answered_with_it(
+    source: Path, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANKWRIGHT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(sys.modules, package, None)
+    words = 'Export needs onnx and onnxscript; run pip install "rankwright[export]".'
+    assert run(["export", str(source), "--to", str(tmp_path / "out"), "--for", "cpu"]) == 3
+    assert capsys.readouterr().err.endswith(f"rankwright: {words}\n")
+    with pytest.raises(MissingDependencyError, match=re.escape(words)):
+        load(source, backend="onnx")
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- bad folders (F1) ------------------------------------------------------------------------------------------------

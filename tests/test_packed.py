@@ -26,9 +26,9 @@ from rankwright.rerankers import BACKENDS, choice
 from rankwright.rerankers import packed as packed_module
 from rankwright.rerankers.cross_encoder import CrossEncoderReranker
 from rankwright.rerankers.packed import PackedReranker, packed
-from rankwright.rerankers.ranking import Scorer
+from rankwright.rerankers.ranking import Scorer, render
 from rankwright.rerankers.tokens import TokenScorer
-from rankwright.rerankers.windows import WindowedScorer
+from rankwright.rerankers.windows import WindowedScorer, shortened, tells_spans
 from rankwright.types import Document, Query, RerankRequest, Scored
 from tests.tiny_bert import (
     SMALL,
@@ -45,6 +45,7 @@ LETTERS = "rain river moon go it is in the sea. "
 DOCUMENTS = tuple(
     Document(f"d{n}", (LETTERS[n % 30 :] + LETTERS * 4)[:n], "Rain" if n % 3 else "") for n in (0, 1, 7, 9, 16, 24, 99)
 )
+UNTOLD = "instruction sets: not told by the system"
 TOLERANCES = {"packed": 1e-5, "bf16": 0.05}
 """Of a score alone and among others, in standard deviations of the scores (S18, P3 of the map of reliability)."""
 
@@ -328,11 +329,55 @@ def test_auto_opens_a_folder_and_tells_the_instruction_sets(
 ) -> None:
     scorer = rankwright.load(folder, backend="auto")
     told = capsys.readouterr().err
-    assert f"{folder}: backend " in told
-    assert all(name in told for name in choice.instruction_sets())
+    kept = json.loads(next(cache.iterdir()).read_text())
+    assert f"{folder}: backend {kept['backend']}, " in told
+    there = choice.instruction_sets()
+    relied = choice.relied_on(kept["backend"], there)
+    assert f"(relies on {', '.join(relied)}" in told
+    assert all(name in told for name in there)
     wanted = scores_of(rankwright.load(folder))
     assert scores_of(scorer) == pytest.approx(wanted, abs=choice.TOLERANCE * statistics.pstdev(wanted))
     assert len(list(cache.iterdir())) == 1
+    assert scorer.pairs_seen == 0  # the probes are nobody's pairs
+
+
+@pytest.mark.parametrize(
+    ("backend", "flags", "relied"),
+    [
+        ("torch", "avx2 fma avx512f avx512_bf16", "avx2, fma"),
+        ("packed", "avx2 fma avx512f avx512_bf16", "avx512f"),
+        ("packed", "sse avx2 fma", "avx2, fma"),
+        ("bf16", "avx2 fma avx512f", "avx512f"),
+        ("bf16", "avx2 fma avx512f avx512_bf16", "avx512_bf16"),
+        ("bf16", "avx2 fma avx512f avx512_bf16 amx_bf16", "amx_bf16"),
+        ("onnx", "asimd asimddp", "asimd"),
+        ("onnx-int8", "avx2 fma avx512f avx512_vnni", "avx512_vnni"),
+        ("onnx-int8", "avx2 fma avx_vnni", "avx_vnni"),
+        ("onnx-int8", "avx2 fma", "avx2"),
+        ("onnx-int8", "asimd asimddp", "asimddp"),
+        ("packed", "altivec", ""),
+    ],
+)
+def test_a_backend_relies_on_the_best_sets_that_it_has_kernels_for(
+    backend: str, flags: str, relied: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = [name for name in choice.SETS if name in flags.split()]
+    monkeypatch.setattr(choice, "instruction_sets", lambda: there)
+    monkeypatch.setattr(choice, "processor", lambda: "a processor")
+    seconds = {"torch": 3.0, backend: 3.0 if backend == "torch" else 1.5}
+    told = choice._told(rankwright.load(folder), {"backend": backend, "seconds": seconds, "left out": {}}, "torch")
+    gain = "the only one tried" if backend == "torch" else "2.0 times torch"
+    others = ", ".join(name for name in there if name not in relied.split(", "))
+    sets = f"relies on {relied}" + (f"; the processor has {others} too" if others else "")
+    assert told == f"{folder}: backend {backend}, {gain} on a processor ({sets if relied else UNTOLD})"
+
+
+def test_mkl_has_avx512_for_processors_of_its_maker(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = ["avx2", "fma", "avx512f"]
+    for name, relied in (("Intel(R) Xeon(R) 6972P", ("avx512f",)), ("AMD EPYC 9B14", ("avx2", "fma"))):
+        monkeypatch.setattr(choice, "processor", lambda name=name: name)
+        assert choice.relied_on("torch", there) == relied
+        assert choice.relied_on("packed", there) == choice.relied_on("onnx", there) == ("avx512f",)
 
 
 def test_what_is_remembered_hangs_on_weights_length_and_threads(tmp_path: Path) -> None:
@@ -413,6 +458,36 @@ def test_without_windows_the_same_passage_is_cut_and_counted(folder: Path) -> No
         scorer.rerank("go", ["0 " * 60, "rain"])
         assert scorer.share_cut == 0.5
         assert "with passage '0' for question '0'" in scorer.first_cut
+
+
+def test_what_is_cut_is_told_with_what_helps(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    long, windows = "0 " * 60, rankwright.load(folder, windows="mean")
+    for backend in ("torch", "packed"):
+        caplog.clear()
+        scorer = rankwright.load(folder, backend=backend)
+        scorer.rerank("go", [long, "rain"])
+        (message,) = caplog.messages
+        assert message.startswith(f"50.0 % of the pairs that '{scorer.name}' has scored are longer than its 64 tokens")
+        assert message.endswith('Split the passages, or open the model with windows="max" or a larger max_length.')
+    caplog.clear()
+    windows.rerank("go", [long, "rain"])
+    assert caplog.messages == []
+    windows.rerank("rain " * 80, [long])
+    assert caplog.messages[0].endswith("Shorten questions and titles: they leave no room for a window.")
+
+
+@pytest.mark.parametrize("backend", ["torch", "packed"])
+def test_documents_are_shortened_before_they_come_into_windows(backend: str, folder: Path) -> None:
+    """As a server asked for max_tokens_per_doc does."""
+    scorer = rankwright.load(folder, backend=backend, windows="max")
+    assert isinstance(scorer, WindowedScorer)
+    assert tells_spans(scorer)
+    assert (scorer.reach, scorer.inner.reach) == (math.inf, MAX_LENGTH)
+    long = Document("long", " ".join(f"{n:02d}" for n in range(60)), "Moon")
+    (cut,) = shortened(scorer, [long], MAX_LENGTH + 20)
+    tokens = len(scorer.spans([render(scorer.template, cut)])[0])
+    assert long.text.startswith(cut.text)
+    assert tokens == MAX_LENGTH + 20
 
 
 def test_a_question_that_leaves_no_room_is_still_cut(folder: Path) -> None:

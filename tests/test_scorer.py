@@ -53,6 +53,37 @@ def test_cuts_are_counted_for_each_object_alone() -> None:
     assert (other.pairs_seen, other.share_cut, other.first_cut) == (0, 0.0, "")
 
 
+def test_cuts_are_told_once_with_their_share(caplog: pytest.LogCaptureFixture) -> None:
+    scorer, silent = Lengths(), Lengths()
+    silent.warns_of_cut = False
+    for one in (scorer, silent):
+        one.rerank("q", ["a"])
+        assert caplog.messages == []
+    for _ in range(2):
+        scorer.rerank("q", ["a", "a" * 9, "a"])
+        silent.rerank("q", ["a" * 9])
+    (message,) = caplog.messages
+    assert message == (
+        "25.0 % of the pairs that 'lengths' has scored are longer than its 8 tokens (the first: over 8 tokens with "
+        "passage '1' for question '0'); what lies beyond is not read. Split the passages, or open the model with a "
+        "larger max_length."
+    )
+    assert silent.pairs_cut == 2
+
+
+def test_what_is_scored_uncounted_leaves_no_trace() -> None:
+    scorer = Lengths()
+    scorer.warns_of_cut = False
+    scorer.rerank("q", ["a", "a" * 9])
+    before = vars(scorer).copy()
+    with scorer.uncounted():
+        scorer.rerank("q", ["a" * 10])
+        assert scorer.pairs_seen == 3
+    with pytest.raises(ModelError), scorer.uncounted():
+        scorer.rerank("q", [""])
+    assert vars(scorer) == before
+
+
 def test_a_score_that_is_not_finite_is_named() -> None:
     with pytest.raises(ModelError, match="Model 'lengths' scored document '1' of query '0' nan; wanted a finite"):
         Lengths().rerank("q", ["a", "", "b"])

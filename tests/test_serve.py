@@ -8,7 +8,7 @@ import socket
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,16 @@ import pytest
 import rankwright
 from rankwright.cli.app import run
 from rankwright.cli.serve import served_names
+from rankwright.engine import Engine
 from rankwright.errors import ConfigurationError
+from rankwright.rerankers.packed import PackedReranker
+from rankwright.rerankers.ranking import Scorer
 from rankwright.server.run import bound_socket
+from rankwright.types import Document, Query, RerankRequest
 from tests.cli_kit import MAIN, ROOT, key_reader, make_model
 from tests.load_kit import process_of
-from tests.served import Served
+from tests.served import READY_SECONDS, Served
+from tests.server_kit import client, posted, rerank
 
 KEY = "key-of-serve"
 QUERY = "What is the key of door 10?"
@@ -62,6 +67,10 @@ def ask(server: Served, path: str, body: Mapping[str, Any] | None = None) -> Any
     request = urllib.request.Request(server.url + path, raw, {"Authorization": f"Bearer {KEY}"})
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.loads(answer.read())
+
+
+def test_it_is_ready_within_a_minute(server: Served) -> None:
+    assert 0 < server.took <= READY_SECONDS
 
 
 @pytest.mark.parametrize(("name", "path"), [("one", "one/model"), ("two", "two")])
@@ -112,6 +121,75 @@ def test_in_the_end_a_signal_ends_it_well_and_the_log_has_no_key_and_no_text(ser
     assert "POST /v1/rerank 200" in log
     assert KEY not in log
     assert "word10" not in log
+
+
+# --- how models are computed -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def opened_by(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Scorer]:
+    """The one model that a command opens; the place of the socket's loop is taken by a look at the engine."""
+    monkeypatch.setenv("RANKWRIGHT_CACHE", str(tmp_path))
+    found: list[Scorer] = []
+
+    def looked(app: object, engine: Engine, settings: object, listener: object, on_ready: Callable[[], None]) -> None:
+        engine.start()
+        assert engine.opened(60)
+        (scorer,) = engine.scorers.values()
+        (reply,) = engine.submit(next(iter(engine.scorers)), [asked()]).result(60).scored
+        assert reply.scores == pytest.approx(scorer.score_batch([asked()])[0].scores, abs=1e-5)
+        found.append(scorer)
+        engine.close(5)
+
+    monkeypatch.setattr("rankwright.server.run.run", looked)
+
+    def opened(*arguments: str) -> Scorer:
+        assert run(["serve", *arguments, "--port", "0"]) == 0
+        return found.pop()
+
+    return opened
+
+
+def asked() -> RerankRequest:
+    long = " ".join([*PASSAGES * 5, "word10"])
+    return RerankRequest(Query("q", QUERY), tuple(Document(str(i), text) for i, text in enumerate((*PASSAGES, long))))
+
+
+def test_a_backend_is_served(folder: Path, opened_by: Callable[..., Scorer]) -> None:
+    path = folder / "two"
+    scorer = opened_by(str(path), "--backend", "packed")
+    assert isinstance(scorer, PackedReranker)
+    wanted = rankwright.load(path).score_batch([asked()])[0].scores
+    assert scorer.score_batch([asked()])[0].scores == pytest.approx(wanted, abs=1e-5)
+
+
+def test_the_fastest_backend_is_served(
+    folder: Path, opened_by: Callable[..., Scorer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = folder / "two"
+    scorer = opened_by(str(path), "--backend", "auto")
+    (file,) = tmp_path.iterdir()
+    chosen = json.loads(file.read_text())["backend"]
+    assert f"{path}: backend {chosen}, " in capsys.readouterr().err
+    assert scorer.name == rankwright.load(path, backend=chosen).name
+
+
+def test_long_passages_are_served_in_windows(folder: Path, opened_by: Callable[..., Scorer]) -> None:
+    scorer = opened_by(str(folder / "two"), "--windows", "mean", "--backend", "packed")
+    wanted = rankwright.load(folder / "two", windows="mean").score_batch([asked()])[0]
+    assert (scorer.name, wanted.cut) == (f"{folder / 'two'}|packed-fp32|windows-mean", (False,) * 4)
+    assert scorer.score_batch([asked()])[0].scores == pytest.approx(wanted.scores, abs=1e-5)
+
+
+def test_a_limit_of_documents_holds_above_what_one_window_reads(folder: Path) -> None:
+    long = "door " * 100
+    with client(rankwright.load(folder / "two", windows="max")) as http:
+        (model,) = http.get("/info").json()["models"]
+        assert (model["backend"], model["max_length"]) == ("torch|windows-max", 48)
+        (whole,) = posted(http, *rerank(documents=[long])).json()["results"]
+        (cut,) = posted(http, *rerank(documents=[long], max_tokens_per_doc=60)).json()["results"]
+    assert (whole["truncated"], cut["truncated"]) == (False, True)
+    assert 48 < cut["tokens"] < 100 < whole["tokens"]
 
 
 # --- what cannot be served -------------------------------------------------------------------------------------------
@@ -197,6 +275,7 @@ def test_a_missing_extra_is_named(
     code, words = said(capsys, "reference", "--port", "0")
     assert code == 3
     assert f'Package {package} is not installed; run pip install "rankwright[serve]"' in words
+    assert "Extra onnx" in words
 
 
 @pytest.mark.parametrize(
@@ -204,8 +283,10 @@ def test_a_missing_extra_is_named(
     [
         (["--host", "0.0.0.0"], "RANKWRIGHT_API_KEY"),
         (["--backend", "quantum"], "quantum"),
+        (["--windows", "sum"], "--windows"),
         (["--log-level", "loud"], "loud"),
         (["--reader-model", "x"], "--reader"),
+        (["--reader", "me:password-4711@127.0.0.1:1/v1"], "user name or password"),
     ],
 )
 def test_wrong_options_are_named(
@@ -215,6 +296,7 @@ def test_wrong_options_are_named(
     code, told = said(capsys, "reference", "--port", "0", *options)
     assert code == 2
     assert words in told
+    assert "4711" not in told
 
 
 def test_models_have_short_names(tmp_path: Path) -> None:

@@ -319,7 +319,9 @@ def main() -> None:
         partial = args.out / f"phase-{number}.partial.pt"
         data = Data(sources[phase.cloze], dev, hard)
         train_phase(phase, model, encoder, data, args.seed + number, args.batch, partial, args.bf16)
-        torch.save(model.state_dict(), done)
+        aside = done.with_suffix(".new")
+        torch.save(model.state_dict(), aside)
+        aside.replace(done)
         partial.unlink()
     adapter = difference(model.cpu(), {f"encoder.{name}": tensor for name, tensor in base.items()}, args.rank)
     path = args.out / "reader.safetensors"

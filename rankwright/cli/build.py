@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rankwright.llms.http import HTTPLLM
     from rankwright.llms.local import LocalLLM
     from rankwright.llms.offline import VLLMOffline
+    from rankwright.rerankers.windows import Windows
 
 
 REREADS = 8
@@ -193,17 +194,20 @@ def checked_device(name: str) -> str:
     return name
 
 
-def build_reranker(name: str, device: str = "cpu", backend: str = "torch") -> Reranker:
-    """`first-stage`, `reference`, a hub name, or a folder: of a model, of an export, or of a run that holds one."""
+def build_reranker(name: str, device: str = "cpu", backend: str = "torch", windows: Windows | None = None) -> Reranker:
+    """`first-stage`, `reference`, a hub name, or a folder: of a model, of an export, or of a run that holds one. Of
+    what is cut `tell_of_cut` tells in the end."""
     if name == FirstStage.name:
         return FirstStage()
     from rankwright.rerankers import load
     from rankwright.rerankers.onnx_folder import is_export
 
-    if is_export(name):  # needs neither torch nor transformers
-        return load(name, backend, device=device)
-    quiet_bars()
-    return load(name, backend, device=checked_device(device))
+    if not is_export(name):  # which needs neither torch nor transformers
+        quiet_bars()
+        checked_device(device)
+    scorer = load(name, backend, device=device, windows=windows)
+    scorer.warns_of_cut = False
+    return scorer
 
 
 def quiet_bars() -> None:
@@ -223,6 +227,17 @@ def tell_of_cut(reranker: Reranker, next_step: str = "Split long passages.") -> 
             f"{getattr(reranker, 'max_length', '?')} tokens{f' (the first: {first})' if first else ''}; what lies "
             f"beyond is not read. {next_step}"
         )
+
+
+def against_cuts(reranker: Reranker) -> str:
+    """What to do about cuts, in a verb with --windows."""
+    from rankwright.rerankers.ranking import Scorer
+    from rankwright.rerankers.windows import WindowedScorer, tells_spans
+
+    if isinstance(reranker, WindowedScorer):
+        return reranker.against_cuts
+    windows = isinstance(reranker, Scorer) and tells_spans(reranker)
+    return "Split long passages, or read them whole with --windows max." if windows else "Split long passages."
 
 
 def tell_of_reader_cut(reader: Reader | None) -> None:

@@ -30,6 +30,7 @@ from rankwright.cli.common import (
 from rankwright.cli.options import (
     STRATEGIES,
     ApiKeyEnv,
+    Backend,
     Cache,
     ExpandModel,
     ExpandWith,
@@ -38,6 +39,7 @@ from rankwright.cli.options import (
     ReaderModel,
     RequestsPerMinute,
     TokensPerMinute,
+    Windows,
 )
 from rankwright.cli.settings import (
     LARGEST_SEED,
@@ -53,10 +55,12 @@ from rankwright.errors import ConfigurationError
 from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, PairedTest, evaluate, verdict
 from rankwright.reading import MAX_FAILED_READS
 from rankwright.rerankers import REFERENCE
+from rankwright.rerankers.ranking import Scorer
 from rankwright.types import Example, Reader, Reranker
 
 if TYPE_CHECKING:
     from rankwright.cli.llm import LLMSettings
+    from rankwright.rerankers.windows import Windows as WindowsName
 
 EXAMPLES = r"""
 **Examples**
@@ -177,6 +181,8 @@ def compare(
     ),
     seed: int = typer.Option(0, min=0, max=LARGEST_SEED, help="Seed of the bootstrap and of the permutation test."),
     device: str = typer.Option("cpu", help="Torch device of models and local readers."),
+    backend: Backend = "torch",
+    windows: Windows = None,
     output: OutputKind = typer.Option(OutputKind.text, help="json prints one line on standard output."),
     report: Path | None = typer.Option(None, help="Write the comparison as one HTML file."),
     save: Path | None = typer.Option(None, help="Write rankings, answers and scores as JSON, for rankwright report."),
@@ -219,6 +225,8 @@ def compare(
         baseline=baseline,
         seed=seed,
         device=device,
+        backend=backend,
+        windows=windows.value if windows else None,
         max_failed_reads=max_failed_reads,
     )
     worse = _worse_than_baseline(evaluation)
@@ -249,15 +257,18 @@ def run_evaluation(
     baseline: str | None = None,
     seed: int = 0,
     device: str = "cpu",
+    backend: str = "torch",
+    windows: WindowsName | None = None,
     max_failed_reads: float = MAX_FAILED_READS,
 ) -> Evaluation:
     """The models, by name, on the questions of one file; `data_settings.depth` candidates each. `llms` are language
-    models that rank, by name."""
-    from rankwright.cli.build import checked_device, command_run, load_one, tell_of_cut
+    models that rank, by name; `backend` and `windows` are of the others."""
+    from rankwright.cli.build import against_cuts, checked_device, command_run, load_one, tell_of_cut
     from rankwright.cli.expansion import with_first_stage
     from rankwright.cli.llm import CountingReranker, told
 
     llms = llms or {}
+    _check_scoring(models, backend, windows)
     names = _checked_names([*models, *llms], baseline)
     if top_k > data_settings.depth:  # said before models are loaded
         raise ConfigurationError(
@@ -275,7 +286,7 @@ def run_evaluation(
         rankers = {
             name: stack.enter_context(_language_model(llms[name], device, max_failed_reads))
             if name in llms
-            else _ranker(name, examples, device)
+            else _ranker(name, examples, device, backend, windows)
             for name in names
         }
         opened = stack.enter_context(_opened_reader(reader_settings, run, device))
@@ -298,9 +309,9 @@ def run_evaluation(
             progress=progress,
         )
     for ranker in rankers.values():
-        tell_of_cut(ranker)
+        tell_of_cut(ranker, against_cuts(ranker))
     taken = {name: {"reranker": ranker.name, **told(ranker.total)} for name, ranker in counted.items()}
-    return replace(evaluation, taken=taken)
+    return replace(evaluation, taken=taken, computed=_computed(rankers))
 
 
 _OF_READER = ("reader.", "expansion.")
@@ -360,10 +371,25 @@ def _checked_names(names: Sequence[str], baseline: str | None) -> Sequence[str]:
     return names
 
 
-def _ranker(name: str, examples: Sequence[Example], device: str) -> Reranker:
+def _check_scoring(models: Sequence[str], backend: str, windows: str | None) -> None:
+    """That there is a model of which --backend and --windows say something."""
+    given = "--windows" if windows else "--backend" if backend != "torch" else None
+    if given and set(models) <= {FirstStage.name, GoldFirst.name}:
+        raise ConfigurationError(
+            f"{given} was given without a MODEL that scores, and says nothing of other rankings; wanted one. Name a "
+            "folder, or leave it out."
+        )
+
+
+def _computed(rankers: Mapping[str, Reranker]) -> dict[str, str]:
+    """The names of those that say how they are computed, since a model is called in tables what was typed."""
+    return {name: ranker.name for name, ranker in rankers.items() if isinstance(ranker, Scorer) and "|" in ranker.name}
+
+
+def _ranker(name: str, examples: Sequence[Example], device: str, backend: str, windows: WindowsName | None) -> Reranker:
     from rankwright.cli.build import build_reranker
 
-    return GoldFirst(examples) if name == GoldFirst.name else build_reranker(name, device)
+    return GoldFirst(examples) if name == GoldFirst.name else build_reranker(name, device, backend, windows)
 
 
 @contextlib.contextmanager
@@ -431,6 +457,8 @@ def _print_text(evaluation: Evaluation) -> None:
             f"{counts['mean_sequential_depth']:.1f}), {counts['tokens']['input']} input and "
             f"{counts['tokens']['output']} output tokens; answers: {outcomes}."
         )
+    for name, how in evaluation.computed.items():
+        print_out(f"{name}: computed as {how}.")
     failed = {name: result.n_failed for name, result in evaluation.models.items() if result.n_failed}
     for name, count in failed.items():
         print_out(f"{name}: {count} of {evaluation.n} reads failed; they are missing from its means.")

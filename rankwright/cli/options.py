@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -31,3 +32,26 @@ ApiKeyEnv = Annotated[
     str | None, typer.Option(help="Environment variable that holds the endpoint's key. Default OPENAI_API_KEY.")
 ]
 Cache = Annotated[str | None, typer.Option(help="SQLite file of all answers. Default runs/reads.sqlite.")]
+
+
+class WindowsKind(StrEnum):
+    """--windows."""
+
+    max = "max"
+    mean = "mean"
+
+
+Backend = Annotated[
+    str,
+    typer.Option(
+        help="How a model that scores is computed: torch, packed, bf16, onnx, onnx-int8, or auto, the fastest that "
+        "agrees with fp32 on this machine."
+    ),
+]
+Windows = Annotated[
+    WindowsKind | None,
+    typer.Option(
+        help="Read passages that are longer than the model in overlapping windows, of which the best or the mean score "
+        "counts. Without it they are cut."
+    ),
+]

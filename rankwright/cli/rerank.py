@@ -27,11 +27,13 @@ from rankwright.cli.common import (
 from rankwright.cli.options import (
     STRATEGIES,
     ApiKeyEnv,
+    Backend,
     Cache,
     PriceInput,
     PriceOutput,
     RequestsPerMinute,
     TokensPerMinute,
+    Windows,
 )
 from rankwright.data.fields import FIX_FORMAT
 from rankwright.data.intake import Intake
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from rankwright.cli.bulk import BulkOptions
     from rankwright.cli.llm import LLMSettings
     from rankwright.data.streams import ExampleStream
+    from rankwright.rerankers.windows import Windows as WindowsName
 
 STDIN = "standard input"
 PARTIAL_EXIT_CODE = 7
@@ -164,7 +167,8 @@ def rerank(
         "is 7.",
     ),
     device: str = typer.Option("cpu", help="Torch device."),
-    backend: str = typer.Option("torch", help="How a scoring model is run, as rankwright.load takes it."),
+    backend: Backend = "torch",
+    windows: Windows = None,
     out: Path | None = typer.Option(
         None,
         help="File for the rankings of --run or --data, read and written in constant memory; the same command goes on "
@@ -191,7 +195,7 @@ def rerank(
     A language model's answers that cannot be read are no error: their passages stand as they were given and the exit
     code is 0; they are counted under `outcomes.malformed` beside `calls` in --output json.
     """
-    from rankwright.cli.build import tell_of_cut
+    from rankwright.cli.build import against_cuts, tell_of_cut
     from rankwright.cli.bulk import check_bulk, check_ray
     from rankwright.cli.bulk import join as join_shards
 
@@ -224,6 +228,13 @@ def rerank(
         "reader.cache": cache,
     }
     asked = {**of_llm, "--set": set_ or None, **own, **of_endpoint}
+    joined = windows.value if windows else None
+    given = "--windows" if joined else "--backend" if backend != "torch" else None
+    if llm is not None and given:
+        raise ConfigurationError(
+            f"{given} was given with --llm {llm}, of which it says nothing; wanted it with a --model that scores. "
+            "Leave it out."
+        )
     if llm is not None and model != "reference":
         raise ConfigurationError(
             f"--model {model} and --llm {llm} were both given; wanted one of them, since one ranks."
@@ -231,18 +242,18 @@ def rerank(
     settings = _llm(llm, asked, own | {"reader.reader": llm} | of_endpoint)
     check_ray(ray, workers, llm)
     allowed = MAX_FAILED if max_failed is None else max_failed
-    opened = _opened(settings, model, device, backend, max(allowed, STOP_ABOVE))
+    opened = _opened(settings, model, device, backend, joined, max(allowed, STOP_ABOVE))
     failed = 0
     if out is not None:
         stream, bulk = _bulk(
             out, shard, store, max_failed_questions, run, data, format, topics, corpus, depth, on_bad_row
         )
-        of_model = {**asked, "--llm": llm} if llm is not None else _of_model(model, backend, device)
+        of_model = {**asked, "--llm": llm} if llm is not None else _of_model(model, backend, device, joined)
         of_input = {"format": stream.format, "depth": depth, "on_bad_row": on_bad_row.value}
         if ray:
             from rankwright.cli.bulk import rerank_on_ray
 
-            load = {"backend": backend, "device": device}
+            load = {"backend": backend, "device": device, "windows": joined}
             return rerank_on_ray(stream, {**of_model, **of_input}, bulk, model, load, workers, top_k, output)
         with opened as reranker:
             failed = _rerank_bulk(reranker, stream, {**of_model, **of_input}, bulk, top_k, output)
@@ -263,7 +274,7 @@ def rerank(
     else:
         with opened as reranker:
             failed = _answer_requests(reranker, llm or model, top_k, on_bad_row)
-    tell_of_cut(reranker)
+    tell_of_cut(reranker, against_cuts(reranker))
     return PARTIAL_EXIT_CODE if failed or _too_many_failed(reranker, allowed) else 0
 
 
@@ -331,13 +342,18 @@ def _too_many_failed(reranker: Reranker, allowed: float) -> bool:
 
 @contextlib.contextmanager
 def _opened(
-    settings: LLMSettings | None, model: str, device: str, backend: str, max_failed: float
+    settings: LLMSettings | None,
+    model: str,
+    device: str,
+    backend: str,
+    windows: WindowsName | None,
+    max_failed: float,
 ) -> Iterator[Reranker]:
     """The reranker that was asked for; where it is a language model, with its cache open."""
     if settings is None:
         from rankwright.cli.build import build_reranker
 
-        yield build_reranker(model, device, backend)
+        yield build_reranker(model, device, backend, windows)
         return
     from rankwright.cli.build import checked_device
     from rankwright.cli.llm import llm_reranker
@@ -608,10 +624,11 @@ def _bulk(
     return stream, BulkOptions(out, part, store, 10 if max_failed is None else max_failed, PAIRS_AT_ONCE)
 
 
-def _of_model(model: str, backend: str, device: str) -> dict[str, str]:
+def _of_model(model: str, backend: str, device: str, windows: str | None) -> dict[str, str]:
     from rankwright.cli.bulk import model_identity
 
-    return {**model_identity(model), "backend": backend, "device": device}
+    read = {"windows": windows} if windows else {}  # absent where files of before have none
+    return {**model_identity(model), "backend": backend, "device": device, **read}
 
 
 def _rerank_bulk(

@@ -466,6 +466,7 @@ def starting_model(settings: RunSettings) -> Any:
             "the folder that it was exported from."
         )
     loaded: Any = load(model.name, device=processes.own_device(model.device), max_length=model.max_length or None)
+    loaded.warns_of_cut = False  # tell_of_cut says it in the end
     if model.template:
         loaded.template = model.template
     return loaded

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from rankwright.cli.common import OutputKind, emit, say
-from rankwright.cli.options import ApiKeyEnv, ReaderModel
+from rankwright.cli.options import ApiKeyEnv, Backend, ReaderModel, Windows
 from rankwright.errors import ConfigurationError, MissingDependencyError
 from rankwright.llms.endpoint import check_model_place
 from rankwright.rerankers import REFERENCE, refuse_writer
@@ -21,6 +21,7 @@ from rankwright.rerankers.ranking import Scorer
 
 if TYPE_CHECKING:
     from rankwright.engine import Engine
+    from rankwright.rerankers.windows import Windows as WindowsName
     from rankwright.server.answers import ServedReader
     from rankwright.server.settings import ServerSettings
 
@@ -54,7 +55,8 @@ def serve(
     models: list[str] = typer.Argument(..., metavar="MODEL...", help="Folders, hub names or reference."),
     port: int = typer.Option(8000, min=0, max=65535, help="0 takes a free one."),
     host: str = typer.Option("127.0.0.1", help="Address to listen on; one that others reach needs a key."),
-    backend: str = typer.Option("torch", help="How the model is run, as in rankwright.load; auto for the fastest."),
+    backend: Backend = "torch",
+    windows: Windows = None,
     device: str = typer.Option("cpu", help="Torch device."),
     max_length: int | None = typer.Option(None, min=1, help="Tokens of query and document; the model's own without."),
     max_queue: int = typer.Option(2048, min=1, help="Documents that may wait; beyond it requests are refused (429)."),
@@ -97,8 +99,10 @@ def serve(
         timeout=timeout,
     )
     limits = EngineSettings(max_waiting=max_queue, batch_documents=batch_documents, timeout=timeout, patience=patience)
-    engine = Engine(opener(models, backend, device, max_length), limits)
-    listen(models, engine, settings, lambda: _served_reader(reader, reader_model, api_key_env, top_k, device), output)
+    joined = windows.value if windows else None
+    engine = Engine(opener(models, backend, device, max_length, joined), limits)
+    given = (reader, reader_model, api_key_env, top_k, device, timeout)
+    listen(models, engine, settings, lambda: _served_reader(*given), output)
     return 0
 
 
@@ -126,9 +130,10 @@ def listen(
 
 
 def _served_reader(
-    reader: str | None, model: str | None, api_key_env: str | None, top_k: int, device: str
+    reader: str | None, model: str | None, api_key_env: str | None, top_k: int, device: str, timeout: float
 ) -> ServedReader | None:
-    """The reader of the options, without a cache: a server's questions are not those of a run."""
+    """The reader of the options, without a cache: a server's questions are not those of a run. It gives up with the
+    server."""
     from rankwright.cli.build import build_reader
     from rankwright.cli.settings import ReaderSettings
     from rankwright.server.answers import ServedReader
@@ -140,14 +145,21 @@ def _served_reader(
         return None
     default = ReaderSettings()
     settings = ReaderSettings(
-        reader=reader, model=model or default.model, api_key_env=api_key_env or default.api_key_env
+        reader=reader,
+        model=model or default.model,
+        api_key_env=api_key_env or default.api_key_env,
+        deadline=timeout,
     )
     built = build_reader(settings, None, "serve", device)
     return None if built is None else ServedReader(built, top_k)
 
 
 def opener(
-    models: Sequence[str], backend: str, device: str, max_length: int | None
+    models: Sequence[str],
+    backend: str,
+    device: str = "cpu",
+    max_length: int | None = None,
+    windows: WindowsName | None = None,
 ) -> Callable[[], Mapping[str, Scorer]]:
     """Opens the models by short names, when it is called.
 
@@ -168,7 +180,7 @@ def opener(
             with contextlib.suppress(ImportError):  # load says what is missing
                 quiet_bars()
         return {
-            name: load(model, backend, device=device, max_length=max_length)
+            name: load(model, backend, device=device, max_length=max_length, windows=windows)
             for name, model in zip(names, models, strict=True)
         }
 
@@ -202,7 +214,8 @@ def check_extra() -> None:
             __import__(package)
         except ImportError as error:
             raise MissingDependencyError(
-                f'Package {package} is not installed; run pip install "rankwright[serve]".'
+                f'Package {package} is not installed; run pip install "rankwright[serve]". Extra onnx, with which an '
+                "export is served without PyTorch, brings it too."
             ) from error
 
 
@@ -210,5 +223,6 @@ def _set_up_log(level: str) -> None:
     levels = ("debug", "info", "warning", "error")
     if level not in levels:
         raise ConfigurationError(f"--log-level is '{level}'; wanted one of {', '.join(levels)}.")
-    logging.basicConfig(level="DEBUG" if level == "debug" else "WARNING", format=LOG_FORMAT)
+    # Libraries stay at their warnings: what they say at debug has headers, and with some of them texts.
+    logging.basicConfig(level="WARNING", format=LOG_FORMAT)
     logging.getLogger("rankwright").setLevel(level.upper())

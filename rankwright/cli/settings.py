@@ -22,7 +22,7 @@ from rankwright.errors import ConfigurationError, ResourceNotFoundError
 from rankwright.expansion import MAX_FAILED, PROMPT, REPEATS
 from rankwright.llms.calls import Prices, output_limit
 from rankwright.llms.completions import Api
-from rankwright.llms.endpoint import SECRET_NAME, check_sampling_names, checked_url, checked_variable
+from rankwright.llms.endpoint import SECRET_NAME, check_sampling_names, checked_url, checked_variable, is_address
 from rankwright.llms.local import DEFAULT_NEW_TOKENS
 from rankwright.prompts.passage import checked_template
 from rankwright.readers.llm import SAMPLING
@@ -121,7 +121,7 @@ class ModelSettings:
 
 def _check_for_secrets(place: str, api_key_env: str, sampling: Mapping[str, Any]) -> None:
     """Raises ConfigurationError where a secret stands: first of all checks, for the others show what they refuse."""
-    if "://" in place:
+    if is_address(place):
         checked_url(place)
     checked_variable(api_key_env)
     check_sampling_names(sampling)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,6 @@ from rankwright.rerankers import load
 from rankwright.scale import relevance
 from rankwright.types import Document, Query, Ranking, Reranker, RerankRequest
 
-log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 Model = str | Path | Reranker
@@ -74,7 +72,6 @@ class Opened:
         self.model = str(model) if by_name else model
         self.settings = dict(settings)
         self._reranker = None if by_name else model
-        self._told = False
 
     @property
     def reranker(self) -> Reranker:
@@ -134,7 +131,6 @@ class Opened:
         reranker = self.reranker
         with _turns(reranker).lock:
             rankings = reranker.rerank_batch(requests)
-            self._tell(reranker)
         temperature = getattr(reranker, "temperature", None) or 1.0
         return [_hits(ranking, top_k, scale, temperature) for ranking in rankings]
 
@@ -153,19 +149,6 @@ class Opened:
         return await loop.run_in_executor(
             _turns(reranker).thread, lambda: context.run(self.rank_all, asked, top_k=top_k, scale=scale)
         )
-
-    def _tell(self, reranker: Reranker) -> None:
-        """Says once that passages were cut: the libraries have no place for it."""
-        share = getattr(reranker, "share_cut", 0.0)
-        if share and not self._told:
-            self._told = True
-            log.warning(
-                "%.0f %% of the pairs that '%s' has scored were longer than its %s tokens and were cut; "
-                "split the passages, or open the model with a larger max_length or windows",
-                100 * share,
-                self.name,
-                getattr(reranker, "max_length", "(unknown)"),
-            )
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the open reranker where its name can open it again."""

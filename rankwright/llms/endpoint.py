@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from rankwright.errors import ConfigurationError, ResourceNotFoundError
+from rankwright.llms.folders import refuse_others_files
 from rankwright.manifests import MODEL, check_model
 
 SECRET_NAME = re.compile(
@@ -21,6 +22,7 @@ SECRET_NAME = re.compile(
 """Names whose values are not shown; max_tokens and api_key_env are none."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HOST_AND_PORT = re.compile(r"[\w.-]+:\d+(/.*)?")
+_PASSWORD = re.compile(r"[^/@]*:[^/@]+@")
 VLLM = "vllm:"
 """Stands before the place of a local model that vLLM is to run."""
 
@@ -52,6 +54,16 @@ def checked_url(base_url: str) -> str:
             f"Base URL of the language model is {base_url!r}; give an http or https address like http://localhost:8000/v1."
         )
     return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/") or "/v1", "", ""))
+
+
+def is_address(place: str) -> bool:
+    """Whether a place is an address and no path. One with a password is known without its scheme, too, so that
+    `checked_url` refuses it and does not say it again.
+
+    >>> is_address("http://localhost:8000"), is_address("me:secret@host/v1"), is_address("runs/mine@2")
+    (True, True, False)
+    """
+    return "://" in place or _PASSWORD.match(bare_place(place)) is not None
 
 
 def checked_variable(name: str) -> str:
@@ -89,10 +101,16 @@ def check_sampling_names(names: Iterable[str]) -> None:
 
 def model_place(name: str) -> str:
     """Of a run's folder the model in it; every other name stays as it is. A run keeps its settings in a config.json of
-    its own, so it is known by the one in its folder `model`."""
+    its own, so it is known by the one in its folder `model`.
+
+    Raises:
+        ModelError: a file of the folder is not its own.
+    """
     inside = Path(bare_place(name)) / MODEL
     if not (inside / "config.json").is_file():
+        refuse_others_files(bare_place(name))
         return name
+    refuse_others_files(str(inside))
     return f"{VLLM if name.startswith(VLLM) else ''}{inside}"
 
 

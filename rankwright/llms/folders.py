@@ -1,7 +1,10 @@
-"""What a model's folder or hub repository may not bring: code, and weights in a pickle; and a hub that is not there."""
+"""What a model's folder or hub repository may not bring: code, weights in a pickle, and files of others; and a hub that
+is not there."""
 
 from __future__ import annotations
 
+import json
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +21,14 @@ from rankwright.errors import ModelError
 def fetched(path: str) -> Iterator[None]:
     """Around whatever opens a folder or hub name. Where the hub's host has no address the block runs in the hub's
     offline mode: what was fetched before opens, and any other name fails at once, not after a minute of retries for
-    each of its files. A proxy finds the address itself, so with one nothing is asked."""
+    each of its files. A proxy finds the address itself, so with one nothing is asked.
+
+    Raises:
+        ModelError: a file of the folder is not its own.
+    """
     from huggingface_hub import constants
 
+    refuse_others_files(path)
     with _Offline.lock:
         offline_anyway = constants.HF_HUB_OFFLINE and not _Offline.blocks
     if Path(path).exists() or offline_anyway or _proxied() or _has_address(constants.ENDPOINT):
@@ -54,6 +62,64 @@ def _has_address(endpoint: str) -> bool:
     except (OSError, UnicodeError):
         return False
     return True
+
+
+def refuse_others_files(path: str) -> None:
+    """A folder that comes from anyone may hold links to files of whoever opens it, which would be read as a vocabulary,
+    saved again and uploaded; what is no file, and is waited for without end; and an index of weights that names files
+    elsewhere. Links inside the folder are its own, and so are those into the hub's cache, which is made of them.
+
+    Raises:
+        ModelError: there is one.
+    """
+    folder = Path(path)
+    for file in _seen(folder):
+        wrong = _wrong_kind(folder, file)
+        if wrong:
+            raise ModelError(
+                f"Model '{path}' holds {file.relative_to(folder).as_posix()}, which {wrong}; wanted files of its own. "
+                "If you know where it comes from, put a copy in its place or take it out."
+            )
+        stray = next((name for name in _shards(file) if Path(name).name != name), None)
+        if stray is not None:
+            raise ModelError(
+                f"Model '{path}' has weights in {stray[:80]!r} by {file.name}; wanted names of files in the folder. "
+                "Save it again with save_pretrained."
+            )
+
+
+def _seen(folder: Path) -> Iterator[Path]:
+    """What may be opened in a folder and its subfolders; hidden files never are."""
+    for entry in _entries(folder):
+        yield entry
+        if entry.is_dir() and not entry.is_symlink():
+            yield from _entries(entry)
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError:  # told by what opens it, if anything does
+        return []
+
+
+def _wrong_kind(folder: Path, file: Path) -> str:
+    if file.is_symlink():
+        target = Path(os.path.realpath(file))
+        in_cache = target.parent.name == "blobs" and target.parents[1].name.startswith("models--")
+        if not in_cache and not target.is_relative_to(os.path.realpath(folder)):
+            return "is a link that leads out of the folder"
+    return "" if file.is_file() or file.is_dir() else "is no file"
+
+
+def _shards(file: Path) -> list[str]:
+    """The files that an index of weights names; none where it cannot be read, which is told by what opens it."""
+    if not file.name.endswith(".index.json"):
+        return []
+    try:
+        return [str(name) for name in json.loads(file.read_bytes())["weight_map"].values()]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return []
 
 
 def refuse_adapter(path: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, overload
 from rankwright.errors import ConfigurationError, MissingDependencyError, ModelError
 from rankwright.llms.endpoint import check_model_place, model_place
 from rankwright.llms.folders import fetched
-from rankwright.rerankers.onnx_folder import is_export
+from rankwright.rerankers.onnx_folder import is_export, read_manifest
 
 if TYPE_CHECKING:
     from rankwright.rerankers.causal import Kind
@@ -28,6 +28,8 @@ BACKENDS = {
 AUTO = "auto"
 TRIED = ("torch", "packed", "bf16")
 """Those of which AUTO takes the fastest. An export takes half a minute to make, and is asked for by name."""
+OF_EXPORTS = {"onnx": "fp32", "onnx-int8": "int8"}
+"""Backend of ONNX Runtime -> the form that it computes; of these AUTO takes the fastest where an export is opened."""
 
 
 @overload
@@ -71,14 +73,15 @@ def load(
             bfloat16) or "auto": the fastest of them whose scores agree with fp32, measured once on this machine. A
             model that cannot be packed keeps transformers' pass, in bf16 too. "onnx" and "onnx-int8" are ONNX Runtime:
             a folder of `rankwright export` opens in it in any case, without PyTorch, in fp32 unless "onnx-int8" is
-            asked for; of a model folder an export is made on the way, once, in the user's cache.
+            asked for, or "auto", which chooses among these two; of a model folder an export is made on the way, once,
+            in the user's cache.
         device: a torch device; the default is the CPU, where scores are reproducible.
         max_length: tokens of query and document together; by default what the model's tokenizer says.
         kind: "yes-no", "integer" or "single-token": any causal language model, scored that way with a prompt of ours.
             Published ones were trained on their own prompts (`CausalReranker.from_pretrained` takes them); untested
             with any of them.
         windows: "max" or "mean": passages that are too long are read in overlapping windows, and the best or the mean
-            score counts; by default they are cut, and `share_cut` says how many.
+            score counts; by default they are cut, a warning is logged once, and `share_cut` says how many.
 
     Raises:
         ResourceNotFoundError: nothing is found under that name.
@@ -201,12 +204,22 @@ def _exported(path: str, backend: str, device: str, max_length: int | None, kind
             f"Model '{path}' was asked for with {found} and ONNX Runtime; wanted the CPU and a cross-encoder in "
             "backend 'onnx' or 'onnx-int8'. Leave it out, or name a folder of PyTorch."
         )
-    form = "int8" if backend == "onnx-int8" else "fp32"
-    if is_export(path):
-        return OnnxReranker.from_folder(path, form=form, max_length=max_length)
-    from rankwright.rerankers.exporting import cached_export
+    if not is_export(path):
+        from rankwright.rerankers.exporting import cached_export
 
-    return OnnxReranker.from_folder(cached_export(path, form, max_length), form=form, max_length=max_length, name=path)
+        form = OF_EXPORTS[backend]
+        folder = cached_export(path, form, max_length)
+        return OnnxReranker.from_folder(folder, form=form, max_length=max_length, name=path)
+
+    def opened(backend: str) -> Scorer:
+        return OnnxReranker.from_folder(path, form=OF_EXPORTS.get(backend, "fp32"), max_length=max_length)
+
+    if backend != AUTO:
+        return opened(backend)
+    from rankwright.rerankers.choice import fastest
+
+    fp32 = "fp32" in read_manifest(Path(path)).forms
+    return fastest(opened, list(OF_EXPORTS) if fp32 else ["onnx-int8"])
 
 
 def _is_causal(path: str) -> bool:

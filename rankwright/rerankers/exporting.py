@@ -161,6 +161,15 @@ def export(
 
 
 def _check(reranker: Any, folder: Path, forms: Sequence[str]) -> None:
+    try:
+        import onnx
+        import onnxscript
+    except ImportError as error:
+        raise MissingDependencyError(
+            'Export needs onnx and onnxscript; run pip install "rankwright[export]".'
+        ) from error
+    assert onnx
+    assert onnxscript
     if not isinstance(reranker, CrossEncoderReranker):
         raise ConfigurationError(
             f"Model {getattr(reranker, 'name', reranker)} is a {type(reranker).__name__}; wanted a cross-encoder in "
@@ -254,15 +263,6 @@ class _Logits(nn.Module):
 
 
 def _write_graph(reranker: CrossEncoderReranker, inputs: Sequence[str], path: Path) -> None:
-    try:
-        import onnx
-        import onnxscript
-    except ImportError as error:
-        raise MissingDependencyError(
-            'Export needs onnx and onnxscript; run pip install "rankwright[export]".'
-        ) from error
-    assert onnx
-    assert onnxscript
     batch = reranker.tokenizer(["a", "a b"], ["b c", "c d e"], padding=True, return_tensors="pt")
     device = next(reranker.model.parameters()).device
     dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}

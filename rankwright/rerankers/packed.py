@@ -322,7 +322,8 @@ def packed(source: CrossEncoderReranker, precision: Precision) -> PackedReranker
     if not _is_of_the_family(source):
         return None
     requests = [RerankRequest(Query("probe", PROBES[1]), tuple(Document(str(i), p) for i, p in enumerate(PROBES)))]
-    wanted = source.score_batch(requests)[0].scores
+    with source.uncounted():
+        wanted = source.score_batch(requests)[0].scores
     try:
         plain = PackedReranker(PackedEncoder(model, "fp32", prepack=False), source, "fp32")
         if _difference(plain, requests, wanted) > AGREEMENT * max(1.0, *map(abs, wanted)):

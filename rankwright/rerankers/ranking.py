@@ -3,14 +3,20 @@ server, a page or an integration can hold a reranker without it."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rankwright.errors import ModelError
 from rankwright.types import Document, Query, Ranking, RerankRequest, Scored, as_documents, as_query
 
+log = logging.getLogger(__name__)
+
 DEFAULT_TEMPLATE = "{title}: {text}"
+AGAINST_CUTS = 'Split the passages, or open the model with windows="max" or a larger max_length.'
+"""What helps where the tokenizer tells in which places tokens stand."""
 
 
 def render(template: str, document: Document) -> str:
@@ -34,6 +40,11 @@ class Scorer(ABC):
     pairs_cut = 0
     first_cut = ""
     """The first pair that was cut, for a message: its tokens and ids."""
+    warns_of_cut = True
+    """Whether a warning is logged when pairs were cut for the first time; a program that says so by itself sets it to
+    False."""
+    against_cuts = "Split the passages, or open the model with a larger max_length."
+    """What the warning advises."""
     temperature = 1.0
     """What raw scores are divided by where they are shown between 0 and 1 (`rankwright.scale.relevance`); 1 where
     `rankwright calibrate` has fitted none."""
@@ -49,6 +60,12 @@ class Scorer(ABC):
     @abstractmethod
     def max_length(self) -> int:
         """Tokens that are read at once: of query and document, or of a whole prompt."""
+
+    @property
+    def reach(self) -> float:
+        """Tokens of query and document behind which nothing is read: `max_length`, or infinity where long documents
+        are read in windows."""
+        return self.max_length
 
     @abstractmethod
     def score_batch(self, requests: Sequence[RerankRequest]) -> list[Scored]:
@@ -66,7 +83,8 @@ class Scorer(ABC):
         return self.pairs_cut / self.pairs_seen if self.pairs_seen else 0.0
 
     def rerank_batch(self, requests: Sequence[RerankRequest]) -> list[Ranking]:
-        """One Ranking per request, best first, equal scores in input order.
+        """One Ranking per request, best first, equal scores in input order. The first time that pairs are cut, a
+        warning is logged with the share of them.
 
         Raises:
             ModelError: a score is not finite.
@@ -74,7 +92,17 @@ class Scorer(ABC):
         found = list(zip(requests, self.score_batch(requests), strict=True))
         for request, scored in found:
             self._count(request, scored)
+        self._warn_of_cut()
         return [ranked(request, checked(self.name, request, scored)) for request, scored in found]
+
+    @contextlib.contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """What is scored inside, such as probes that nobody asked for, leaves the counts as they are."""
+        before = self.pairs_seen, self.pairs_cut, self.first_cut
+        try:
+            yield
+        finally:
+            self.pairs_seen, self.pairs_cut, self.first_cut = before
 
     def rerank(self, query: str | Query, documents: Sequence[str | Document], top_k: int | None = None) -> Ranking:
         """Orders strings or Documents for one query.
@@ -95,6 +123,20 @@ class Scorer(ABC):
             self.first_cut = (
                 f"over {self.max_length} tokens with passage '{document.doc_id}' for question "
                 f"'{request.query.query_id}'"
+            )
+
+    def _warn_of_cut(self) -> None:
+        """Says once that pairs were cut: a score does not tell."""
+        if self.pairs_cut and self.warns_of_cut:
+            self.warns_of_cut = False
+            log.warning(
+                "%.1f %% of the pairs that '%s' has scored are longer than its %d tokens (the first: %s); what lies "
+                "beyond is not read. %s",
+                100 * self.share_cut,
+                self.name,
+                self.max_length,
+                self.first_cut,
+                self.against_cuts,
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, Protocol, get_args
@@ -21,7 +22,10 @@ SPARE = 4
 class Spanning(Protocol):
     """What windows need to know of a Scorer's tokenizer."""
 
-    template: str
+    @property
+    def template(self) -> str:
+        """Joins title and text."""
+        ...
 
     def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
         """Where the tokens of each text begin and end, in characters, without special tokens."""
@@ -70,6 +74,8 @@ class WindowedScorer(Scorer):
         ConfigurationError: another word, or a Scorer that does not tell where tokens stand.
     """
 
+    against_cuts = "Shorten questions and titles: they leave no room for a window."
+
     def __init__(self, inner: Scorer, how: Windows) -> None:
         if how not in WINDOWS:
             raise ConfigurationError(f"Windows are '{how}'; wanted {' or '.join(WINDOWS)}, or None to cut.")
@@ -79,6 +85,7 @@ class WindowedScorer(Scorer):
                 "into windows; wanted a cross-encoder with a fast tokenizer. Leave windows out."
             )
         self.inner = inner
+        self._spanning: Spanning = inner  # pyright: ignore[reportAttributeAccessIssue]
         self.how: Windows = how
         self._specials: int | None = None
 
@@ -91,6 +98,20 @@ class WindowedScorer(Scorer):
     def max_length(self) -> int:
         """Tokens of one window and the question together."""
         return self.inner.max_length
+
+    @property
+    def reach(self) -> float:
+        """All tokens of a document are read."""
+        return math.inf
+
+    @property
+    def template(self) -> str:
+        """Joins title and text."""
+        return self._spanning.template
+
+    def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """Where the tokens of each text begin and end, as the inner one tells."""
+        return self._spanning.spans(texts)
 
     def score_batch(self, requests: Sequence[RerankRequest]) -> list[Scored]:
         """One Scored per request; `tokens` are those of all windows."""
@@ -117,7 +138,7 @@ class WindowedScorer(Scorer):
 
     def _windows(self, request: RerankRequest, document: Document) -> list[Document]:
         """The document itself where it fits, else documents that hold a part of its text each."""
-        inner: Spanning = self.inner  # pyright: ignore[reportAssignmentType]
+        inner = self._spanning
         whole, bare = render(inner.template, document), render(inner.template, replace(document, text=""))
         asked, full = (len(spans) for spans in inner.spans([request.query.text, whole]))
         if asked + full + self._overhead() <= self.max_length:

@@ -19,7 +19,7 @@ from rankwright.rerankers.ranking import Scorer
 from rankwright.rerankers.windows import tells_spans
 from rankwright.server import page, schemas
 from rankwright.server.answers import Answers, ServedReader
-from rankwright.server.body import read_json
+from rankwright.server.body import client_left, read_json
 from rankwright.server.dialects import (
     Ask,
     read_context,
@@ -61,6 +61,7 @@ class _Routes:
         self.app = FastAPI(
             title="rankwright", version=rankwright.__version__, docs_url=None, redoc_url=None, redirect_slashes=False
         )
+        self.app.state.answers = self.answers
         self._add_routes()
         self.app.add_exception_handler(Problem, self._problem)
         self.app.add_exception_handler(HTTPException, self._http_problem)
@@ -131,7 +132,7 @@ class _Routes:
         """The reader's answer from documents in their order."""
         context = read_context(await read_json(request, self.settings), self.settings)
         served = self.answers.served
-        answer = await self.answers.answer(context)
+        answer = await self.answers.answer(context, request)
         return json_response({"answer": answer, "reader": served.reader.name if served else ""})
 
     async def page(self, request: Request) -> Response:
@@ -203,7 +204,7 @@ class _Routes:
     def _document_tokens(self, ask: Ask, model: str) -> tuple[int | None, tuple[str, ...]]:
         """How many tokens of a document are read, and what is to be said where that cannot be done."""
         scorer, most = self.engine.scorers[model], ask.document_tokens
-        if most is None or most >= scorer.max_length:  # the model reads no more of a document anyway
+        if most is None or most >= scorer.reach:  # the model reads no more of a document anyway
             return None, ()
         if tells_spans(scorer):
             return most, ()
@@ -245,7 +246,7 @@ class _Routes:
             raise Problem(429, str(error), retry_after=error.retry_after) from None
         except UnavailableError as error:
             raise Problem(503, str(error), retry_after=1) from None
-        reply, left = asyncio.wrap_future(future), asyncio.ensure_future(_left(request))
+        reply, left = asyncio.wrap_future(future), asyncio.ensure_future(client_left(request))
         try:
             await asyncio.wait({reply, left}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if reply.done():
@@ -283,11 +284,7 @@ class _Routes:
 
 
 def _backend(scorer: Scorer) -> str:
-    """How a model is computed, which stands behind its name where it is not PyTorch's fp32."""
-    return scorer.name.partition("|")[2] or "torch"
-
-
-async def _left(request: Request) -> None:
-    """Ends when the client leaves."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    """How a model is computed and long passages are read, which stands behind its name where that is not PyTorch's fp32
+    and they are cut."""
+    ways = scorer.name.split("|")[1:]
+    return "|".join(ways if ways and not ways[0].startswith("windows-") else ["torch", *ways])

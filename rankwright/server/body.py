@@ -58,6 +58,12 @@ def _too_large(limit: int) -> Problem:
     )
 
 
+async def client_left(request: Request) -> None:
+    """Ends when the client of a request, whose body was read, leaves."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 def parsed(raw: bytes | bytearray) -> dict[str, Any]:
     """The object in a body.
 
@@ -109,4 +115,4 @@ def _check(value: Any) -> None:
     raise Problem(400, f"The body is nested deeper than {MAX_NESTING}; wanted a rerank request.")
 
 
-__all__ = ["ClientDisconnect", "parsed", "read_json"]
+__all__ = ["ClientDisconnect", "client_left", "parsed", "read_json"]

@@ -91,7 +91,7 @@ def run(
     """Serves until a signal comes or the engine is lost.
 
     Args:
-        app: answers.
+        app: answers, made by create_app.
         engine: scores; it is started here.
         settings: limits.
         listener: a bound socket.
@@ -124,14 +124,14 @@ def run(
         f"Scoring was given up: {server.lost}. Start the server again; if it happens again, look at the log and at the "
         "machine's memory."
     )
-    if not ended:
+    if not ended or app.state.answers.reading:
         _leave(str(failure) if server.lost else "", failure.exit_code if server.lost else 0)
     if server.lost:
         raise failure
 
 
 def _leave(message: str, code: int) -> None:
-    """Ends the process around a scoring thread that hangs, which Python's own end would wait for or crash on."""
+    """Ends the process around a thread that still scores, tokenises or reads: Python's own end would wait or crash."""
     if message:
         print(f"rankwright: {message}", file=sys.stderr)
     logging.shutdown()

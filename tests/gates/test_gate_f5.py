@@ -38,17 +38,20 @@ MUTANTS = [
     Mutant("F5", MISPLACED, "rankwright/llms/endpoint.py", 'or (not good and "@" in base_url)', "or False"),
 ]
 
-DEBUG = """
-import logging, os, sys
-logging.basicConfig(level=logging.DEBUG)
+HOOK = """
+import os, sys
 ARGUMENTS = {"subprocess.Popen": 1, "os.posix_spawn": 1, "os.exec": 1, "os.system": 0}
 children = open(os.environ["CHILDREN"], "a")
 def hook(event, arguments):
     if event in ARGUMENTS:
         children.write(f"{arguments[ARGUMENTS[event]]}\\n")
+    if event == "subprocess.Popen":  # the variables that a child gets beside those of its parent
+        given = arguments[3] or {}
+        children.write(f"{[(name, given[name]) for name in given if os.environ.get(name) != given[name]]}\\n")
 sys.addaudithook(hook)
 """
-"""What each process does first; the arguments of all children are written down."""
+"""What each process does first: the arguments of all children are written down."""
+DEBUG = "import logging; logging.basicConfig(level=logging.DEBUG)\n" + HOOK
 MAIN = "from rankwright.cli import main; main()"
 CRASH_IN_THE_CLIENT = """
 import rankwright.llms.replies
@@ -76,12 +79,12 @@ def answer(request: BaseHTTPRequestHandler, numbers: Iterator[int]) -> None:
     reply(request, {"id": "x", "object": "chat.completion", "choices": [choice], "usage": usage})
 
 
-def found(folder: Path) -> list[tuple[str, str]]:
+def found(folder: Path, secrets: Mapping[str, str] = SECRETS) -> list[tuple[str, str]]:
     """(secret, file) wherever one stands in the bytes of a file or in its name, as it is or in base64."""
     return [
         (name, path.relative_to(folder).as_posix())
         for path in sorted(folder.rglob("*"))
-        for name, secret in SECRETS.items()
+        for name, secret in secrets.items()
         for form in (secret.encode(), base64.b64encode(secret.encode()).rstrip(b"="))
         if form in str(path).encode() or (path.is_file() and form in path.read_bytes())
     ]
@@ -174,6 +177,7 @@ MISTAKES = (
     ["--reader", URL, "--reader-model", ""],
     ["--reader", URL, "--price-input", "1"],
     ["--reader", f"http://me:{SECRETS['URL']}@127.0.0.1:99999/v1"],
+    ["--reader", f"me:{SECRETS['URL']}@127.0.0.1:1/v1"],
     ["--reader", f"http://127.0.0.1:1/v1?key={SECRETS['URL']}"],
     ["--reader", f"http://127.0.0.1:1/v1?key={SECRETS['URL']}", "--reader-model", ""],
     ["--retriever", "bm25", "--expand-with", URL, "--expand-model", "stub"],

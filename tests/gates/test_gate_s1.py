@@ -11,6 +11,7 @@ import pytest
 from tests.gates.mutants import Mutant
 from tests.gates.sizes import tries
 from tests.load_kit import (
+    STUBS,
     body_of,
     closed_loop,
     drive,
@@ -29,6 +30,7 @@ pytestmark = [pytest.mark.gates, pytest.mark.timeout(1200)]
 
 THIS = "tests/gates/test_gate_s1.py"
 ENGINE = "rankwright/engine.py"
+LOAD = f"{THIS}::test_constant_load[whole]"
 MUTANTS = [
     Mutant(
         "S2",
@@ -37,21 +39,24 @@ MUTANTS = [
         "full = self._waiting + len(job.places) > settings.max_waiting",
         "full = False",
     ),
-    Mutant("S1", f"{THIS}::test_constant_load", ENGINE, "            self._live.discard(job)\n", "            pass\n"),
+    Mutant("S1", LOAD, ENGINE, "            self._live.discard(job)\n", "            pass\n"),
 ]
 DOCUMENTS = 20
 DOCUMENT_SECONDS = 0.001
 WAITING = 400
+REQUESTS = {"whole": tries(2_400, 200), "halves": tries(12_000, 100)}
+"""Ten minutes in full numbers, for the kind that has more in it."""
 
 
 def raw(i: int) -> bytes:
     return post(body_of(f"question{i % 7}", DOCUMENTS))
 
 
-def test_constant_load(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", STUBS)
+def test_constant_load(tmp_path: Path, kind: str) -> None:
     """20 requests a second, 40 % of what the server can do: no failure, p99 at most five times that of an idle server,
     memory at most 5 % more than after the first tenth."""
-    count = tries(2400, 200)
+    count = REQUESTS[kind]
 
     async def load(port: int) -> None:
         idle = await closed_loop(port, raw(0), 1, 3)
@@ -61,7 +66,7 @@ def test_constant_load(tmp_path: Path) -> None:
             answers = await open_loop(port, raw, 20, count)
         after = resident(server)
         print(
-            f"S1: {statuses(early + answers)}, idle p99 {p99(idle):.3f} s, loaded {p99(answers):.3f} s, "
+            f"S1, {kind}: {statuses(early + answers)}, idle p99 {p99(idle):.3f} s, loaded {p99(answers):.3f} s, "
             f"lag {quantile(late):.3f} s, memory {after / before:.3f}"
         )
         assert set(statuses(early + answers)) == {200}
@@ -69,7 +74,7 @@ def test_constant_load(tmp_path: Path) -> None:
         assert after <= 1.05 * before
         assert await queue_is_empty(port)
 
-    with stub_server(tmp_path, "--seconds", str(DOCUMENT_SECONDS)) as server:
+    with stub_server(tmp_path, "--seconds", str(DOCUMENT_SECONDS), *STUBS[kind]) as server:
         drive(load(server.port))
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.gates.mutants import Mutant
 from tests.gates.sizes import tries
-from tests.hostile_bodies import HOSTILE
+from tests.hostile_bodies import HOSTILE, HOSTILE_SCORE, HOSTILE_TEI
 from tests.load_kit import (
     KEY,
     Answer,
@@ -35,7 +35,7 @@ from tests.load_kit import (
 pytestmark = [pytest.mark.gates, pytest.mark.timeout(900)]
 
 THIS = "tests/gates/test_gate_s12.py"
-BODY, PROTOCOL = "rankwright/server/body.py", "rankwright/server/protocol.py"
+BODY, PROTOCOL, DIALECTS = "rankwright/server/body.py", "rankwright/server/protocol.py", "rankwright/server/dialects.py"
 MIB = 2**20
 MUTANTS = [
     Mutant(
@@ -56,6 +56,20 @@ MUTANTS = [
         "catch_duplicate_keys=False",
     ),
     Mutant("S15", f"{THIS}::test_hostile_bodies_are_refused_at_once", BODY, "    _check(value)\n", ""),
+    Mutant(
+        "S15",
+        f"{THIS}::test_hostile_bodies_are_refused_at_once",
+        DIALECTS,
+        "if len(ones) not in (1, len(others)):",
+        "if False:",
+    ),
+    Mutant(
+        "S15",
+        f"{THIS}::test_hostile_bodies_are_refused_at_once",
+        DIALECTS,
+        "        _check_query(query, query_name, settings)\n",
+        "        pass\n",
+    ),
 ]
 HEAD = f"POST /v1/rerank HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"
 
@@ -122,7 +136,7 @@ async def pour(port: int, raw: bytes) -> Answer:
 
 def test_hostile_requests_cost_nothing(tmp_path: Path) -> None:
     """Each is refused within a second, memory grows by at most 8 MiB after the first of each kind, and neighbours wait
-    at most twice as long."""
+    at most twice as long. One pause excuses nothing: the lag that is allowed for is a quantile of many."""
     raws = {name: (make(), wanted) for name, (make, wanted) in KINDS.items()}
     count = tries(102, 18)
 
@@ -132,44 +146,53 @@ def test_hostile_requests_cost_nothing(tmp_path: Path) -> None:
             await pour(port, raw)
         calm = await closed_loop(port, normal, 2, 3)
         before = resident(server)
+        slowest = dict.fromkeys(raws, 0.0)
         async with lag() as late:
             neighbours = asyncio.create_task(closed_loop(port, normal, 2, 0.2 * count))
             for name in itertools.islice(itertools.cycle(raws), count):
                 raw, wanted = raws[name]
                 answer = await pour(port, raw)
                 assert answer.status in wanted, name
-                assert answer.seconds <= 1.0 + 2 * max(late), name
+                slowest[name] = max(slowest[name], answer.seconds)
                 await asyncio.sleep(0.05)
             found = await neighbours
-        grown = (resident(server) - before) / MIB
+        grown, noise = (resident(server) - before) / MIB, quantile(late)
         print(
-            f"S12: {count} requests, {grown:.1f} MiB more, neighbours' p99 {p99(found):.4f} s, calm {p99(calm):.4f} s, "
-            f"lag {quantile(late):.4f} s"
+            f"S12: {count} requests, {grown:.1f} MiB more, slowest {max(slowest.values()):.3f} s, neighbours' p99 "
+            f"{p99(found):.4f} s, calm {p99(calm):.4f} s, lag {noise:.4f} s"
         )
+        assert not {name: seconds for name, seconds in slowest.items() if seconds > 1.0 + 2 * noise}
         assert grown <= 8
         assert set(statuses(found)) == {200}
-        assert p99(found) <= 2 * p99(calm) + 2 * quantile(late)
+        assert p99(found) <= 2 * p99(calm) + 2 * noise
 
     with stub_server(tmp_path, "--seconds", "0.001") as server:
         drive(load(server.port))
 
 
+BODIES = (
+    (HOSTILE, ("/v1/rerank", "/rerank", "/v2/rerank")),
+    (HOSTILE_TEI, ("/rerank",) * 3),
+    (HOSTILE_SCORE, ("/score",) * 3),
+)
+
+
 def test_hostile_bodies_are_refused_at_once(tmp_path: Path) -> None:
-    """S15: the right status for each, within 100 ms, on a connection that goes on. Each is sent to three routes and the
+    """S15: the right status for each, within 100 ms, on a connection that goes on. Each is sent three times and the
     fastest answer counts: other work on the machine only adds."""
 
     async def load(port: int) -> None:
         line = Line(port)
         assert (await line.send(post(body_of("question", 5)))).status == 200
-        slow = {}
+        slow: dict[str, float] = {}
         async with lag() as late:
-            for name, (status, body) in HOSTILE.items():
-                for path in ("/v1/rerank", "/rerank", "/v2/rerank"):
-                    answer = await line.send(post(body, path))
-                    assert answer.status == status, name
-                    slow[name] = min(slow.get(name, 9.9), answer.seconds)
+            for bodies, paths in BODIES:
+                for name, (status, body) in bodies.items():
+                    answers = [await line.send(post(body, path)) for path in paths]
+                    assert [answer.status for answer in answers] == [status] * len(paths), f"{name}, {paths[0]}"
+                    slow[f"{name}, {paths[0]}"] = min(answer.seconds for answer in answers)
         worst = max(slow, key=lambda name: slow[name])
-        print(f"S15: {len(HOSTILE)} bodies, slowest '{worst}' {slow[worst]:.3f} s, lag {quantile(late):.4f} s")
+        print(f"S15: {len(slow)} bodies, slowest '{worst}' {slow[worst]:.3f} s, lag {quantile(late):.4f} s")
         assert slow[worst] <= 0.100 + 2 * quantile(late)
 
     with stub_server(tmp_path) as server:

@@ -1,5 +1,5 @@
 """Gate S13: Schemathesis, with valid and invalid data and NUL, finds no 5xx, no status that the description leaves out
-and no answer that it does not describe."""
+and no answer that it does not describe. The server has a reader, so that /answer is an operation like the others."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ MUTANTS = [
     Mutant(
         "S13",
         THIS,
-        "rankwright/server/schemas.py",
+        SCHEMAS,
         '"id", "model", "results", "usage"]',
         '"id", "model", "results", "price"]',
     ),
+    Mutant("S13", THIS, SCHEMAS, '"required": ["answer", "reader"]', '"required": ["answer", "price"]'),
 ]
 # A request may fit its description and be over a limit that no schema can say: as many ids as documents.
 CONFIG = """
@@ -66,12 +67,12 @@ def test_the_description_holds(tmp_path: Path) -> None:
         "--seed": "1",
         "--generation-allow-x00": "true",
     }
-    with stub_server(tmp_path / "stub") as server:
+    with stub_server(tmp_path / "stub", "--reader") as server:
         flat = [text for pair in options.items() for text in pair]
         run = subprocess.run(
             [*command, f"{server.url}/openapi.json", *flat], cwd=tmp_path, capture_output=True, text=True, check=False
         )
     print(run.stdout[-600:])
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
-    assert "9 selected / 9 total" in run.stdout
-    assert "Tested: 9" in run.stdout
+    assert "10 selected / 10 total" in run.stdout
+    assert "Tested: 10" in run.stdout

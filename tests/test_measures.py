@@ -1,0 +1,390 @@
+"""The programs of long measurements (calls, protocol, paper): their arithmetic, and what they keep."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import calls, kept, pages, paper, protocol
+from rankwright.types import Document, Example, Query, Ranking, RerankRequest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Empty folders in the place of benchmarks/work and results/kept."""
+    monkeypatch.setattr(kept, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(kept, "WORK", tmp_path / "work")
+    monkeypatch.setattr(protocol, "WORK", tmp_path / "work" / "protocol")
+    monkeypatch.setattr(calls, "WORK", tmp_path / "work" / "calls")
+    readers = {name: tmp_path / "work" / "another-reader" / file.name for name, file in paper.READERS.items()}
+    monkeypatch.setattr(paper, "READERS", readers)
+    paper.difference.cache_clear()
+    return tmp_path / "work"
+
+
+# --- calls -------------------------------------------------------------------------------------------------------
+
+
+def lines_of(paid: Sequence[int], rewards: dict[int, float]) -> list[dict[str, Any]]:
+    """metrics.jsonl of a run: a line for each step, and one for each evaluation after it."""
+    lines: list[dict[str, Any]] = []
+    for step in range(len(paid) + 1):
+        if step:
+            lines.append({"step": step, "reader_calls": float(paid[step - 1]), "loss": 0.0})
+        if step in rewards:
+            lines.append({"step": step, "eval_reward": rewards[step], "eval_reader_calls": 1000.0})
+    return lines
+
+
+def test_calls_are_counted_by_epoch_and_up_to_each_look_at_dev() -> None:
+    paid, rewards = [7, 5, 3, 1], {0: 0.4, 2: 0.5, 4: 0.45}
+    assert calls.counted(lines_of(paid, rewards), steps=4) == {
+        "calls": [7 + 5, 3 + 1],
+        "dev": [[0, 0, 0.4], [2, 7 + 5, 0.5], [4, 7 + 5 + 3 + 1, 0.45]],
+    }
+
+
+def test_a_step_without_a_line_is_not_counted_as_free() -> None:
+    lines = [line for line in lines_of([7, 5, 3, 1], {}) if line["step"] != 2]
+    with pytest.raises(SystemExit, match="3 lines of steps; wanted one for each of 4"):
+        calls.counted(lines, steps=4)
+
+
+QUESTIONS = 100
+NAIVE = calls.EPOCHS * QUESTIONS * calls.SAMPLES * calls.STEPS
+FEW = round(calls.MOST * NAIVE)
+
+
+def record(paid: int, best: float, dev: Sequence[Sequence[float]] = ()) -> dict[str, Any]:
+    return {
+        "questions": QUESTIONS,
+        "dev_questions": 20,
+        "steps": 26,
+        "calls": [paid - 1, 1],
+        "dev": [list(row) for row in dev],
+        "dev_before": 0.4,
+        "dev_best": best,
+    }
+
+
+@pytest.mark.parametrize(
+    ("paid", "best", "words"),
+    [
+        (FEW, 0.5, "met"),
+        (FEW, 0.495, "met"),
+        (FEW, 0.6, "met"),
+        (FEW + 1, 0.5, "missed: calls"),
+        (FEW, 0.4949, "missed: dev F1"),
+        (FEW + 1, 0.4949, "missed: calls and dev F1"),
+    ],
+)
+def test_the_goal_is_few_calls_and_a_dev_f1_near_naives(paid: int, best: float, words: str) -> None:
+    assert calls.goal(record(paid, best), best=0.5) == words
+
+
+@pytest.mark.parametrize(
+    ("dev", "found"),
+    [
+        ([(0, 0, 0.4), (13, 70, 0.4949), (26, 90, 0.52)], (26, 90)),
+        ([(26, 90, 0.52), (13, 70, 0.495), (0, 0, 0.4)], (13, 70)),
+        ([(0, 0, 0.5), (13, 70, 0.6)], (0, 0)),
+        ([(0, 0, 0.4), (13, 70, 0.494)], None),
+    ],
+)
+def test_calls_until_dev_first_comes_near(dev: Any, found: tuple[int, float] | None) -> None:
+    assert calls.until(record(100, 0.5, dev), best=0.5) == found
+
+
+@pytest.mark.parametrize(("step", "visited"), [(0, 0), (5, 40), (12, 96), (13, 100), (14, 108), (26, 200)])
+def test_naive_pays_for_each_visit(step: int, visited: int) -> None:
+    """100 questions are 13 steps, the last of 4."""
+    assert calls.visits(step, record(100, 0.5)) == visited
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def table(page: str) -> list[list[str]]:
+    return [cells(line) for line in page.splitlines() if line.startswith("| ")]
+
+
+def keep(row: str, value: dict[str, Any]) -> None:
+    path = calls.folder_of(row) / "calls.json"
+    kept.measured(path, protocol.made_with(calls.settings_of(row)), lambda: value)
+
+
+@pytest.mark.usefixtures("work")
+def test_the_page_of_calls_compares_with_the_exact_cache() -> None:
+    saving = "pairs share the first two"
+    keep(calls.EXACT, record(NAIVE // 2, 0.5, [(0, 0, 0.4), (13, 900, 0.5), (26, 1200, 0.45)]))
+    keep(saving, record(NAIVE // 4, 0.47, [(0, 0, 0.4), (13, 300, 0.46), (26, 600, 0.47)]))
+    head, naive, *rows = table(calls.page())
+    by_name = {row[0]: row for row in rows}
+    assert {len(row) for row in (head, naive, *rows)} == {8}
+    assert naive[1:] == [f"{NAIVE}", "100%", "100%", "0.4000 -> 0.5000", "", f"{100 * 4 * 3} (step 13)", ""]
+    assert by_name[calls.EXACT][3:] == ["50%", "0.4000 -> 0.5000", "+0.00", "900 (step 13)", "missed: calls"]
+    assert by_name[saving][3:] == ["25%", "0.4000 -> 0.4700", "-3.00", "never", "missed: dev F1"]
+    assert [row[1] for row in rows].count("not run") == len(calls.ROWS) - 2
+
+
+@pytest.mark.usefixtures("work")
+def test_the_page_of_calls_without_records_has_no_verdict() -> None:
+    head, naive, *rows = table(calls.page())
+    assert {len(row) for row in (head, naive, *rows)} == {8}
+    assert all(row[1] == "not run" and not any(row[2:]) for row in rows)
+
+
+# --- what is kept, and what it was made with ---------------------------------------------------------------------
+
+
+def test_records_of_another_budget_of_tokens_or_another_ranking_are_refused(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = work / "protocol" / "any" / "train.json"
+    kept.measured(path, protocol.made_with({}), lambda: {"n": 1})
+    assert kept.read(path, protocol.made_with({})) == {"n": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(protocol, "DEVICE", "cuda:0")
+        with pytest.raises(SystemExit, match="'tokens_at_once': 8192"):
+            kept.read(path, protocol.made_with({}))
+    monkeypatch.setattr(protocol, "RANKING", "fp32")
+    with pytest.raises(SystemExit, match="'ranking': 'fp32'"):
+        kept.read(path, protocol.made_with({}))
+
+
+class Training:
+    """Counts trainings; each leaves weights."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.count = folder, 0
+
+    def __call__(self) -> dict[str, int]:
+        (self.folder / "model").mkdir(parents=True)
+        self.count += 1
+        return {"training": self.count}
+
+
+def test_a_row_whose_weights_stayed_on_another_machine_is_trained_again_only_where_they_are_needed(work: Path) -> None:
+    folder = work / "protocol" / "row"
+    train = Training(folder)
+    wanted = [protocol.rankings_at("row", "test"), protocol.rankings_at("row", "hotpot")]
+    other = folder / "read-top-3.json"
+
+    def again() -> dict[str, Any]:
+        return protocol.trained("row", {}, wanted, train)
+
+    assert again() == again() == {"training": 1}
+    for path in (wanted[0], other):
+        kept.measured(path, protocol.made_with({}), dict)
+    shutil.rmtree(folder / "model")
+    assert again() == {"training": 2}
+    # What was made with the weights that are gone went with them.
+    assert not kept.place(wanted[0]).exists()
+    assert not kept.place(other).exists()
+    for path in wanted:
+        kept.measured(path, protocol.made_with({}), dict)
+    shutil.rmtree(folder / "model")
+    assert again() == {"training": 2}
+    with pytest.raises(SystemExit, match="was made with"):
+        protocol.trained("row", {"loop": {"epochs": 2}}, [*wanted, folder / "new.json"], train)
+    assert kept.place(wanted[0]).exists()
+
+
+class Turned:
+    """Ranks the last candidate first, and notes what it was asked."""
+
+    name = "turned"
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def rerank_batch(self, requests: Sequence[RerankRequest]) -> list[Ranking]:
+        self.asked += [request.query.query_id for request in requests]
+        turned = [[document.doc_id for document in reversed(request.documents)] for request in requests]
+        return [
+            Ranking(request.query.query_id, tuple(ids), tuple(float(-i) for i in range(len(ids))))
+            for request, ids in zip(requests, turned, strict=True)
+        ]
+
+
+def example(name: str, count: int = 7) -> Example:
+    documents = tuple(Document(f"{name}{i}", f"text {i}", f"title {i}") for i in range(count))
+    return Example(Query(name, f"question {name}?"), documents, ("yes",), {f"{name}0": 1})
+
+
+def test_a_model_is_loaded_and_a_set_ranked_once_and_only_if_asked(work: Path) -> None:
+    model, loads = Turned(), []
+    data = {"test": [example("a"), example("b")], "hotpot": [example("c")]}
+    for _ in range(2):
+        orders = protocol.orders_of(lambda: loads.append(1) or model, data)
+        protocol.keep_rankings("row", orders, {}, ["test"])
+        protocol.keep_rankings("row", orders, {}, ["test"])
+    assert (len(loads), model.asked) == (1, ["a", "b"])
+    rankings = kept.read(protocol.rankings_at("row", "test"), protocol.made_with({}))
+    assert rankings["a"] == [f"a{i}" for i in range(6, 6 - protocol.DEEPEST, -1)]
+
+
+def test_digests_of_other_readers_decide_readings_and_the_rows_that_they_teach(work: Path) -> None:
+    weak, words = paper.READERS["weak"], "weak reader"
+    assert paper.weights_of("weak") == {}
+    weak.parent.mkdir(parents=True)
+    weak.write_bytes(b"weights")
+    digest = kept.digests([weak])
+    assert paper.made_with({}, words)[weak.name] == digest[weak.name]
+    assert weak.name not in paper.made_with({}, "top 3")
+    assert paper.settings_of("RRPO from a weak reader")["teacher"] == {"name": "weak", **digest}
+    assert "teacher" not in paper.settings_of("RRPO")
+    # On another machine the offsets that were chosen for it tell which weights the records are of.
+    kept.measured(weak.with_suffix(".offsets.json"), digest, lambda: [0.0, 1.0])
+    weak.unlink()
+    assert paper.weights_of("weak") == digest
+
+
+def test_a_page_with_figures_stays_until_there_are_new_ones(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    for text, measured, shown in (("not run", False, "not run"), ("0.5", True, "0.5"), ("not run", False, "0.5")):
+        pages.write(page, text, measured=measured)
+        assert page.read_text("utf-8") == shown
+
+
+# --- the paper's questions ---------------------------------------------------------------------------------------
+
+
+def test_rows_are_compared_over_the_seeds_that_both_have() -> None:
+    row = {0: {"a": 0.5, "b": 0.25}, 1: {"a": 1.0, "b": 1.0}, 2: {"a": 0.0, "b": 1.0}}
+    base = {0: {"a": 0.25, "b": 0.25}, 2: {"a": 0.25, "b": 0.5}}
+    found = paper.compare(row, base)
+    assert found is not None
+    # Over seeds 0 and 2: a 0.25 and 0.25, b 0.625 and 0.375.
+    assert (found.seeds, found.mean) == ((0, 2), 0.125)
+    assert (found.low, found.high) == (0.0, 0.25)
+    assert paper.compare(row, {3: base[0]}) is None
+
+
+@pytest.mark.usefixtures("work")
+def test_three_seeds_beside_one_are_compared_over_that_one_and_a_fixed_order_stands_beside_all() -> None:
+    def keep_reading(row: str, values: Sequence[float]) -> None:
+        settings = paper.settings_of(row)
+        for name, value in zip(paper.names_of(row), values, strict=True):
+            made = paper.made_with(settings, "top 3")
+            kept.measured(paper.read_at(name, "top 3"), made, lambda value=value: {"a": value, "b": value})
+
+    keep_reading("RRPO", [0.5, 0.25, 0.75])
+    keep_reading("train_k 1", [0.25])
+    keep_reading("reference", [0.25])
+    one, fixed = (paper.difference("RRPO", base, "top 3") for base in ("train_k 1", "reference"))
+    assert one is not None
+    assert (one.seeds, one.mean) == ((0,), 0.25)
+    assert fixed is not None
+    assert (fixed.seeds, fixed.mean) == ((0, 1, 2), 0.25)
+    assert "RRPO minus train_k 1, top 3, seed 0: +0.2500" in paper.Claim("words", "RRPO", "train_k 1").line()
+    assert "(seed 0)" in paper.cell("train_k 1", "top 3")
+    assert "seed" not in paper.cell("RRPO", "top 3")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "alpha", "words"),
+    [
+        (0.001, 0.01, 0.04, None, "held"),
+        (0.001, 0.01, 0.04, 0.01, "not held: p is not below 0.01"),
+        (0.001, 0.01, 0.01, 0.01, "not held: p is not below 0.01"),
+        (0.001, 0.01, 0.009, 0.01, "held"),
+        (0.0, 0.01, 0.001, 0.01, "not held: no difference shown"),
+        (-0.01, 0.01, 0.5, None, "not held: no difference shown"),
+        (-0.02, -0.01, 0.001, None, "not held: the opposite"),
+    ],
+)
+def test_a_claim_is_held_by_its_interval_and_by_the_level_that_it_names(
+    low: float, high: float, p: float, alpha: float | None, words: str
+) -> None:
+    assert paper.verdict(paper.Difference((low + high) / 2, low, high, p, (0,)), alpha) == words
+
+
+@pytest.mark.usefixtures("work")
+def test_every_claim_has_a_verdict_and_its_ground() -> None:
+    for claim in paper.CLAIMS:
+        if claim.row:
+            assert claim.row in paper.ROWS
+            assert claim.base in {*paper.ROWS, *paper.FIXED}
+            assert {claim.reading} <= {*paper.readings_of(claim.row)} & {*paper.readings_of(claim.base)}
+            assert claim.judged()[0] == "not run"
+        else:
+            assert bool(claim.why_not) != bool(claim.other)
+    assert paper.saved_by_cache()[0] == "not run"
+
+
+@pytest.mark.parametrize(("paid", "words"), [(0.55, "held"), (0.56, "not held"), (0.35, "held")])
+@pytest.mark.usefixtures("work")
+def test_the_claim_about_the_cache_is_judged_by_the_record_of_calls(paid: float, words: str) -> None:
+    keep(calls.EXACT, record(round(paid * NAIVE), 0.5))
+    verdict, what = paper.saved_by_cache()
+    assert verdict == words
+    assert what.startswith(f"{1 - paid:.0%} over two epochs")
+
+
+def test_a_ranking_is_read_in_every_form() -> None:
+    one = example("a")
+    given = {words: paper.context_of(one, ["a3", "a1", "a5", "a0"], paper.READINGS[words]) for words in paper.READINGS}
+    ids = {words: [document.doc_id for document in context.documents] for words, context in given.items()}
+    assert ids["top 1"] == ["a3"]
+    assert ids["top 3"] == ["a3", "a1", "a5"]
+    assert ids["best passage last"] == ["a5", "a1", "a3"]
+    assert {tuple(ids[words]) for words in ("passages without titles", "instruction before the question")} == {
+        ("a3", "a1", "a5")
+    }
+    assert [document.title for document in given["passages without titles"].documents] == [""] * 3
+    assert [document.title for document in given["top 3"].documents] == ["title 3", "title 1", "title 5"]
+    texts = {words: context.query.text for words, context in given.items()}
+    instruction = paper.READINGS["instruction before the question"]["instruction"]
+    assert texts.pop("instruction before the question") == f"{instruction} question a?"
+    assert set(texts.values()) == {"question a?"}
+
+
+def test_rows_wait_for_what_they_are_made_from(work: Path) -> None:
+    row, name = "RRPO, one step, question", "rrpo-1"
+    assert paper.lacks(row, 1) == f"{name} is not trained by benchmarks.protocol yet"
+    assert str(paper.READERS["weak"]) in paper.lacks("RRPO from a weak reader", 0)
+    assert paper.lacks("RRPO", 0) == paper.lacks("reference", 0) == ""
+    for path in paper.rankings_of(row, name):
+        kept.measured(path, {}, dict)
+    assert paper.lacks(row, 1) == ""
+    assert {path.parent.name for path in paper.rankings_of(row, name)} == {name}
+
+
+# --- the make target ---------------------------------------------------------------------------------------------
+
+
+def test_make_benchmarks_writes_the_page_of_a_program_that_fails_and_stops_there(tmp_path: Path) -> None:
+    notes, python = tmp_path / "notes", tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\necho "$@" >> {notes}\ncase "$*" in *"calls run"*) exit 5;; esac\n')
+    python.chmod(0o755)
+    stamps = {name: tmp_path / name for name in ("MADE", "DEMO_INSTALLED", "ALL_INSTALLED")}
+    for stamp in stamps.values():
+        stamp.touch()
+    installed = [f"{name}={stamp}" for name, stamp in stamps.items()]
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS")}
+    run = subprocess.run(
+        ["make", "benchmarks", f"BIN={python.parent}", *installed, "JOBS=2"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 2
+    assert notes.read_text("utf-8").splitlines() == [
+        "-m benchmarks.cost run",
+        "-m benchmarks.cost page",
+        "-m benchmarks.calls run --jobs 2",
+        "-m benchmarks.calls page",
+    ]
