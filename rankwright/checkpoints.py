@@ -5,7 +5,6 @@ Imports no torch, so that a run that may not begin is refused at once.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -16,10 +15,10 @@ from uuid import uuid4
 
 from rankwright.data.files import replace_text
 from rankwright.errors import ResumeError, StorageError
+from rankwright.manifests import MANIFEST, damaged_files, digest
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 ALGORITHM_STATE = "algorithm.json"
 
 
@@ -46,11 +45,6 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _digest(path: Path) -> dict[str, Any]:
-    with path.open("rb") as stream:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-
-
 def write_manifest(folder: Path, names: Iterable[str] | None = None) -> None:
     """Writes sizes and hashes of all files, or of those named that are there, after these are on disk: a folder with a
     valid manifest is complete."""
@@ -59,23 +53,19 @@ def write_manifest(folder: Path, names: Iterable[str] | None = None) -> None:
     for path in files:
         with path.open("rb+") as stream:
             os.fsync(stream.fileno())
-    replace_text(folder / MANIFEST, json.dumps({str(p.relative_to(folder)): _digest(p) for p in files}, indent=1))
+    replace_text(folder / MANIFEST, json.dumps({str(p.relative_to(folder)): digest(p) for p in files}, indent=1))
 
 
-def damaged_files(folder: Path) -> list[str]:
-    """Files that are not there as the manifest says; the manifest where it cannot be read."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return [name for name, entry in manifest.items() if not _is_as_written(folder / name, entry)]
-    except (OSError, ValueError, AttributeError):
-        return [MANIFEST]
-
-
-def _is_as_written(path: Path, entry: object) -> bool:
-    try:
-        return _digest(path) == entry
-    except (OSError, ValueError):
-        return False
+def note_change(file: Path) -> None:
+    """Enters a file of a run's model that was changed on purpose into the run's manifest; others have none."""
+    file = file.absolute()
+    run = file.parents[1]
+    if not (run / MANIFEST).is_file():
+        return
+    manifest = json.loads((run / MANIFEST).read_text(encoding="utf-8"))
+    name = str(file.relative_to(run))
+    if name in manifest:
+        replace_text(run / MANIFEST, json.dumps({**manifest, name: digest(file)}, indent=1))
 
 
 def is_complete(folder: Path) -> bool:

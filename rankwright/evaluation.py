@@ -61,7 +61,7 @@ LABEL_METRICS = ("nDCG@10", "RR@10", "recall@10", "recall@20")
 
 _SIGNIFICANT = 0.05
 _REQUESTS_AT_ONCE = 64
-_READS_AT_ONCE = 256
+READS_AT_ONCE = 256
 _FORMAT = "rankwright-evaluation/1"
 
 
@@ -601,8 +601,8 @@ def _read(
             contexts[_context_key(ranking, top_k)] = Context(example.query, read)
     keys, asked = list(contexts), list(contexts.values())
     results: dict[tuple[str, ...], ReadResult] = {}
-    for start in range(0, len(asked), _READS_AT_ONCE):
-        batch = asked[start : start + _READS_AT_ONCE]
+    for start in range(0, len(asked), READS_AT_ONCE):
+        batch = asked[start : start + READS_AT_ONCE]
         answers = reader.answer(batch)
         if len(answers) != len(batch):
             raise ReaderError(

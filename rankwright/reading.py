@@ -15,7 +15,8 @@ from rankwright.types import Answer, Context, Example, Outcome, Reader, ReadFail
 MINIMUM_READS = 50
 """Fewer reads say little about the share that fails."""
 MAX_FAILED_READS = 0.01
-"""Above this share a report is refused, unless more is allowed: its means are over those that could be read."""
+"""Above this share a report is refused, unless more is allowed: its means are over those that could be read. Training
+has a limit of its own, `rrpo.max_failed_reads`, since it leaves out what needs a failed read."""
 
 
 @dataclass(frozen=True)

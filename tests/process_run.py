@@ -32,6 +32,7 @@ NO_NOISE = {"adam_epsilon": 1e-3}
 """The bias of attention's keys has a gradient of 0, and Adam would blow up its rounding errors to whole steps."""
 CASES: dict[str, dict[str, Any]] = {
     "window": {},
+    "default epsilon": {"trainer": {}},
     "question": {"rrpo": {"scale": "question", "samples": 8, "train_k": 1}},
     "inner epochs": {"rrpo": {"inner_epochs": 2, "ratio_anchor": "reference"}},
     "accumulation": {"loop": {"batch_size": 4, "accumulation": 2}},
@@ -100,7 +101,7 @@ def run(folder: Path, case: str) -> None:
                     "eval_steps": 6,
                     "patience": 0,
                     **settings.get("loop", {}),
-                    "trainer": {"max_steps": 20, **NO_NOISE},
+                    "trainer": {"max_steps": 20, **settings.get("trainer", NO_NOISE)},
                 }
             ),
             folder / "run",

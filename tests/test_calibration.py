@@ -12,8 +12,10 @@ import pytest
 
 import rankwright
 from rankwright.calibration import calibrate, fit, log_loss, write_calibration
+from rankwright.checkpoints import write_manifest
 from rankwright.cli.app import run
 from rankwright.errors import ConfigurationError, DataError, ModelError
+from rankwright.manifests import damaged_files
 from rankwright.rerankers import load
 from rankwright.rerankers.onnx_folder import MANIFEST, Manifest, read_manifest
 from rankwright.rerankers.ranking import Scorer
@@ -144,6 +146,7 @@ def test_the_command_writes_what_load_reads_and_leaves_scores_alone(
     labelled = [{**row, "relevance": grades} for row, grades in zip(questions, labels, strict=True)]
     data = write_rows(tmp_path / "data.jsonl", labelled)
     (folder / "README.md").write_text("---\ntags: [x]\n---\n# Card\n\nText.\n\n## Use\n\nSo.\n")
+    write_manifest(tmp_path / "run", ["config.json", "model/config.json", "model/model.safetensors"])
     command = ["calibrate", str(tmp_path / "run"), "--data", str(data), "--retriever", "given", "--output", "json"]
     code = run(command)
     printed = capsys.readouterr()
@@ -156,6 +159,9 @@ def test_the_command_writes_what_load_reads_and_leaves_scores_alone(
     again = rankwright.load(tmp_path / "again")
     assert (again.temperature, again.threshold) == (loaded.temperature, loaded.threshold)
     assert run(command) == 0  # again, in the place of the first
+    examples = [Example(r.query, r.documents, (), found) for r, found in zip(requests, labels, strict=True)]
+    rankwright.calibrate(tmp_path / "run", examples)
+    assert damaged_files(tmp_path / "run") == []  # it was changed on purpose
     card = (folder / "README.md").read_text()
     assert card.count("## Scale of the scores") == 1
     assert card.startswith("---\ntags: [x]\n---\n# Card\n\nText.\n\n## Use\n\nSo.\n")

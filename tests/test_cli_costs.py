@@ -244,6 +244,8 @@ def test_an_unknown_limit_is_refused(here: Path, capsys: pytest.CaptureFixture[s
 # --- the dry run
 
 PARTS = ["first_call", "training", "dev", "comparison", "total"]
+BATCHES = 1 + 6 + 4 + 1
+"""The first call, six rollouts, four evaluations, the comparison."""
 
 
 def dry(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> dict[str, Any]:
@@ -268,6 +270,7 @@ def dry(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> dict[str, A
         "estimated_price",
         "seconds",
         "paced_seconds",
+        "reads_at_most_seconds",
     ]
     assert [list(found[name]) for name in ("calls", "input_tokens", "output_tokens")] == [PARTS] * 3
     assert list(found["seconds"]) == ["training", "dev", "comparison", "reads", "total"]
@@ -304,15 +307,18 @@ def test_a_run_costs_no_more_than_its_dry_run_says(
 
 def test_the_bound_is_that_of_the_formula(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Three candidates, S = 4, K = 3: min(5, 3) + min(5, 6) + min(5, 6) prefixes and no document are 14 reads a visit;
-    4 evaluations of 3 questions; 3 questions in 4 orders, labels being there."""
+    4 evaluations of 3 questions; 3 questions in 4 orders, labels being there. Of time: two reads at once, each to its
+    deadline, and one left over in each batch."""
     found = dry(capsys, command("http://127.0.0.1:9/v1"))
     assert found["calls"] == {"first_call": 1, "training": 12 * 14, "dev": 4 * 3, "comparison": 3 * 4, "total": 193}
     assert (found["steps"], found["questions"], found["evaluations"]) == (6, 12, 4)
     assert (found["price"], found["estimated_price"]) == (None, None)
     assert (found["seconds"]["reads"], found["seconds"]["total"], found["paced_seconds"]) == (None, None, None)
+    assert found["reads_at_most_seconds"] == (193 + BATCHES * (2 - 1)) / 2 * 120
     assert found["seconds"]["training"] > 0
     paced = dry(capsys, command("http://127.0.0.1:9/v1", "--requests-per-minute", "60", "--tokens-per-minute", "1e9"))
     assert paced["paced_seconds"] == 193
+    assert paced["reads_at_most_seconds"] == found["reads_at_most_seconds"] + 193 * (1 + 4)  # attempts
 
 
 def test_calls_of_query_expansion_are_told_apart_and_not_made(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -344,6 +350,7 @@ def test_the_embedded_reader_is_counted_and_timed(here: Path, capsys: pytest.Cap
     assert (found["price"], found["input_tokens_are"], found["estimated_input_tokens"]) == (0, "counted", None)
     assert 0 < found["input_tokens"]["training"] <= found["calls"]["training"] * 512
     assert found["seconds"]["reads"] > 0
+    assert found["reads_at_most_seconds"] is None
     assert found["seconds"]["total"] == pytest.approx(sum(list(found["seconds"].values())[:-1]))
     assert run(arguments) in (0, 8)
     assert 0 < spent().calls <= found["calls"]["total"]
@@ -364,6 +371,7 @@ def test_a_local_language_model_counts_its_own_tokens(here: Path, capsys: pytest
         (PRICES, "Price at most "),
         ([*PRICES, "--set", "reader.sampling={temperature: 0}"], "Price without limit: give max_tokens"),
         (["--requests-per-minute", "60"], "reads 3.2 min for all of them under the limits per minute, 2 at once."),
+        (["--set", "reader.deadline=60"], "Reads at most 1.7 h, with every call until its deadline of 60 s"),
         (["--max-reader-calls", "100"], "--max-reader-calls 100 may end the run early: the bound is 193."),
     ],
 )

@@ -209,7 +209,7 @@ def test_a_reader_that_fails_too_often_ends_with_6_and_can_be_mended(
         sick = False
         mended, _ = diagnosed(capsys, diagnosing(data, f"{address}/v1"))
     assert captured.out == ""
-    wanted = r"failed on \d+ of 192 announced reads; at most 5% may fail. Mend the reader and run the same command"
+    wanted = r"failed on \d+ of 192 announced reads; at most 1% may fail. Mend the reader and run the same command"
     assert re.search(wanted, captured.err)
     assert "16 failed and left out" in allowed
     assert mended["failed_reads"] == 0

@@ -27,7 +27,7 @@ from rankwright.cli.run import HOW_FAST, RunOutcome, _deciding, teller
 from rankwright.cli.settings import settings_from
 from rankwright.cli.train import DEMO_FOLDER, with_exchanged_answers
 from rankwright.data import load_examples
-from rankwright.errors import ReaderError, ResumeError
+from rankwright.errors import DataError, ModelError, ReaderError, ResumeError
 from rankwright.evaluation import Evaluation, FirstStage, evaluate
 from rankwright.llms.cache import ReadStore
 from rankwright.metrics.answer import normalise
@@ -66,6 +66,34 @@ def broken(command: list[str]) -> Path:
     folder = Path("runs/a")
     assert not list(folder.glob("checkpoint-*"))
     return folder
+
+
+OPENED = (
+    ["report", "runs/a"],
+    ["push", "runs/a", "owner/name", "--dry-run"],
+    ["rerank", "Which?", "one", "another", "--model", "runs/a"],
+    ["rerank", "Which?", "one", "another", "--model", "runs/a/model"],
+)
+
+
+def test_a_run_with_a_damaged_weight_is_refused_until_its_model_is_made_again(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One bit makes other scores, and no other error. The card may be changed."""
+    assert run(command) in (0, 8)
+    weights = Path("runs/a/model/model.safetensors")
+    whole = weights.read_bytes()
+    (weights.parent / "README.md").write_text("My own card.", "utf-8")
+    assert [run(verb) for verb in OPENED] == [0] * len(OPENED)
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    for verb in OPENED:
+        capsys.readouterr()
+        assert run(verb) == ModelError.exit_code == DataError.exit_code
+        said = " ".join(capsys.readouterr().err.split())
+        assert "model/model.safetensors in runs/a is not as the run left it" in said
+    assert run([*command, "--resume"]) in (0, 8)
+    assert weights.read_bytes() == whole
+    assert [run(verb) for verb in OPENED] == [0] * len(OPENED)
 
 
 def test_without_a_checkpoint_a_resume_compares_settings_too(

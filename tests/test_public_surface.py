@@ -42,6 +42,7 @@ LIGHT_MODULES = [
     "rankwright.algorithms.arguments",
     "rankwright.algorithms.generating",
     "rankwright.checkpoints",
+    "rankwright.manifests",
     "rankwright.diagnosis",
     "rankwright.comparison",
     "rankwright.budget",

@@ -1,7 +1,8 @@
 """`train --dry-run`: what a run costs at most, before anything is spent or written.
 
 Calls, tokens and price are upper bounds: every visit of a question with as many reads as it may need, nothing from the
-cache, no early end. Seconds are measured on the first batch and multiplied.
+cache, no early end. Seconds are measured on the first batch and multiplied; reads of an endpoint are bounded by their
+deadlines.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from rich.table import Table
 
-from rankwright.budget import FREE, Bill, total
+from rankwright.budget import FREE, Ahead, Bill, total
 from rankwright.cli.build import Splits, build_reader, checked_device, load_splits
 from rankwright.cli.common import print_out, say
 from rankwright.cli.costs import (
@@ -26,6 +27,7 @@ from rankwright.cli.costs import (
 from rankwright.cli.rewards import answer_reward_of
 from rankwright.cli.run import first_context, learning, policy_of, rankers, run_folder
 from rankwright.cli.settings import RunSettings
+from rankwright.evaluation import READS_AT_ONCE
 from rankwright.types import Context, Document, Example, Query
 
 
@@ -47,6 +49,9 @@ class Forecast:
     """Input tokens of all parts with four characters taken for one; None where they were counted."""
     seconds: Mapping[str, float | None]
     """Part of the run -> seconds on this machine; None for the reads of an endpoint, which only asking could tell."""
+    reads_at_most: float | None
+    """Seconds in which all reads of an endpoint are over, whatever it does; None where nothing bounds them, or there is
+    no endpoint."""
 
 
 def forecast(settings: RunSettings, name: str) -> Forecast:
@@ -92,6 +97,7 @@ def forecast(settings: RunSettings, name: str) -> Forecast:
         expansion=expansion_bill(settings, _questions(splits)) if settings.expansion.wanted else Bill(),
         roughly=total(bills(_characters(reader)).values()).input_tokens if settings.reader.is_endpoint else None,
         seconds=_seconds(settings, splits, reader, algorithm, visits, evaluations, total(counted.values()).calls),
+        reads_at_most=_reads_at_most(settings, total(counted.values()), _batches(settings, parts, counted)),
     )
 
 
@@ -163,6 +169,32 @@ def _seconds(
     }
 
 
+def _batches(settings: RunSettings, parts: Sequence[Ahead], bills: Mapping[str, Bill]) -> int:
+    """How often the reader is asked: the first call, every batch of a rollout, every evaluation on dev, and the
+    comparison, so many reads at once."""
+    of_each = [-(-len(part.examples) // settings.loop.batch_size) for part in parts]
+    rollouts = sum(of_each) if bills["training"].calls else 0
+    comparison = -(-bills["comparison"].calls // READS_AT_ONCE)
+    return 1 + rollouts + sum(part.evaluations for part in parts) + comparison
+
+
+def _reads_at_most(settings: RunSettings, whole: Bill, batches: int) -> float | None:
+    """Seconds after which all reads of an endpoint have ended: so many of a batch at once, each at its deadline, and
+    before that the waits under the user's own limits per minute, which no deadline counts."""
+    reader = settings.reader
+    if not reader.is_endpoint:
+        return None
+    waits = 60 * whole.calls / reader.requests_per_minute if reader.requests_per_minute else 0.0
+    if reader.tokens_per_minute:
+        if whole.output_tokens is None:
+            return None
+        waits = max(waits, 60 * (whole.input_tokens + whole.output_tokens) / reader.tokens_per_minute)
+    waits *= 1 + reader.max_retries  # every attempt takes its place
+    # A batch of n takes ceil(n / concurrency) deadlines, which is at most (n + concurrency - 1) / concurrency.
+    in_a_row = (whole.calls + batches * (reader.concurrency - 1)) / reader.concurrency
+    return reader.deadline * in_a_row + waits
+
+
 def _pairs(examples: Any) -> int:
     return sum(len(example.candidates) for example in examples)
 
@@ -226,6 +258,7 @@ def record(settings: RunSettings, found: Forecast) -> dict[str, Any]:
         "estimated_price": prices.of(found.roughly, output) if prices and found.roughly is not None else None,
         "seconds": {**seconds, "total": round(sum(known), 3) if len(known) == len(seconds) else None},
         "paced_seconds": _paced_seconds(settings, bills["total"], found.roughly),
+        "reads_at_most_seconds": None if found.reads_at_most is None else round(found.reads_at_most, 3),
     }
 
 
@@ -283,9 +316,15 @@ def _on_time(settings: RunSettings, found: dict[str, Any]) -> list[str]:
     here = f"training {shown['training']}, dev {shown['dev']}, comparison {shown['comparison']}"
     if found["seconds"]["reads"] is not None:
         return [f"Time about {shown['total']} on this machine: {here}, reads {shown['reads']}."]
-    paced = found["paced_seconds"]
+    paced, reader = found["paced_seconds"], settings.reader
     reads = "unknown" if paced is None else f"{_duration(paced)} for all of them under the limits per minute"
-    return [f"Time about: {here}; reads {reads}, {settings.reader.concurrency} at once."]
+    bound = "without limit: give max_tokens in reader.sampling"
+    if found["reads_at_most_seconds"] is not None:
+        bound = f"at most {_duration(found['reads_at_most_seconds'])}"
+    return [
+        f"Time about: {here}; reads {reads}, {reader.concurrency} at once.",
+        f"Reads {bound}, with every call until its deadline of {reader.deadline:g} s (reader.deadline).",
+    ]
 
 
 def _on_limits(settings: RunSettings, found: dict[str, Any]) -> list[str]:

@@ -32,7 +32,7 @@ TESTED = (
     "rankwright serve: a real process called by the clients of Cohere, LangChain, LlamaIndex and MTEB",
     "upload to a hub, and a model by its hub name: a stand-in server on loopback (HF_ENDPOINT)",
     "report, comparison and the server's page in a browser: Debian's Chromium",
-    "training in two processes (torchrun, gloo) on one CPU: the weights of one process",
+    "training in two processes (torchrun, accelerate launch; gloo) on one CPU: the weights of one process",
     "reranking on a Ray cluster: two nodes on one machine, a worker killed (make ray)",
 )
 UNTESTED = (

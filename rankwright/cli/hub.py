@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rankwright.errors import ConfigurationError, ModelError, ResourceNotFoundError, StorageError
 from rankwright.llms.endpoint import model_place
+from rankwright.manifests import check_model
 
 
 def model_folder(folder: Path) -> Path:
@@ -16,11 +17,12 @@ def model_folder(folder: Path) -> Path:
 
     Raises:
         ResourceNotFoundError: there is no such folder.
-        ModelError: neither holds a config.json with safetensors weights.
+        ModelError: neither holds a config.json with safetensors weights, or those of a run are damaged.
     """
     if not folder.is_dir():
         raise ResourceNotFoundError(f"Folder {folder} does not exist; wanted a run or model folder. Check the path.")
     found = Path(model_place(str(folder)))
+    check_model(found)
     if (found / "config.json").is_file() and any(found.glob("*.safetensors")):
         return found
     raise ModelError(

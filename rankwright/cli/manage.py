@@ -137,9 +137,9 @@ def stored_evaluation(source: Path) -> Evaluation:
     Raises:
         ResourceNotFoundError: there is none; DataError: it is damaged.
     """
-    from rankwright.checkpoints import MANIFEST
     from rankwright.cli.run import damaged_records
     from rankwright.evaluation import Evaluation
+    from rankwright.manifests import MANIFEST
 
     if not source.exists():
         raise ResourceNotFoundError(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import rankwright
 from rankwright import processes
 from rankwright.budget import Budget
-from rankwright.checkpoints import MANIFEST, check_same_settings, damaged_files, make_folder, write_manifest
+from rankwright.checkpoints import check_same_settings, make_folder, write_manifest
 from rankwright.cli.build import (
     Splits,
     build_reader,
@@ -38,6 +38,7 @@ from rankwright.cli.settings import RunSettings, settings_tree
 from rankwright.data.files import replace_text
 from rankwright.errors import ConfigurationError, ReaderError, ResumeError, StorageError
 from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, PairedTest, digest_of, evaluate, verdict
+from rankwright.manifests import MANIFEST, MODEL, damaged_files
 from rankwright.metrics.ranking import has_relevant
 from rankwright.reporting import unchanged, write_report
 from rankwright.types import (
@@ -60,8 +61,10 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 BEGUN_WITH = ("config.json", "environment.json", PASSAGES_FILE)
 RECORDS = (*BEGUN_WITH, "metrics.jsonl", "alarms.jsonl", "evaluation.json", "result.json")
-"""Files of a run folder that manifest.json has the hashes of once the run is finished; until then of the first three.
-While they are being written there is none, so that a kill makes no file look damaged."""
+"""Files of a run folder that manifest.json has the hashes of once the run is finished, with those of its model. Before,
+it has those of the first three, and of the model once that is trained. While they are being written there is none, so
+that a kill makes no file look damaged."""
+CARD = "README.md"
 REFERENCE_ROW, TRAINED_ROW = "reference", "trained"
 
 
@@ -203,7 +206,8 @@ def _finished(run: _Run, trained: TrainResult) -> RunOutcome:
     """All that comes after training: model, comparison, result, report."""
     settings, splits, folder = run.settings, run.splits, run.folder
     with writing(folder):
-        run.policy.save(folder / "model")  # before the comparison, which may fail: training is paid for
+        run.policy.save(folder / MODEL)  # before the comparison, which may fail: training is paid for
+        write_manifest(folder, (*BEGUN_WITH, *model_files(folder)))
     stop_if(
         run.budget.comparison(),
         "The model is trained and saved: the same command with --resume and a higher limit makes the comparison.",
@@ -267,7 +271,7 @@ def _begin_folder(
     with writing(folder):
         clear_outcome(folder)
         if not resume:
-            shutil.rmtree(folder / "model", ignore_errors=True)
+            shutil.rmtree(folder / MODEL, ignore_errors=True)
             (folder / PASSAGES_FILE).unlink(missing_ok=True)
         if passages:  # before config.json, with which the run can be resumed
             replace_text(folder / PASSAGES_FILE, passages)
@@ -298,14 +302,20 @@ def _expansion(splits: Splits, totals: LedgerTotals) -> dict[str, Any] | None:
 def write_results(folder: Path, name: str, evaluation: Evaluation | None, card: str, run: Mapping[str, Any]) -> None:
     """Card and result, and with an evaluation itself and the report; the weights are there."""
     (folder / MANIFEST).unlink(missing_ok=True)
-    replace_text(folder / "model" / "README.md", card)
+    replace_text(folder / MODEL / CARD, card)
     if evaluation is not None:
         evaluation.save(folder / "evaluation.json")
     replace_text(folder / "result.json", json.dumps(run["result"], indent=2) + "\n")
     if evaluation is not None:
         metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         write_report(folder / "report.html", evaluation, title=f"Run {name}", run=run, metrics=metrics)
-    write_manifest(folder, RECORDS)
+    write_manifest(folder, (*RECORDS, *model_files(folder)))
+
+
+def model_files(folder: Path) -> list[str]:
+    """Files of a run's model that decide its scores: all but the card, which people may change."""
+    paths = (path for path in (folder / MODEL).rglob("*") if path.is_file())
+    return [str(path.relative_to(folder)) for path in paths if path.name != CARD]
 
 
 def damaged_records(folder: Path) -> list[str]:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from rankwright.errors import ConfigurationError, ResourceNotFoundError
 from rankwright.llms.folders import refuse_others_files
+from rankwright.manifests import MODEL, check_model
 
 SECRET_NAME = re.compile(
     r"(^|[_-])(api[_-]?key|key|secret|password|passwd|authorization|credentials?|auth|token)$", re.IGNORECASE
@@ -105,7 +106,7 @@ def model_place(name: str) -> str:
     Raises:
         ModelError: a file of the folder is not its own.
     """
-    inside = Path(bare_place(name)) / "model"
+    inside = Path(bare_place(name)) / MODEL
     if not (inside / "config.json").is_file():
         refuse_others_files(bare_place(name))
         return name
@@ -114,15 +115,18 @@ def model_place(name: str) -> str:
 
 
 def check_model_place(name: str) -> None:
-    """Whether a model can be sought under a name that is no folder: names of the hub are NAME or OWNER/NAME. To seek
-    any other there takes a minute where there is no connection, and ends with a puzzling message.
+    """Whether a model can be opened under a name: a folder of a run has to hold its model as the run left it. Names of
+    the hub are NAME or OWNER/NAME; to seek any other there takes a minute where there is no connection, and ends with a
+    puzzling message.
 
     Raises:
         ConfigurationError: it is an address without http://.
         ResourceNotFoundError: it is the path of a folder that is not there.
+        ModelError: a file of the run's model is damaged.
     """
     path = Path(name)
     if path.exists():
+        check_model(Path(model_place(name)))
         return
     if _HOST_AND_PORT.fullmatch(name):
         raise ConfigurationError(

@@ -6,6 +6,7 @@ failure, or the error that ends the run. Action: how many requests were sent, by
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 from collections import Counter
@@ -33,6 +34,8 @@ SHORT_DEADLINE = 2.0
 """Of calls that never end by themselves."""
 LATE = 0.5
 """Seconds that a loaded machine may need to tell that a call's time is over."""
+AT_ONCE = 5.0
+"""Seconds in which a loaded machine is through with calls that wait for nothing."""
 ASKED = {"429-seconds": 0.02, "429-ms": 0.015}
 """Fault -> seconds that the server asks for."""
 
@@ -41,6 +44,27 @@ MUTANTS = [
     Mutant("C1", THIS, "rankwright/llms/replies.py", "frozenset({408, 409, 425, 429})", "frozenset({408, 425, 429})"),
     Mutant("C1", THIS, "rankwright/llms/pacing.py", "return asked + rng.uniform(0,", "return rng.uniform(0,"),
     Mutant("C1", THIS, "rankwright/llms/http.py", "follow_redirects=False,", "follow_redirects=True,"),
+    Mutant(
+        "C1",
+        f"{THIS}::test_what_passes_is_answered_at_the_second_request_and_not_earlier_than_asked",
+        "rankwright/llms/pacing.py",
+        "return max(0.0, when.timestamp() - now)",
+        "return 0.0",
+    ),
+    Mutant(
+        "C1",
+        f"{THIS}::test_where_nobody_listens_the_connection_failed",
+        "rankwright/llms/pacing.py",
+        "return rng.uniform(0, min(LONGEST_BACKOFF, first_backoff * 2**attempt))",
+        "return LONGEST_BACKOFF",
+    ),
+    Mutant(
+        "C1",
+        f"{THIS}::test_what_all_calls_would_meet_stops_the_run_at_the_first",
+        "rankwright/llms/http.py",
+        "        refusal = error\n",
+        "        refusal = error\n            await asyncio.sleep(6)\n",
+    ),
 ]
 
 
@@ -94,6 +118,13 @@ def check(met: Sequence[Met], reasons: dict[str, str], sent: int, deadline: floa
     assert Counter(one.fault for one in met) == dict.fromkeys(reasons, CALLS)
 
 
+def date_asked(sent: float) -> float:
+    """The date, whole seconds of the day, that the server names to a request that came then; by `time.monotonic`, as
+    that is, and a little early, since the two clocks cannot be read at one moment."""
+    offset, unsure = time.time() - time.monotonic(), 0.002
+    return math.floor(sent + offset + 1 - unsure) - offset - unsure
+
+
 def test_the_matrix_is_whole() -> None:
     tried = [*RETRIED, *FINAL, *SLOW, *STOPPING, "429-date"]
     assert len(set(tried)) == len(tried) >= WANTED_FAULTS
@@ -111,6 +142,7 @@ def test_what_passes_is_answered_at_the_second_request_and_not_earlier_than_aske
     assert [one for one in met if one.seconds > DEADLINE + LATE] == []
     early = [one for one in met if one.sent[1] - one.sent[0] < ASKED.get(one.fault, 0.0)]
     assert early == []
+    assert [one for one in met if one.fault == "429-date" and one.sent[1] < date_asked(one.sent[0])] == []
 
 
 def test_what_would_come_again_is_not_tried_again() -> None:
@@ -125,23 +157,30 @@ def test_what_never_ends_is_left_at_the_deadline() -> None:
 
 @pytest.mark.parametrize("fault", STOPPING)
 def test_what_all_calls_would_meet_stops_the_run_at_the_first(fault: str) -> None:
+    """At once: nothing is waited for."""
     for _ in range(CALLS):
         with ChaosReader() as other, ChaosReader({"q": [fault] * 9}, redirect_to=other.base_url) as server:
             with pytest.raises(STOPPING[fault]) as raised:
                 client(server, deadline=DEADLINE, concurrency=1).complete([ask("q"), ask("after")])
+            ended = time.monotonic()
             assert raised.type is STOPPING[fault]
             assert [seen.question for seen in server.ledger] == ["q"]
+            assert ended - server.ledger[0].at <= AT_ONCE
             assert other.ledger == []
             assert KEY not in str(raised.value)
 
 
 def test_where_nobody_listens_the_connection_failed() -> None:
+    """After the waits between attempts, which are of milliseconds."""
     calls: list[Call] = []
     with socket.socket() as placeholder:
         placeholder.bind(("127.0.0.1", 0))  # kept, and never listening
         address = f"http://127.0.0.1:{placeholder.getsockname()[1]}"
         llm = HTTPLLM("m", address, max_retries=MAX_RETRIES, first_backoff=0.005, deadline=DEADLINE, stop_after=10_000)
+        began = time.monotonic()
         llm.complete_each([ask(f"q{number}") for number in range(CALLS)], calls.extend)
+        seconds = time.monotonic() - began
     assert [(call.result, call.attempts) for call in calls] == [
         (CompletionFailed("connection failed"), 1 + MAX_RETRIES)
     ] * CALLS
+    assert seconds <= AT_ONCE

@@ -1,5 +1,5 @@
 """Gate C2: a call's deadline is one for all its attempts and waits. Calls that are never answered end at it, all of
-them together within 1.05 of it, beside what it takes this machine to begin and end so many calls."""
+them together within 1.05 of it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import time
 
 import pytest
 
-from rankwright.types import Completion, CompletionFailed, CompletionResult
+from rankwright.types import CompletionFailed, CompletionResult
 from tests.chaos_client import KEY, SLOW, ask, client
 from tests.chaos_reader import ChaosReader
 from tests.gates.mutants import Mutant
 from tests.gates.sizes import tries
 
-pytestmark = [pytest.mark.gates, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.gates, pytest.mark.timeout(600)]
 
 CALLS = tries(500, 100)
-DEADLINE = float(tries(40, 4))
-UNLIMITED = 600.0
+DEADLINE = float(tries(240, 16))
+"""What it takes to begin and end so many calls at one moment, in one thread and with the server in this process, does
+not grow with it: a twentieth of it has to be more than that."""
 LONGEST = 1.05
 MANY = 1_000
 NEVER = (
@@ -47,12 +48,10 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rankwright.llms.http.CONNECT_SECONDS", 300.0)
 
 
-def asked(
-    scripts: dict[str, list[str]], deadline: float, attempt_timeout: float
-) -> tuple[float, list[CompletionResult]]:
+def asked(scripts: dict[str, list[str]], attempt_timeout: float) -> tuple[float, list[CompletionResult]]:
     """Wall time of calls that all begin together, and their results. Only the deadline limits their attempts."""
     with ChaosReader(scripts) as server:
-        options = {"deadline": deadline, "attempt_timeout": attempt_timeout, "first_backoff": 0.5}
+        options = {"deadline": DEADLINE, "attempt_timeout": attempt_timeout, "first_backoff": 0.5}
         llm = client(server, concurrency=CALLS, max_retries=MANY, **options)
         requests = [ask(question) for question in scripts]
         started = time.monotonic()
@@ -62,18 +61,10 @@ def asked(
 
 @pytest.mark.parametrize("share", [0.9, 10.0], ids=["two attempts", "one attempt"])
 def test_calls_that_are_never_answered_end_at_their_deadline(share: float, capsys: pytest.CaptureFixture[str]) -> None:
-    """All ways of never answering, in equal parts. An attempt may take this share of the deadline.
-
-    The fixed cost is measured, not assumed, and does not grow with the deadline: it is what the same number of calls
-    takes when each is answered at once, with the server in this process. All are begun at one moment and end at one
-    moment, in one thread, and to end one by a timeout takes about as much work as to begin it: hence twice.
-    """
-    questions = [f"q{number}" for number in range(CALLS)]
-    start, answered = asked({question: [] for question in questions}, UNLIMITED, UNLIMITED)
-    never = {question: NEVER[number % len(NEVER)] for number, question in enumerate(questions)}
-    wall, results = asked(never, DEADLINE, share * DEADLINE)
+    """All ways of never answering, in equal parts. An attempt may take this share of the deadline."""
+    never = {f"q{number}": NEVER[number % len(NEVER)] for number in range(CALLS)}
+    wall, results = asked(never, share * DEADLINE)
     with capsys.disabled():
-        print(f"\n{CALLS} calls, deadline {DEADLINE:.0f} s: {wall:.2f} s; answered at once: {start:.2f} s")
-    assert {type(result) for result in answered} == {Completion}
+        print(f"\n{CALLS} calls, deadline {DEADLINE:.0f} s: {wall:.2f} s")
     assert {type(result) for result in results} == {CompletionFailed}
-    assert wall <= LONGEST * DEADLINE + 2 * start
+    assert wall <= LONGEST * DEADLINE

@@ -107,7 +107,12 @@ def test_a_tenth_of_permanent_faults_is_a_tenth_of_typed_errors_and_an_exit_code
 def test_training_stops_above_the_share_that_is_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], allowed: str, ends: int
 ) -> None:
-    """Questions of every fourth door fail for good."""
+    """Questions of every fourth door fail for good.
+
+    Training may go on up to 10 %, a report up to 1 %: the means of a report are over what could be read, so each failed
+    read moves them; in training the steps that need one are masked, and with 30 % failing the gradient still points
+    where it would (gate T6). An endpoint's bad hour need not end a run.
+    """
 
     def answer(request: BaseHTTPRequestHandler) -> None:
         prompt = json.loads(body_of(request))["messages"][-1]["content"]

@@ -20,9 +20,14 @@ from rankwright.algorithms import RRPO, RRPOConfig
 from rankwright.algorithms.config import TrainConfig
 from rankwright.checkpoints import sorted_checkpoints
 from rankwright.cli.app import run
+from rankwright.cli.hub import model_folder
 from rankwright.cli.manage import written_report
-from rankwright.errors import DataError, RankwrightError, ResumeError
+from rankwright.cli.run import _resumed_id
+from rankwright.cli.settings import settings_from
+from rankwright.errors import DataError, ModelError, RankwrightError, ResumeError
 from rankwright.llms.cache import LedgerEntry, ReadStore
+from rankwright.manifests import damaged_files
+from rankwright.rerankers import load
 from rankwright.rewards import answer_reward
 from rankwright.training import train
 from tests.cli_kit import make_model, rows, write_rows
@@ -44,8 +49,8 @@ MUTANTS = [
     Mutant(
         "D3",
         f"{GATE}::test_checkpoints_and_log",
-        "rankwright/checkpoints.py",
-        "return _digest(path) == entry",
+        "rankwright/manifests.py",
+        "return digest(path) == entry",
         "return path.exists()",
     ),
     Mutant(
@@ -54,6 +59,27 @@ MUTANTS = [
         "rankwright/cli/run.py",
         "return damaged_files(folder) if (folder / MANIFEST).exists() else []",
         "return []",
+    ),
+    Mutant(
+        "D3",
+        f"{GATE}::test_records_of_a_finished_run",
+        "rankwright/cli/run.py",
+        "write_manifest(folder, (*RECORDS, *model_files(folder)))",
+        "write_manifest(folder, RECORDS)",
+    ),
+    Mutant(
+        "D3",
+        f"{GATE}::test_records_of_a_finished_run",
+        "rankwright/llms/endpoint.py",
+        "        check_model(Path(model_place(name)))\n",
+        "",
+    ),
+    Mutant(
+        "D3",
+        f"{GATE}::test_settings_of_a_run_to_resume",
+        "rankwright/cli/run.py",
+        "if damaged := {MANIFEST, *BEGUN_WITH}.intersection(damaged_records(config.parent)):",
+        "if damaged := {MANIFEST}.intersection(()):",
     ),
 ]
 
@@ -183,9 +209,10 @@ def test_checkpoints_and_log(tmp_path: Path, told: Told) -> None:
 
 @pytest.fixture
 def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a run that the command line made."""
+    """The folder of a run that the command line made. Its questions name their answers, which sets an alarm off."""
     monkeypatch.chdir(tmp_path)
-    write_rows(tmp_path / "q.jsonl", rows())
+    leaking = [{**row, "question": f"{row['question']} Is it {row['answers'][0]}?"} for row in rows()]
+    write_rows(tmp_path / "q.jsonl", leaking)
     make_model(tmp_path / "tiny")
     with endpoint() as (address, _):
         assert run(command(address)) in (0, 8)
@@ -201,36 +228,64 @@ def outcome_of(work: Callable[[], object], refusals: type[RankwrightError]) -> s
     return "taken"
 
 
+RECORDS = {"config.json", "environment.json", "metrics.jsonl", "alarms.jsonl", "evaluation.json", "result.json"}
+UNGUARDED = {"manifest.json", "report.html", "model/README.md"}
+"""The list itself, what is made of the rest, and the card, which people may change."""
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_records_of_a_finished_run(finished: Path, tmp_path: Path, told: Told) -> None:
-    """The report is made of what the run left, or not at all."""
-    names = ["config.json", "environment.json", "metrics.jsonl", "evaluation.json", "result.json", "manifest.json"]
-    assert {path.name for path in finished.iterdir() if path.is_file()} <= {*names, "report.html", "alarms.jsonl"}
+    """The report is made of what the run left, or not at all; a model with a damaged file is neither opened nor
+    pushed."""
+    listed = set(json.loads((finished / "manifest.json").read_text("utf-8")))
+    there = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
+    assert {name for name in there if not name.startswith("checkpoint-")} == listed | UNGUARDED
+    assert listed > {*RECORDS, "model/config.json", "model/model.safetensors", "model/tokenizer.json"}
     found = Counter[str]()
     page = tmp_path / "page.html"
     written_report(finished, page)
     page.unlink()
-    for path, whole, damaged in damages(random.Random(6), [finished / name for name in names]):
+    files = [finished / name for name in sorted([*listed, "manifest.json"])]
+    for path, whole, damaged in damages(random.Random(6), files):
         path.write_bytes(damaged)
         found[outcome_of(lambda: written_report(finished, page), DataError)] += 1
         assert not page.exists(), f"{path.name}: {damaged!r}"
+        if path.parent.name == "model":
+            for place in (finished, finished / "model"):
+                found[f"model {outcome_of(lambda place=place: load(place), ModelError)}"] += 1
+                found[f"push {outcome_of(lambda place=place: model_folder(place), ModelError)}"] += 1
         path.write_bytes(whole)
-    assert found == {"refused": CUTS + FLIPS}
-    told(f"records of a finished run: {dict(found)}")
+    assert found["refused"] == CUTS + FLIPS
+    assert found["model refused"] == found["push refused"] > CUTS
+    assert found.keys() == {"refused", "model refused", "push refused"}
+    assert load(finished).name == str(finished / "model")
+    told(f"records and model of a finished run: {dict(found)}")
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_settings_of_a_run_to_resume(finished: Path, capsys: pytest.CaptureFixture[str], told: Told) -> None:
-    """A run does not go on under other settings or another id than it began with."""
+    """A run does not go on under other settings or another id than it began with. What a damaged manifest says of
+    records that the end of a run makes anew is no reason to stop."""
+    config, manifest = finished / "config.json", finished / "manifest.json"
+    begun = json.loads(config.read_text("utf-8"))
+    run_id, settings = begun.pop("run_id"), settings_from(begun)
     found = Counter[str]()
-    given = command("http://127.0.0.1:9/v1", "--resume")
-    for path, whole, damaged in damages(
-        random.Random(7), [finished / name for name in ("config.json", "manifest.json")]
-    ):
+    for path, whole, damaged in damages(random.Random(7), [config, manifest]):
         path.write_bytes(damaged)
-        code = run(given)
-        said = capsys.readouterr().err
-        assert code == ResumeError.exit_code, said
-        found["refused"] += 1
+        try:
+            assert (path, _resumed_id(config, settings)) == (manifest, run_id)
+            assert not {"manifest.json", "config.json", "environment.json"}.intersection(damaged_files(finished))
+            found["went on as it began"] += 1
+        except ResumeError as error:
+            found["refused" if "is damaged (it is not as the run left it)" in str(error) else str(error)] += 1
         path.write_bytes(whole)
+    assert found.keys() == {"refused", "went on as it began"}
+    assert found["refused"] > CUTS
+    # By the command, with the server that is gone: its answers are in the cache.
+    given = command(begun["reader"]["reader"], "--resume")
+    assert run(given) in (0, 8)
+    config.write_bytes(config.read_bytes().replace(run_id.encode(), run_id[:-1].encode()))
+    capsys.readouterr()
+    assert run(given) == ResumeError.exit_code
+    assert "is damaged (it is not as the run left it)" in " ".join(capsys.readouterr().err.split())
     told(f"settings of a run to resume: {dict(found)}")

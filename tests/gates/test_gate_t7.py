@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankwright.algorithms import RRPO, RRPOConfig
+from rankwright.algorithms.critic import BEST_SHOWN, FLOOR, Critic
 from rankwright.types import Answer, Context, Document, Example, Outcome, Query, RewardValue
 from tests.gates.mutants import Mutant
 from tests.gates.sizes import tries
@@ -29,9 +32,11 @@ COMPARING = (
     *itertools.product(FORMS, BASELINES, ("deviation",)),
 )
 """Form, baseline and scale of what only compares the samples of a question. The window moves all advantages by their
-mean, and the printed gae adds the next position's baseline to every sample's."""
+mean (docs/rrpo.md; `skip_unanimous` is tried below), and the printed gae adds the next position's baseline to every
+sample's."""
 Table = list[list[float]]
 """Rewards of a question's samples, one row each; NaN where the read failed."""
+Values = Sequence[Sequence[float]]
 
 
 # --- the oracle: float64, plain loops, no code of the package
@@ -45,7 +50,9 @@ def known(values: Sequence[float]) -> list[float]:
     return [value for value in values if not math.isnan(value)]
 
 
-def baseline_at(kind: str, table: Table, greedy: Sequence[float], s: int, t: int) -> float:
+def baseline_at(kind: str, table: Table, greedy: Sequence[float], learned: Values, s: int, t: int) -> float:
+    if kind == "critic":
+        return learned[s][t]
     if kind == "reference":
         return greedy[t]
     if kind == "group":
@@ -76,13 +83,14 @@ def delta(form: str, gamma: float, r: Sequence[float], v: Sequence[float], t: in
     return (r[t] - v[t]) - ((r[t - 1] - v[t - 1]) if t else 0.0)
 
 
-def advantages_of(config: RRPOConfig, table: Table, greedy: Sequence[float]) -> Table:
-    """Of a question with so many steps as its rows are long; NaN where a read that is needed failed."""
+def advantages_of(config: RRPOConfig, table: Table, greedy: Sequence[float], learned: Values = ()) -> Table:
+    """Of a question with so many steps as its rows are long; NaN where a read that is needed failed. `learned` is what
+    a critic says of each."""
     found = []
     for s, row in enumerate(table):
         units = [unit_at(config.scale, table, t) for t in range(len(row))]
         r = [reward * unit for reward, unit in zip(row, units, strict=True)]
-        v = [baseline_at(config.values_from, table, greedy, s, t) * unit for t, unit in enumerate(units)]
+        v = [baseline_at(config.values_from, table, greedy, learned, s, t) * unit for t, unit in enumerate(units)]
         decay = config.gamma * config.lam
         found.append(
             [
@@ -239,33 +247,101 @@ def asked(draw: random.Random) -> list[Example]:
     return rows
 
 
+def critic_value(critic: Critic, scores: Sequence[float], ranking: Sequence[int], t: int) -> float:
+    """V before the t-th choice: two layers over what the reference thinks of the candidates, what it thinks of those
+    chosen before, which there are, and which step it is."""
+    total = math.log(math.fsum(math.exp(score) for score in scores))
+    odds = [max(FLOOR, score - total + math.log(len(scores))) for score in scores]
+    best = sorted(odds, reverse=True)[:BEST_SHOWN]
+    steps = range(critic.steps)
+    chosen = [odds[ranking[j]] if j < t else 0.0 for j in steps]
+    state = [*best, *[FLOOR] * (BEST_SHOWN - len(best)), *chosen, *(float(j < t) for j in steps)]
+    state += [float(j == t) for j in steps]
+    weights = {name: tensor.tolist() for name, tensor in critic.state_dict().items()}
+    hidden = [
+        math.tanh(math.fsum(w * x for w, x in zip(row, state, strict=True)) + bias)
+        for row, bias in zip(weights["layers.0.weight"], weights["layers.0.bias"], strict=True)
+    ]
+    (last,), (bias,) = weights["layers.2.weight"], weights["layers.2.bias"]
+    return math.fsum(w * x for w, x in zip(last, hidden, strict=True)) + bias
+
+
+@pytest.mark.parametrize("action", ["document", "ranking"])
 @pytest.mark.parametrize("scale", ["question", "deviation", "none"])
-def test_a_group_is_a_question_and_nothing_else(scale: Any) -> None:
+def test_a_group_is_a_question_and_nothing_else(scale: Any, action: Any) -> None:
     """Whoever shares the batch, a question's advantages are those of the oracle on its own samples, to the precision
-    in which they are stored; the reward sees one group for each question."""
+    in which they are stored (the critic computes in float32); the reward sees one group for each question."""
     for seed in range(tries(500, 50)):
         draw = random.Random(seed)
         rows, world = asked(draw), ByIds(seed)
+        baseline: Any = draw.choice(["group", "leave_one_out", "critic", "reference"])
         config = RRPOConfig(
-            scale=scale, baseline=draw.choice(["group", "leave_one_out"]), samples=draw.randint(2, 5), train_k=2
+            action=action,
+            scale=scale,
+            baseline=baseline,
+            advantage="gae" if baseline == "critic" else "anchored",
+            gamma=draw.choice([0.5, 1.0]),
+            samples=draw.randint(2, 5),
+            train_k=2,
+        )
+        width = max(len(row.candidates) for row in rows)
+        scores_QD = torch.tensor(
+            [[draw.gauss(0, 1) if d < len(row.candidates) else -math.inf for d in range(width)] for row in rows]
+        )
+        algorithm = RRPO(config, world, world, seed=seed)
+        critic = copy.deepcopy(algorithm.critic)  # the rollout is valued before the critic learns from it
+        rollout = algorithm.collect(scores_QD, scores_QD, rows, 0)
+        assert {group for group, _ in world.groups} == {row.query.query_id for row in rows}
+        assert all(group == query_id for group, query_id in world.groups)
+        pricing = ByIds(seed)
+        for q, row in enumerate(rows):
+            steps = min(2, len(row.candidates))
+            lengths = [steps] if action == "ranking" else range(1, steps + 1)
+            scores = scores_QD[q, : len(row.candidates)].tolist()
+            rankings = rollout.actions_QSK[q].tolist()
+            table = [[price_of(pricing, row, ranking[:t]) for t in lengths] for ranking in rankings]
+            best = sorted(range(len(scores)), key=lambda d, scores=scores: -scores[d])
+            greedy = [price_of(pricing, row, best[:t]) for t in lengths]
+            learned = [
+                [critic_value(critic, scores, ranking, a) for a in range(len(lengths))]
+                for ranking in rankings
+                if critic is not None
+            ]
+            wanted = advantages_of(config, table, greedy, learned)
+            assert rollout.advantages_QSA.shape[-1] == (1 if action == "ranking" else 2)
+            for s, a in itertools.product(range(config.samples), range(len(lengths))):
+                exact = 2e-7 if critic is None else 5e-5
+                assert rollout.advantages_QSA[q, s, a].item() == pytest.approx(wanted[s][a], rel=exact, abs=exact)
+
+
+class Undecided(ByIds):
+    """Prices every answer to a question of even number alike."""
+
+    def __call__(self, outcomes: Sequence[Outcome]) -> list[RewardValue]:
+        prices = super().__call__(outcomes)
+        even = [int(o.example.query.query_id[1:]) % 2 == 0 for o in outcomes]
+        return [RewardValue(0.5) if same else price for same, price in zip(even, prices, strict=True)]
+
+
+def test_with_the_window_a_group_without_spread_is_moved_unless_it_is_skipped() -> None:
+    """By the mean of the window, which is not 0 where the window ends within a group. The exception to the rule that
+    such a group has no advantage, and the setting that holds it."""
+    moved = Counter[bool]()
+    for seed, skip in itertools.product(range(tries(500, 50)), (False, True)):
+        draw = random.Random(seed)
+        rows, world = asked(draw), Undecided(seed)
+        config = RRPOConfig(
+            baseline=draw.choice(["group", "leave_one_out"]), samples=3, train_k=2, window=7, skip_unanimous=skip
         )
         width = max(len(row.candidates) for row in rows)
         scores_QD = torch.tensor(
             [[draw.gauss(0, 1) if d < len(row.candidates) else -math.inf for d in range(width)] for row in rows]
         )
         rollout = RRPO(config, world, world, seed=seed).collect(scores_QD, scores_QD, rows, 0)
-        assert {group for group, _ in world.groups} == {row.query.query_id for row in rows}
-        assert all(group == query_id for group, query_id in world.groups)
-        pricing = ByIds(seed)
-        for q, row in enumerate(rows):
-            steps = min(2, len(row.candidates))
-            table = [
-                [price_of(pricing, row, ranking[:t]) for t in range(1, steps + 1)]
-                for ranking in rollout.actions_QSK[q].tolist()
-            ]
-            wanted = advantages_of(config, table, [0.0] * steps)
-            for s, t in itertools.product(range(config.samples), range(steps)):
-                assert rollout.advantages_QSA[q, s, t].item() == pytest.approx(wanted[s][t], rel=2e-7, abs=1e-7)
+        unanimous_QSA = rollout.advantages_QSA[::2]
+        moved[skip] += int(unanimous_QSA.count_nonzero())
+    assert moved[True] == 0
+    assert moved[False] > 0
 
 
 def price_of(world: ByIds, row: Example, chosen: Sequence[int]) -> float:
@@ -298,5 +374,26 @@ MUTANTS = [
         file=MATHS,
         old="following = torch.nn.functional.pad(values[..., 1:], (0, 1))",
         new="following = torch.nn.functional.pad(values[..., 1:], (0, 1), value=1.0)",
+    ),
+    Mutant(
+        gate="T7",
+        tests=f"{GATE}::test_a_group_is_a_question_and_nothing_else",
+        file="rankwright/algorithms/critic.py",
+        old="torch.ones(steps, self.steps).tril(-1)",
+        new="torch.ones(steps, self.steps).tril()",
+    ),
+    Mutant(
+        gate="T7",
+        tests=f"{GATE}::test_a_group_is_a_question_and_nothing_else",
+        file="rankwright/algorithms/rollout.py",
+        old="return steps_QK.amax(-1, keepdim=True) if whole",
+        new="return steps_QK[:, :1] if whole",
+    ),
+    Mutant(
+        gate="T7",
+        tests=f"{GATE}::test_with_the_window_a_group_without_spread_is_moved_unless_it_is_skipped",
+        file="rankwright/algorithms/rrpo.py",
+        old="if self.config.skip_unanimous:",
+        new="if self.config.drop_closed_book:",
     ),
 ]
