@@ -212,8 +212,8 @@ def test_vllm_asks_for_logits_by_use_activation() -> None:
 
 def test_equal_scores_keep_the_order_given_and_high_scores_their_order() -> None:
     class Steep(StubScorer):
-        def _scored(self, request: Any, spoil: bool, how: str) -> Any:
-            found = super()._scored(request, spoil, how)
+        def _scored(self, request: Any, what: str, how: str) -> Any:
+            found = super()._scored(request, what, how)
             return type(found)(tuple(50 * score for score in found.scores), found.tokens, found.cut)
 
     with client(Steep()) as at:
