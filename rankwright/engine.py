@@ -243,7 +243,7 @@ class Engine:
         self._trouble, self._draining, self._ended = "", False, False
         self._closed = threading.Event()
         self._scoring_since = self._tokenising_since = 0.0
-        """0 where the thread is at rest."""
+        """From when on patience counts; 0 where the thread is at rest."""
         self._pace = 0.0
         self._documents_per_second = 0.0
         self._thread = threading.Thread(target=self._run, name="scoring", daemon=True)
@@ -301,7 +301,7 @@ class Engine:
         """Queues all documents of the requests, or none. Cancelling the future takes out what is not being scored.
 
         Args:
-            model: a name of `scorers`.
+            model: a name of `scorers`; KeyError with another.
             requests: answered together.
             timeout: seconds from now; by default that of the settings.
             document_tokens: longer documents are cut to so many, title included, and counted as cut; for a Scorer that
@@ -344,7 +344,7 @@ class Engine:
     def _admit(self, job: _Job) -> None:
         if self._closed.is_set() or self._ended:  # since health was asked: who came now would wait in vain
             raise UnavailableError("Nothing is scored any more. Try again later.")
-        settings = self.settings
+        settings, scorer = self.settings, self.scorers[job.model]
         full = self._waiting + len(job.places) > settings.max_waiting
         if full or self._characters + job.characters > settings.max_waiting_characters:
             raise OverloadedError(
@@ -357,7 +357,7 @@ class Engine:
         self._characters += job.characters
         self._live.add(job)
         if job.places:
-            if isinstance(self.scorers[job.model], TokenScorer):
+            if isinstance(scorer, TokenScorer):
                 self._raw.append(job)
                 self._changed.notify_all()
             else:
@@ -509,7 +509,7 @@ class Engine:
     def _score_at_once(self, slices: Sequence[_Slice], begun: float) -> None:
         model = slices[0].job.model
         scorer = self.scorers[model]
-        self._scoring_since = begun
+        self._scoring_since = begun + self._beyond_a_batch(slices, scorer)
         rows = _by_tokens(scorer, slices) or _by_texts(scorer, slices)
         seconds = time.monotonic() - begun
         self._scoring_since = 0.0
@@ -521,6 +521,13 @@ class Engine:
         self._count(rows, seconds)
         for job in dict.fromkeys(part.job for part in slices):
             self._finish(job)
+
+    def _beyond_a_batch(self, slices: Sequence[_Slice], scorer: Scorer) -> float:
+        """Seconds that these documents may take beyond `batch_seconds`: one that is read in windows may be dearer than
+        any batch, and of dense scripts a guess is a fourth of the tokens."""
+        places = (part.job.texts(place) for part in slices for place in part.job.places[part.start : part.stop])
+        seconds = sum(_guess(*texts, scorer.reach) for texts in places) / self._pace if self._pace else 0.0
+        return 4 * max(0.0, seconds - self.settings.batch_seconds)
 
     def _count(self, rows: Sequence[_Row], seconds: float) -> None:
         tokens, cut = sum(row.tokens for row in rows), sum(row.cut for row in rows)
@@ -552,13 +559,10 @@ class Engine:
 
     def _give(self, part: _Slice) -> None:
         """Tokenises a turn and hands it on; what fails is left to scoring, where a fault is narrowed down."""
-        job, short = part.job, set[tuple[int, int]]()
-        pairs: list[Pair] | None = None
+        job = part.job
         self._tokenising_since = time.monotonic()
         try:
-            pairs, short = _tokenised(cast(TokenScorer, self.scorers[job.model]), part)
-        except Exception:  # no score comes of it: scoring meets the fault again, or is well without
-            log.warning("Tokenising failed; the request is scored from its texts", exc_info=True)
+            pairs, short = _attempted(self.scorers[job.model], part)
         finally:
             self._tokenising_since = 0.0
         with self._changed:
@@ -638,8 +642,9 @@ class Engine:
         own; None where it is well."""
         now = time.monotonic()
         probe = _Job(model, [_PROBE], now, now + self.settings.timeout, None)
-        probe.pairs = None
+        self._scoring_since = now
         try:
+            probe.pairs, _ = _attempted(self.scorers[model], _Slice(probe, 0, len(probe.places)))
             with self._changed:
                 others, self._jobs = self._jobs, deque([probe])
                 try:
@@ -667,6 +672,17 @@ def is_memory_error(error: Exception) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError | OSError) and any(word in str(error).lower() for word in words)
     )
+
+
+def _attempted(scorer: Scorer, part: _Slice) -> tuple[list[Pair] | None, set[tuple[int, int]]]:
+    """The pairs of a turn and the places that were shortened; without pairs where the scorer takes texts, and where
+    tokenising fails: no score comes of that, so scoring meets the fault again, or is well without."""
+    if isinstance(scorer, TokenScorer):
+        try:
+            return _tokenised(scorer, part)
+        except Exception:
+            log.warning("Tokenising failed; the request is scored from its texts", exc_info=True)
+    return None, set()
 
 
 def _tokenised(scorer: TokenScorer, part: _Slice) -> tuple[list[Pair], set[tuple[int, int]]]:

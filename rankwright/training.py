@@ -1085,8 +1085,6 @@ def train(
     for module in policy.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    if isinstance(policy, Scorer):  # what was fitted to the scores of before says nothing of those to come
-        policy.temperature, policy.threshold = Scorer.temperature, Scorer.threshold
     checkpoint = newest_checkpoint(folder) if resume else None
     metrics_file, bell = MetricsFile(folder / METRICS), Bell(folder, config.stop_on_alarm)
     files = [] if processes.rank() else [*([_Emptying(folder)] if checkpoint is None else []), metrics_file]
@@ -1120,6 +1118,8 @@ def train(
         load_weights(policy, complete_checkpoint(folder, best_step))
     if best_step:
         interpolate(policy, trainer.start, config.interpolation)
+        if isinstance(policy, Scorer):  # what was fitted to the scores of before says nothing of these
+            policy.temperature, policy.threshold = Scorer.temperature, Scorer.threshold
     history = [row["eval_reward"] for row in trainer.state.log_history if "eval_reward" in row]
     policy.eval()
     return TrainResult(

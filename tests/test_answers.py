@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from fastapi import FastAPI
@@ -165,6 +166,19 @@ def test_a_reader_that_raises_gives_its_place_back_and_only_the_log_says_why(
     assert [answer.status_code for answer in answers] == [status] * 3
     assert not [answer.text for answer in answers if "secret-4711" in answer.text]
     assert "secret-4711" in caplog.text
+    assert app.state.answers.reading == 0
+
+
+def test_a_place_is_free_again_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: object) -> NoReturn:
+        raise RuntimeError("can't start new thread")
+
+    headers = {"Authorization": f"Bearer {KEY}"}
+    app = app_over(SlowReader(), at_once=1)
+    with TestClient(app, "http://localhost", raise_server_exceptions=False, headers=headers) as at:
+        monkeypatch.setattr("rankwright.server.answers._in_thread", none_left)
+        answers = [posted(at, "/answer", {"query": "why?", "documents": ["a wall"]}) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [500] * 3
     assert app.state.answers.reading == 0
 
 

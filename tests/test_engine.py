@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
+from typing import Any, cast
 
 import pytest
 
@@ -21,7 +22,7 @@ from rankwright.errors import (
     UnavailableError,
 )
 from rankwright.rerankers.tokens import Pair
-from rankwright.types import Document, Query, RerankRequest
+from rankwright.types import Document, Query, RerankRequest, Scored
 from tests.server_kit import started, until
 from tests.stub_scorer import MAX_LENGTH, StubHalves, StubScorer, ignored, score_of
 
@@ -462,6 +463,48 @@ def test_the_probe_is_alone_in_its_batch() -> None:
             with pytest.raises(ScorerError):
                 replies[i].result(10)
     assert gate.batches.count(["It is well.", "No."]) == 2
+
+
+@pytest.mark.parametrize(("reach", "ready"), [(math.inf, True), (40.0, False)])
+def test_a_document_that_is_dearer_than_a_batch_is_waited_for(reach: float, ready: bool) -> None:
+    class Reading(StubScorer):
+        """Takes its time for all of a text, and says so or not."""
+
+        @property
+        def reach(self) -> float:
+            return reach
+
+        def score_batch(self, requests: Sequence[RerankRequest]) -> list[Scored]:
+            time.sleep(1e-4 * sum(len(document.text) for one in requests for document in one.documents))
+            return super().score_batch(requests)
+
+    with started(Reading(), EngineSettings(patience=0.2)) as engine:
+        reply = engine.submit("stub", [request("q", "word " * 2_000)])
+        seen = set()
+        while not reply.done():
+            seen.add(engine.health().reason)
+            time.sleep(0.01)
+        assert ("scoring hangs" not in seen) is ready
+
+
+def test_the_probe_of_a_scorer_in_two_halves_goes_the_way_of_its_requests() -> None:
+    with started(Halves(), EngineSettings(mend=0.2)) as engine:
+        scorer = cast(Any, engine.scorers["stub"])
+
+        def broken(pairs: object) -> list[float]:
+            raise RuntimeError("no scores of pairs")
+
+        scorer.score_pairs, scorer.score_batch = broken, StubScorer().score_batch
+        with pytest.raises(ScorerError):
+            engine.submit("stub", [many("a", 3)]).result(5)
+        until(lambda: engine.health().lost)
+
+
+def test_a_model_that_is_not_there_takes_no_room() -> None:
+    with started() as engine:
+        with pytest.raises(KeyError):
+            engine.submit("another", [many("a", 3)])
+        assert engine.requests == 0
 
 
 def test_a_scorer_that_hangs_is_seen_from_outside() -> None:

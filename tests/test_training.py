@@ -405,17 +405,25 @@ def test_after_training_in_bf16_the_policy_scores_as_the_saved_model(tmp_path: P
     assert "forward" not in vars(policy)
 
 
-def test_a_scale_that_was_fitted_before_goes_with_the_scores_of_before(tmp_path: Path) -> None:
-    policy = wide_cross_encoder()
+@pytest.mark.parametrize(("rewards", "scale"), [((0.0, 1.0), (1.0, None)), ((1.0, 0.0), (2.0, 0.25))])
+def test_a_scale_that_was_fitted_before_goes_with_the_scores_of_before(
+    tmp_path: Path, rewards: tuple[float, float], scale: tuple[float, float | None]
+) -> None:
+    policy, told = wide_cross_encoder(), itertools.chain(rewards, itertools.repeat(rewards[1]))
     policy.temperature, policy.threshold = 2.0, 0.25
     policy.save(tmp_path / "start")
-    start = load(tmp_path / "start", max_length=64)
-    assert (start.temperature, start.threshold) == (2.0, 0.25)
+    opened = load(tmp_path / "start", max_length=64)
+    assert (opened.temperature, opened.threshold) == (2.0, 0.25)
     config, algorithm = TrainConfig(epochs=1, batch_size=4), RRPO(RRPOConfig(), ToyReader(), answer_reward("f1"))
-    train(policy, copy.deepcopy(policy), algorithm, padded_examples(4), config, tmp_path / "run")
+
+    def score_dev(_: Any) -> dict[str, float]:
+        return {"reward": next(told)}
+
+    start = copy.deepcopy(policy)
+    train(policy, start, algorithm, padded_examples(4), config, tmp_path / "run", score_dev=score_dev)
     policy.save(tmp_path / "model")
-    trained = load(tmp_path / "model", max_length=64)
-    assert (trained.temperature, trained.threshold) == (1.0, None)
+    saved = load(tmp_path / "model", max_length=64)
+    assert (saved.temperature, saved.threshold) == scale
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -87,11 +87,15 @@ class Answers:
         await self._places.acquire()
         self._waiting -= {asyncio.current_task()}
         self.reading += 1
-        thread = asyncio.wrap_future(_in_thread(reader, context))
-        thread.add_done_callback(self._done)
+        try:
+            thread = asyncio.wrap_future(_in_thread(reader, context))
+        except BaseException:  # no thread can be started: the place is free again
+            self._free()
+            raise
+        thread.add_done_callback(lambda _: self._free())
         return await asyncio.shield(thread)
 
-    def _done(self, thread: asyncio.Future[ReadResult]) -> None:
+    def _free(self) -> None:
         self.reading -= 1
         self._places.release()
 
