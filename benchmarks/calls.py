@@ -166,7 +166,7 @@ def page() -> str:
     records = {row: record_of(row) for row in ROWS}
     exact = records[EXACT]
     naive = None
-    trained_on, in_all = "Training questions (number: not run)", "in all as often as questions are visited (not run)"
+    trained_on, in_all = "Training questions (number: not run)", "(not run) in all"
     dev = "small (number of questions: not run)"
     if sizes := next((record for record in records.values() if record), None):
         naive = naive_of(sizes["questions"]) * EPOCHS
