@@ -1,15 +1,16 @@
 """The questions that RRPO's authors ask, at the size of the protocol: `python -m benchmarks.paper run` (resumable, half
 an hour a row and seed on one core), then `... page`.
 
-Rows are trained as those of benchmarks/protocol.py, with the same questions, candidates, learning rate and number of
-questions seen. Rankings of the test side are kept, so that they can be read anew: by another reader, in another order
-or form, with another number of passages.
+Rows are trained as those of benchmarks/protocol.py, with the same questions, candidates and number of questions seen,
+and the learning rate of its RRPO. Rankings of the test side are kept, so that they can be read anew: by another reader,
+in another order or form, with another number of passages.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import calls, kept, protocol
+from benchmarks import calls, kept, pages, protocol
 from benchmarks.embedded.sets import load_set, side
 from benchmarks.kept import DEVICE, digests, measured, read
 from rankwright.metrics.significance import bootstrap_interval, paired_permutation_test
@@ -27,9 +28,10 @@ from rankwright.types import Context, Example, Outcome, Reader
 PAGE = Path(__file__).parent / "results" / "paper.md"
 _TRAINED = Path(__file__).parent / "work" / "another-reader"
 READERS = {"another": _TRAINED / "phase-1.pt", "weak": _TRAINED / "phase-0.pt"}
-"""Readers beside the embedded one, from `python -m benchmarks.embedded.train_reader --seed 1 --bf16 --out
-benchmarks/work/another-reader`: its recipe with another seed, in bf16, and not cut down to an adapter; and the same as
-it was after cloze questions alone, before it saw a written one."""
+"""Readers beside the embedded one: its recipe with another seed, in bf16, and not cut down to an adapter; and the same
+as it was after cloze questions alone, before it saw a written one."""
+TRAIN_READERS = "python -m benchmarks.embedded.train_reader --seed 1 --bf16 --out benchmarks/work/another-reader"
+"""Gives READERS."""
 LOOP = {"learning_rate": 1e-4, "eval_steps": 38, "interpolation": 0.5, **protocol.MIXED}
 TWICE = LOOP | {"eval_steps": 76}
 """Two updates of each rollout: as many questions, twice the steps."""
@@ -114,20 +116,33 @@ def settings_of(row: str) -> dict[str, Any]:
     if row in FIXED:
         return {}
     if ROWS[row].kept_as:
-        return protocol.settings_of(names_of(row)[0]) or {}
+        method = ROWS[row].kept_as
+        return protocol.settings_of(method) or protocol.CHOSEN[method]
     own = {"rrpo": dict(ROWS[row].rrpo), "loop": dict(ROWS[row].loop)}
     teacher = ROWS[row].teacher
     return own | ({"teacher": {"name": teacher, **weights_of(teacher)}} if teacher else {})
 
 
 def weights_of(name: str) -> dict[str, str]:
-    """Digest of one of READERS. Where its file is not here (weights do not travel with the records), that of the
-    reader whose offsets are kept; nothing where there never was one."""
+    """Digest of one of READERS: of the reader whose offsets are kept, because the records are of that one, whatever
+    lies here (weights do not travel with the records); else of its file; nothing where there never was one."""
     file = READERS[name]
-    if file.exists():
-        return digests([file])
     offsets = file.with_suffix(".offsets.json")
-    return {file.name: kept.record_of(offsets)["made_with"][file.name]} if kept.place(offsets).exists() else {}
+    if kept.place(offsets).exists():
+        return {file.name: kept.record_of(offsets)["made_with"][file.name]}
+    return digests([file]) if file.exists() else {}
+
+
+def lacks_reader(name: str) -> str:
+    """Why one of READERS cannot read here; empty where it can."""
+    file, wanted = READERS[name], weights_of(name)
+    here = digests([file]) if file.exists() else {}
+    if here and here == wanted:
+        return ""
+    what = f"{file} has other weights ({here[file.name]})" if here else f"{file} is not there"
+    if wanted:
+        return f"{what}; wanted {wanted[file.name]}, of which the records are. Copy it from where it was trained"
+    return f"{what}; wanted a reader's weights. Train it with {TRAIN_READERS}, or copy it from where it was trained"
 
 
 def readings_of(row: str) -> list[str]:
@@ -163,7 +178,11 @@ def reader_of(name: str) -> Any:
     from benchmarks.embedded.report import full_reader
     from rankwright.readers import EmbeddedReader
 
-    return full_reader(READERS[name]) if name else EmbeddedReader(device=DEVICE)
+    if not name:
+        return EmbeddedReader(device=DEVICE)
+    if lack := lacks_reader(name):
+        sys.exit(f"{lack}.")
+    return full_reader(READERS[name])
 
 
 def context_of(example: Example, ranking: Sequence[str], reading: Mapping[str, Any]) -> Context:
@@ -208,8 +227,9 @@ def read_anew(row: str, name: str, data: Mapping[str, list[Example]]) -> None:
     with ReadStore(protocol.WORK / "reads.sqlite") as store:
         for words in readings_of(row):
             reading, path = READINGS[words], read_at(name, words)
-            if (own := reading.get("reader", "")) and not READERS[own].exists():
-                print(f"{name}, {words}: left out, {READERS[own]} is not there", file=sys.stderr)
+            own = reading.get("reader", "")
+            if own and not kept.place(path).exists() and (lack := lacks_reader(own)):
+                print(f"{name}, {words}: left out, {lack}", file=sys.stderr)
                 continue
 
             def read_all(words: str = words, reading: Mapping[str, Any] = reading, own: str = own) -> dict[str, float]:
@@ -439,19 +459,14 @@ CLAIMS = (
 )
 
 
-ABOUT = f"""# The paper's questions at the size of this protocol
+HEAD = """# The paper's questions at the size of this protocol
 
 ```
 python -m benchmarks.paper run
 python -m benchmarks.paper page
 ```
-
-Protocol of [protocol.md](protocol.md): 600 training questions, BM25 over all pooled passages, 10 candidates while
-training, 20 in the test, 1,208 questions of nq_open and xquad_en, embedded reader. Unless a row says otherwise: three
-steps, four samples, the reference's greedy ranking as baseline, learning rate 1e-4, one pass over the questions, half
-of the way from the starting weights, best of three points on dev. The settings were not chosen for any of the rows but
-the second, which is that of protocol.md.
-
+"""
+ABOUT = f"""
 F1; difference to the reference over the same questions, 95 % bootstrap interval over questions (of the mean over seeds,
 so that it does not tell how far other seeds would be), paired sign-flip permutation test, not corrected for the number
 of rows. Rows without mark are means over three seeds. Training in bf16 autocast, rankings in {protocol.RANKING},
@@ -479,10 +494,44 @@ compared over the seeds that both have.
 |---|---|---|"""
 
 
+def settings_in_words(row: str) -> str:
+    """Settings of RRPO that differ from the defaults, and the learning rate."""
+    settings = settings_of(row)
+    own = [f"{name} {value}" for name, value in settings.get("rrpo", {}).items()]
+    loop = protocol.LOOP | settings.get("loop", {})
+    return ", ".join([*own, f"learning rate {loop['learning_rate']:g}"])
+
+
+def trained_how() -> str:
+    """What rows have in common, and the settings of those that stand apart."""
+    from rankwright.algorithms import RRPOConfig
+
+    common = RRPOConfig(**settings_of("RRPO").get("rrpo", {}))
+    chosen = [f'"{row}" ({settings_in_words(row)})' for row in ROWS if ROWS[row].kept_as]
+    words = (
+        f"Protocol of [protocol.md](protocol.md): {protocol.count_of('rrpo'):,} training questions, BM25 over all "
+        "pooled passages, 10 candidates while training, 20 in the test, "
+        f"{protocol.count_of('test'):,} questions of nq_open and xquad_en, embedded reader. Unless a row says "
+        f"otherwise: {common.train_k} steps, {common.samples} samples, the reference's greedy ranking as baseline, "
+        f"{settings_in_words('RRPO')}, one pass over the questions, half of the way from the starting weights, best of "
+        "three points on dev. Rows of protocol.md have settings of their own, which were chosen on the training and "
+        f"dev sides: {' and '.join(chosen)}. For no other row were settings chosen."
+    )
+    return textwrap.fill(words, 120, break_long_words=False, break_on_hyphens=False)
+
+
 def page() -> str:
     """The results page."""
     rows, beside = table(list(DEPTHS), list(ROWS)), table(list(TRANSFER), MAIN)
-    return "\n".join([ABOUT, *rows, BESIDE, *beside, JUDGED, *(claim.line() for claim in CLAIMS), ""])
+    return "\n".join(
+        [HEAD, trained_how(), ABOUT, *rows, BESIDE, *beside, JUDGED, *(claim.line() for claim in CLAIMS), ""]
+    )
+
+
+def is_measured() -> bool:
+    """Whether anything of the page is kept."""
+    readings = (read_at(name, words) for row in (*FIXED, *ROWS) for name in names_of(row) for words in readings_of(row))
+    return any(kept.place(path).exists() for path in readings) or calls.record_of(calls.EXACT) is not None
 
 
 def run_one(row: str, seed: int) -> None:
@@ -505,7 +554,7 @@ def lacks(row: str, seed: int) -> str:
     if ROWS[row].kept_as:
         return f"{name} is not trained by benchmarks.protocol yet"
     teacher = ROWS[row].teacher
-    return f"{READERS[teacher]} is not there" if teacher and not READERS[teacher].exists() else ""
+    return lacks_reader(teacher) if teacher else ""
 
 
 def run_all(rows: Sequence[str], seeds: Sequence[int], jobs: int) -> None:
@@ -530,7 +579,7 @@ def main() -> None:
     elif args.what == "run":
         run_all([row for row in args.row or ROWS if row in ROWS], args.seed, args.jobs)
     else:
-        PAGE.write_text(page(), encoding="utf-8")
+        pages.write(PAGE, page(), measured=is_measured())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The main comparison on real questions: `python -m benchmarks.protocol run` (resumable), then `... page`.
 
-600 training questions (the split's rrpo side, nq_open and xquad_en), BM25 over all pooled passages, 10 candidates while
+Training questions are the split's rrpo side (nq_open and xquad_en); BM25 over all pooled passages, 10 candidates while
 training, 20 in the test, top 3 to the embedded reader. Rows: BM25 order, reference, RRPO and supervised (three seeds
 each), gold-first order. Settings are chosen on training and dev sides; test is read once per trained model. The first
 passages of every ranking are kept, for benchmarks/paper.py to have them read otherwise.
@@ -50,6 +50,8 @@ BATCH_SIZE = 8
 TOP_K = 3
 DEEPEST = 5
 """Passages of a ranking that are kept: no reader sees more."""
+LOOP = {"epochs": 1.0, "batch_size": BATCH_SIZE, "learning_rate": 2e-5, "eval_steps": 19}
+"""What a row's own settings of the loop stand upon."""
 METHODS = ("rrpo", "supervised")
 FIXED = ("first-stage", "gold-first", "reference")
 MIXED = {"trainer": {"bf16": True}}
@@ -127,6 +129,11 @@ def examples_of(questions: Sequence[Question], index: BM25, depth: int) -> list[
     return with_candidates(plain, index, depth)
 
 
+def count_of(name: str, sets: Sequence[str] = OPEN_SETS) -> int:
+    """Questions of one side, each once, as `examples_of` takes them."""
+    return len({question.key for question in side(name, sets)})
+
+
 def splits(train_depth: int = 10, depth: int = 20) -> dict[str, list[Example]]:
     """train, dev and the sets of TEST_SETS, all with candidates from one pool: every passage that comes with a question
     of any set."""
@@ -161,8 +168,7 @@ def train_one(
     from rankwright.training import dev_scorer, train
 
     folder = WORK / name
-    loop = {"epochs": 1.0, "batch_size": BATCH_SIZE, "learning_rate": 2e-5, "eval_steps": 19}
-    config = TrainConfig(**(loop | dict(settings.get("loop", {}))))
+    config = TrainConfig(**(LOOP | dict(settings.get("loop", {}))))
     if config.batch_size != BATCH_SIZE:
         sys.exit(f"loop.batch_size is {config.batch_size}; the protocol's steps are of {BATCH_SIZE} questions.")
     reward = answer_reward("f1")
@@ -313,6 +319,12 @@ def trained_model(name: str) -> Any:
     return mixed(load(str(WORK / name / "model"), device=DEVICE, max_length=LENGTH))
 
 
+def weights_at(name: str) -> str:
+    """Digest of a row's saved weights; empty where there are none."""
+    file = WORK / name / "model" / "model.safetensors"
+    return digests([file])[file.name] if file.exists() else ""
+
+
 def run_fixed() -> None:
     """The rows without training."""
     data = splits()
@@ -323,9 +335,10 @@ def run_fixed() -> None:
 def trained(
     name: str, settings: Mapping[str, Any], files: Sequence[Path], train: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
-    """What training took, from its file where the row was trained before. Records travel to another machine and weights
-    do not: where the weights are gone before all of `files` were made with them, the row begins anew, and none of its
-    records stays, because they would be of other weights.
+    """What training took and the digest of the weights, from its file where the row was trained before. Records travel
+    to another machine and weights do not: where the weights are gone, or are those of another training, before all of
+    `files` were made with them, the row begins anew, and none of its records stays, because they would be of other
+    weights.
 
     Args:
         name: of the row.
@@ -335,16 +348,25 @@ def trained(
     """
     path, made = WORK / name / "train.json", made_with(settings)
     complete = all(kept.place(file).exists() for file in files)
-    if read(path, made) is not None and not complete and not (WORK / name / "model").exists():
-        print(name, "has no weights here and not all of its rankings are kept; it is trained again", flush=True)
+    record = read(path, made)
+    if record is not None and not complete and weights_at(name) != record.get("weights"):
+        words = f"has weights {weights_at(name) or 'none'} here, its record is of {record.get('weights')}"
+        print(f"{name} {words}, and not all of its rankings are kept; it is trained again", flush=True)
         kept.forget(path.parent)
-    return measured(path, made, train)
+    return measured(path, made, lambda: {**train(), "weights": weights_at(name)})
 
 
 def run_trained(name: str, settings: Mapping[str, Mapping[str, Any]]) -> None:
     """One row with training, for example rrpo-0: train, then test."""
     method, _, seed = name.rpartition("-")
-    data, own = splits(), settings.get(method, {})
+    own = settings[method]
+    if (there := settings_of(method)) not in (None, own):
+        sys.exit(
+            f"{name} was to be trained with {own}; a seed of {method} is there that was trained with {there}, and a "
+            f"row is of one kind. Run it with --settings {shlex.quote(json.dumps({method: there}))}, or move the "
+            f"records of {method} away."
+        )
+    data = splits()
     files = [*(rankings_at(name, each) for each in TEST_SETS), *(tested_at(name, each) for each in EVALUATED)]
     record = trained(name, own, files, lambda: train_one(method, int(seed), data, own, name))
     print(name, record, flush=True)
@@ -352,8 +374,10 @@ def run_trained(name: str, settings: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def tested(name: str, set_name: str) -> dict[str, Any] | None:
-    """What one run came to on one set; None where it is not there."""
-    return read(tested_at(name, set_name), made_with(settings_of(name) or {}))
+    """What one run came to on one set; None where it is not there. Ends the program where it was trained otherwise than
+    the first seed of its method."""
+    method = name.rpartition("-")[0] if name in TRAINED else ""
+    return read(tested_at(name, set_name), made_with(settings_of(method) or {}))
 
 
 def mean_over_seeds(names: Sequence[str], set_name: str, metric: str) -> dict[str, float] | None:
@@ -416,22 +440,32 @@ def table(set_name: str) -> list[str]:
     return lines
 
 
-def settings_of(name: str) -> dict[str, Any] | None:
-    """The settings that a trained row was trained with; None where it is not there."""
-    path = WORK / name / "train.json"
-    return kept.record_of(path)["made_with"]["settings"] if kept.place(path).exists() else None
+def settings_of(method: str) -> dict[str, Any] | None:
+    """The settings that the first seed of a method was trained with, of those that are there; None without any. All
+    seeds are read against them: a mean over seeds is of one kind of training."""
+    paths = (WORK / f"{method}-{seed}" / "train.json" for seed in SEEDS)
+    return next((kept.record_of(path)["made_with"]["settings"] for path in paths if kept.place(path).exists()), None)
+
+
+def settings_to_run(text: str | None) -> dict[str, dict[str, Any]]:
+    """Settings of every method: those that are given as JSON, and CHOSEN for a method without."""
+    given = json.loads(text) if text else {}
+    if unknown := sorted(given.keys() - set(METHODS)):
+        sys.exit(f"--settings names {', '.join(unknown)}; wanted {' or '.join(METHODS)}, each with its settings.")
+    return CHOSEN | given
 
 
 def trained_records() -> dict[str, dict[str, Any]]:
     """What training took, of every trained row that is there."""
-    found = {name: settings for name in TRAINED if (settings := settings_of(name)) is not None}
-    return {name: read(WORK / name / "train.json", made_with(settings)) for name, settings in found.items()}
+    made = {method: made_with(settings_of(method) or {}) for method in METHODS}
+    found = {name: read(WORK / name / "train.json", made[name.rpartition("-")[0]]) for name in TRAINED}
+    return {name: record for name, record in found.items() if record is not None}
 
 
 def page() -> str:
     """The results page."""
     records = trained_records()
-    chosen = {name.rpartition("-")[0]: settings_of(name) for name in records}
+    chosen = {method: settings for method in METHODS if (settings := settings_of(method)) is not None}
     command = "python -m benchmarks.protocol run" + (f" --settings {shlex.quote(json.dumps(chosen))}" if chosen else "")
     lines = [
         "# RRPO on real questions",
@@ -504,21 +538,22 @@ def main() -> None:
     parser.add_argument("what", choices=("run", "dev", "page"))
     parser.add_argument("--only", nargs="*", default=[], choices=TRAINED, help="with run: only these trained rows")
     parser.add_argument(
-        "--settings", help='JSON, for example {"rrpo": {"loop": {"epochs": 2}}}; run has those of the page'
+        "--settings",
+        help='JSON, for example {"rrpo": {"loop": {"epochs": 2}}}; with run, a method without has those of the page',
     )
     parser.add_argument("--jobs", type=int, default=1, help="with run: processes side by side")
     parser.add_argument("--name", default="dev-trial", help="with dev: name of the trial")
     parser.add_argument("--method", default="rrpo", choices=METHODS, help="with dev: what is tried")
     args = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
-    settings = json.loads(args.settings) if args.settings else CHOSEN if args.what == "run" else {}
     if args.what == "run" and len(args.only) == 1:
-        run_trained(args.only[0], settings)
+        run_trained(args.only[0], settings_to_run(args.settings))
     elif args.what == "run":
+        settings = settings_to_run(args.settings)
         run_fixed()
         run_each(args.only or TRAINED, settings, args.jobs)
     elif args.what == "dev":
-        print(train_one(args.method, 0, splits(), settings, args.name))
+        print(train_one(args.method, 0, splits(), json.loads(args.settings or "{}"), args.name))
     else:
         there = any(kept.place(tested_at(name, each)).exists() for name in (*FIXED, *TRAINED) for each in EVALUATED)
         pages.write(PAGE, page(), measured=there)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -12,6 +15,7 @@ from typing import Any
 import pytest
 
 from benchmarks import calls, kept, pages, paper, protocol
+from benchmarks.embedded.sets import Question
 from rankwright.types import Document, Example, Query, Ranking, RerankRequest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -138,9 +142,19 @@ def test_the_page_of_calls_compares_with_the_exact_cache() -> None:
 
 @pytest.mark.usefixtures("work")
 def test_the_page_of_calls_without_records_has_no_verdict() -> None:
-    head, naive, *rows = table(calls.page())
-    assert {len(row) for row in (head, naive, *rows)} == {8}
+    page = calls.page()
+    head, *rows = table(page)
+    assert {len(row) for row in (head, *rows)} == {8}
+    assert len(rows) == 1 + len(calls.ROWS)
     assert all(row[1] == "not run" and not any(row[2:]) for row in rows)
+    # Nor has it a number of questions, which a record brings.
+    assert page.count("not run") == len(rows) + 3
+    keep(calls.EXACT, record(NAIVE // 2, 0.5))
+    page = calls.page()
+    assert page.count("not run") == len(calls.ROWS) - 1
+    assert f"{QUESTIONS} training questions of" in page
+    assert f"{NAIVE} in all." in page
+    assert f"Dev is 20 questions, so that one answer more or less is {100 / 20:.2f} points," in page
 
 
 # --- what is kept, and what it was made with ---------------------------------------------------------------------
@@ -161,15 +175,20 @@ def test_records_of_another_budget_of_tokens_or_another_ranking_are_refused(
         kept.read(path, protocol.made_with({}))
 
 
+def digest_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
 class Training:
-    """Counts trainings; each leaves weights."""
+    """Counts trainings; each leaves weights of its own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.count = folder, 0
 
     def __call__(self) -> dict[str, int]:
-        (self.folder / "model").mkdir(parents=True)
+        (self.folder / "model").mkdir(parents=True, exist_ok=True)
         self.count += 1
+        (self.folder / "model" / "model.safetensors").write_bytes(b"w" * self.count)
         return {"training": self.count}
 
 
@@ -182,21 +201,78 @@ def test_a_row_whose_weights_stayed_on_another_machine_is_trained_again_only_whe
     def again() -> dict[str, Any]:
         return protocol.trained("row", {}, wanted, train)
 
-    assert again() == again() == {"training": 1}
+    assert again() == again() == {"training": 1, "weights": digest_of(b"w")}
     for path in (wanted[0], other):
         kept.measured(path, protocol.made_with({}), dict)
     shutil.rmtree(folder / "model")
-    assert again() == {"training": 2}
+    assert again() == {"training": 2, "weights": digest_of(b"ww")}
     # What was made with the weights that are gone went with them.
     assert not kept.place(wanted[0]).exists()
     assert not kept.place(other).exists()
     for path in wanted:
         kept.measured(path, protocol.made_with({}), dict)
     shutil.rmtree(folder / "model")
-    assert again() == {"training": 2}
+    assert again() == {"training": 2, "weights": digest_of(b"ww")}
     with pytest.raises(SystemExit, match="was made with"):
         protocol.trained("row", {"loop": {"epochs": 2}}, [*wanted, folder / "new.json"], train)
     assert kept.place(wanted[0]).exists()
+
+
+def test_weights_of_another_training_rank_nothing_under_a_kept_record(work: Path) -> None:
+    folder, wanted = work / "protocol" / "row", [protocol.rankings_at("row", "test")]
+    train, file = Training(folder), folder / "model" / "model.safetensors"
+
+    def again() -> dict[str, Any]:
+        return protocol.trained("row", {}, wanted, train)
+
+    assert again()["weights"] == digest_of(b"w")
+    file.write_bytes(b"trained on another machine")
+    assert again() == {"training": 2, "weights": digest_of(b"ww")}
+    assert protocol.weights_at("row") == digest_of(file.read_bytes())
+    # Where nothing more is made with them, they do not matter.
+    kept.measured(wanted[0], protocol.made_with({}), dict)
+    file.write_bytes(b"trained on another machine")
+    assert again() == {"training": 2, "weights": digest_of(b"ww")}
+
+
+def keep_trained(name: str, settings: dict[str, Any]) -> None:
+    record = {"steps": 1, "weights": "any"}
+    kept.measured(protocol.WORK / name / "train.json", protocol.made_with(settings), lambda: record)
+    values = {"values": {"F1": {"a": 0.5}}}
+    kept.measured(protocol.tested_at(name, "test"), protocol.made_with(settings), lambda: values)
+
+
+@pytest.mark.usefixtures("work")
+def test_seeds_that_were_trained_with_other_settings_are_not_one_row() -> None:
+    one, other = {"loop": {"epochs": 1}}, {"loop": {"epochs": 2}}
+    keep_trained("rrpo-1", one)
+    keep_trained("supervised-0", other)
+    assert (protocol.settings_of("rrpo"), protocol.settings_of("supervised")) == (one, other)
+    assert set(protocol.trained_records()) == {"rrpo-1", "supervised-0"}
+    assert protocol.tested("rrpo-1", "test") is not None
+    keep_trained("rrpo-2", other)
+    for read in (protocol.trained_records, lambda: protocol.tested("rrpo-2", "test")):
+        with pytest.raises(SystemExit, match=r"rrpo-2.* was made with .*'epochs': 2.*; wanted .*'epochs': 1"):
+            read()
+
+
+@pytest.mark.usefixtures("work")
+def test_a_seed_beside_others_is_trained_as_they_were_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def begins() -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(protocol, "splits", begins)
+    one = {"loop": {"epochs": 2}}
+    settings = protocol.settings_to_run(json.dumps({"supervised": one}))
+    assert settings == {"rrpo": protocol.CHOSEN["rrpo"], "supervised": one}
+    assert protocol.settings_to_run(None) == protocol.CHOSEN
+    with pytest.raises(SystemExit, match="--settings names loop; wanted rrpo or supervised"):
+        protocol.settings_to_run(json.dumps(one))
+    keep_trained("rrpo-0", protocol.CHOSEN["rrpo"])
+    with pytest.raises(InterruptedError):
+        protocol.run_trained("rrpo-1", settings)
+    with pytest.raises(SystemExit, match=r"rrpo-1 was to be trained with .*'epochs': 2.*'samples': 128"):
+        protocol.run_trained("rrpo-1", {"rrpo": one})
 
 
 class Turned:
@@ -245,8 +321,33 @@ def test_digests_of_other_readers_decide_readings_and_the_rows_that_they_teach(w
     assert "teacher" not in paper.settings_of("RRPO")
     # On another machine the offsets that were chosen for it tell which weights the records are of.
     kept.measured(weak.with_suffix(".offsets.json"), digest, lambda: [0.0, 1.0])
+    assert paper.lacks_reader("weak") == ""
     weak.unlink()
     assert paper.weights_of("weak") == digest
+
+
+def test_a_reader_that_was_trained_again_reads_nothing_beside_records_of_the_first(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, row, weak = "weak reader", "RRPO from a weak reader", paper.READERS["weak"]
+    monkeypatch.setattr(paper, "readings_of", lambda row: [words])
+    assert paper.TRAIN_READERS in paper.lacks(row, 0)
+    first, again = digest_of(b"first"), digest_of(b"trained again")
+    kept.measured(weak.with_suffix(".offsets.json"), {weak.name: first}, lambda: [0.0, 1.0])
+    for found in ("is not there", f"has other weights ({again})"):
+        lack = f"{weak} {found}; wanted {first}"
+        assert lack in paper.lacks(row, 0)
+        with pytest.raises(SystemExit, match=re.escape(lack)):
+            paper.reader_of("weak")
+        paper.read_anew("reference", "reference", {})
+        assert lack in capsys.readouterr().err
+        assert paper.by_seed("reference", words) == {}
+        weak.parent.mkdir(parents=True, exist_ok=True)
+        weak.write_bytes(b"trained again")
+    kept.measured(paper.read_at("reference", words), paper.made_with({}, words), lambda: {"a": 0.5})
+    paper.read_anew("reference", "reference", {})
+    assert capsys.readouterr().err == ""
+    assert paper.by_seed("reference", words) == {0: {"a": 0.5}}
 
 
 def test_a_page_with_figures_stays_until_there_are_new_ones(tmp_path: Path) -> None:
@@ -254,6 +355,26 @@ def test_a_page_with_figures_stays_until_there_are_new_ones(tmp_path: Path) -> N
     for text, measured, shown in (("not run", False, "not run"), ("0.5", True, "0.5"), ("not run", False, "0.5")):
         pages.write(page, text, measured=measured)
         assert page.read_text("utf-8") == shown
+
+
+@pytest.mark.usefixtures("work")
+@pytest.mark.parametrize("program", [calls, paper])
+def test_pages_of_calls_and_paper_stay_until_something_is_kept(
+    program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("0.5", encoding="utf-8")
+    monkeypatch.setattr(program, "PAGE", page)
+    monkeypatch.setattr(program, "page", lambda: "0.6")
+    monkeypatch.setattr("sys.argv", ["program", "page"])
+    program.main()
+    assert page.read_text("utf-8") == "0.5"
+    if program is calls:
+        keep(list(calls.ROWS)[-1], record(100, 0.5))
+    else:
+        kept.measured(paper.read_at("reference", "top 5"), paper.made_with({}, "top 5"), dict)
+    program.main()
+    assert page.read_text("utf-8") == "0.6"
 
 
 # --- the paper's questions ---------------------------------------------------------------------------------------
@@ -289,6 +410,24 @@ def test_three_seeds_beside_one_are_compared_over_that_one_and_a_fixed_order_sta
     assert "RRPO minus train_k 1, top 3, seed 0: +0.2500" in paper.Claim("words", "RRPO", "train_k 1").line()
     assert "(seed 0)" in paper.cell("train_k 1", "top 3")
     assert "seed" not in paper.cell("RRPO", "top 3")
+
+
+@pytest.mark.usefixtures("work")
+def test_the_page_says_how_each_row_was_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {"rrpo": ["a", "b", "a"], "test": ["c"]}
+    monkeypatch.setattr(protocol, "side", lambda name, sets: [Question(key, key, (), ()) for key in keys[name]])
+    rate = protocol.CHOSEN["supervised"]["loop"]["learning_rate"]
+    words = " ".join(paper.trained_how().split())
+    assert "2 training questions" in words
+    assert "1 questions of nq_open" in words
+    assert f"3 steps, 4 samples, the reference's greedy ranking as baseline, learning rate {1e-4:g}," in words
+    assert f'"supervised (gold labels)" (learning rate {rate:g})' in words
+    assert f'"RRPO, one step, question" (train_k 1, samples 128, scale question, learning rate {1e-4:g})' in words
+    keep_trained("supervised-1", {"loop": {"learning_rate": 3e-3}})
+    keep_trained("rrpo-0", {"rrpo": {"samples": 7}})
+    words = " ".join(paper.trained_how().split())
+    assert '"supervised (gold labels)" (learning rate 0.003)' in words
+    assert f'"RRPO, one step, question" (samples 7, learning rate {protocol.LOOP["learning_rate"]:g})' in words
 
 
 @pytest.mark.parametrize(
@@ -363,28 +502,55 @@ def test_rows_wait_for_what_they_are_made_from(work: Path) -> None:
 # --- the make target ---------------------------------------------------------------------------------------------
 
 
-def test_make_benchmarks_writes_the_page_of_a_program_that_fails_and_stops_there(tmp_path: Path) -> None:
-    notes, python = tmp_path / "notes", tmp_path / "bin" / "python"
+def run_make(folder: Path, *failing: str) -> tuple[int, list[str]]:
+    """Exit code of `make benchmarks` in a folder, and what its Python was called with."""
+    notes, python = folder / "notes", folder / "bin" / "python"
     python.parent.mkdir()
-    python.write_text(f'#!/bin/sh\necho "$@" >> {notes}\ncase "$*" in *"calls run"*) exit 5;; esac\n')
+    fails = "".join(f'*"{words}"*) exit 5;; ' for words in failing)
+    python.write_text(f'#!/bin/sh\necho "$@" >> {notes}\ncase "$*" in {fails}*) exit 0;; esac\n')
     python.chmod(0o755)
-    stamps = {name: tmp_path / name for name in ("MADE", "DEMO_INSTALLED", "ALL_INSTALLED")}
-    for stamp in stamps.values():
-        stamp.touch()
-    installed = [f"{name}={stamp}" for name, stamp in stamps.items()]
+    for name in ("pyproject.toml", "constraints.txt", "MADE", "DEMO_INSTALLED", "ALL_INSTALLED"):
+        (folder / name).touch()
+    installed = [f"{name}={folder / name}" for name in ("MADE", "DEMO_INSTALLED", "ALL_INSTALLED")]
     environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS")}
     run = subprocess.run(
-        ["make", "benchmarks", f"BIN={python.parent}", *installed, "JOBS=2"],
-        cwd=ROOT,
+        ["make", "-f", ROOT / "Makefile", "benchmarks", f"BIN={python.parent}", *installed, "JOBS=2"],
+        cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert run.returncode == 2
-    assert notes.read_text("utf-8").splitlines() == [
+    return run.returncode, notes.read_text("utf-8").splitlines()
+
+
+def test_make_benchmarks_writes_the_page_of_a_program_that_fails_and_stops_there(tmp_path: Path) -> None:
+    code, called = run_make(tmp_path, "calls run")
+    assert code == 2
+    assert called == [
         "-m benchmarks.cost run",
         "-m benchmarks.cost page",
         "-m benchmarks.calls run --jobs 2",
         "-m benchmarks.calls page",
     ]
+
+
+WEIGHTS = paper.READERS["another"]
+
+
+@pytest.mark.parametrize(
+    ("there", "trains"),
+    [(None, True), (WEIGHTS, False), (kept.place(WEIGHTS.with_suffix(".offsets.json")), False)],
+    ids=["neither", "weights", "offsets"],
+)
+def test_make_benchmarks_trains_the_other_reader_once_on_all_machines(
+    there: Path | None, trains: bool, tmp_path: Path
+) -> None:
+    if there is not None:
+        file = tmp_path / there.relative_to(ROOT)
+        file.parent.mkdir(parents=True)
+        file.touch()
+    code, called = run_make(tmp_path)
+    assert code == 0
+    assert (paper.TRAIN_READERS.removeprefix("python ") in called) == trains
+    assert "-m benchmarks.paper run --jobs 2" in called

@@ -6,6 +6,7 @@ Every part is kept in results/kept/embedded/ and not measured again; parts that 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -51,6 +52,10 @@ def full_reader(weights: Path) -> EmbeddedReader:
     from rankwright.backbone import backbone_folder
     from rankwright.readers.extractive import EmbeddedReader, Encoder, ExtractiveModel
 
+    if not weights.exists():
+        sys.exit(
+            f"{weights} is not there; wanted the phase-N.pt of a reader: python -m benchmarks.embedded.train_reader"
+        )
     model = ExtractiveModel(BertConfig.from_pretrained(backbone_folder()))
     model.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
     reader = EmbeddedReader.from_model(model, Encoder(backbone_folder()), 0.0, device=DEVICE)
