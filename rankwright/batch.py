@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rankwright.bulk import Batch, Failure, Ranked, check_failed, rank_each
+from rankwright.bulk import Batch, Failure, Ranked, check_backend, check_failed, rank_each
 from rankwright.data.fields import ID_FIELDS, id_field, object_of, passage
 from rankwright.data.jsonl import parse_row
 from rankwright.data.problems import RowError
@@ -191,11 +191,15 @@ def rerank_dataset(
         questions_at_once: rows that a worker takes at once.
         cpus_per_worker: of the cluster, which gives an actor so many threads.
         gpus_per_worker: of the cluster; with device="cuda".
-        load: further options of `rankwright.load`, such as backend.
+        load: further options of `rankwright.load`, such as backend, by name and not "auto".
 
     Returns:
         The dataset with candidates best first, their `score` the reranker's, and a column `error`.
+
+    Raises:
+        ConfigurationError: the backend is "auto".
     """
+    check_backend(load.get("backend", ""))
     ray = ray_data()
     return rows.map_batches(
         RerankStage,

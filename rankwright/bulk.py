@@ -31,6 +31,7 @@ from rankwright.data import trec_run_lines
 from rankwright.data.files import replacing
 from rankwright.data.jsonl import row_of
 from rankwright.errors import ConfigurationError, DataError, ModelError, RankwrightError, ResumeError, StorageError
+from rankwright.rerankers import AUTO
 from rankwright.types import Example, Ranking, Reranker, RerankRequest
 
 logger = logging.getLogger("rankwright.bulk")
@@ -101,6 +102,17 @@ def rank_each(reranker: Reranker, requests: Sequence[RerankRequest]) -> list[Ran
 def scored_here(reranker: Reranker) -> Score:
     """Scores batches one after the other in this process."""
     return lambda found: (rank_each(reranker, batch.requests) for batch in found)
+
+
+def check_backend(backend: str) -> None:
+    """Raises ConfigurationError for the backend `auto`: it may choose another on another machine, or on this one after
+    an update, and results that are scored apart have to be of one scale."""
+    if backend == AUTO:
+        raise ConfigurationError(
+            f"Backend is '{AUTO}', which each machine and each start chooses for itself; wanted one name for all "
+            f"scores of a result. Name the backend: rankwright rerank QUESTION PASSAGE --model MODEL --backend {AUTO} "
+            "says which is the fastest here."
+        )
 
 
 def _told(error: Exception) -> str:

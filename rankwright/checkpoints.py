@@ -56,18 +56,6 @@ def write_manifest(folder: Path, names: Iterable[str] | None = None) -> None:
     replace_text(folder / MANIFEST, json.dumps({str(p.relative_to(folder)): digest(p) for p in files}, indent=1))
 
 
-def note_change(file: Path) -> None:
-    """Enters a file of a run's model that was changed on purpose into the run's manifest; others have none."""
-    file = file.absolute()
-    run = file.parents[1]
-    if not (run / MANIFEST).is_file():
-        return
-    manifest = json.loads((run / MANIFEST).read_text(encoding="utf-8"))
-    name = str(file.relative_to(run))
-    if name in manifest:
-        replace_text(run / MANIFEST, json.dumps({**manifest, name: digest(file)}, indent=1))
-
-
 def is_complete(folder: Path) -> bool:
     """True where every file of the manifest is there with its hash."""
     return not damaged_files(folder)

@@ -20,16 +20,10 @@ def digest(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
-def damaged_files(folder: Path, below: str = "") -> list[str]:
-    """Files that are not there as the manifest says; the manifest where it cannot be read.
-
-    Args:
-        folder: has the manifest.
-        below: only files of this folder in it; all where it is empty.
-    """
+def damaged_files(folder: Path) -> list[str]:
+    """Files that are not there as the folder's manifest says; the manifest where it cannot be read."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        listed = [(name, entry) for name, entry in manifest.items() if not below or name.startswith(f"{below}/")]
+        listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8")).items()
         return [name for name, entry in listed if not _is_as_written(folder / name, entry)]
     except (OSError, ValueError, AttributeError):
         return [MANIFEST]
@@ -42,9 +36,32 @@ def _is_as_written(path: Path, entry: object) -> bool:
         return False
 
 
+def model_entries(model: Path) -> dict[str, Any]:
+    """What the manifest of a run says of its model's files. Nothing of a model elsewhere, and of one beside a
+    manifest.json of another tool.
+
+    Args:
+        model: folder of a model, of a run or not.
+
+    Raises:
+        OSError, ValueError, RecursionError: a manifest is there and cannot be read.
+    """
+    place = model.absolute()
+    if place.name != MODEL or not (place.parent / MANIFEST).is_file():
+        return {}
+    manifest = json.loads((place.parent / MANIFEST).read_text(encoding="utf-8"))
+    listed = manifest.items() if isinstance(manifest, dict) else ()
+    found = {name: entry for name, entry in listed if name.startswith(f"{MODEL}/")}
+    return found if any(_is_entry(entry) for entry in found.values()) else {}
+
+
+def _is_entry(value: object) -> bool:
+    return isinstance(value, dict) and value.keys() == {"bytes", "sha256"}
+
+
 def check_model(folder: Path) -> None:
     """Whether the model of a run is as the run left it, before anything is made of its numbers: a flipped bit in a
-    weight is no error of safetensors. A model elsewhere has no manifest and is taken as it is.
+    weight is no error of safetensors. A model elsewhere has no manifest and is taken as it is. Every byte is read.
 
     Args:
         folder: of a model, of a run or not.
@@ -52,10 +69,12 @@ def check_model(folder: Path) -> None:
     Raises:
         ModelError: a file of the model is damaged or gone.
     """
-    place = folder.absolute()
-    if place.name != MODEL or not (place.parent / MANIFEST).is_file():
-        return
-    if damaged := damaged_files(place.parent, MODEL):
+    run = folder.absolute().parent
+    try:
+        damaged = [name for name, entry in model_entries(folder).items() if not _is_as_written(run / name, entry)]
+    except (OSError, ValueError, RecursionError):
+        damaged = [MANIFEST]
+    if damaged:
         raise ModelError(
             f"{', '.join(damaged)} in {folder.parent} is not as the run left it; wanted the files that its {MANIFEST} "
             f"lists. Make the model again with rankwright train --resume, or remove {MANIFEST} to take it as it is."

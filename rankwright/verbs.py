@@ -185,14 +185,14 @@ def calibrate(
     """
     from rankwright.calibration import calibrate as fitted
     from rankwright.calibration import write_calibration
-    from rankwright.checkpoints import note_change
     from rankwright.llms.endpoint import model_place
     from rankwright.rerankers import load
+    from rankwright.rerankers.changes import noted
 
     folder = model_place(str(model))
     found = fitted(load(folder), examples)
-    write_calibration(Path(folder), found, source)
-    note_change(Path(folder) / "config.json")
+    with noted(Path(folder)):
+        write_calibration(Path(folder), found, source)
     return found
 
 

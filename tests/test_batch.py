@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 import rankwright
-from rankwright.batch import RerankStage, ray_data
+from rankwright.batch import RerankStage, ray_data, rerank_dataset
 from rankwright.data.jsonl import row_of
 from rankwright.errors import ConfigurationError, MissingDependencyError, ModelError
 from tests.bulk_kit import Stub, examples, score_of
@@ -92,6 +92,13 @@ def test_a_model_s_scores_and_cuts_are_those_of_the_plain_path(tmp_path: Path) -
     _, cut = stage.rank(requests)
     assert (cut.pairs, cut.cut, cut.max_length) == (len(documents), 1, plain.max_length)
     assert len(DOORS) > 1
+
+
+def test_workers_are_not_left_to_choose_a_backend_each() -> None:
+    """Half of the rows would have the scores of another one, where processors are mixed."""
+    rows: Any = None  # refused before anything is asked of them
+    with pytest.raises(ConfigurationError, match=r"Backend is 'auto'.*Name the backend"):
+        rerank_dataset(rows, "reference", backend="auto")
 
 
 def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

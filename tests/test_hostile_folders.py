@@ -21,6 +21,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+import rankwright
+from rankwright.errors import ModelError
+from rankwright.llms.folders import FOLLOW
 from tests.cli_kit import ROOT
 from tests.tiny_bert import save_cross_encoder
 
@@ -177,6 +180,19 @@ def piped(name: str) -> Change:
     return change
 
 
+def blobs_of_others(place: Place) -> None:
+    """A folder that says it is the hub's, and whose blobs are somebody else's files."""
+    repository = place.folder.parent / f"models--false--{place.folder.name}"
+    snapshot = repository / "snapshots" / "main"
+    snapshot.parent.mkdir(parents=True)
+    place.folder.rename(snapshot)
+    (repository / "blobs").symlink_to(place.outside)
+    for file in sorted(snapshot.iterdir()):
+        file.unlink()
+        file.symlink_to(Path("..", "..", "blobs", file.name))
+    place.folder.symlink_to(snapshot)
+
+
 def indexed(place: Place) -> None:
     """Weights in several files, one of which is somebody else's."""
     found, _ = parts(place)
@@ -232,6 +248,7 @@ OTHERS: Mapping[str, Change] = {
     "link: in a folder": linked("onnx/model.onnx", "model.safetensors"),
     "link: to nothing": linked("vocab.txt", "nothing"),
     "link: to itself": looped,
+    "link: blobs of others": blobs_of_others,
     "link: an export's manifest": linked("rankwright_onnx.json", "config.json"),
     "pipe: config.json": piped("config.json"),
     "pipe: model.safetensors": piped("model.safetensors"),
@@ -280,11 +297,27 @@ def of_the_hub(place: Place) -> None:
         file.symlink_to(blobs / str(number))
 
 
+def of_a_moved_hub(place: Place) -> None:
+    """The same where the folder of the repository is a link to another disk, under another name."""
+    moved, shown = place.folder.parent / f"moved {place.folder.name}", place.folder.parent / f"hub {place.folder.name}"
+    blobs, snapshot = moved / "blobs", moved / "snapshots" / "main"
+    blobs.mkdir(parents=True)
+    snapshot.parent.mkdir()
+    place.folder.rename(snapshot)
+    for number, file in enumerate(sorted(snapshot.iterdir())):
+        file.rename(blobs / str(number))
+        file.symlink_to(Path("..", "..", "blobs", str(number)))
+    shown.mkdir()
+    (shown / "models--a--b").symlink_to(moved)
+    place.folder.symlink_to(shown / "models--a--b" / "snapshots" / "main")
+
+
 HARMLESS: Mapping[str, Change] = {
     "pickles beside the weights": pickles,
     "programs beside the weights": programs,
     "links inside the folder": own_links,
     "links into the hub's cache": of_the_hub,
+    "links into a cache elsewhere": of_a_moved_hub,
 }
 CASES = {**LIES, **OTHERS, **HARMLESS}
 
@@ -342,6 +375,33 @@ def test_a_folder_that_lies_or_reaches_out_is_named(opened: Opened, name: str) -
     assert str(opened.folders[name]) in said
     assert "wanted" in said
     assert ("files of its own" in said or "files in the folder" in said) == (name in OTHERS)
+
+
+@pytest.mark.parametrize("name", ["link: to nothing", "link: to itself"])
+def test_a_link_that_leads_nowhere_is_told_as_such(opened: Opened, name: str) -> None:
+    assert "holds vocab.txt, which is a link that leads to nothing; wanted" in opened.said[name]
+
+
+def test_a_tree_of_links_opens_where_they_are_to_be_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As DVC, git-annex and Nix lay out what they keep; what is no file, and a link to nothing, stay refused."""
+    store, folder = save_cross_encoder(tmp_path / "store"), tmp_path / "model"
+    folder.mkdir()
+    for file in store.iterdir():
+        (folder / file.name).symlink_to(file)
+    with pytest.raises(ModelError, match=f"leads out of the folder; .* set {FOLLOW}=1"):
+        rankwright.load(folder)
+    monkeypatch.setenv(FOLLOW, "0")
+    with pytest.raises(ModelError, match="leads out of the folder"):
+        rankwright.load(folder)
+    monkeypatch.setenv(FOLLOW, "1")
+    asked = ("rain", ["moon", "a river of rain"])
+    assert rankwright.load(folder).rerank(*asked).scores == rankwright.load(store).rerank(*asked).scores
+    os.mkfifo(tmp_path / "pipe")
+    for target, said in (("pipe", "is no file"), ("gone", "is a link that leads to nothing")):
+        (folder / "vocab.txt").unlink(missing_ok=True)
+        (folder / "vocab.txt").symlink_to(tmp_path / target)
+        with pytest.raises(ModelError, match=f"vocab.txt, which {said}"):
+            rankwright.load(folder)
 
 
 @pytest.mark.parametrize("name", HARMLESS)

@@ -46,6 +46,7 @@ DOCUMENTS = tuple(
     Document(f"d{n}", (LETTERS[n % 30 :] + LETTERS * 4)[:n], "Rain" if n % 3 else "") for n in (0, 1, 7, 9, 16, 24, 99)
 )
 UNTOLD = "instruction sets: not told by the system"
+NONE = "none of the instruction sets that it has fast kernels for"
 TOLERANCES = {"packed": 1e-5, "bf16": 0.05}
 """Of a score alone and among others, in standard deviations of the scores (S18, P3 of the map of reliability)."""
 
@@ -356,20 +357,23 @@ def test_auto_opens_a_folder_and_tells_the_instruction_sets(
         ("onnx-int8", "avx2 fma", "avx2"),
         ("onnx-int8", "asimd asimddp", "asimddp"),
         ("packed", "altivec", ""),
+        ("torch", "sse avx2", ""),
+        ("packed", "", ""),
     ],
 )
 def test_a_backend_relies_on_the_best_sets_that_it_has_kernels_for(
     backend: str, flags: str, relied: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = [name for name in choice.SETS if name in flags.split()]
-    monkeypatch.setattr(choice, "instruction_sets", lambda: there)
+    monkeypatch.setattr(choice, "_flags", lambda: set(flags.split()))
     monkeypatch.setattr(choice, "processor", lambda: "a processor")
     seconds = {"torch": 3.0, backend: 3.0 if backend == "torch" else 1.5}
     told = choice._told(rankwright.load(folder), {"backend": backend, "seconds": seconds, "left out": {}}, "torch")
     gain = "the only one tried" if backend == "torch" else "2.0 times torch"
     others = ", ".join(name for name in there if name not in relied.split(", "))
     sets = f"relies on {relied}" + (f"; the processor has {others} too" if others else "")
-    assert told == f"{folder}: backend {backend}, {gain} on a processor ({sets if relied else UNTOLD})"
+    none = NONE + (f"; the processor has {others}" if others else "") if flags else UNTOLD
+    assert told == f"{folder}: backend {backend}, {gain} on a processor ({sets if relied else none})"
 
 
 def test_mkl_has_avx512_for_processors_of_its_maker(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,8 +46,8 @@ def calibrate(
     stay as they are."""
     from rankwright.calibration import calibrate as fitted
     from rankwright.calibration import write_calibration
-    from rankwright.checkpoints import note_change
     from rankwright.cli.build import build_reranker
+    from rankwright.rerankers.changes import noted
     from rankwright.rerankers.ranking import Scorer
 
     folder = Path(model_place(model))
@@ -68,8 +68,8 @@ def calibrate(
     if not isinstance(scorer, Scorer):
         raise ConfigurationError(f"Model {model} gives no scores of its own; wanted a model that does.")
     found = fitted(scorer, _examples(data, settings))
-    write_calibration(folder, found, data.name)
-    note_change(folder / "config.json")
+    with noted(folder):
+        write_calibration(folder, found, data.name)
     if output is OutputKind.json:
         emit({"folder": str(folder), **asdict(found)})
         return

@@ -195,6 +195,7 @@ def rerank(
     A language model's answers that cannot be read are no error: their passages stand as they were given and the exit
     code is 0; they are counted under `outcomes.malformed` beside `calls` in --output json.
     """
+    from rankwright.bulk import check_backend
     from rankwright.cli.build import against_cuts, tell_of_cut
     from rankwright.cli.bulk import check_bulk, check_ray
     from rankwright.cli.bulk import join as join_shards
@@ -241,6 +242,8 @@ def rerank(
         )
     settings = _llm(llm, asked, own | {"reader.reader": llm} | of_endpoint)
     check_ray(ray, workers, llm)
+    if out is not None:
+        check_backend(backend)
     allowed = MAX_FAILED if max_failed is None else max_failed
     opened = _opened(settings, model, device, backend, joined, max(allowed, STOP_ABOVE))
     failed = 0

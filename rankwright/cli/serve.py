@@ -14,7 +14,7 @@ import typer
 from rankwright.cli.common import OutputKind, emit, say
 from rankwright.cli.options import ApiKeyEnv, Backend, ReaderModel, Windows
 from rankwright.errors import ConfigurationError, MissingDependencyError
-from rankwright.llms.endpoint import check_model_place
+from rankwright.llms.endpoint import check_name
 from rankwright.rerankers import REFERENCE, refuse_writer
 from rankwright.rerankers.onnx_folder import is_export
 from rankwright.rerankers.ranking import Scorer
@@ -64,7 +64,9 @@ def serve(
     max_documents: int = typer.Option(1000, min=1, help="Documents of a request (422)."),
     max_body_bytes: int = typer.Option(4 * 2**20, min=1, help="Bytes of a body (413)."),
     batch_documents: int = typer.Option(64, min=1, help="Documents that are scored at once, of all requests."),
-    patience: float = typer.Option(4.0, min=0.1, help="Seconds of one batch after which /ready says no."),
+    patience: float = typer.Option(
+        4.0, min=0.1, help="Seconds of one batch, or of one turn of tokenising, after which /ready says no."
+    ),
     reader: str | None = typer.Option(
         None, help="Who answers at /answer and on the page: embedded, a local causal LM, or an endpoint's base URL."
     ),
@@ -168,7 +170,7 @@ def opener(
     """
     for model in models:
         if model != REFERENCE:
-            check_model_place(model)
+            check_name(model)
             refuse_writer(model)
     names = served_names(models)
 

@@ -115,18 +115,28 @@ def model_place(name: str) -> str:
 
 
 def check_model_place(name: str) -> None:
-    """Whether a model can be opened under a name: a folder of a run has to hold its model as the run left it. Names of
-    the hub are NAME or OWNER/NAME; to seek any other there takes a minute where there is no connection, and ends with a
-    puzzling message.
+    """Whether a model can be opened under a name, and whether one of a run is as the run left it. Every byte is read:
+    once for each opening, at the door.
+
+    Raises:
+        ConfigurationError, ResourceNotFoundError: as `check_name`.
+        ModelError: a file of the run's model is damaged.
+    """
+    check_name(name)
+    if Path(name).exists():
+        check_model(Path(model_place(name)))
+
+
+def check_name(name: str) -> None:
+    """Whether a name can be a model's. Names of the hub are NAME or OWNER/NAME; to seek any other there takes a minute
+    where there is no connection, and ends with a puzzling message.
 
     Raises:
         ConfigurationError: it is an address without http://.
         ResourceNotFoundError: it is the path of a folder that is not there.
-        ModelError: a file of the run's model is damaged.
     """
     path = Path(name)
     if path.exists():
-        check_model(Path(model_place(name)))
         return
     if _HOST_AND_PORT.fullmatch(name):
         raise ConfigurationError(

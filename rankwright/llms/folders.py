@@ -16,6 +16,9 @@ from urllib.request import getproxies
 
 from rankwright.errors import ModelError
 
+FOLLOW = "RANKWRIGHT_FOLLOW_LINKS"
+"""Set to 1, links out of a model's folder are followed: what they lead to is read, saved and uploaded as its own."""
+
 
 @contextmanager
 def fetched(path: str) -> Iterator[None]:
@@ -67,18 +70,19 @@ def _has_address(endpoint: str) -> bool:
 def refuse_others_files(path: str) -> None:
     """A folder that comes from anyone may hold links to files of whoever opens it, which would be read as a vocabulary,
     saved again and uploaded; what is no file, and is waited for without end; and an index of weights that names files
-    elsewhere. Links inside the folder are its own, and so are those into the hub's cache, which is made of them.
+    elsewhere. Links inside the folder are its own, and so are those into the hub's cache, which is made of them; others
+    are followed where FOLLOW asks for it.
 
     Raises:
         ModelError: there is one.
     """
     folder = Path(path)
     for file in _seen(folder):
-        wrong = _wrong_kind(folder, file)
-        if wrong:
+        if wrong := _wrong_kind(folder, file):
+            what, next_step = wrong
             raise ModelError(
-                f"Model '{path}' holds {file.relative_to(folder).as_posix()}, which {wrong}; wanted files of its own. "
-                "If you know where it comes from, put a copy in its place or take it out."
+                f"Model '{path}' holds {file.relative_to(folder).as_posix()}, which {what}; wanted files of its own. "
+                f"{next_step}"
             )
         stray = next((name for name in _shards(file) if Path(name).name != name), None)
         if stray is not None:
@@ -103,13 +107,33 @@ def _entries(folder: Path) -> list[Path]:
         return []
 
 
-def _wrong_kind(folder: Path, file: Path) -> str:
+def _wrong_kind(folder: Path, file: Path) -> tuple[str, str] | None:
+    """What is wrong with a file of a folder, and what to do; None where nothing is."""
     if file.is_symlink():
-        target = Path(os.path.realpath(file))
-        in_cache = target.parent.name == "blobs" and target.parents[1].name.startswith("models--")
-        if not in_cache and not target.is_relative_to(os.path.realpath(folder)):
-            return "is a link that leads out of the folder"
-    return "" if file.is_file() or file.is_dir() else "is no file"
+        if not os.path.exists(file):  # noqa: PTH110 (Path.exists raises where a folder on the way is closed)
+            return "is a link that leads to nothing", "Fetch what it leads to, or take it out."
+        if os.environ.get(FOLLOW) != "1" and not _is_own(folder, file):
+            return "is a link that leads out of the folder", (
+                f"If you know where it leads, set {FOLLOW}=1, which follows such links; or put a copy in its place."
+            )
+    if file.is_file() or file.is_dir():
+        return None
+    return "is no file", "If you know where it comes from, put a copy in its place or take it out."
+
+
+def _is_own(folder: Path, link: Path) -> bool:
+    """Whether a link leads into its folder, or to a blob of the hub's cache."""
+    target = Path(os.path.realpath(link))
+    if target.is_relative_to(os.path.realpath(folder)) or _is_blob(target):
+        return True
+    # The folder of the repository may be a link itself, or be reached by one, behind which it has any name.
+    places = (link.absolute(), Path(os.path.realpath(link.parent), link.name))
+    repositories = (above.parent for place in places for above in place.parents if above.name == "snapshots")
+    return any(target.parent == Path(os.path.realpath(repository), "blobs") for repository in repositories)
+
+
+def _is_blob(target: Path) -> bool:
+    return target.parent.name == "blobs" and target.parents[1].name.startswith("models--")
 
 
 def _shards(file: Path) -> list[str]:

@@ -101,6 +101,8 @@ def load(
     exported = is_export(path)
     if not exported:
         _check_installed(str(path))
+        if str(path) != REFERENCE:
+            check_model_place(str(path))  # here, and not for every backend that is tried: it reads all weights
 
     def opened(backend: str) -> Scorer:
         return _computed(_policy(path, device, max_length, kind), backend)
@@ -156,7 +158,6 @@ def _policy(path: str | Path, device: str, max_length: int | None, kind: Kind | 
 
     if str(path) == REFERENCE:
         return load_reference(device=device, max_length=max_length)
-    check_model_place(str(path))
     if kind is not None or _is_causal(str(path)):
         from rankwright.rerankers.causal import CausalReranker
 

@@ -66,12 +66,17 @@ def probes() -> list[RerankRequest]:
 
 def instruction_sets() -> list[str]:
     """Those of SETS that this processor has; none where the system does not tell."""
+    flags = _flags()
+    return [name for name in SETS if name in flags]
+
+
+def _flags() -> set[str]:
+    """All that the system tells of the processor; empty where it does not."""
     try:
         text = Path("/proc/cpuinfo").read_text("utf-8")
     except OSError:
-        return []
-    flags = set(re.findall(r"\w+", next(iter(re.findall(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)), "")))
-    return [name for name in SETS if name in flags]
+        return set()
+    return set(re.findall(r"\w+", next(iter(re.findall(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)), "")))
 
 
 def relied_on(backend: str, there: Sequence[str]) -> tuple[str, ...]:
@@ -170,9 +175,12 @@ def _machine(plain: Scorer, backend: str) -> str:
         return device
     there = instruction_sets()
     relied = relied_on(backend, there)
-    if not relied:
+    if not _flags():
         return f"{processor()} (instruction sets: not told by the system)"
     others = ", ".join(name for name in there if name not in relied)
+    if not relied:
+        has = f"; the processor has {others}" if others else ""
+        return f"{processor()} (none of the instruction sets that it has fast kernels for{has})"
     also = f"; the processor has {others} too" if others else ""
     return f"{processor()} (relies on {', '.join(relied)}{also})"
 

@@ -20,6 +20,7 @@ from rankwright.batching import tokens_at_once
 from rankwright.errors import MissingDependencyError, ModelError, RankwrightError, ResourceNotFoundError, StorageError
 from rankwright.llms.folders import fetched, refuse_adapter, refuse_code
 from rankwright.prompts.passage import checked_template
+from rankwright.rerankers.changes import noted
 from rankwright.rerankers.ranking import Scorer
 from rankwright.types import RerankRequest, Scored
 
@@ -158,6 +159,7 @@ class ScoringReranker(Scorer, nn.Module):
 
     def save(self, folder: Path) -> None:
         """Writes a folder that `rankwright.load` opens with equal scores, and other tools as a plain model of its kind.
+        In the place of a run's model it stands in the run's manifest.
 
         Raises:
             StorageError: the folder cannot be written.
@@ -165,7 +167,8 @@ class ScoringReranker(Scorer, nn.Module):
         self.merge_lora()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._write(folder)
+            with noted(folder):
+                self._write(folder)
         except (OSError, SafetensorError) as error:
             raise StorageError(
                 f"Model folder {folder} cannot be written ({first_line(error)}); wanted a writable folder and "
