@@ -192,7 +192,7 @@ def test_one_read_of_a_hundred_may_fail(failing: int, ends: bool) -> None:
 
 
 def test_a_dead_reader_is_left_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rankwright.evaluation._READS_AT_ONCE", 4)
+    monkeypatch.setattr("rankwright.evaluation.READS_AT_ONCE", 4)
     reader = ToyReader(failing=[example.query.query_id for example in EXAMPLES])
     with pytest.raises(ReaderError, match="failed on 4 of 12"):
         evaluate({"x": FirstStage()}, EXAMPLES, reader=reader, depth=5)
