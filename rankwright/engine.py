@@ -676,11 +676,11 @@ def is_memory_error(error: Exception) -> bool:
 
 def _attempted(scorer: Scorer, part: _Slice) -> tuple[list[Pair] | None, set[tuple[int, int]]]:
     """The pairs of a turn and the places that were shortened; without pairs where the scorer takes texts, and where
-    tokenising fails: no score comes of that, so scoring meets the fault again, or is well without."""
+    tokenising fails."""
     if isinstance(scorer, TokenScorer):
         try:
             return _tokenised(scorer, part)
-        except Exception:
+        except Exception:  # no score comes of it: scoring meets the fault again, or is well without
             log.warning("Tokenising failed; the request is scored from its texts", exc_info=True)
     return None, set()
 
