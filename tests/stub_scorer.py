@@ -74,8 +74,8 @@ def ignored(texts: Sequence[str]) -> None:
     pass
 
 
-class StubScorer(Scorer):
-    """Scores by `score_of`.
+class Told:
+    """What a stub is told.
 
     Args:
         seconds: for one document.
@@ -90,6 +90,10 @@ class StubScorer(Scorer):
         note: Callable[[Sequence[str]], None] = ignored,
     ) -> None:
         self.seconds, self.mode, self.note = seconds, mode, note
+
+
+class StubScorer(Told, Scorer):
+    """Scores by `score_of`."""
 
     @property
     def name(self) -> str:
@@ -114,16 +118,11 @@ class StubScorer(Scorer):
         return Scored(tuple(scores), tokens, tuple(length > MAX_LENGTH for length in lengths))
 
 
-class StubHalves(TokenScorer):
-    """The same in two halves, with the same arguments: the first takes a tenth of the second's time."""
+class StubHalves(Told, TokenScorer):
+    """The same in two halves: the first takes a tenth of the second's time."""
 
-    def __init__(
-        self,
-        seconds: float = 0.0,
-        mode: Callable[[], str] = well,
-        note: Callable[[Sequence[str]], None] = ignored,
-    ) -> None:
-        self.seconds, self.mode, self.note = seconds, mode, note
+    def __init__(self, *told: Any, **named: Any) -> None:
+        super().__init__(*told, **named)
         self._template, self._max_length = "{title}: {text}", MAX_LENGTH
         self.texts: list[tuple[str, str]] = []
         """What was tokenised; the tokens of a pair are its place here, as often as it has words."""

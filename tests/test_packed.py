@@ -472,7 +472,7 @@ def test_what_is_cut_is_told_with_what_helps(folder: Path, caplog: pytest.LogCap
         scorer.rerank("go", [long, "rain"])
         (message,) = caplog.messages
         assert message.startswith(f"50.0 % of the pairs that '{scorer.name}' has scored are longer than its 64 tokens")
-        assert message.endswith('Split the passages, or open the model with windows="max" or a larger max_length.')
+        assert message.endswith(Scorer.against_cuts)
     caplog.clear()
     windows.rerank("go", [long, "rain"])
     assert caplog.messages == []

@@ -66,7 +66,7 @@ def test_cuts_are_told_once_with_their_share(caplog: pytest.LogCaptureFixture) -
     assert message == (
         "25.0 % of the pairs that 'lengths' has scored are longer than its 8 tokens (the first: over 8 tokens with "
         "passage '1' for question '0'); what lies beyond is not read. Split the passages, or open the model with a "
-        "larger max_length."
+        'larger max_length or, where it is a cross-encoder, windows="max".'
     )
     assert silent.pairs_cut == 2
 

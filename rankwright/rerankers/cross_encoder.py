@@ -19,7 +19,7 @@ from rankwright.backbone import ASSETS, apply_adapter, backbone_folder, load_ada
 from rankwright.batching import token_batches
 from rankwright.errors import ConfigurationError, ModelError
 from rankwright.prompts.passage import checked_template
-from rankwright.rerankers.ranking import AGAINST_CUTS, DEFAULT_TEMPLATE, render
+from rankwright.rerankers.ranking import DEFAULT_TEMPLATE, render
 from rankwright.rerankers.scoring import ScoringReranker, input_length, offset_table, opened, padded, settle_scale
 from rankwright.types import Document, Query, RerankRequest
 
@@ -37,8 +37,6 @@ class CrossEncoderReranker(ScoringReranker):
         name: how it appears in tables.
         max_tokens: padded tokens of one forward pass; None takes as many as suit the device.
     """
-
-    against_cuts = AGAINST_CUTS
 
     def __init__(
         self,

@@ -15,8 +15,6 @@ from rankwright.types import Document, Query, Ranking, RerankRequest, Scored, as
 log = logging.getLogger(__name__)
 
 DEFAULT_TEMPLATE = "{title}: {text}"
-AGAINST_CUTS = 'Split the passages, or open the model with windows="max" or a larger max_length.'
-"""What helps where the tokenizer tells in which places tokens stand."""
 
 
 def render(template: str, document: Document) -> str:
@@ -43,7 +41,9 @@ class Scorer(ABC):
     warns_of_cut = True
     """Whether a warning is logged when pairs were cut for the first time; a program that says so by itself sets it to
     False."""
-    against_cuts = "Split the passages, or open the model with a larger max_length."
+    against_cuts = (
+        'Split the passages, or open the model with a larger max_length or, where it is a cross-encoder, windows="max".'
+    )
     """What the warning advises."""
     temperature = 1.0
     """What raw scores are divided by where they are shown between 0 and 1 (`rankwright.scale.relevance`); 1 where

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rankwright.rerankers.ranking import AGAINST_CUTS, Scorer, render
+from rankwright.rerankers.ranking import Scorer, render
 from rankwright.types import RerankRequest, Scored
 
 if TYPE_CHECKING:
@@ -38,8 +38,6 @@ class TokenScorer(Scorer):
         max_length: tokens of query and document together.
         side: from which end texts are cut, "right" or "left".
     """
-
-    against_cuts = AGAINST_CUTS
 
     def __init__(self, tokenizer: Tokenizer, template: str, max_length: int, side: str) -> None:
         self._template = template
