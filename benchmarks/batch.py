@@ -294,8 +294,8 @@ python -m benchmarks.batch run
 python -m benchmarks.batch page
 ```
 
-Measured on: {hardware}, one thread a process, other work going on beside it: pairs a second are those of a busy
-machine, CPU seconds are not. {candidates} candidates a question of {words} words, batches of {batch} pairs.
+Measured on: {hardware}, one thread a process, nothing else on the machine.
+{candidates} candidates a question of {words} words, batches of {batch} pairs.
 Median of up to 3 processes (smallest to largest), all measurements in turn; what was not measured yet says so.
 
 ## The path without a model
@@ -320,7 +320,7 @@ beside scoring.
 PLACE = """
 ## Side by side
 
-The command itself, started cold, over {pairs} pairs of real questions in {backend}, with nothing else on the machine:
+The command itself, started cold, over {pairs} pairs of real questions in {backend}:
 one process with one thread, two shards at once, two workers of Ray.
 """
 
