@@ -19,7 +19,7 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -29,6 +29,7 @@ from rankwright.errors import (
     ConfigurationError,
     DeadlineError,
     OverloadedError,
+    QuestionTooLongError,
     RankwrightError,
     ScorerError,
     UnavailableError,
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 
 CHARACTERS_PER_TOKEN = 4
 """How tokens are guessed before a text is tokenised. The pace of scoring is measured in guesses too."""
+_TOKENS_OF_A_CHARACTER = 4
+"""At most, in tokenizers that fall back on bytes: a question of fewer characters fits without being looked at."""
 OUT_OF_MEMORY = "out of memory"
 _NAN = float("nan")
 _PROBE = RerankRequest(Query("probe", "Is it well?"), (Document("0", "It is well."), Document("1", "No.")))
@@ -214,6 +217,17 @@ class _Row(NamedTuple):
     cut: bool
 
 
+class _Turn(NamedTuple):
+    """What came of tokenising documents."""
+
+    pairs: list[Pair] | None = None
+    """None where the scorer takes texts, and where tokenising fails."""
+    short: Set[tuple[int, int]] = frozenset()
+    """Places of documents that were shortened before."""
+    overlong: Query | None = None
+    """A question that leaves no room for them."""
+
+
 class Engine:
     """Scores what is submitted, in a thread of its own.
 
@@ -298,7 +312,8 @@ class Engine:
         *,
         document_tokens: int | None = None,
     ) -> Future[Reply]:
-        """Queues all documents of the requests, or none. Cancelling the future takes out what is not being scored.
+        """Queues all documents of the requests, or none. Cancelling the future takes out what is not being scored. Its
+        error is QuestionTooLongError where a question leaves no room for a document, which is found out first.
 
         Args:
             model: a name of `scorers`; KeyError with another.
@@ -512,6 +527,7 @@ class Engine:
         self._scoring_since = begun + self._beyond_a_batch(slices, scorer)
         rows = _by_tokens(scorer, slices) or _by_texts(scorer, slices)
         seconds = time.monotonic() - begun
+        self._refuse_unread(slices, rows)
         self._scoring_since = 0.0
         if not all(math.isfinite(row.score) for row in rows):
             raise ScorerError(f"Model '{model}' gave scores that are not finite.")
@@ -521,6 +537,25 @@ class Engine:
         self._count(rows, seconds)
         for job in dict.fromkeys(part.job for part in slices):
             self._finish(job)
+
+    def _refuse_unread(self, slices: Sequence[_Slice], rows: Sequence[_Row]) -> None:
+        """Refuses jobs with a question that leaves no room, where only scoring told that their documents were cut."""
+        left = iter(rows)
+        for part in slices:
+            cuts = [row.cut for row in itertools.islice(left, part.stop - part.start)]
+            query = _overlong(self.scorers[part.job.model], part, cuts) if part.job.pairs is None else None
+            if query is not None:
+                self._refuse(part.job, query)
+
+    def _refuse(self, job: _Job, query: Query) -> None:
+        longest = self.scorers[job.model].max_length
+        _settle(
+            job,
+            QuestionTooLongError(
+                f"Question '{query.query_id}' has more tokens than the {longest} that model '{job.model}' reads of "
+                "question and document together; wanted room for a document. Shorten it."
+            ),
+        )
 
     def _beyond_a_batch(self, slices: Sequence[_Slice], scorer: Scorer) -> float:
         """Seconds that these documents may take beyond `batch_seconds`: one that is read in windows may be dearer than
@@ -562,17 +597,20 @@ class Engine:
         job = part.job
         self._tokenising_since = time.monotonic()
         try:
-            pairs, short = _attempted(self.scorers[job.model], part)
+            turn = _attempted(self.scorers[job.model], part)
         finally:
             self._tokenising_since = 0.0
+        if turn.overlong is not None:
+            self._refuse(job, turn.overlong)
+            return
         with self._changed:
             if job.future.done():
                 return
-            if pairs is None or job.pairs is None:
+            if turn.pairs is None or job.pairs is None:
                 self._give_texts(job)
                 return
-            job.pairs += pairs
-            job.short |= short
+            job.pairs += turn.pairs
+            job.short |= turn.short
             if job.ready < len(job.places):
                 self._raw.append(job)
             self._queue(job)
@@ -644,7 +682,7 @@ class Engine:
         probe = _Job(model, [_PROBE], now, now + self.settings.timeout, None)
         self._scoring_since = now
         try:
-            probe.pairs, _ = _attempted(self.scorers[model], _Slice(probe, 0, len(probe.places)))
+            probe.pairs = _attempted(self.scorers[model], _Slice(probe, 0, len(probe.places))).pairs
             with self._changed:
                 others, self._jobs = self._jobs, deque([probe])
                 try:
@@ -674,19 +712,18 @@ def is_memory_error(error: Exception) -> bool:
     )
 
 
-def _attempted(scorer: Scorer, part: _Slice) -> tuple[list[Pair] | None, set[tuple[int, int]]]:
-    """The pairs of a turn and the places that were shortened; without pairs where the scorer takes texts, and where
-    tokenising fails."""
+def _attempted(scorer: Scorer, part: _Slice) -> _Turn:
+    """A turn tokenised; without pairs where the scorer takes texts, and where tokenising fails."""
     if isinstance(scorer, TokenScorer):
         try:
             return _tokenised(scorer, part)
         except Exception:  # no score comes of it: scoring meets the fault again, or is well without
             log.warning("Tokenising failed; the request is scored from its texts", exc_info=True)
-    return None, set()
+    return _Turn()
 
 
-def _tokenised(scorer: TokenScorer, part: _Slice) -> tuple[list[Pair], set[tuple[int, int]]]:
-    """The pairs of a turn, and the places of documents that were shortened before."""
+def _tokenised(scorer: TokenScorer, part: _Slice) -> _Turn:
+    """The pairs of a turn, and what else there is to say of it."""
     pairs: list[Pair] = []
     short: set[tuple[int, int]] = set()
     for request, places in part.requests():
@@ -696,7 +733,28 @@ def _tokenised(scorer: TokenScorer, part: _Slice) -> tuple[list[Pair], set[tuple
             raise ScorerError(f"Model '{scorer.name}' gave {len(found)} pairs of tokens for {len(places)} documents.")
         pairs += found
         short |= those
-    return pairs, short
+    return _Turn(pairs, short, _overlong(scorer, part, [pair.cut for pair in pairs]))
+
+
+def _overlong(scorer: Scorer, part: _Slice, cuts: Sequence[bool]) -> Query | None:
+    """A question that leaves no room for a document, so that nothing is read of any. All of its documents are then cut;
+    where the first ones are, it is looked at alone, in the few cases where it may be so long."""
+    left, suspects = iter(cuts), list[Query]()
+    for request, places in part.requests():
+        all_cut = all([*itertools.islice(left, len(places))])
+        may_be = _TOKENS_OF_A_CHARACTER * len(request.query.text) >= scorer.max_length
+        if all_cut and may_be and places[0][1] == 0:
+            suspects.append(request.query)
+    cut = _cut_alone(scorer, suspects) if suspects else []
+    return next(itertools.compress(suspects, cut), None)
+
+
+def _cut_alone(scorer: Scorer, queries: Sequence[Query]) -> list[bool]:
+    """Whether each question is too long even for an empty document."""
+    alone = [RerankRequest(query, (Document("0", ""),)) for query in queries]
+    if isinstance(scorer, TokenScorer):
+        return [pair.cut for pair in scorer.tokenise(alone)]
+    return [scored.cut[0] for scored in scorer.score_batch(alone)]
 
 
 def _by_tokens(scorer: Scorer, slices: Sequence[_Slice]) -> list[_Row]:

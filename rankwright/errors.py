@@ -94,6 +94,13 @@ class DeadlineError(RankwrightError, TimeoutError):
     """A request's time was over before its last document was scored."""
 
 
+class QuestionTooLongError(RankwrightError, ValueError):
+    """A question alone has more tokens than the model reads of question and document together, so that nothing would
+    be read of any document."""
+
+    exit_code = 5
+
+
 class UnavailableError(RankwrightError, RuntimeError):
     """Nothing can be scored at the moment: the model is not loaded yet, hangs, failed, or the process is ending."""
 

@@ -17,6 +17,7 @@ from rankwright.errors import (
     DeadlineError,
     ModelError,
     OverloadedError,
+    QuestionTooLongError,
     RankwrightError,
     ScorerError,
     UnavailableError,
@@ -204,6 +205,35 @@ def test_texts_are_shortened_in_the_thread_that_tokenises() -> None:
         (scored,) = waiting.result(10).scored
     assert (scored.tokens, scored.cut) == ((2, 3), (False, True))
     assert scorer.threads == {"tokenising"}
+
+
+@pytest.mark.parametrize(("kind", "further"), [(StubScorer, [[""]]), (Halves, [])])
+def test_a_question_that_leaves_no_room_is_refused_first(
+    kind: type[StubScorer | Halves], further: list[list[str]]
+) -> None:
+    """Before anything is scored for it where tokens are known, else with its first batch; others lose nothing."""
+    gate = Gate()
+    with started(kind(note=gate.note), EngineSettings(batch_documents=8, turn=4)) as engine:
+        held(gate, engine)
+        long, fits = (" ".join(["red"] * count) for count in (MAX_LENGTH + 1, MAX_LENGTH))
+        refused = engine.submit("stub", [request(long, *[f"long {i}" for i in range(40)])])
+        well = engine.submit("stub", [many("well", 4)])
+        gate.open()
+        with pytest.raises(QuestionTooLongError, match=f"has more tokens than the {MAX_LENGTH} that"):
+            refused.result(10)
+        assert well.result(10).scored[0].scores == tuple(score_of("well", f"well {i}") for i in range(4))
+        of_long = [f"long {i}" for i in range(4)] if further else []
+        assert gate.batches == [[*of_long, *(f"well {i}" for i in range(4))], *further]
+        until(lambda: (engine.waiting, engine.requests, engine.health().ready) == (0, 0, True))
+        assert engine.submit("stub", [request(fits, "a", "b")]).result(10).scored[0].cut == (True, True)
+
+
+def test_of_many_questions_the_one_that_is_too_long_is_found() -> None:
+    long = " ".join(["red"] * (MAX_LENGTH + 1))
+    for kind in (StubScorer, Halves):
+        asked = [many("a", 2), RerankRequest(Query("long", long), (Document("0", "x"),)), many("b", 2)]
+        with started(kind()) as engine, pytest.raises(QuestionTooLongError, match="Question 'long'"):
+            engine.submit("stub", asked).result(10)
 
 
 FAULTS = {

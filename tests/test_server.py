@@ -22,7 +22,7 @@ from rankwright.server.settings import ServerSettings, keys_of
 from rankwright.types import Answer, ReadFailed
 from tests.hostile_bodies import HOSTILE
 from tests.server_kit import KEY, client, posted, rerank, started, until
-from tests.stub_scorer import StubScorer, score_of
+from tests.stub_scorer import StubHalves, StubScorer, score_of
 
 RAW = [score_of("red door", text) for text in ("red door", "a wall", "door")]
 ORDER = [0, 2, 1]
@@ -168,22 +168,37 @@ def test_documents_are_cut_to_max_tokens_per_doc() -> None:
     assert is_contract(refused, 422)
 
 
+@pytest.mark.parametrize(("kind", "read"), [(StubScorer, [["red door", "a wall"], [""]]), (StubHalves, [])])
 @pytest.mark.parametrize(
-    ("path", "field", "param"),
-    [("/v1/rerank", "query", "query"), ("/v2/rerank", "query", "query"), ("/score", "text_1", "text_1")],
+    ("path", "names"),
+    [
+        ("/v1/rerank", ("query", "documents")),
+        ("/v2/rerank", ("query", "documents")),
+        ("/rerank", ("query", "documents")),
+        ("/rerank", ("query", "texts")),
+        ("/score", ("text_1", "text_2")),
+    ],
 )
-def test_a_question_of_more_tokens_than_the_model_reads_is_refused(path: str, field: str, param: str) -> None:
-    names = ("text_1", "text_2") if path == "/score" else ("query", "documents")
-    with client() as at:
+def test_a_question_of_more_tokens_than_the_model_reads_is_refused_first(
+    path: str, names: tuple[str, str], kind: type[StubScorer | StubHalves], read: list[list[str]]
+) -> None:
+    """With tokens that are known before, nothing is scored for it; else what shares its first batch."""
+    scored: list[list[str]] = []
+    with client(kind(note=lambda texts: scored.append(list(texts)))) as at:
+        scored.clear()
         refused = posted(at, path, {names[0]: "red " * 65, names[1]: ["red door", "a wall"]})
+        assert scored == read
         fits = posted(at, path, {names[0]: "red " * 64, names[1]: ["red door", "a wall"]})
-        tei = posted(at, "/rerank", {"query": "red " * 65, "texts": ["red door"]})
-    assert is_contract(refused, 422)
-    assert refused.json()["error"]["param"] == param
-    assert "64 tokens" in refused.json()["error"]["message"]
+    told = refused.json()
+    if "texts" in names:
+        assert (refused.status_code, told["error_type"]) == (422, "Validation")
+    else:
+        assert is_contract(refused, 422)
+        assert told["error"]["param"] == names[0]
+    assert "64 tokens" in str(told["error"])
     assert fits.status_code == 200
-    assert all(one["truncated"] for one in fits.json().get("results") or fits.json()["data"])
-    assert (tei.status_code, tei.json()["error_type"]) == (422, "Validation")
+    found = fits.json()
+    assert all(one["truncated"] for one in (found if "texts" in names else found.get("results") or found["data"]))
 
 
 @pytest.mark.parametrize("asked", [{"truncate": False}, {"truncation": False}, {"truncation_direction": "Left"}])

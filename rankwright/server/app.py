@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,7 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 
 import rankwright
 from rankwright.engine import Engine, Reply
-from rankwright.errors import DeadlineError, OverloadedError, ScorerError, UnavailableError
+from rankwright.errors import DeadlineError, OverloadedError, QuestionTooLongError, ScorerError, UnavailableError
 from rankwright.rerankers.ranking import Scorer
 from rankwright.rerankers.windows import tells_spans
 from rankwright.server import page, schemas
@@ -33,7 +32,7 @@ from rankwright.server.guard import Guard, json_response, problem_response
 from rankwright.server.metrics import Metrics
 from rankwright.server.problems import Problem
 from rankwright.server.settings import ServerSettings
-from rankwright.types import Document, RerankRequest
+from rankwright.types import RerankRequest
 
 RERANK_PATHS = ("/rerank", "/v1/rerank", "/v2/rerank")
 OPEN_PATHS = ("/live", "/ready")
@@ -98,8 +97,7 @@ class _Routes:
         ask = read_rerank(fields, request.url.path, self.settings)
         model = self._model(ask.model)
         most, warnings = self._document_tokens(ask, model)
-        reply = await self._scored(request, model, [ask.request], document_tokens=most)
-        await self._check_lengths(request, model, [ask.request], reply, "query")
+        reply = await self._scored(request, model, [ask.request], "query", document_tokens=most)
         if ask.whole and True in reply.scored[0].cut:
             field = f"{ask.field}.{reply.scored[0].cut.index(True)}"
             raise self._too_long(model, field, "Shorten it, or let it be cut on the right.")
@@ -118,8 +116,7 @@ class _Routes:
         """Scores of pairs, in the order they were given."""
         ask = read_score(await read_json(request, self.settings), self.settings)
         model = self._model(ask.model)
-        reply = await self._scored(request, model, ask.requests)
-        await self._check_lengths(request, model, ask.requests, reply, ask.field)
+        reply = await self._scored(request, model, ask.requests, ask.field)
         if reply.failed:
             raise Problem(500, "Memory ran out even for a single document; send shorter ones.")
         return json_response(
@@ -210,20 +207,6 @@ class _Routes:
             return most, ()
         return None, ("max_tokens_per_doc is not applied: this model does not tell where its tokens stand.",)
 
-    async def _check_lengths(
-        self, request: Request, model: str, asked: Sequence[RerankRequest], reply: Reply, field: str
-    ) -> None:
-        """Refuses a question that leaves no room for a document: nothing was read of any. It is looked at alone, in the
-        few cases where it may be so long."""
-        least = self.engine.scorers[model].max_length // 4  # a character is four tokens at most
-        alone = [
-            RerankRequest(one.query, (Document("0", ""),))
-            for one, scored in zip(asked, reply.scored, strict=True)
-            if scored.cut and all(scored.cut) and len(one.query.text) >= least
-        ]
-        if alone and any(scored.cut[0] for scored in (await self._scored(request, model, alone)).scored):
-            raise self._too_long(model, field, "Shorten it.")
-
     def _too_long(self, model: str, param: str, advice: str) -> Problem:
         longest = self.engine.scorers[model].max_length
         return Problem(422, f"{param} is too long: the model reads {longest} tokens of a pair. {advice}", param=param)
@@ -233,22 +216,21 @@ class _Routes:
         request: Request,
         model: str,
         requests: Sequence[RerankRequest],
+        questions: str,
         *,
         document_tokens: int | None = None,
     ) -> Reply:
-        """The engine's reply; the work is called off where the client leaves or the time is over."""
-        state, now = request.state, time.monotonic()
-        state.end = getattr(state, "end", now + self.settings.timeout)  # of all that is scored for one request
-        seconds = max(0.001, state.end - now)
+        """The engine's reply; the work is called off where the client leaves or the time is over. `questions` is the
+        field that they came in."""
         try:
-            future = self.engine.submit(model, requests, seconds, document_tokens=document_tokens)
+            future = self.engine.submit(model, requests, self.settings.timeout, document_tokens=document_tokens)
         except OverloadedError as error:
             raise Problem(429, str(error), retry_after=error.retry_after) from None
         except UnavailableError as error:
             raise Problem(503, str(error), retry_after=1) from None
         reply, left = asyncio.wrap_future(future), asyncio.ensure_future(client_left(request))
         try:
-            await asyncio.wait({reply, left}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({reply, left}, timeout=self.settings.timeout, return_when=asyncio.FIRST_COMPLETED)
             if reply.done():
                 return reply.result()
             if left.done():
@@ -261,6 +243,8 @@ class _Routes:
                 "often.",
                 retry_after=1,
             ) from None
+        except QuestionTooLongError:
+            raise self._too_long(model, questions, "Shorten it.") from None
         except UnavailableError as error:
             raise Problem(503, str(error), retry_after=1) from None
         except ScorerError:
