@@ -33,6 +33,8 @@ THIS = "tests/gates/test_gate_s5.py"
 APP, ENGINE = "rankwright/server/app.py", "rankwright/engine.py"
 LEAVING = f"{THIS}::test_clients_that_leave_are_not_worked_for[whole]"
 WHOLE, HALVES = (f"{THIS}::test_a_failing_model[{kind}]" for kind in STUBS)
+FORGOTTEN = "        job.future.add_done_callback(lambda _: self._forget(job))\n"
+TIMED = "        threading.Timer(job.deadline - now, self._expire).start()\n"
 CAUGHT = "except Exception:  # no score comes of it"
 WRONG_NUMBER = """\
     if [len(scored.scores) for scored in found] != [len(places) for _, _, places, _ in asked]:
@@ -46,6 +48,8 @@ WRONG_NUMBER = """\
 ANY_NUMBER = WRONG_NUMBER[WRONG_NUMBER.index("    return") :].replace("strict=True", "strict=False")
 MUTANTS = [
     Mutant("S5", LEAVING, APP, "            left.cancel()\n            reply.cancel()", "            left.cancel()"),
+    # A timer for every request, which stays when its client has left.
+    Mutant("S5", LEAVING, ENGINE, FORGOTTEN, TIMED + FORGOTTEN),
     Mutant("S6", WHOLE, ENGINE, 'self._trouble = "the model failed, and is tried"', "pass"),
     Mutant("S6", WHOLE, ENGINE, 'self._trouble = "the engine failed, and is tried"', "pass"),
     Mutant("S6", WHOLE, ENGINE, "self._mend(list(self.scorers))", 'self._trouble = ""'),
