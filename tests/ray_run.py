@@ -105,13 +105,24 @@ def main(folder: Path, model: str) -> None:
     by_score(data, folder / "ray.run", RayScore(partial(Mortal, of_score, True), 2))
     asked = ["rerank", "--data", str(data), "--model", model, "--out"]
     codes = [run([*asked, str(folder / "plain.jsonl")]), run([*asked, str(folder / "cli.jsonl"), "--ray"])]
+    long = write_rows(folder / "long.jsonl", 12, words=60)
+    whole = ["rerank", "--data", str(long), "--model", model, "--out"]
+    windows = [
+        run([*whole, str(folder / f"{name}.jsonl"), *more])
+        for name, more in {
+            "cut": [],
+            "windows": ["--windows", "max"],
+            "ray-windows": ["--windows", "max", "--ray"],
+        }.items()
+    ]
+    windows.append(run([*whole, str(folder / "ray-windows.jsonl"), "--ray"]))  # without windows it cannot go on
     errors = [named_error(data, folder / f"{made.__name__}.run", made) for made in (broken, Poisoned)]
     by_score(data, folder / "Poisoned.run", scored_here(Stub()))  # goes on here
     ray.shutdown()
     cluster.shutdown()
     own = [sys.executable, "-m", "rankwright.cli", *asked, str(folder / "own.jsonl"), "--ray", "--workers", "2"]
     codes.append(subprocess.run(own, check=False).returncode)  # which starts Ray itself
-    found = {"rows": rows, "codes": codes, "errors": errors}
+    found = {"rows": rows, "codes": codes, "windows": windows, "errors": errors}
     (folder / "found.json").write_text(json.dumps(found), "utf-8")
 
 

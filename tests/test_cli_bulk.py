@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import rankwright
+from rankwright.batch import Make
+from rankwright.bulk import Batch, Ranked, scored_here
 from rankwright.cli.app import run
 from rankwright.data import load_examples, read_trec_run
 from rankwright.types import Ranking
@@ -82,21 +86,51 @@ def test_another_model_of_the_same_name_is_refused(tmp_path: Path, capsys: pytes
     assert "settings model model.safetensors" in capsys.readouterr().err
 
 
+class Here:
+    """In the place of RayScore: one worker, in this process. A cluster runs in tests/gates/test_ray_cluster.py."""
+
+    def __init__(self, make: Make, workers: int, *, name: str) -> None:
+        self._reranker: Any = make()
+
+    def __call__(self, found: Iterable[Batch]) -> Iterator[Sequence[Ranked]]:
+        return scored_here(self._reranker)(found)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reranker, name)
+
+
+@pytest.mark.parametrize("where", [[], ["--ray"]])
 def test_windows_are_read_and_belong_to_what_a_file_goes_on_with(
+    where: list[str], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rankwright.batch.connected", lambda workers: 1)
+    monkeypatch.setattr("rankwright.batch.RayScore", Here)
+    text = " ".join(["the key of door 10"] * 30)
+    questions = ["What is the key?", " ".join(["What is the key?"] * 20)]
+    rows = [{"question": question, "candidates": [{"doc_id": "a", "text": text}]} for question in questions]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "out.jsonl"
+    asked = ["rerank", "--data", str(tmp_path / "rows.jsonl"), "--model", str(model), "--out", str(out), *where]
+    assert run([*asked, "--windows", "mean"]) == 0
+    assert "Shorten questions and titles" in capsys.readouterr().err  # of the second, which leaves no room
+    reranker = rankwright.load(model, windows="mean")
+    for question, example in zip(questions, load_examples(out, "jsonl").examples, strict=True):
+        whole = reranker.rerank(question, [text])
+        assert list(example.first_stage.values()) == pytest.approx(whole.scores, abs=1e-5)
+    for other, told in (([], "None"), (["--windows", "max"], "'max'")):
+        assert run([*asked, *other]) == 2
+        assert f"settings windows 'mean' and is asked to go on with {told}" in capsys.readouterr().err
+
+
+def test_shards_of_other_windows_are_not_joined(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = " ".join(["the key of door 10"] * 30)
-    row = {"query_id": "q", "question": "What is the key?", "candidates": [{"doc_id": "a", "text": text}]}
-    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    out = tmp_path / "out.jsonl"
-    asked = ["rerank", "--data", str(tmp_path / "rows.jsonl"), "--model", str(model), "--out", str(out)]
-    assert run([*asked, "--windows", "mean"]) == 0
-    (example,) = load_examples(out, "jsonl").examples
-    whole = rankwright.load(model, windows="mean").rerank(row["question"], [text])
-    assert list(example.first_stage.values()) == pytest.approx(whole.scores, abs=1e-5)
-    capsys.readouterr()
-    assert run(asked) == 2
-    assert "settings windows 'mean' and is asked to go on with None" in capsys.readouterr().err
+    data, out = write_rows(tmp_path / "rows.jsonl", 4), tmp_path / "out.run"
+    asked = ["rerank", "--data", str(data), "--model", str(model), "--out", str(out)]
+    for shard, windows in (("1/2", "max"), ("2/2", "mean")):
+        assert run([*asked, "--shard", shard, "--windows", windows]) == 0
+    assert run(["rerank", "--out", str(out), "--join", "2"]) == 2
+    assert "settings windows 'mean' and is asked to go on with 'max'" in capsys.readouterr().err
 
 
 def test_shards_are_made_apart_and_joined(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,6 +200,8 @@ def test_a_language_model_writes_a_file_too(tmp_path: Path, capsys: pytest.Captu
         (["--join", "2"], 2, "--join was given without --out"),
         (["--out", "o"], 2, "--out o was given without --run and --data"),
         (["--out", "o", "--join", "2", "--data", "d"], 2, "--data was given with --join"),
+        (["--out", "o", "--join", "2", "--windows", "max"], 2, "--windows was given with --join"),
+        (["--out", "o", "--join", "2", "--top-k", "3"], 2, "--top-k was given with --join"),
         (["--out", "o", "--join", "2"], 2, "'o.1-of-2' is missing"),
         (["--out", "o", "--data", "d", "--shard", "3/2"], 2, "Shard is '3/2'"),
         (["--out", "o", "--data", "d"], 4, "'d' does not exist"),

@@ -180,12 +180,14 @@ def rerank_on_ray(
     """As `rerank_file`, scored by the workers of a Ray cluster."""
     from rankwright.batch import RayScore, connected
     from rankwright.cli.build import tell_of_cut
+    from rankwright.rerankers.windows import WindowedScorer
 
     count = connected(workers)
     say(f"{count} workers.")
     score = RayScore(partial(build_reranker, model, **load), count, name=model)
     code = rerank_file(stream, settings, options, score, top_k, output)
-    tell_of_cut(score)  # pyright: ignore[reportArgumentType]
+    advice = WindowedScorer.against_cuts if load.get("windows") else "Split long passages."
+    tell_of_cut(score, advice)  # pyright: ignore[reportArgumentType]
     return code
 
 

@@ -206,7 +206,17 @@ def rerank(
         "--store": store,
         "--ray": ray,
     }
-    of_scoring = {"--run": run, "--data": data, "--topics": topics, "--corpus": corpus, "--llm": llm}
+    of_scoring = {
+        "--run": run,
+        "--data": data,
+        "--topics": topics,
+        "--corpus": corpus,
+        "--llm": llm,
+        "--format": format,
+        "--depth": depth,
+        "--top-k": top_k,
+        "--windows": windows,
+    }
     check_bulk(out, join, of_bulk, of_scoring)
     if join is not None and out is not None:
         return join_shards(out, join, output)

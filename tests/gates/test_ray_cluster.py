@@ -75,6 +75,13 @@ def test_the_command_leaves_the_bytes_of_the_command_without_ray(folder: Path, f
     assert (folder / "own.jsonl").read_bytes() == plain  # without a cluster the command starts Ray itself
 
 
+def test_workers_read_windows_as_the_command_without_ray_does(folder: Path, found: dict[str, Any]) -> None:
+    assert found["windows"] == [0, 0, 0, 2]
+    cut, windows, by_ray = ((folder / f"{name}.jsonl").read_bytes() for name in ("cut", "windows", "ray-windows"))
+    assert by_ray == windows
+    assert by_ray != cut
+
+
 def test_errors_of_workers_are_ours(folder: Path, found: dict[str, Any]) -> None:
     missing, poisoned = found["errors"]
     assert missing == "MissingDependencyError: run pip install x"
