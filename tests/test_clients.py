@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.load_kit import KEY, stub_server
+from tests.load_kit import KEY, ROOT, stub_server
 from tests.served import Served
 from tests.stub_scorer import score_of
 
@@ -123,18 +124,35 @@ def test_llama_index(server: Served, kind: str) -> None:
     assert [node.score for node in found] == pytest.approx(SCORES[:3])
 
 
-def test_mteb(open_server: Served) -> None:
-    """Its wrapper asks for the models without its key, so it needs a server without one."""
-    from mteb.models import OpenAIAPIRerankWrapper
+def check_mteb(wrapper: Any) -> None:
     from torch.utils.data import DataLoader
 
-    wrapper = OpenAIAPIRerankWrapper(open_server.url, "stub", modalities=["text"])
     texts = [*TEXTS, ""]  # corpora have empty documents
     queries: Any = DataLoader([{"text": QUERY} for _ in texts], batch_size=2)  # pyright: ignore[reportArgumentType]
     documents: Any = DataLoader([{"text": text} for text in texts], batch_size=2)  # pyright: ignore[reportArgumentType]
-    metadata: Any = None
     scores = wrapper.predict(
-        queries, documents, task_metadata=metadata, hf_split="test", hf_subset="default", show_progress_bar=False
+        queries, documents, task_metadata=None, hf_split="test", hf_subset="default", show_progress_bar=False
     )
     expected = [1 / (1 + math.exp(-score_of(QUERY, text))) for text in texts]
     assert list(scores) == pytest.approx(expected, rel=1e-6)
+
+
+def test_mteb(open_server: Served) -> None:
+    from mteb.models import OpenAIAPIRerankWrapper
+
+    check_mteb(OpenAIAPIRerankWrapper(open_server.url, "stub", modalities=["text"]))
+
+
+def test_mteb_with_a_key(server: Served) -> None:
+    """Its wrapper looks for the server without its key; the page of the server has what helps."""
+    from mteb.models import OpenAIAPIRerankWrapper
+
+    with pytest.raises(ConnectionError, match="401"):
+        OpenAIAPIRerankWrapper(server.url, "stub", KEY, modalities=["text"])
+    page = (ROOT / "docs" / "serving.md").read_text("utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {"KEY": KEY, "__name__": "example"}
+    exec(code.replace("http://localhost:8000", server.url), names)
+    check_mteb(names["reranker"])
+    with pytest.raises(RuntimeError, match="401"):
+        check_mteb(names["WithKey"](server.url, "stub", "wrong"))
