@@ -580,6 +580,8 @@ class Engine:
         except BaseException as error:  # health says that the thread has ended
             self.error = error
             log.critical("Tokenising has ended: %s", error, exc_info=error)
+            with self._changed:
+                self._ended = True  # who came behind those that fail now would wait in vain
             self._fail_all(UnavailableError("Tokenising has ended; try again later."))
 
     def _next_raw(self) -> _Slice | None:

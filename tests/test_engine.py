@@ -299,6 +299,26 @@ def test_the_end_of_the_tokenising_thread_is_told() -> None:
         assert engine.health().reason == "the tokenising thread has ended"
 
 
+def test_nobody_is_admitted_while_the_tokenising_thread_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer, refused = Halves(), list[str]()
+    with started(scorer) as engine:
+        scorer.instead, fail_all = raising(SystemExit("over")), engine._fail_all
+
+        def just_too_late(*what: Any) -> None:
+            fail_all(*what)
+            try:
+                engine.submit("stub", [many("late", 3)])
+            except UnavailableError as error:
+                refused.append(str(error))
+
+        monkeypatch.setattr(engine, "_fail_all", just_too_late)
+        with pytest.raises(UnavailableError, match="Tokenising has ended"):
+            engine.submit("stub", [many("q", 3)]).result(10)
+        until(lambda: engine.health().lost)
+        assert refused == ["Nothing is scored any more. Try again later."]
+        assert engine.requests == 0
+
+
 def test_models_do_not_share_batches() -> None:
     gates = {"one": Gate(), "two": Gate()}
     engine = Engine(lambda: {name: StubScorer(note=gate.note) for name, gate in gates.items()})
