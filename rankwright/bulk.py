@@ -456,7 +456,7 @@ def join_shards(out: Path, count: int) -> Done:
     """
     if out.exists():
         raise ConfigurationError(f"'{out}' exists; wanted a new name for the joined file. Name another, or remove it.")
-    parts = [_finished(Shard(number, count).path(out)) for number in range(1, count + 1)]
+    parts = [_finished(out, Shard(number, count)) for number in range(1, count + 1)]
     first = parts[0]
     for part in parts[1:]:
         _check_same(part.path, {**part.header, "shard": None}, {**first.header, "shard": None})
@@ -482,8 +482,8 @@ class _Part(NamedTuple):
     done: Done
 
 
-def _finished(path: Path) -> _Part:
-    record = record_path(path)
+def _finished(out: Path, shard: Shard) -> _Part:
+    path, record = shard.path(out), record_path(shard.path(out))
     if not (path.exists() and record.exists()):
         missing = record if path.exists() else path
         raise ResumeError(
@@ -491,7 +491,13 @@ def _finished(path: Path) -> _Part:
         )
     with record.open("rb") as stream:
         header, _, done = _checked_read(stream, path)
-    expected = None if header is None else len(Shard(*header["shard"]).span(header["totals"]["batches"]))
+    if header is not None and header["shard"] != list(shard):
+        number, of = header["shard"]
+        raise ResumeError(
+            f"'{path}' holds shard {number}/{of}; wanted {shard.number}/{shard.of}, as its name says. Copy that one "
+            "there, with its record."
+        )
+    expected = None if header is None else len(shard.span(header["totals"]["batches"]))
     if header is None or done.batches != expected or path.stat().st_size != done.bytes:
         raise ResumeError(
             f"Shard '{path}' has {done.batches} of {'?' if expected is None else expected} batches; wanted all. Run "
