@@ -12,10 +12,12 @@ import rankwright
 from rankwright.bulk import record_path
 from rankwright.cli.app import run
 from rankwright.data import load_examples, read_trec_run
+from rankwright.prompts.ranking import load_ranking_prompt
 from rankwright.types import Ranking
 from tests.bulk_kit import examples, write_rows, write_run
 from tests.cli_kit import body_of, key_reader, make_model, one_line, reply, serving
 from tests.cli_kit import write_rows as write_json
+from tests.tiny_lm import make_chain_model
 
 COUNT = 20
 SPAN = 8
@@ -160,6 +162,28 @@ def test_a_language_model_writes_a_file_too(tmp_path: Path, capsys: pytest.Captu
     rankings = read_trec_run(out)
     assert [len(r.doc_ids) for r in rankings] == [len(e.candidates) for e in examples(6)]
     assert "calls" in capsys.readouterr().err
+
+
+def test_another_language_model_of_the_same_name_or_another_prompt_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "rows.jsonl", 3)
+    prompt, shown = tmp_path / "prompt", load_ranking_prompt("pointwise-yes-no-1").limited
+    shown(2).save(prompt)
+    make_chain_model(tmp_path / "model", ["paris"])
+    asked = ["rerank", "--data", "rows.jsonl", "--llm", "model", "--prompt", str(prompt), "--out", "out.run"]
+    assert run(asked) == 0
+    capsys.readouterr()
+    assert run(asked) == 0
+    assert "is complete; nothing was scored" in capsys.readouterr().err
+    shown(3).save(prompt)
+    assert run(asked) == 2
+    assert "settings --prompt 'sha256:" in capsys.readouterr().err
+    shown(2).save(prompt)
+    make_chain_model(tmp_path / "model", ["rome"])
+    assert run(asked) == 2
+    assert "settings model model.safetensors" in capsys.readouterr().err
 
 
 def test_failed_calls_of_a_language_model_stay_known(

@@ -253,7 +253,7 @@ def rerank(
         stream, bulk = _bulk(
             out, shard, store, max_failed_questions, run, data, format, topics, corpus, depth, on_bad_row, allowed
         )
-        of_model = {**asked, "--llm": llm} if llm is not None else _of_model(model, backend, device, joined)
+        of_model = _of_llm(llm, settings, asked) if llm and settings else _of_model(model, backend, device, joined)
         of_input = {"format": stream.format, "depth": depth, "on_bad_row": on_bad_row.value}
         if ray:
             from rankwright.cli.bulk import rerank_on_ray
@@ -624,6 +624,14 @@ def _bulk(
         on_bad_row=on_bad_row.value,
     )
     return stream, BulkOptions(out, part, store, 10 if max_failed is None else max_failed, PAIRS_AT_ONCE, allowed)
+
+
+def _of_llm(llm: str, settings: LLMSettings, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The prompt by its version, which is the digest of a file, and the files of a local model by theirs."""
+    from rankwright.cli.bulk import model_identity
+    from rankwright.llms.endpoint import bare_place
+
+    return {**asked, "--prompt": settings.prompt.version, **model_identity(bare_place(llm)), "--llm": llm}
 
 
 def _of_model(model: str, backend: str, device: str, windows: str | None) -> dict[str, str]:
