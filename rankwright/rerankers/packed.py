@@ -269,18 +269,13 @@ class PackedReranker(TokenScorer):
         encoder: computes the logits.
         source: the cross-encoder whose tokenizer, template and length are taken.
         precision: of the encoder, for the name.
-        error: the largest difference to the source's scores that was found on PROBES.
     """
 
-    def __init__(
-        self, encoder: PackedEncoder, source: CrossEncoderReranker, precision: Precision, error: float = 0.0
-    ) -> None:
+    def __init__(self, encoder: PackedEncoder, source: CrossEncoderReranker, precision: Precision) -> None:
         # A copy: the source sets how its own cuts from call to call.
         tokenizer = Tokenizer.from_str(source.tokenizer.backend_tokenizer.to_str())
         super().__init__(tokenizer, source.template, source.max_length, source.tokenizer.truncation_side)
         self.max_tokens = TOKENS_AT_ONCE
-        self.precision: Precision = precision
-        self.error = error
         self._encoder = encoder
         self._name = f"{source.name}|packed-{precision}"
         self._typed = "token_type_ids" in source.tokenizer.model_input_names
@@ -316,7 +311,7 @@ class PackedReranker(TokenScorer):
 def packed(source: CrossEncoderReranker, precision: Precision) -> PackedReranker | None:
     """The source computed without padding; None where its model is of another build or its scores come out different.
 
-    Both passes are compared in fp32 on PROBES; the difference of the precision asked for stands in `error`.
+    Both passes are compared in fp32 on PROBES; in the precision asked for each score has to be a number.
     """
     model = source.model
     if not _is_of_the_family(source):
@@ -326,10 +321,11 @@ def packed(source: CrossEncoderReranker, precision: Precision) -> PackedReranker
         wanted = source.score_batch(requests)[0].scores
     try:
         plain = PackedReranker(PackedEncoder(model, "fp32", prepack=False), source, "fp32")
-        if _difference(plain, requests, wanted) > AGREEMENT * max(1.0, *map(abs, wanted)):
+        if not _difference(plain, requests, wanted) <= AGREEMENT * max(1.0, *map(abs, wanted)):  # NaN is not
             return None
         reranker = PackedReranker(PackedEncoder(model, precision), source, precision)
-        reranker.error = _difference(reranker, requests, wanted)
+        if not np.isfinite(_difference(reranker, requests, wanted)):
+            return None
     except (AttributeError, RuntimeError, TypeError, ValueError):  # built of other parts than its family's name says
         return None
     return reranker
@@ -337,7 +333,7 @@ def packed(source: CrossEncoderReranker, precision: Precision) -> PackedReranker
 
 def _difference(reranker: PackedReranker, requests: Sequence[RerankRequest], wanted: Sequence[float]) -> float:
     found = reranker.score_batch(requests)[0].scores
-    return max(abs(a - b) for a, b in zip(found, wanted, strict=True))
+    return float(np.abs(np.subtract(found, wanted)).max())  # max of Python may pass over a NaN
 
 
 def _is_of_the_family(source: CrossEncoderReranker) -> bool:
