@@ -8,6 +8,8 @@ import itertools
 import json
 import math
 import statistics
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -31,6 +33,7 @@ from rankwright.rerankers.ranking import Scorer, render
 from rankwright.rerankers.tokens import Pair, TokenScorer
 from rankwright.rerankers.windows import WindowedScorer, shortened, tells_spans
 from rankwright.types import Document, Query, RerankRequest, Scored
+from tests.cli_kit import ROOT
 from tests.tiny_bert import (
     SMALL,
     save_classifier,
@@ -241,6 +244,27 @@ def test_threads_compute_batches_side_by_side(folder: Path, backends: dict[str, 
             scores_of(scorer, documents)
     finally:
         torch.set_num_threads(1)
+
+
+FORK = """
+import os, signal, sys
+import torch
+import rankwright
+torch.set_num_threads(2)
+scorer = rankwright.load(sys.argv[1], backend="packed")
+lists = [["rain"], [f"{'rain ' * 40} {number}" for number in range(60)]]  # one batch, and several
+wanted = [scorer.rerank("rain", texts).doc_ids for texts in lists]
+child = os.fork()
+if child == 0:
+    signal.alarm(20)  # which ends it
+    os._exit(wanted != [scorer.rerank("rain", texts).doc_ids for texts in lists])
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+
+
+def test_a_forked_process_has_threads_of_its_own(folder: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FORK, str(folder)], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_batches_are_shared_out_evenly_among_threads() -> None:

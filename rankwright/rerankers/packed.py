@@ -14,6 +14,7 @@ that pass.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -242,13 +243,25 @@ class Crew:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._pool = ThreadPoolExecutor(size, "rankwright-packed", _compute_alone)
-        begun = Barrier(size)
-        list(self._pool.map(lambda _: begun.wait(), range(size)))
-        torch.set_num_threads(size)  # a part of what each has set is the whole process's
+        self._opened_in = os.getpid()
+        self._begin()
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process was forked from the one that opened the model. PyTorch hangs there where it computes
+        with several threads of its own; with this crew it does not."""
+        return self._opened_in != os.getpid()
+
+    def _begin(self) -> None:
+        self._process, self._pool = os.getpid(), ThreadPoolExecutor(self.size, "rankwright-packed", _compute_alone)
+        begun = Barrier(self.size)
+        list(self._pool.map(lambda _: begun.wait(), range(self.size)))
+        torch.set_num_threads(self.size)  # a part of what each has set is the whole process's
 
     def each(self, compute: Callable[[Sequence[int]], None], groups: Sequence[Sequence[int]]) -> None:
         """Computes all groups; the first error is raised when all have ended."""
+        if self._process != os.getpid():  # a forked process has none of the threads
+            self._begin()
         done = [self._pool.submit(compute, group) for group in groups]
         wait(done)
         for one in done:
@@ -300,7 +313,7 @@ class PackedReranker(TokenScorer):
         lengths = [len(pair.ids_T) for pair in pairs]
         threads = min(self._crew.size, torch.get_num_threads()) if self._crew else 1
         groups = list(row_batches(lengths, share_of(sum(lengths), self.max_tokens, threads)))
-        if self._crew is None or threads == 1 or len(groups) == 1:
+        if self._crew is None or threads == 1 or (len(groups) == 1 and not self._crew.is_forked):
             for group in groups:
                 compute(group)
         else:
