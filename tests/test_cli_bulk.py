@@ -175,8 +175,11 @@ def test_another_language_model_of_the_same_name_or_another_prompt_is_refused(
     asked = ["rerank", "--data", "rows.jsonl", "--llm", "model", "--prompt", str(prompt), "--out", "out.run"]
     assert run(asked) == 0
     capsys.readouterr()
-    assert run(asked) == 0
+    assert run([*asked, "--max-failed", "0.5", "--requests-per-minute", "9"]) == 0  # they decide no ranking
     assert "is complete; nothing was scored" in capsys.readouterr().err
+    for more, told in ((["--set", "sampling.max_tokens=5"], "sampling {}"), (["--fuse", "0.5"], "--strategy")):
+        assert run([*asked, *more]) == 2
+        assert f"was begun with settings {told}" in " ".join(capsys.readouterr().err.split())
     shown(3).save(prompt)
     assert run(asked) == 2
     assert "settings --prompt 'sha256:" in capsys.readouterr().err

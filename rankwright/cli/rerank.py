@@ -253,7 +253,7 @@ def rerank(
         stream, bulk = _bulk(
             out, shard, store, max_failed_questions, run, data, format, topics, corpus, depth, on_bad_row, allowed
         )
-        of_model = _of_llm(llm, settings, asked) if llm and settings else _of_model(model, backend, device, joined)
+        of_model = _of_llm(llm, settings) if llm and settings else _of_model(model, backend, device, joined)
         of_input = {"format": stream.format, "depth": depth, "on_bad_row": on_bad_row.value}
         if ray:
             from rankwright.cli.bulk import rerank_on_ray
@@ -626,12 +626,21 @@ def _bulk(
     return stream, BulkOptions(out, part, store, 10 if max_failed is None else max_failed, PAIRS_AT_ONCE, allowed)
 
 
-def _of_llm(llm: str, settings: LLMSettings, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The prompt by its version, which is the digest of a file, and the files of a local model by theirs."""
+def _of_llm(llm: str, settings: LLMSettings) -> dict[str, Any]:
+    """What decides a language model's rankings; limits and prices may change when a file goes on. The version of a
+    prompt is the digest of its file."""
     from rankwright.cli.bulk import model_identity
     from rankwright.llms.endpoint import bare_place
 
-    return {**asked, "--prompt": settings.prompt.version, **model_identity(bare_place(llm)), "--llm": llm}
+    return {
+        "--llm": llm,
+        **model_identity(bare_place(llm)),
+        "--llm-model": settings.endpoint.model,
+        "reader.api": settings.endpoint.api,
+        "--prompt": settings.prompt.version,
+        "--strategy": settings.strategy.name,
+        "sampling": dict(settings.sampling),
+    }
 
 
 def _of_model(model: str, backend: str, device: str, windows: str | None) -> dict[str, str]:
