@@ -370,6 +370,7 @@ def test_auto_opens_a_folder_and_tells_the_instruction_sets(
     folder: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scorer = rankwright.load(folder, backend="auto")
+    assert scorer.pairs_seen == 0  # the probes are nobody's pairs
     told = capsys.readouterr().err
     kept = json.loads(next(cache.iterdir()).read_text())
     assert f"{folder}: backend {kept['backend']}, " in told
@@ -380,7 +381,6 @@ def test_auto_opens_a_folder_and_tells_the_instruction_sets(
     wanted = scores_of(rankwright.load(folder))
     assert scores_of(scorer) == pytest.approx(wanted, abs=choice.TOLERANCE * statistics.pstdev(wanted))
     assert len(list(cache.iterdir())) == 1
-    assert scorer.pairs_seen == 0  # the probes are nobody's pairs
 
 
 @pytest.mark.parametrize(
