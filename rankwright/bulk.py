@@ -10,8 +10,8 @@ shard is a run of batches. So a run that was killed, one in shards and one in a 
 and leave equal bytes.
 
 Beside OUT stands OUT.progress: a line of JSON with settings, digests of the input and totals, then one for every batch,
-written before the batch itself: where it ends in OUT, its checksum, and which of its questions failed. A batch is done
-when its bytes are in OUT.
+written before the batch itself: where it ends in OUT, its checksum, which of its questions failed, and how many calls
+of a language model so far. A batch is done when its bytes are in OUT.
 """
 
 from __future__ import annotations
@@ -240,6 +240,13 @@ class Form:
         yield json.dumps(row_of(replace(example, candidates=documents, first_stage=scores)), ensure_ascii=False)
 
 
+class Calls(NamedTuple):
+    """Of a language model; none for a model that scores."""
+
+    made: int = 0
+    failed: int = 0
+
+
 @dataclass(slots=True)
 class Done:
     """What lies in an output so far."""
@@ -249,6 +256,7 @@ class Done:
     pairs: int = 0
     bytes: int = 0
     failed: list[Failure] = field(default_factory=list)
+    calls: Calls = field(default_factory=Calls)
 
 
 class Output:
@@ -322,30 +330,40 @@ class Output:
         self.shard_pairs = looked.pairs_in(self.span)
         self._note({**self._about, "totals": asdict(looked.totals), "shard_pairs": self.shard_pairs})
 
-    def append(self, batch: Batch, data: bytes, failed: Sequence[Failure]) -> None:
+    def append(self, batch: Batch, data: bytes, failed: Sequence[Failure], calls: Calls) -> None:
         """One more batch. The record is written before the batch, and says by its checksum whether that arrived.
+
+        Args:
+            batch: the next one.
+            data: as it is to stand in the file.
+            failed: its questions without a ranking.
+            calls: of all batches up to this one.
 
         Raises:
             StorageError: it cannot be written.
         """
         done = self.done
         end = done.bytes + len(data)
-        entry = {
+        entry: dict[str, Any] = {
             "batch": batch.number,
             "questions": done.questions + len(batch.examples),
             "pairs": done.pairs + batch.pairs,
             "bytes": end,
             "crc": zlib.crc32(data),
         }
+        if failed:
+            entry["failed"] = [asdict(one) for one in failed]
+        if calls.made:
+            entry |= {"calls": calls.made, "calls_failed": calls.failed}
         assert self._stream is not None
         try:
-            self._note({**entry, "failed": [asdict(one) for one in failed]} if failed else entry)
+            self._note(entry)
             self._stream.write(data)
             self._stream.flush()
             os.fsync(self._stream.fileno())
         except OSError as error:
             raise _unwritable(self.path, error) from error
-        self.done = Done(done.batches + 1, entry["questions"], entry["pairs"], end, [*done.failed, *failed])
+        self.done = Done(done.batches + 1, entry["questions"], entry["pairs"], end, [*done.failed, *failed], calls)
 
     def _note(self, entry: Mapping[str, Any]) -> None:
         assert self._record is not None
@@ -387,15 +405,17 @@ def write_rankings(
     pairs: int = PAIRS_AT_ONCE,
     max_failed: int = 10,
     on_progress: Progress | None = None,
+    calls: Callable[[], Calls] | None = None,
 ) -> None:
-    """Scores the batches of the output's shard that it does not hold yet, and writes them.
+    """Scores the batches of the output's shard that it does not hold yet, and writes them. `calls` tells how many the
+    reranker has made until now.
 
     Raises:
         ModelError: more questions failed than `max_failed`.
         DataError: the input has other batches than when the output was begun.
         StorageError: the output cannot be written.
     """
-    span = output.span[output.done.batches :]
+    span, earlier = output.span[output.done.batches :], output.done.calls
     if on_progress is not None:
         on_progress("pairs", output.done.pairs, output.shard_pairs)
     for batch, found in _scored(score, _only(batches(examples, pairs), span)):
@@ -403,7 +423,8 @@ def write_rankings(
         for one in failed:
             logger.warning("question '%s' failed: %s", one.query_id, one.error)
         check_failed(len(output.done.failed) + len(failed), max_failed, failed)
-        output.append(batch, form.written(batch.examples, found), failed)
+        so_far = _summed([earlier, calls()]) if calls is not None else earlier
+        output.append(batch, form.written(batch.examples, found), failed, so_far)
         if on_progress is not None:
             on_progress("pairs", output.done.pairs, output.shard_pairs)
     if not output.complete:
@@ -420,6 +441,10 @@ def check_failed(failures: int, most: int, last: Sequence[Failure]) -> None:
             f"{failures} questions failed, the last '{last[-1].query_id}' ({last[-1].error}); wanted at most {most}. "
             "Correct the cause and go on with the same command, or allow more (--max-failed-questions N)."
         )
+
+
+def _summed(calls: Iterable[Calls]) -> Calls:
+    return Calls(*map(sum, zip(*calls, strict=True)))
 
 
 def _only(found: Iterable[Batch], span: range) -> Iterator[Batch]:
@@ -456,7 +481,7 @@ def join_shards(out: Path, count: int) -> Done:
     """
     if out.exists():
         raise ConfigurationError(f"'{out}' exists; wanted a new name for the joined file. Name another, or remove it.")
-    parts = [_finished(Shard(number, count).path(out)) for number in range(1, count + 1)]
+    parts = [_finished(out, Shard(number, count)) for number in range(1, count + 1)]
     first = parts[0]
     for part in parts[1:]:
         _check_same(part.path, {**part.header, "shard": None}, {**first.header, "shard": None})
@@ -466,6 +491,7 @@ def join_shards(out: Path, count: int) -> Done:
         sum(part.done.pairs for part in parts),
         sum(part.done.bytes for part in parts),
         [failure for part in parts for failure in part.done.failed],
+        _summed(part.done.calls for part in parts),
     )
     try:
         with replacing(out) as joined:
@@ -482,8 +508,8 @@ class _Part(NamedTuple):
     done: Done
 
 
-def _finished(path: Path) -> _Part:
-    record = record_path(path)
+def _finished(out: Path, shard: Shard) -> _Part:
+    path, record = shard.path(out), record_path(shard.path(out))
     if not (path.exists() and record.exists()):
         missing = record if path.exists() else path
         raise ResumeError(
@@ -491,7 +517,13 @@ def _finished(path: Path) -> _Part:
         )
     with record.open("rb") as stream:
         header, _, done = _checked_read(stream, path)
-    expected = None if header is None else len(Shard(*header["shard"]).span(header["totals"]["batches"]))
+    if header is not None and header["shard"] != list(shard):
+        number, of = header["shard"]
+        raise ResumeError(
+            f"'{path}' holds shard {number}/{of}; wanted {shard.number}/{shard.of}, as its name says. Copy that one "
+            "there, with its record."
+        )
+    expected = None if header is None else len(shard.span(header["totals"]["batches"]))
     if header is None or done.batches != expected or path.stat().st_size != done.bytes:
         raise ResumeError(
             f"Shard '{path}' has {done.batches} of {'?' if expected is None else expected} batches; wanted all. Run "
@@ -537,8 +569,9 @@ def _read(record: IO[bytes], out: Path) -> tuple[dict[str, Any] | None, int, Don
             break
         if last is not None:  # a later batch is noted once this one is on the disk
             kept, done = last[0], last[1]
-        failed = [Failure(**one) for one in entry.get("failed", ())]
-        now = Done(done.batches + 1, entry["questions"], entry["pairs"], entry["bytes"], [*done.failed, *failed])
+        failed = [*done.failed, *(Failure(**one) for one in entry.get("failed", ()))]
+        calls = Calls(entry.get("calls", 0), entry.get("calls_failed", 0))
+        now = Done(done.batches + 1, entry["questions"], entry["pairs"], entry["bytes"], failed, calls)
         last = (kept + len(raw), now, entry)
     if last is not None and _crc(out, done.bytes, last[1].bytes) == last[2]["crc"]:
         kept, done = last[0], last[1]

@@ -217,6 +217,17 @@ def test_shards_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
         join_shards(out, 2)
 
 
+def test_a_shard_under_the_name_of_another_is_refused(tmp_path: Path) -> None:
+    """Else its questions would stand there twice, and those of the other not at all."""
+    data, out = write_rows(tmp_path / "rows.jsonl", COUNT), tmp_path / "out.run"
+    first, second = (Shard(number, 2).path(out) for number in (1, 2))
+    rerank(data, first, shard=Shard(1, 2))
+    for path, copy in ((first, second), (record_path(first), record_path(second))):
+        copy.write_bytes(path.read_bytes())
+    with pytest.raises(ResumeError, match=r"out\.2-of-2\.run' holds shard 1/2; wanted 2/2"):
+        join_shards(out, 2)
+
+
 # --- what is written ----------------------------------------------------------------------------------------------
 
 

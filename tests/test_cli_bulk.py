@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ import pytest
 
 import rankwright
 from rankwright.batch import Make
-from rankwright.bulk import Batch, Ranked, scored_here
+from rankwright.bulk import Batch, Ranked, record_path, scored_here
 from rankwright.cli.app import run
 from rankwright.data import load_examples, read_trec_run
+from rankwright.prompts.ranking import load_ranking_prompt
 from rankwright.types import Ranking
 from tests.bulk_kit import examples, write_rows, write_run
-from tests.cli_kit import key_reader, make_model, one_line
+from tests.cli_kit import body_of, key_reader, make_model, one_line, reply, serving
+from tests.cli_kit import write_rows as write_json
+from tests.tiny_lm import make_chain_model
 
 COUNT = 20
 SPAN = 8
@@ -191,6 +195,75 @@ def test_a_language_model_writes_a_file_too(tmp_path: Path, capsys: pytest.Captu
     rankings = read_trec_run(out)
     assert [len(r.doc_ids) for r in rankings] == [len(e.candidates) for e in examples(6)]
     assert "calls" in capsys.readouterr().err
+
+
+def test_another_language_model_of_the_same_name_or_another_prompt_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "rows.jsonl", 3)
+    prompt, shown = tmp_path / "prompt", load_ranking_prompt("pointwise-yes-no-1").limited
+    shown(2).save(prompt)
+    make_chain_model(tmp_path / "model", ["paris"])
+    asked = ["rerank", "--data", "rows.jsonl", "--llm", "model", "--prompt", str(prompt), "--out", "out.run"]
+    assert run(asked) == 0
+    capsys.readouterr()
+    assert run([*asked, "--max-failed", "0.5", "--requests-per-minute", "9"]) == 0  # they decide no ranking
+    assert "is complete; nothing was scored" in capsys.readouterr().err
+    for more, told in ((["--set", "sampling.max_tokens=5"], "sampling {}"), (["--fuse", "0.5"], "--strategy")):
+        assert run([*asked, *more]) == 2
+        assert f"was begun with settings {told}" in " ".join(capsys.readouterr().err.split())
+    shown(3).save(prompt)
+    assert run(asked) == 2
+    assert "settings --prompt 'sha256:" in capsys.readouterr().err
+    shown(2).save(prompt)
+    make_chain_model(tmp_path / "model", ["rome"])
+    assert run(asked) == 2
+    assert "settings model model.safetensors" in capsys.readouterr().err
+
+
+def test_failed_calls_of_a_language_model_stay_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are final, so a later start, and the file of all shards, tell of them as the first start did."""
+    monkeypatch.setattr("rankwright.bulk.PAIRS_AT_ONCE", 60)
+    monkeypatch.chdir(tmp_path)
+    broken, asked_for = [True], list[bytes]()
+
+    def fails_once(request: BaseHTTPRequestHandler) -> None:
+        asked_for.append(body_of(request))
+        if broken[0] and b"question 7 " in asked_for[-1]:
+            return reply(request, {"error": {"message": "no", "type": "invalid_request_error"}}, status=400)
+        message = {"role": "assistant", "content": "[2] > [1]"}
+        return reply(request, {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+
+    two = [{"text": "one"}, {"text": "two"}]
+    rows = [{"query_id": str(n), "question": f"question {n} ?", "candidates": two} for n in range(60)]
+    data, out = write_json(tmp_path / "data.jsonl", rows), tmp_path / "out.run"
+    with serving(fails_once) as url:
+        asked = ["rerank", "--data", str(data), "--llm", url, "--llm-model", "m", "--out", str(out), "--output", "json"]
+
+        def told(code: int, *more: str) -> tuple[int, int, str]:
+            assert run([*asked, *more]) == code
+            written = capsys.readouterr()
+            found = one_line(written.out)
+            return found["calls"], found["calls_failed"], " ".join(written.err.split())
+
+        assert "1 of 60 calls failed, above 1%" in told(7)[2]
+        assert "remove the file and its .progress" in told(7)[2]
+        assert len(asked_for) == 60
+        out.write_bytes(out.read_bytes()[:-1])  # a kill in the second batch of two: the first has the failed call
+        assert told(7)[:2] == (60, 1)
+        for number in (1, 2):
+            told(7 if number == 1 else 0, "--shard", f"{number}/2")
+        assert run(["rerank", "--out", str(tmp_path / "out.run"), "--join", "2"]) == 2  # the name is taken
+        for path in (out, record_path(out)):
+            path.unlink()
+        assert run(["rerank", "--out", str(out), "--join", "2"]) == 7
+        assert "1 of 60 calls failed" in " ".join(capsys.readouterr().err.split())
+        out.unlink()
+        broken[0] = False
+        assert told(0)[:2] == (60, 0)
 
 
 @pytest.mark.parametrize(

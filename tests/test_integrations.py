@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+import rankwright
 from rankwright.errors import ConfigurationError, MissingDependencyError, ResourceNotFoundError
 from rankwright.integrations import opened as opened_module
 from rankwright.integrations.opened import PAIRS_AT_ONCE, Hit, Opened, Passage, parts, title_of
@@ -308,6 +309,16 @@ def test_a_model_by_name_is_pickled_as_its_name_and_opened_again(tmp_path: Path)
 def test_an_opened_reranker_is_pickled_whole() -> None:
     again = pickle.loads(pickle.dumps(Opened(Written(), {})))
     assert again.rank("q", PASSAGES, top_k=1, scale="raw") == [Hit(1, 3.0)]
+
+
+@pytest.mark.parametrize("backend", ["packed", "onnx"])
+def test_what_stays_in_its_process_is_not_pickled(backend: str, tmp_path: Path) -> None:
+    folder = save_cross_encoder(tmp_path / "model")
+    with pytest.raises(ConfigurationError, match=rf"Reranker '{folder}\|.*' was to be pickled or copied.* Give its"):
+        pickle.dumps(Opened(rankwright.load(folder, backend=backend), {}))
+    by_name = Opened(folder, {"backend": backend})
+    expected = by_name.rank("rain", PASSAGES, top_k=None, scale="raw")
+    assert pickle.loads(pickle.dumps(by_name)).rank("rain", PASSAGES, top_k=None, scale="raw") == expected
 
 
 def test_a_file_can_only_hold_a_name() -> None:

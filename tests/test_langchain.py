@@ -68,6 +68,18 @@ def test_options_hold_for_the_next_call() -> None:
         reranker.model = "reference"
 
 
+@pytest.mark.parametrize(("scale", "threshold"), [("raw", 1.0), ("sigmoid", sigmoid(1.0))])
+def test_documents_below_the_threshold_are_dropped(scale: Any, threshold: float) -> None:
+    reranker = RankwrightReranker(Written(), scale=scale, score_threshold=threshold)
+    given: Any = {"query": "q", "documents": DOCUMENTS}
+    step = reranker.as_runnable()
+    (several,), (awaited,) = step.batch([given]), asyncio.run(step.abatch([given]))
+    for found in (step.invoke(given), asyncio.run(step.ainvoke(given)), several, awaited):
+        assert [d.page_content for d in found] == ["river 3", "rain 1", "rain 1"]
+    reranker.score_threshold = 100
+    assert reranker.compress_documents(DOCUMENTS, "q") == []
+
+
 def test_a_chain_ends_in_the_best_documents() -> None:
     written = Written()
     reranker = RankwrightReranker(written, top_n=1).as_runnable()

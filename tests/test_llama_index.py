@@ -93,6 +93,17 @@ def test_a_query_engine_answers_from_the_best_nodes(asynchronous: bool) -> None:
     assert [n.node_id for n in response.source_nodes] == ["ü/雨 ", "a"]
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize(("scale", "threshold"), [("raw", 1.0), ("sigmoid", sigmoid(1.0))])
+def test_nodes_below_the_threshold_are_dropped(scale: Any, threshold: float, asynchronous: bool) -> None:
+    reranker = RankwrightReranker(Written(), scale=scale, score_threshold=threshold, metadata_mode=MetadataMode.NONE)
+    if asynchronous:
+        found = asyncio.run(reranker.apostprocess_nodes(_nodes(), query_str="q"))
+    else:
+        found = reranker.postprocess_nodes(_nodes(), query_str="q")
+    assert [n.node_id for n in found] == ["ü/雨 ", "a", "a"]
+
+
 def test_the_event_loop_goes_on_while_nodes_are_ranked() -> None:
     held = Held()
     reranker = RankwrightReranker(held, top_n=1, metadata_mode=MetadataMode.NONE)

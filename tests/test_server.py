@@ -245,9 +245,11 @@ def test_relevance_is_the_sigmoid_at_a_temperature(score: float) -> None:
 
 def test_a_model_with_a_temperature_is_scaled_by_it() -> None:
     scorer = StubScorer()
-    scorer.temperature = 4.0  # pyright: ignore[reportAttributeAccessIssue]
+    scorer.temperature, scorer.threshold = 4.0, 0.25
     with client(scorer) as at:
         answer = posted(at, *rerank()).json()
+        (told,) = at.get("/info").json()["models"]
+    assert (told["temperature"], told["threshold"]) == (4.0, 0.25)
     assert answer["results"][0]["relevance_score"] == pytest.approx(sigmoid(RAW[0] / 4))
     assert answer["results"][0]["score_raw"] == RAW[0]
 
@@ -451,7 +453,9 @@ def test_a_server_for_others_needs_a_key() -> None:
 
 def test_info_names_models_and_limits(shared: Any) -> None:
     info = shared.get("/info").json()
-    assert info["models"] == [{"name": "stub", "backend": "stub", "max_length": 64}]
+    assert info["models"] == [
+        {"name": "stub", "backend": "stub", "max_length": 64, "temperature": 1.0, "threshold": None}
+    ]
     assert info["limits"]["documents"] == 1000
     assert info["reader"] is None
 

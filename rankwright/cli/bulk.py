@@ -4,38 +4,42 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rankwright.bulk import (
-    Batch,
+    Calls,
     Done,
     Form,
     Output,
     Progress,
-    Ranked,
     Score,
     Shard,
     join_shards,
     looked_through,
-    rank_each,
     record_path,
-    scored_here,
     write_rankings,
 )
 from rankwright.cli.build import build_reranker
-from rankwright.cli.common import OutputKind, emit, now_and_then, print_out, progress_bars, say
+from rankwright.cli.common import (
+    PARTIAL_EXIT_CODE,
+    OutputKind,
+    emit,
+    now_and_then,
+    print_out,
+    progress_bars,
+    say,
+    too_many_failed,
+)
 from rankwright.data.store import file_digest
 from rankwright.data.streams import ExampleStream
 from rankwright.errors import ConfigurationError, DataError
 from rankwright.llms.endpoint import model_place
-from rankwright.types import Reranker
 
-PARTIAL_EXIT_CODE = 7
-DECIDING_FILES = ("*.safetensors", "*.onnx", "*.json", "*.yaml", "*.txt", "*.model")
+DECIDING_FILES = ("*.safetensors", "*.onnx", "*.json", "*.yaml", "*.txt", "*.model", "*.jinja")
 """What of a model's folder decides its scores."""
 
 
@@ -48,6 +52,8 @@ class BulkOptions:
     store: Path | None
     max_failed: int
     pairs: int
+    max_failed_calls: float
+    """Share of a language model's calls, above which the exit code says so."""
 
 
 def check_bulk(out: Path | None, join: int | None, of_bulk: Mapping[str, Any], of_scoring: Mapping[str, Any]) -> None:
@@ -82,13 +88,13 @@ def check_ray(ray: bool, workers: int | None, llm: str | None) -> None:
         )
 
 
-def join(out: Path, count: int, output: OutputKind) -> int:
+def join(out: Path, count: int, max_failed_calls: float, output: OutputKind) -> int:
     """`--join`: the files of all shards as one."""
     done = join_shards(out, count)
     for number in range(1, count + 1):
         part = Shard(number, count).path(out)
         say(f"{part.name} and {record_path(part).name} are not needed any more.")
-    return _tell(out, done, {"shards": count}, f"{count} shards joined", output)
+    return _tell(out, done, {"shards": count}, f"{count} shards joined", max_failed_calls, output)
 
 
 def rerank_file(
@@ -99,9 +105,10 @@ def rerank_file(
     top_k: int | None,
     output: OutputKind,
     progress: Progress | None = None,
+    calls: Callable[[], Calls] | None = None,
 ) -> int:
     """Writes the rankings of a stream, as far as they are not there yet; the exit code. `progress` is told in the
-    place of bars of pairs."""
+    place of bars of pairs, `calls` tells those of a language model until now."""
     path = options.shard.path(options.out)
     began = time.monotonic()
     asked = {**settings, "pairs": options.pairs, "top_k": top_k}
@@ -122,6 +129,7 @@ def rerank_file(
                 pairs=options.pairs,
                 max_failed=options.max_failed,
                 on_progress=tell,
+                calls=calls,
             )
         skipped = file.totals.skipped if file.totals else 0
         done = file.done
@@ -135,7 +143,8 @@ def rerank_file(
         "pairs_per_second": round(pairs / seconds, 1),
     }
     words = f"{pairs} pairs scored in {seconds:.0f} s ({pairs / seconds:.0f} a second)"
-    return _tell(path, done, told, words + (f", {skipped} bad rows skipped" if skipped else ""), output)
+    words += f", {skipped} bad rows skipped" if skipped else ""
+    return _tell(path, done, told, words, options.max_failed_calls, output)
 
 
 def _begin(file: Output, stream: ExampleStream, pairs: int) -> None:
@@ -156,15 +165,22 @@ def _drop_store(stream: ExampleStream, options: BulkOptions) -> None:
         stream.store_path.unlink(missing_ok=True)
 
 
-def _tell(out: Path, done: Done, told: Mapping[str, Any], words: str, output: OutputKind) -> int:
+def _tell(
+    out: Path, done: Done, told: Mapping[str, Any], words: str, max_failed_calls: float, output: OutputKind
+) -> int:
     failed = [{"query_id": one.query_id, "error": one.error} for one in done.failed]
     if output is OutputKind.json:
-        emit({"out": str(out), "questions": done.questions, "pairs": done.pairs, "failed": failed, **told})
+        calls = {"calls": done.calls.made, "calls_failed": done.calls.failed} if done.calls.made else {}
+        emit({"out": str(out), "questions": done.questions, "pairs": done.pairs, "failed": failed, **calls, **told})
     else:
         print_out(f"{done.questions - len(failed)} rankings: {out}; {words}")
     for one in done.failed:
         say(f"Question '{one.query_id}' has no ranking: {one.error}")
-    return PARTIAL_EXIT_CODE if failed else 0
+    step = (
+        "To have them asked again, remove the file and its .progress (of shards, theirs) and give the command that "
+        "wrote it; what was answered comes out of the cache."
+    )
+    return PARTIAL_EXIT_CODE if too_many_failed(*done.calls, max_failed_calls, step) or failed else 0
 
 
 def rerank_on_ray(
@@ -196,25 +212,3 @@ def model_identity(name: str) -> dict[str, str]:
     folder = Path(model_place(name))
     files = sorted({file for glob in DECIDING_FILES for file in folder.glob(glob)}) if folder.is_dir() else []
     return {"model": name, **{f"model {file.name}": file_digest(file) for file in files}}
-
-
-def scored_by_llm(reranker: Any) -> Score:
-    """As `scored_here`; what all batches took is in the reranker's report in the end."""
-    from rankwright.strategies import StrategyReport
-
-    def score(found: Iterable[Batch]) -> Iterator[Sequence[Ranked]]:
-        report = StrategyReport()
-        for batch in found:
-            results = rank_each(reranker, batch.requests)
-            report += reranker.report
-            yield results
-            reranker.report = report
-
-    return score
-
-
-def score_of(reranker: Reranker) -> Score:
-    """How a reranker's batches are scored in this process."""
-    from rankwright.strategies import LLMReranker
-
-    return scored_by_llm(reranker) if isinstance(reranker, LLMReranker) else scored_here(reranker)

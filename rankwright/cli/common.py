@@ -35,6 +35,8 @@ console = _Watched(stderr=True, highlight=False, markup=False)
 """For people; results go to standard output by `write_out`."""
 
 FORMAT_HELP = f"One of {', '.join(FORMATS)}."
+PARTIAL_EXIT_CODE = 7
+"""Some of what was asked for failed, and the rest is there."""
 WORSE_EXIT_CODE = 8
 """A model that is worse than what it is compared with."""
 PIPE_WIDTH = 240
@@ -70,6 +72,17 @@ def command_line() -> str:
 def say(text: str) -> None:
     """One line for people, on standard error."""
     console.print(harmless(text), soft_wrap=True)
+
+
+def too_many_failed(calls: int, failed: int, allowed: float, step: str) -> bool:
+    """Whether a larger share of a language model's calls failed than may without a word; said here, with what to do."""
+    if failed <= allowed * calls:
+        return False
+    say(
+        f"{failed} of {calls} calls failed, above {allowed:.0%} (--max-failed), so the exit code is "
+        f"{PARTIAL_EXIT_CODE}: documents of those windows keep their order. {step}"
+    )
+    return True
 
 
 def harmless(text: str) -> str:

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from rankwright.cli.common import (
     FORMAT_HELP,
+    PARTIAL_EXIT_CODE,
     BadRow,
     OutputKind,
     as_command,
@@ -22,6 +23,7 @@ from rankwright.cli.common import (
     print_out,
     progress_bars,
     say,
+    too_many_failed,
     write_out,
 )
 from rankwright.cli.options import (
@@ -42,13 +44,13 @@ from rankwright.errors import ConfigurationError, DataError
 from rankwright.types import Document, Query, Ranking, Reranker, RerankRequest
 
 if TYPE_CHECKING:
+    from rankwright.bulk import Calls
     from rankwright.cli.bulk import BulkOptions
     from rankwright.cli.llm import LLMSettings
     from rankwright.data.streams import ExampleStream
     from rankwright.rerankers.windows import Windows as WindowsName
 
 STDIN = "standard input"
-PARTIAL_EXIT_CODE = 7
 MAX_FAILED, STOP_ABOVE = 0.01, 0.05
 """Shares of failed calls above which the exit code says so, and above which nothing more is asked."""
 QUERY_ID_FIELDS = ("query_id", "_id", "id")
@@ -218,8 +220,9 @@ def rerank(
         "--windows": windows,
     }
     check_bulk(out, join, of_bulk, of_scoring)
+    allowed = MAX_FAILED if max_failed is None else max_failed
     if join is not None and out is not None:
-        return join_shards(out, join, output)
+        return join_shards(out, join, allowed, output)
     _check_arguments(
         question,
         passages_file,
@@ -254,14 +257,13 @@ def rerank(
     check_ray(ray, workers, llm)
     if out is not None:
         check_backend(backend)
-    allowed = MAX_FAILED if max_failed is None else max_failed
     opened = _opened(settings, model, device, backend, joined, max(allowed, STOP_ABOVE))
     failed = 0
     if out is not None:
         stream, bulk = _bulk(
-            out, shard, store, max_failed_questions, run, data, format, topics, corpus, depth, on_bad_row
+            out, shard, store, max_failed_questions, run, data, format, topics, corpus, depth, on_bad_row, allowed
         )
-        of_model = {**asked, "--llm": llm} if llm is not None else _of_model(model, backend, device, joined)
+        of_model = _of_llm(llm, settings) if llm and settings else _of_model(model, backend, device, joined)
         of_input = {"format": stream.format, "depth": depth, "on_bad_row": on_bad_row.value}
         if ray:
             from rankwright.cli.bulk import rerank_on_ray
@@ -288,7 +290,9 @@ def rerank(
         with opened as reranker:
             failed = _answer_requests(reranker, llm or model, top_k, on_bad_row)
     tell_of_cut(reranker, against_cuts(reranker))
-    return PARTIAL_EXIT_CODE if failed or _too_many_failed(reranker, allowed) else 0
+    if out is None:
+        failed += too_many_failed(*_calls(reranker), allowed, "The same command asks them again.")
+    return PARTIAL_EXIT_CODE if failed else 0
 
 
 def _check_arguments(
@@ -337,20 +341,14 @@ def _llm(llm: str | None, asked: Mapping[str, Any], flags: Mapping[str, Any]) ->
     return llm_settings(asked["--strategy"], asked["--prompt"], asked["--fuse"], asked["--set"] or [], flags)
 
 
-def _too_many_failed(reranker: Reranker, allowed: float) -> bool:
-    """Whether more calls of a language model failed than an answer without a word about it may have; said here."""
+def _calls(reranker: Reranker) -> Calls:
+    """Those of a language model until now; none of a scoring model."""
+    from rankwright.bulk import Calls
     from rankwright.cli.llm import CountingReranker
 
     if not isinstance(reranker, CountingReranker):
-        return False
-    failed, calls = reranker.total.failures.total(), reranker.total.calls
-    if failed <= allowed * calls:
-        return False
-    say(
-        f"{failed} of {calls} calls failed, above {allowed:.0%} (--max-failed), so the exit code is "
-        f"{PARTIAL_EXIT_CODE}: documents of those windows keep their order. The same command asks them again."
-    )
-    return True
+        return Calls()
+    return Calls(reranker.total.calls, reranker.total.failures.total())
 
 
 @contextlib.contextmanager
@@ -616,6 +614,7 @@ def _bulk(
     corpus: Path | None,
     depth: int | None,
     on_bad_row: BadRow,
+    allowed: float,
 ) -> tuple[ExampleStream, BulkOptions]:
     """What is read, and how it is written."""
     from rankwright.bulk import PAIRS_AT_ONCE, Shard, shard_of
@@ -634,7 +633,24 @@ def _bulk(
         depth=depth,
         on_bad_row=on_bad_row.value,
     )
-    return stream, BulkOptions(out, part, store, 10 if max_failed is None else max_failed, PAIRS_AT_ONCE)
+    return stream, BulkOptions(out, part, store, 10 if max_failed is None else max_failed, PAIRS_AT_ONCE, allowed)
+
+
+def _of_llm(llm: str, settings: LLMSettings) -> dict[str, Any]:
+    """What decides a language model's rankings; limits and prices may change when a file goes on. The version of a
+    prompt is the digest of its file."""
+    from rankwright.cli.bulk import model_identity
+    from rankwright.llms.endpoint import bare_place
+
+    return {
+        "--llm": llm,
+        **model_identity(bare_place(llm)),
+        "--llm-model": settings.endpoint.model,
+        "reader.api": settings.endpoint.api,
+        "--prompt": settings.prompt.version,
+        "--strategy": settings.strategy.name,
+        "sampling": dict(settings.sampling),
+    }
 
 
 def _of_model(model: str, backend: str, device: str, windows: str | None) -> dict[str, str]:
@@ -652,11 +668,13 @@ def _rerank_bulk(
     top_k: int | None,
     output: OutputKind,
 ) -> int:
-    from rankwright.cli.bulk import rerank_file, score_of
+    from rankwright.bulk import scored_here
+    from rankwright.cli.bulk import rerank_file
     from rankwright.strategies import LLMReranker
 
     own = reranker.on_progress if isinstance(reranker, LLMReranker) else None
-    return rerank_file(stream, settings, bulk, score_of(reranker), top_k, output, own)
+    score = scored_here(reranker)
+    return rerank_file(stream, settings, bulk, score, top_k, output, own, lambda: _calls(reranker))
 
 
 # --- a file of questions -----------------------------------------------------------------------------------------

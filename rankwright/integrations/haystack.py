@@ -109,8 +109,8 @@ class RankwrightRanker:
         """
         own = distinct(documents)
         top_k, scale, threshold = self._options(top_k, scale_score, score_threshold)
-        hits = self._opened.rank(query, self._passages(own), top_k=top_k, scale=scale)
-        return {"documents": _scored(own, hits, threshold)}
+        hits = self._opened.rank(query, self._passages(own), top_k=top_k, scale=scale, threshold=threshold)
+        return {"documents": _scored(own, hits)}
 
     @component.output_types(documents=list[Document])
     async def run_async(
@@ -124,8 +124,9 @@ class RankwrightRanker:
         """The same, in another thread."""
         own = distinct(documents)
         top_k, scale, threshold = self._options(top_k, scale_score, score_threshold)
-        hits = await self._opened.rank_async(query, self._passages(own), top_k=top_k, scale=scale)
-        return {"documents": _scored(own, hits, threshold)}
+        passages = self._passages(own)
+        hits = await self._opened.rank_async(query, passages, top_k=top_k, scale=scale, threshold=threshold)
+        return {"documents": _scored(own, hits)}
 
     def _options(
         self, top_k: int | None, scale_score: bool | None, threshold: float | None
@@ -160,6 +161,5 @@ def _scale(scale_score: bool) -> Scale:
     return "sigmoid" if scale_score else "raw"
 
 
-def _scored(documents: Sequence[Document], hits: Sequence[Hit], threshold: float | None) -> list[Document]:
-    kept = [hit for hit in hits if threshold is None or hit.score >= threshold]
-    return [replace(documents[hit.position], score=hit.score) for hit in kept]
+def _scored(documents: Sequence[Document], hits: Sequence[Hit]) -> list[Document]:
+    return [replace(documents[hit.position], score=hit.score) for hit in hits]

@@ -57,6 +57,8 @@ class RankwrightReranker(BaseDocumentCompressor):
     """Documents to keep; None keeps all."""
     scale: Scale = "raw"
     """"raw" for the model's logits, "sigmoid" for numbers between 0 and 1."""
+    score_threshold: float | None = None
+    """Drops documents with a lower score, of the same scale."""
     title_field: str | None = None
     """The field of metadata that holds a document's title; by default the text alone is read."""
     load: dict[str, Any] = Field(default_factory=dict, frozen=True)
@@ -70,12 +72,20 @@ class RankwrightReranker(BaseDocumentCompressor):
         *,
         top_n: int | None = None,
         scale: Scale = "raw",
+        score_threshold: float | None = None,
         title_field: str | None = None,
         load: dict[str, Any] | None = None,
     ) -> None:
         check_options(top_n, scale)
         super().__init__(
-            **{"model": model, "top_n": top_n, "scale": scale, "title_field": title_field, "load": load or {}}
+            **{
+                "model": model,
+                "top_n": top_n,
+                "scale": scale,
+                "score_threshold": score_threshold,
+                "title_field": title_field,
+                "load": load or {},
+            }
         )
         self._opened = Opened(model, self.load)
         _ = self._opened.reranker  # a wrong name is told here, not with the first question
@@ -85,7 +95,7 @@ class RankwrightReranker(BaseDocumentCompressor):
     ) -> list[Document]:
         """The best documents as copies, best first."""
         documents = list(documents)
-        hits = self._opened.rank(query, self._passages(documents), top_k=self.top_n, scale=self.scale)
+        hits = self._opened.rank(query, self._passages(documents), **self._options)
         return [_scored(documents[hit.position], hit) for hit in hits]
 
     async def acompress_documents(
@@ -93,7 +103,7 @@ class RankwrightReranker(BaseDocumentCompressor):
     ) -> list[Document]:
         """The same, in another thread."""
         documents = list(documents)
-        hits = await self._opened.rank_async(query, self._passages(documents), top_k=self.top_n, scale=self.scale)
+        hits = await self._opened.rank_async(query, self._passages(documents), **self._options)
         return [_scored(documents[hit.position], hit) for hit in hits]
 
     def as_runnable(self) -> Runnable[Mapping[str, Any], list[Document]]:
@@ -105,7 +115,7 @@ class RankwrightReranker(BaseDocumentCompressor):
         """One result per input of `as_runnable`, in order; an input that is none has its error in its place."""
         asked = [self._asked(one) for one in given]
         sound = [pair for pair in asked if not isinstance(pair, Exception)]
-        hits = self._opened.rank_all([question for _, question in sound], top_k=self.top_n, scale=self.scale)
+        hits = self._opened.rank_all([question for _, question in sound], **self._options)
         return _joined(asked, hits)
 
     async def _acompress_all(self, given: Sequence[Mapping[str, Any]]) -> list[Exception | list[Document]]:
@@ -113,7 +123,11 @@ class RankwrightReranker(BaseDocumentCompressor):
         asked = [self._asked(one) for one in given]
         sound = [pair for pair in asked if not isinstance(pair, Exception)]
         questions = [question for _, question in sound]
-        return _joined(asked, await self._opened.rank_all_async(questions, top_k=self.top_n, scale=self.scale))
+        return _joined(asked, await self._opened.rank_all_async(questions, **self._options))
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"top_k": self.top_n, "scale": self.scale, "threshold": self.score_threshold}
 
     def _asked(self, given: Mapping[str, Any]) -> _Asked | Exception:
         try:

@@ -54,6 +54,8 @@ class RankwrightReranker(BaseNodePostprocessor):
     """Nodes to keep; None keeps all."""
     scale: Scale = "raw"
     """"raw" for the model's logits, "sigmoid" for numbers between 0 and 1."""
+    score_threshold: float | None = None
+    """Drops nodes with a lower score, of the same scale."""
     metadata_mode: MetadataMode = MetadataMode.EMBED
     """Which metadata is read with the text: as for the embedding, which is what LlamaIndex's rerankers do, or none."""
     title_field: str | None = None
@@ -70,6 +72,7 @@ class RankwrightReranker(BaseNodePostprocessor):
         model: Model,
         top_n: int | None = None,
         scale: Scale = "raw",
+        score_threshold: float | None = None,
         metadata_mode: MetadataMode = MetadataMode.EMBED,
         title_field: str | None = None,
         keep_retrieval_score: bool = False,
@@ -83,6 +86,7 @@ class RankwrightReranker(BaseNodePostprocessor):
                 "model": model,
                 "top_n": top_n,
                 "scale": scale,
+                "score_threshold": score_threshold,
                 "metadata_mode": metadata_mode,
                 "title_field": title_field,
                 "keep_retrieval_score": keep_retrieval_score,
@@ -114,7 +118,7 @@ class RankwrightReranker(BaseNodePostprocessor):
             return []
         passages = self._passages(nodes)
         with self._told(nodes, query) as best:
-            hits = self._opened.rank(query, passages, top_k=self.top_n, scale=self.scale)
+            hits = self._opened.rank(query, passages, **self._options)
             best += [self._scored(nodes[hit.position], hit) for hit in hits]
         return best
 
@@ -126,9 +130,13 @@ class RankwrightReranker(BaseNodePostprocessor):
             return []
         passages = self._passages(nodes)
         with self._told(nodes, query) as best:
-            hits = await self._opened.rank_async(query, passages, top_k=self.top_n, scale=self.scale)
+            hits = await self._opened.rank_async(query, passages, **self._options)
             best += [self._scored(nodes[hit.position], hit) for hit in hits]
         return best
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"top_k": self.top_n, "scale": self.scale, "threshold": self.score_threshold}
 
     @contextmanager
     def _told(self, nodes: list[NodeWithScore], query: str) -> Iterator[list[NodeWithScore]]:

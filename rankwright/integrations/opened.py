@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 from weakref import WeakKeyDictionary
@@ -105,20 +106,39 @@ class Opened:
             "Save the reranker and give its folder."
         )
 
-    def rank(self, query: str, passages: Sequence[Passage], *, top_k: int | None, scale: Scale) -> list[Hit]:
+    def rank(
+        self,
+        query: str,
+        passages: Sequence[Passage],
+        *,
+        top_k: int | None,
+        scale: Scale,
+        threshold: float | None = None,
+    ) -> list[Hit]:
         """The passages of one query, best first, equal scores in the order given."""
-        return self.rank_all([(query, passages)], top_k=top_k, scale=scale)[0]
+        return self.rank_all([(query, passages)], top_k=top_k, scale=scale, threshold=threshold)[0]
 
     async def rank_async(
-        self, query: str, passages: Sequence[Passage], *, top_k: int | None, scale: Scale
+        self,
+        query: str,
+        passages: Sequence[Passage],
+        *,
+        top_k: int | None,
+        scale: Scale,
+        threshold: float | None = None,
     ) -> list[Hit]:
         """The same, in another thread."""
-        return (await self.rank_all_async([(query, passages)], top_k=top_k, scale=scale))[0]
+        return (await self.rank_all_async([(query, passages)], top_k=top_k, scale=scale, threshold=threshold))[0]
 
     def rank_all(
-        self, asked: Sequence[tuple[str, Sequence[Passage]]], *, top_k: int | None, scale: Scale
+        self,
+        asked: Sequence[tuple[str, Sequence[Passage]]],
+        *,
+        top_k: int | None,
+        scale: Scale,
+        threshold: float | None = None,
     ) -> list[list[Hit]]:
-        """One list per query, in order.
+        """One list per query, in order, without passages whose score on the scale is below the threshold.
 
         Raises:
             ConfigurationError: a query or a text is not a string; top_k or scale is none.
@@ -132,23 +152,28 @@ class Opened:
         with _turns(reranker).lock:
             rankings = reranker.rerank_batch(requests)
         temperature = getattr(reranker, "temperature", None) or 1.0
-        return [_hits(ranking, top_k, scale, temperature) for ranking in rankings]
+        every = [_hits(ranking, top_k, scale, temperature) for ranking in rankings]
+        return [[hit for hit in hits if threshold is None or hit.score >= threshold] for hits in every]
 
     async def rank_all_async(
-        self, asked: Sequence[tuple[str, Sequence[Passage]]], *, top_k: int | None, scale: Scale
+        self,
+        asked: Sequence[tuple[str, Sequence[Passage]]],
+        *,
+        top_k: int | None,
+        scale: Scale,
+        threshold: float | None = None,
     ) -> list[list[Hit]]:
         """The same, in another thread."""
+        ranked = partial(self.rank_all, asked, top_k=top_k, scale=scale, threshold=threshold)
         if not any(passages for _, passages in asked):
-            return self.rank_all(asked, top_k=top_k, scale=scale)
+            return ranked()
         loop = asyncio.get_running_loop()
         # Opening may take long as well; until then there is no thread of the reranker's own.
         reranker = self._reranker
         if reranker is None:
             reranker = await loop.run_in_executor(None, lambda: self.reranker)
         context = contextvars.copy_context()
-        return await loop.run_in_executor(
-            _turns(reranker).thread, lambda: context.run(self.rank_all, asked, top_k=top_k, scale=scale)
-        )
+        return await loop.run_in_executor(_turns(reranker).thread, context.run, ranked)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the open reranker where its name can open it again."""

@@ -5,9 +5,9 @@ Three kinds, by what is asked in one prompt:
 
 - `yes-no`, one document: logit of the first label minus that of the second. Qwen3-Reranker (yes, no), ProRank and
   mxbai-rerank-v2 (1, 0).
-- `integer`, one document: the expected value over the labels 0 to 10, whose logits alone share the probability. The
-  scale is ERank's (arXiv 2509.00520); ERank multiplies the one number written with its probability, the expectation is
-  ours.
+- `integer`, one document: the expected value over the labels 0 to 10, whose logits alone share the probability, less 5:
+  scores stand around 0, as those of the others. The scale is ERank's (arXiv 2509.00520), which multiplies the one
+  number written with its probability; the expectation is ours.
 - `single-token`, all documents: the logit of each document's letter. FIRST (arXiv 2406.15657).
 
 A label that is not one token has no logit at one place, so it is refused. The prompts are our own words; a published
@@ -169,7 +169,7 @@ class CausalReranker(ScoringReranker):
             flat = logits_UL[:, 0] - logits_UL[:, 1]
         elif self.kind == "integer":
             values = torch.arange(len(self.labels), dtype=logits_UL.dtype, device=logits_UL.device)
-            flat = logits_UL.softmax(-1) @ values
+            flat = logits_UL.softmax(-1) @ (values - values.mean())
         else:
             rows = [row[: len(unit.documents)] for row, unit in zip(logits_UL, units, strict=True)]
             flat = torch.cat(rows) if rows else logits_UL.flatten()

@@ -223,16 +223,13 @@ def _manifest(reranker: CrossEncoderReranker, tokenizer: Any, draft: Path) -> Ma
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.save(str(draft / TOKENIZER))
-    config = reranker.model.config
-    config.to_json_file(draft / "config.json", use_diff=True)
+    reranker.model.config.to_json_file(draft / "config.json", use_diff=True)
     manifest = Manifest(
         template=reranker.template,
         max_length=reranker.max_length,
         truncation_side=reranker.tokenizer.truncation_side,
-        label=next(iter((config.id2label or {}).values()), "LABEL_0"),
         temperature=reranker.temperature,
         threshold=reranker.threshold,
-        pad_token=int(reranker.tokenizer.pad_token_id),
         source=Path(reranker.name).name,
         version=rankwright.__version__,
         files=_digests(draft),

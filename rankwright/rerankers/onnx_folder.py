@@ -41,14 +41,10 @@ class Manifest:
     truncation_side: str = "right"
     kind: str = "cross_encoder"
     activation: str = "none: scores are raw logits"
-    label: str = "LABEL_0"
-    """The one label of the model."""
     temperature: float = 1.0
     """What scores are divided by before the sigmoid of the APIs (`rankwright calibrate`)."""
     threshold: float | None = None
     """The least value on that scale that counts as relevant; None where none was fitted."""
-    pad_token: int = 0
-    """Token id of the padding; texts of one batch have one length, so that it is hardly used."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Name below the folder -> sha256, of the tokenizer and of every graph and its weights."""
     parity: Mapping[str, Any] = field(default_factory=dict)
@@ -106,7 +102,6 @@ def _wrong_entry(manifest: Manifest) -> str:
         f"format {manifest.format!r}; wanted 1, the only one of this version": manifest.format == 1,
         f"kind {manifest.kind!r}; wanted 'cross_encoder'": manifest.kind == "cross_encoder",
         f"max_length {manifest.max_length!r}; wanted a whole number above 3": _whole(manifest.max_length, 4),
-        f"pad_token {manifest.pad_token!r}; wanted a token id": _whole(manifest.pad_token, 0),
         f"truncation_side {manifest.truncation_side!r}; wanted 'right' or 'left'": manifest.truncation_side
         in ("right", "left"),
         f"temperature {manifest.temperature!r}; wanted a positive number": _number(manifest.temperature)

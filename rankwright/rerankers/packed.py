@@ -14,6 +14,7 @@ that pass.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -242,13 +243,25 @@ class Crew:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._pool = ThreadPoolExecutor(size, "rankwright-packed", _compute_alone)
-        begun = Barrier(size)
-        list(self._pool.map(lambda _: begun.wait(), range(size)))
-        torch.set_num_threads(size)  # a part of what each has set is the whole process's
+        self._opened_in = os.getpid()
+        self._begin()
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process was forked from the one that opened the model. PyTorch hangs there where it computes
+        with several threads of its own; with this crew it does not."""
+        return self._opened_in != os.getpid()
+
+    def _begin(self) -> None:
+        self._process, self._pool = os.getpid(), ThreadPoolExecutor(self.size, "rankwright-packed", _compute_alone)
+        begun = Barrier(self.size)
+        list(self._pool.map(lambda _: begun.wait(), range(self.size)))
+        torch.set_num_threads(self.size)  # a part of what each has set is the whole process's
 
     def each(self, compute: Callable[[Sequence[int]], None], groups: Sequence[Sequence[int]]) -> None:
         """Computes all groups; the first error is raised when all have ended."""
+        if self._process != os.getpid():  # a forked process has none of the threads
+            self._begin()
         done = [self._pool.submit(compute, group) for group in groups]
         wait(done)
         for one in done:
@@ -269,18 +282,13 @@ class PackedReranker(TokenScorer):
         encoder: computes the logits.
         source: the cross-encoder whose tokenizer, template and length are taken.
         precision: of the encoder, for the name.
-        error: the largest difference to the source's scores that was found on PROBES.
     """
 
-    def __init__(
-        self, encoder: PackedEncoder, source: CrossEncoderReranker, precision: Precision, error: float = 0.0
-    ) -> None:
+    def __init__(self, encoder: PackedEncoder, source: CrossEncoderReranker, precision: Precision) -> None:
         # A copy: the source sets how its own cuts from call to call.
         tokenizer = Tokenizer.from_str(source.tokenizer.backend_tokenizer.to_str())
         super().__init__(tokenizer, source.template, source.max_length, source.tokenizer.truncation_side)
         self.max_tokens = TOKENS_AT_ONCE
-        self.precision: Precision = precision
-        self.error = error
         self._encoder = encoder
         self._name = f"{source.name}|packed-{precision}"
         self._typed = "token_type_ids" in source.tokenizer.model_input_names
@@ -305,7 +313,7 @@ class PackedReranker(TokenScorer):
         lengths = [len(pair.ids_T) for pair in pairs]
         threads = min(self._crew.size, torch.get_num_threads()) if self._crew else 1
         groups = list(row_batches(lengths, share_of(sum(lengths), self.max_tokens, threads)))
-        if self._crew is None or threads == 1 or len(groups) == 1:
+        if self._crew is None or threads == 1 or (len(groups) == 1 and not self._crew.is_forked):
             for group in groups:
                 compute(group)
         else:
@@ -316,7 +324,7 @@ class PackedReranker(TokenScorer):
 def packed(source: CrossEncoderReranker, precision: Precision) -> PackedReranker | None:
     """The source computed without padding; None where its model is of another build or its scores come out different.
 
-    Both passes are compared in fp32 on PROBES; the difference of the precision asked for stands in `error`.
+    Both passes are compared in fp32 on PROBES; in the precision asked for each score has to be a number.
     """
     model = source.model
     if not _is_of_the_family(source):
@@ -326,10 +334,11 @@ def packed(source: CrossEncoderReranker, precision: Precision) -> PackedReranker
         wanted = source.score_batch(requests)[0].scores
     try:
         plain = PackedReranker(PackedEncoder(model, "fp32", prepack=False), source, "fp32")
-        if _difference(plain, requests, wanted) > AGREEMENT * max(1.0, *map(abs, wanted)):
+        if not _difference(plain, requests, wanted) <= AGREEMENT * max(1.0, *map(abs, wanted)):  # NaN is not
             return None
         reranker = PackedReranker(PackedEncoder(model, precision), source, precision)
-        reranker.error = _difference(reranker, requests, wanted)
+        if not np.isfinite(_difference(reranker, requests, wanted)):
+            return None
     except (AttributeError, RuntimeError, TypeError, ValueError):  # built of other parts than its family's name says
         return None
     return reranker
@@ -337,7 +346,7 @@ def packed(source: CrossEncoderReranker, precision: Precision) -> PackedReranker
 
 def _difference(reranker: PackedReranker, requests: Sequence[RerankRequest], wanted: Sequence[float]) -> float:
     found = reranker.score_batch(requests)[0].scores
-    return max(abs(a - b) for a, b in zip(found, wanted, strict=True))
+    return float(np.abs(np.subtract(found, wanted)).max())  # max of Python may pass over a NaN
 
 
 def _is_of_the_family(source: CrossEncoderReranker) -> bool:

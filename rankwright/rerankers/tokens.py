@@ -7,10 +7,11 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Never
 
 import numpy as np
 
+from rankwright.errors import ConfigurationError
 from rankwright.rerankers.ranking import Scorer, render
 from rankwright.types import RerankRequest, Scored
 
@@ -46,6 +47,13 @@ class TokenScorer(Scorer):
         self._uncut: Tokenizer | None = None
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_length, strategy="longest_first", direction=side)
+
+    def __getstate__(self) -> Never:
+        """Raises ConfigurationError: threads, sessions and weights laid out for a processor stay in their process."""
+        raise ConfigurationError(
+            f"Reranker '{self.name}' was to be pickled or copied, and its backend computes by what stays in its "
+            'process; wanted a name, which is opened again. Give its folder or name with load={"backend": ...}.'
+        )
 
     @property
     def template(self) -> str:

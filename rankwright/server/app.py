@@ -151,7 +151,13 @@ class _Routes:
     async def info(self) -> Response:
         """Models and limits."""
         models = [
-            {"name": name, "backend": _backend(scorer), "max_length": scorer.max_length}
+            {
+                "name": name,
+                "backend": _backend(scorer),
+                "max_length": scorer.max_length,
+                "temperature": self._temperature(name),
+                "threshold": scorer.threshold,
+            }
             for name, scorer in self.engine.scorers.items()
         ]
         settings, served = self.settings, self.answers.served
