@@ -56,14 +56,19 @@ check: $(ALL_INSTALLED) ## lint, formatting, types, import floors
 	$(BIN)/lint-imports
 
 GATES = $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist load $(PYTEST_ARGS)
-QUICK := $(filter-out tests/gates/test_gate_alarms.py,$(wildcard tests/gates/test_gate_*.py))
+# S1 and S2 put a server under load: the clients and the server need both cores.
+LOADED := tests/gates/test_gate_s1.py
+QUICK := $(filter-out tests/gates/test_gate_alarms.py $(LOADED),$(wildcard tests/gates/test_gate_*.py))
+ALONE = $(BIN)/python -m pytest -m gates $(PYTEST_ARGS)
 
 gates-quick: $(ALL_INSTALLED) ## the gates of reliability, in below 10 minutes: faults, kills, damaged files, resume
+	GATES=quick $(ALONE) $(LOADED)
 	GATES=quick $(GATES) -m gates $(QUICK)
 
 gates-full: $(ALL_INSTALLED) ## the same in full numbers, and the Ray cluster, in below 60 minutes
+	GATES=full $(ALONE) $(LOADED)
 	GATES=full $(GATES) -m gates $(QUICK)
-	GATES=full $(BIN)/python -m pytest -m gates $(PYTEST_ARGS) tests/gates/test_ray_cluster.py
+	GATES=full $(ALONE) tests/gates/test_ray_cluster.py
 
 gates-mutants: $(ALL_INSTALLED) ## break the guarded code, one fault after the other, and see that its gate fails
 	$(GATES) -m mutants tests/gates/test_mutants.py
@@ -77,10 +82,10 @@ gates-llama: $(ALL_INSTALLED) ## log probabilities against a real llama.cpp serv
 		CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF -DCMAKE_C_FLAGS_RELEASE=-O1 -DCMAKE_CXX_FLAGS_RELEASE=-O1" \
 		.venv-llama/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
 		'llama-cpp-python[server]==0.3.36' 'gguf==0.19.0' && touch .venv-llama/.made)
-	$(BIN)/python -m pytest -m gates $(PYTEST_ARGS) tests/gates/test_llama_server.py
+	$(ALONE) tests/gates/test_llama_server.py
 
 ray: $(ALL_INSTALLED) ## rerank on a Ray cluster of two nodes on this machine, with a worker killed in the middle (2 minutes)
-	$(BIN)/python -m pytest -m gates $(PYTEST_ARGS) tests/gates/test_ray_cluster.py
+	$(ALONE) tests/gates/test_ray_cluster.py
 
 # Runs one program of benchmarks/ and writes its page, also where a row has failed: the page then says what was not run.
 measure = $(BIN)/python -m benchmarks.$(1) $(or $(2),run); code=$$?; $(BIN)/python -m benchmarks.$(1) page; exit $$code
