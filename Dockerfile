@@ -8,7 +8,7 @@ COPY rankwright ./rankwright
 # For the CPU build of PyTorch: docker build --build-arg PIP_ARGS="--extra-index-url URL", with the index that the install
 # page of PyTorch names for it. A plain pip brings CUDA.
 ARG PIP_ARGS=""
-RUN pip install --no-cache-dir $PIP_ARGS --constraint constraints.txt ".[serve,train]"
+RUN pip install --no-cache-dir $PIP_ARGS --constraint constraints.txt ".[serve,train,onnx]"
 
 USER rankwright
 ENV HF_HUB_OFFLINE=1

@@ -403,8 +403,9 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            self.scorers = dict(self._opener())
-            self._warm_up()
+            scorers = dict(self._opener())
+            self._warm_up(scorers)
+            self.scorers = scorers
             self._tokeniser.start()
             self._timekeeper.start()
         except BaseException as error:
@@ -428,11 +429,12 @@ class Engine:
                 self._changed.notify_all()
             self._fail_all(UnavailableError("Scoring has ended; try again later."))
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, scorers: Mapping[str, Scorer]) -> None:
         """What is slow the first time is done before the first request, and the pace is measured."""
         words = [Document(str(i), "word " * n) for i, n in enumerate(_WARM_UP_WORDS)]
         request = RerankRequest(Query("warm-up", "which word?"), tuple(words))
-        for name, scorer in self.scorers.items():
+        for name, scorer in scorers.items():
+            _refuse_one_prompt(name, scorer)
             scorer.score_batch([request])
             begun = time.monotonic()
             (scored,) = scorer.score_batch([request])
@@ -508,11 +510,12 @@ class Engine:
         begun = time.monotonic()
         for part in slices:
             part.job.started = part.job.started or begun
+        too_much = False
         try:
             self._score_at_once(slices, begun)
         except Exception as error:
             if is_memory_error(error):
-                self._score_halves(slices)
+                too_much = True  # halved below: in here the error keeps all alive that the failed batch holds
             elif len({part.job for part in slices}) > 1:
                 for _, group in itertools.groupby(slices, key=lambda part: part.job):
                     self._score(list(group))
@@ -520,6 +523,8 @@ class Engine:
                 self._fail(slices[0].job, error)
         finally:
             self._scoring_since = 0.0
+        if too_much:
+            self._score_halves(slices)
 
     def _score_at_once(self, slices: Sequence[_Slice], begun: float) -> None:
         model = slices[0].job.model
@@ -712,6 +717,15 @@ def is_memory_error(error: Exception) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError | OSError) and any(word in str(error).lower() for word in words)
     )
+
+
+def _refuse_one_prompt(name: str, scorer: Scorer) -> None:
+    if getattr(scorer, "window", None) is not None:
+        raise ConfigurationError(
+            f"Model '{name}' reads all documents of a list in one prompt, where scores compare with each other alone; "
+            "wanted one that scores each document by itself, because the engine divides lists and mixes them. Rerank "
+            "with it by rankwright rerank, or serve a model of kind yes-no or integer."
+        )
 
 
 def _attempted(scorer: Scorer, part: _Slice) -> _Turn:

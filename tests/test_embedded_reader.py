@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -131,6 +134,41 @@ def test_the_positions_suffice_and_the_question_is_kept(encoder: Encoder, count:
 def test_too_many_passages_are_refused(encoder: Encoder) -> None:
     with pytest.raises(ConfigurationError, match=r"given 31 passages; wanted at most 30.*--top-k"):
         encoder.encode(QUESTION, [Document(str(i), "z") for i in range(MAX_PASSAGES + 1)])
+
+
+def test_what_is_remembered_of_a_text_is_what_can_be_used_of_it(folder: Path) -> None:
+    encoder = Encoder(folder)
+    texts = [f"{number} {letters('z', 3000)}" for number in range(20)]
+    encoder.encode(QUESTION, [Document("0", "warm up")])
+    tracemalloc.start()
+    for text in texts:
+        encoder.encode(QUESTION, [Document("0", text)])
+    gc.collect()
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held / len(texts) < 2 * 3 * 4 * 256  # twice its numbers: id, first and last character, in 4 bytes each
+
+
+def test_no_more_than_so_much_is_remembered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rankwright.readers.extractive.REMEMBERED_TEXTS", 10)
+    monkeypatch.setattr("rankwright.readers.extractive.REMEMBERED_CONTEXTS", 10)
+    encoder = Encoder(folder)
+    for number in range(100):
+        encoder.encode(QUESTION, [Document("0", str(number))])
+    assert 0 < len(encoder._texts) <= 10
+    assert 0 < len(encoder._counted) <= 10
+
+
+def test_another_thread_may_empty_what_is_remembered(folder: Path) -> None:
+    class Emptied(dict[bytes, Any]):
+        def __setitem__(self, key: bytes, value: Any) -> None:
+            super().__setitem__(key, value)
+            self.clear()
+
+    encoder = Encoder(folder)
+    wanted = encoder.encode(QUESTION, [Document("0", "moon")])
+    encoder._texts = Emptied()
+    assert encoder.encode(QUESTION, [Document("0", "moon")]) == wanted
 
 
 def test_share_cut_counts_questions_passages_and_cached_answers(folder: Path, tmp_path: Path) -> None:

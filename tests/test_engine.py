@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from typing import Any, cast
@@ -428,6 +429,24 @@ def test_memory_that_runs_out_halves_the_batch() -> None:
     assert [len(batch) for batch in gate.batches[2:]] == [16, 8, 4, 4, 8, 4, 4]
 
 
+def test_what_a_batch_held_whose_memory_ran_out_is_gone_before_its_halves_are_scored() -> None:
+    class Activations(list[float]):
+        """May be pointed at."""
+
+    class Greedy(StubScorer):
+        held: weakref.ref[Activations] | None = None
+
+        def score_batch(self, requests: Sequence[RerankRequest]) -> list[Scored]:
+            assert self.held is None or self.held() is None
+            activations = Activations()
+            self.held = weakref.ref(activations)
+            return super().score_batch(requests)
+
+    with started(Greedy(mode=lambda: "memory 5")) as engine:
+        (scored,) = engine.submit("stub", [many("a", 16)]).result(10).scored
+    assert scored.scores == tuple(score_of("a", f"a {i}") for i in range(16))
+
+
 @pytest.mark.parametrize("place", [0, 41, 99])
 def test_one_document_that_is_too_much_costs_no_other_its_score(place: int) -> None:
     texts = [f"a {i}" for i in range(100)]
@@ -678,6 +697,7 @@ def test_a_model_whose_scores_are_not_finite_is_not_served() -> None:
     engine.start()
     with pytest.raises(ScorerError, match="earlier checkpoint"):
         engine.opened(10)
+    assert not engine.scorers
 
 
 def test_settings_are_positive() -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 from packaging.utils import canonicalize_name
 
 import rankwright
@@ -45,6 +46,7 @@ from tests.cli_kit import MAIN, ROOT, one_line, run_process
 from tests.load_kit import process_of
 from tests.needs import brought_by, requirements_of
 from tests.served import READY_SECONDS, Served
+from tests.server_kit import started
 from tests.tiny_bert import save_cross_encoder
 
 TOLERANCE = 1e-5
@@ -92,6 +94,29 @@ def examples() -> list[Example]:
 
 def scores(scorer: Any, requests: Sequence[RerankRequest]) -> list[float]:
     return [score for scored in scorer.score_batch(requests) for score in scored.scores]
+
+
+class Cramped:
+    """A session that has room for one pair at a time."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+
+    def run(self, names: None, batch: dict[str, np.ndarray]) -> Any:
+        if len(batch["input_ids"]) > 1:
+            raise RuntimeException("[ONNXRuntimeError] : 6 : Failed to allocate memory for requested buffer of size 64")
+        return self.session.run(names, batch)
+
+
+def test_memory_that_runs_out_halves_a_servers_batch(exported: Path) -> None:
+    scorer: Any = load(exported)
+    asked = RerankRequest(Query("q", "moon"), tuple(Document(str(i), word) for i, word in enumerate(WORDS[:6])))
+    wanted = scorer.score_batch([asked])[0].scores
+    with started(scorer) as engine:
+        scorer._session = Cramped(scorer._session)
+        reply = engine.submit("stub", [asked]).result(20)
+        assert engine.counts["splits"] > 0
+    assert (reply.scored[0].scores, reply.failed) == (pytest.approx(wanted, abs=TOLERANCE), {})
 
 
 # --- equal to the model ----------------------------------------------------------------------------------------------

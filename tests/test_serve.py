@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import sys
@@ -13,20 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import rankwright
 from rankwright.cli.app import run
-from rankwright.cli.serve import served_names
+from rankwright.cli.common import OutputKind
+from rankwright.cli.serve import listen, served_names
 from rankwright.engine import Engine
 from rankwright.errors import ConfigurationError
 from rankwright.rerankers.packed import PackedReranker
 from rankwright.rerankers.ranking import Scorer
 from rankwright.server.run import bound_socket
+from rankwright.server.settings import ServerSettings
 from rankwright.types import Document, Query, RerankRequest
 from tests.cli_kit import MAIN, ROOT, key_reader, make_model
 from tests.load_kit import process_of
 from tests.served import READY_SECONDS, Served
 from tests.server_kit import client, posted, rerank
+from tests.tiny_causal import save_causal
 
 KEY = "key-of-serve"
 QUERY = "What is the key of door 10?"
@@ -192,6 +197,31 @@ def test_a_limit_of_documents_holds_above_what_one_window_reads(folder: Path) ->
     assert 48 < cut["tokens"] < 100 < whole["tokens"]
 
 
+def test_requests_have_so_long_to_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[float] = []
+    monkeypatch.setattr("rankwright.server.run.run", lambda app, engine, settings, *_: found.append(settings.drain))
+    for more in ((), ("--drain", "20")):
+        assert run(["serve", str(folder / "two"), "--port", "0", *more]) == 0
+    assert found == [ServerSettings().drain, 20]
+
+
+def test_a_program_is_told_before_the_reader_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("rankwright.server.run.run", lambda *_: None)
+    reader: Callable[[], None] = lambda: told.append(capsys.readouterr().out)  # noqa: E731
+    listen(["reference"], Engine(dict), ServerSettings(port=0), reader, OutputKind.json)
+    assert json.loads(told[0])["models"] == ["reference"]
+
+
+def test_an_image_serves_models_and_exports() -> None:
+    (extras,) = re.findall(
+        r"^RUN pip install .*\.\[([a-z,]+)\]", (ROOT / "Dockerfile").read_text("utf-8"), re.MULTILINE
+    )
+    assert {"serve", "train", "onnx"} <= set(extras.split(","))
+
+
 # --- what cannot be served -------------------------------------------------------------------------------------------
 
 
@@ -261,6 +291,26 @@ def test_a_folder_that_is_no_reranker_is_named(tmp_path: Path, capsys: pytest.Ca
     assert not (model / "owned").exists()
 
 
+def test_a_model_without_scores_is_named_and_not_given_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = make_model(tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    save_file({name: float("nan") * w for name, w in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    code, words = said(capsys, str(model), "--port", "0")
+    assert code == 6
+    assert "scores that are not finite" in words
+    assert "given up" not in words
+
+
+def test_a_model_that_reads_a_list_in_one_prompt_is_not_served(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scorer: Any = rankwright.load(save_causal(tmp_path / "plain"), kind="single-token")
+    scorer.save(tmp_path / "letters")
+    code, words = said(capsys, str(tmp_path / "letters"), "--port", "0")
+    assert code == 2
+    assert "Model 'letters' reads all documents of a list in one prompt" in words
+
+
 def test_a_path_that_is_not_there_is_named_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
     code, words = said(capsys, "runs/nothing/model", "--port", "0")
     assert code == 4
@@ -286,6 +336,9 @@ def test_a_missing_extra_is_named(
         (["--windows", "sum"], "--windows"),
         (["--log-level", "loud"], "loud"),
         (["--reader-model", "x"], "--reader"),
+        (["--device", "quantum"], "Device is 'quantum'"),
+        (["--reader", "embedded", "--device", "quantum"], "Device is 'quantum'"),
+        (["--reader", "embedded", "--top-k", "31"], "--top-k is 31; wanted at most 30"),
         (["--reader", "me:password-4711@127.0.0.1:1/v1"], "user name or password"),
     ],
 )
@@ -297,6 +350,7 @@ def test_wrong_options_are_named(
     assert code == 2
     assert words in told
     assert "4711" not in told
+    assert "Traceback" not in told
 
 
 def test_models_have_short_names(tmp_path: Path) -> None:
@@ -312,3 +366,8 @@ def test_models_have_short_names(tmp_path: Path) -> None:
     assert served_names(given) == ["first", "second", "plain", "reference", "owner/name"]
     with pytest.raises(ConfigurationError, match="different names"):
         served_names([str(tmp_path / "plain"), str(tmp_path / "plain")])
+
+
+def test_a_model_folder_at_the_root_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "is_dir", lambda path: True)
+    assert served_names(["/model", "/mine/model"]) == ["model", "mine"]  # the first is that of the image

@@ -370,6 +370,7 @@ def test_before_the_model_is_there_requests_are_told_to_wait() -> None:
     at = TestClient(create_app(engine, ServerSettings()), base_url="http://localhost")
     assert at.get("/live").status_code == 200
     assert is_contract(at.get("/ready"), 503)
+    assert is_contract(at.get("/health"), 503)
     refused = posted(at, *rerank())
     assert is_contract(refused, 503)
     assert int(refused.headers["retry-after"]) >= 1
@@ -394,7 +395,7 @@ def test_a_deadline_is_a_504() -> None:
 
 @pytest.mark.parametrize("sent", ["", "Bearer", "Bearer ", "Bearer wrong", f"Basic {KEY}", KEY, f"Bearer {KEY}x"])
 def test_without_a_key_nothing_is_told(shared: Any, sent: str) -> None:
-    for path in ("/info", "/metrics", "/openapi.json", "/nowhere"):
+    for path in ("/info", "/health", "/metrics", "/openapi.json", "/nowhere"):
         refused = shared.get(path, headers={"Authorization": sent})
         assert is_contract(refused, 401)
         assert refused.headers["www-authenticate"] == "Bearer"
@@ -424,12 +425,26 @@ def test_keys_can_be_rotated() -> None:
 )
 def test_only_own_names_are_answered(host: str, status: int) -> None:
     with client(allowed_hosts=("reranker.example",)) as at:
-        assert at.get("/live", headers={"Host": host}).status_code == status
+        for path in ("/info", "/"):
+            assert at.get(path, headers={"Host": host}).status_code == status
+
+
+@pytest.mark.parametrize("path", ["/live", "/ready"])
+def test_a_load_balancer_may_ask_by_address(path: str) -> None:
+    with client(host="0.0.0.0", allowed_hosts=("reranker.example",)) as at:
+        assert at.get(path, headers={"Host": "10.0.0.7:8000", "Authorization": ""}).status_code == 200
+        assert at.get("/info", headers={"Host": "10.0.0.7:8000"}).status_code == 421
 
 
 @pytest.mark.parametrize(
     ("origin", "status"),
-    [("http://localhost:8000", 200), ("http://evil.example", 403), ("null", 403), ("http://localhost:9000", 403)],
+    [
+        ("http://localhost:8000", 200),
+        ("http://evil.example", 403),
+        ("null", 403),
+        ("http://localhost:9000", 403),
+        ("http://[", 403),
+    ],
 )
 def test_pages_of_other_sites_are_refused(shared: Any, origin: str, status: int) -> None:
     answer = posted(shared, *rerank(), Origin=origin)
@@ -458,6 +473,11 @@ def test_info_names_models_and_limits(shared: Any) -> None:
     ]
     assert info["limits"]["documents"] == 1000
     assert info["reader"] is None
+
+
+def test_health_is_ready_by_another_name(shared: Any) -> None:
+    answers = [shared.get(path) for path in ("/health", "/ready")]
+    assert [(answer.status_code, answer.json()) for answer in answers] == [(200, {"ready": True})] * 2
 
 
 def test_metrics_count_what_was_answered() -> None:
@@ -491,6 +511,7 @@ def test_the_description_is_json_with_all_routes(shared: Any) -> None:
         "/score",
         "/live",
         "/ready",
+        "/health",
         "/info",
         "/metrics",
         "/v1/models",

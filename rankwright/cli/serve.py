@@ -61,6 +61,7 @@ def serve(
     max_length: int | None = typer.Option(None, min=1, help="Tokens of query and document; the model's own without."),
     max_queue: int = typer.Option(2048, min=1, help="Documents that may wait; beyond it requests are refused (429)."),
     timeout: float = typer.Option(30.0, min=0.001, help="Seconds that a request may take (504)."),
+    drain: float = typer.Option(8.0, min=1, help="Seconds that requests have to end when the server is told to stop."),
     max_documents: int = typer.Option(1000, min=1, help="Documents of a request (422)."),
     max_body_bytes: int = typer.Option(4 * 2**20, min=1, help="Bytes of a body (413)."),
     batch_documents: int = typer.Option(64, min=1, help="Documents that are scored at once, of all requests."),
@@ -74,7 +75,10 @@ def serve(
     api_key_env: ApiKeyEnv = None,
     top_k: int = typer.Option(3, min=1, help="Passages of a ranking that the page shows to the reader."),
     strict_model: bool = typer.Option(False, help="Refuse names of models that are not served (404)."),
-    allowed_host: list[str] = typer.Option([], help="Further host name under which clients may call; * for any."),
+    allowed_host: list[str] = typer.Option(
+        [],
+        help="Further host name under which clients may call; * for any.",
+    ),
     log_level: str = typer.Option("info", help="debug, info, warning or error."),
     output: OutputKind = typer.Option(
         OutputKind.text, help="json prints one line on standard output when the port is taken: url, models, keys."
@@ -99,12 +103,13 @@ def serve(
         max_body=max_body_bytes,
         max_documents=min(max_documents, max_queue),
         timeout=timeout,
+        drain=drain,
     )
     limits = EngineSettings(max_waiting=max_queue, batch_documents=batch_documents, timeout=timeout, patience=patience)
     joined = windows.value if windows else None
     engine = Engine(opener(models, backend, device, max_length, joined), limits)
     given = (reader, reader_model, api_key_env, top_k, device, timeout)
-    listen(models, engine, settings, lambda: _served_reader(*given), output)
+    listen(models, engine, settings, _reader_opener(*given), output)
     return 0
 
 
@@ -115,28 +120,28 @@ def listen(
     reader: Callable[[], ServedReader | None] = lambda: None,
     output: OutputKind = OutputKind.text,
 ) -> None:
-    """Serves until it is told to stop. The port is taken before anything is loaded: one in use is told at once."""
+    """Serves until it is told to stop. The port is taken before anything is loaded: one in use is told at once. Who
+    asks while a reader of this machine is loaded waits for it."""
     from rankwright.server.app import create_app
     from rankwright.server.run import bound_socket, run
 
     with bound_socket(settings.host, settings.port) as listener:
-        served = reader()
         address = f"[{settings.host}]" if ":" in settings.host else settings.host
         guarded = f"{len(settings.keys)} key{'s' * (len(settings.keys) > 1)}" if settings.keys else "no key"
         url = f"http://{address}:{listener.getsockname()[1]}"
         say(f"Loading {', '.join(models)} for {url} ({guarded})")
         if output is OutputKind.json:
             emit({"url": url, "models": served_names(models), "keys": len(settings.keys)})
-        app = create_app(engine, settings, reader=served)
+        app = create_app(engine, settings, reader=reader())
         run(app, engine, settings, listener, lambda: say(f"Ready on {url}"))
 
 
-def _served_reader(
+def _reader_opener(
     reader: str | None, model: str | None, api_key_env: str | None, top_k: int, device: str, timeout: float
-) -> ServedReader | None:
-    """The reader of the options, without a cache: a server's questions are not those of a run. It gives up with the
-    server."""
-    from rankwright.cli.build import build_reader
+) -> Callable[[], ServedReader | None]:
+    """Gives the reader of the options, without a cache: a server's questions are not those of a run. It gives up with
+    the server. Settings are checked here; one of this machine is loaded when it is called."""
+    from rankwright.cli.build import build_reader, checked_device
     from rankwright.cli.settings import ReaderSettings
     from rankwright.server.answers import ServedReader
 
@@ -144,7 +149,7 @@ def _served_reader(
         given = next((flag for flag, v in (("--reader-model", model), ("--api-key-env", api_key_env)) if v), None)
         if given:
             raise ConfigurationError(f"{given} was given without --reader; wanted both or none.")
-        return None
+        return lambda: None
     default = ReaderSettings()
     settings = ReaderSettings(
         reader=reader,
@@ -152,8 +157,22 @@ def _served_reader(
         api_key_env=api_key_env or default.api_key_env,
         deadline=timeout,
     )
-    built = build_reader(settings, None, "serve", device)
-    return None if built is None else ServedReader(built, top_k)
+
+    def opened() -> ServedReader | None:
+        if reader == "embedded":
+            from rankwright.readers.extractive import MAX_PASSAGES
+
+            if top_k > MAX_PASSAGES:
+                raise ConfigurationError(
+                    f"--top-k is {top_k}; wanted at most {MAX_PASSAGES}, because the embedded reader reads no more."
+                )
+        built = build_reader(settings, None, "serve", checked_device(device))
+        return None if built is None else ServedReader(built, top_k)
+
+    if not settings.is_endpoint:
+        return opened
+    served = opened()
+    return lambda: served
 
 
 def opener(
@@ -175,12 +194,13 @@ def opener(
     names = served_names(models)
 
     def opened() -> Mapping[str, Scorer]:
-        from rankwright.cli.build import quiet_bars
+        from rankwright.cli.build import checked_device, quiet_bars
         from rankwright.rerankers import load
 
         if not all(map(is_export, models)):  # which open without transformers, and faster
             with contextlib.suppress(ImportError):  # load says what is missing
                 quiet_bars()
+                checked_device(device)
         return {
             name: load(model, backend, device=device, max_length=max_length, windows=windows)
             for name, model in zip(names, models, strict=True)
@@ -200,7 +220,7 @@ def served_names(models: Sequence[str]) -> list[str]:
         path = Path(model)
         is_folder = path.is_dir()
         full = path.resolve()
-        names.append((full.parent.name if full.name == "model" else full.name) if is_folder else model)
+        names.append(((full.parent.name or full.name) if full.name == "model" else full.name) if is_folder else model)
     if len(set(names)) < len(names):
         raise ConfigurationError(
             f"Models {', '.join(models)} would be served as {', '.join(names)}; wanted different names. "

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,9 @@ POSITIONS = 512
 QUESTION_SHARE = 62
 PASSAGE_CAP = 256
 MAX_PASSAGES = 30
+REMEMBERED_TEXTS = 50_000
+"""Three kilobytes each at most."""
+REMEMBERED_CONTEXTS = 1_000_000
 MAX_ANSWER_TOKENS = 24
 READER_ADAPTER = ASSETS / "reader.safetensors"
 
@@ -89,19 +93,25 @@ class Encoder:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         # Cutting is done here, by share; the tokenizer must neither cut nor warn about lengths.
         self.tokenizer.model_max_length = 10**9
-        self._passages: dict[str, tuple[list[int], list[tuple[int, int]]]] = {}
+        self._texts: dict[bytes, tuple[array[int], array[int], array[int], int]] = {}
         self._counted: set[int] = set()
         self.tokens_cut = 0
         self.tokens_all = 0
 
-    def _tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids and character offsets of a text, remembered: the same passage is read in many contexts."""
-        if text not in self._passages:
-            if len(self._passages) > 50_000:
-                self._passages.clear()
+    def _tokens(self, text: str) -> tuple[array[int], array[int], array[int], int]:
+        """Ids, first and last characters of the tokens that can be of use, and how many the whole text has. Remembered:
+        the same passage is read in many contexts, by several threads of a server at once."""
+        key = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        found = self._texts.get(key)
+        if found is None:
             encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-            self._passages[text] = (encoded["input_ids"], [(int(a), int(b)) for a, b in encoded["offset_mapping"]])
-        return self._passages[text]
+            ids, offsets = encoded["input_ids"], encoded["offset_mapping"][:PASSAGE_CAP]
+            first, last = ([span[side] for span in offsets] for side in (0, 1))
+            found = array("i", ids[:PASSAGE_CAP]), array("i", first), array("i", last), len(ids)
+            if len(self._texts) >= REMEMBERED_TEXTS:
+                self._texts.clear()
+            self._texts[key] = found
+        return found
 
     def encode(self, question: str, documents: Sequence[Document]) -> Encoded:
         """One context; every passage gets an equal token share."""
@@ -113,23 +123,25 @@ class Encoder:
         cls, sep = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         count = max(len(documents), 1)
         room = min(PASSAGE_CAP, (POSITIONS - QUESTION_SHARE) // count)
-        whole_question = self._tokens(question)[0]
-        question_ids = whole_question[: QUESTION_SHARE - 2 - count]
+        question_tokens, _, _, total = self._tokens(question)
+        question_ids = question_tokens[: QUESTION_SHARE - 2 - count]
         ids = [cls, *question_ids, sep]
         types, passage_of, characters = [0] * len(ids), [-1] * len(ids), [(0, 0)] * len(ids)
-        texts, cut, total = [], len(whole_question) - len(question_ids), len(whole_question)
+        texts, cut = [], total - len(question_ids)
         for number, document in enumerate(documents):
             text = passage_text(document)
-            tokens, offsets = self._tokens(text)
-            total += len(tokens)
-            cut += max(0, len(tokens) - room)
+            tokens, first, last, length = self._tokens(text)
             kept = tokens[:room]
+            total += length
+            cut += length - len(kept)
             ids += [*kept, sep]
             types += [1] * (len(kept) + 1)
             passage_of += [number] * len(kept) + [-1]
-            characters += [*offsets[:room], (0, 0)]
+            characters += [*zip(first[:room], last[:room], strict=True), (0, 0)]
             texts.append(text)
         if (key := hash((question, *texts))) not in self._counted:  # the cache's key and the answer encode alike
+            if len(self._counted) >= REMEMBERED_CONTEXTS:
+                self._counted.clear()
             self._counted.add(key)
             self.tokens_cut += cut
             self.tokens_all += total

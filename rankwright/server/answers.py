@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect, Request
 
-from rankwright.errors import ReaderError
+from rankwright.errors import ConfigurationError, ReaderError
 from rankwright.server.body import client_left
 from rankwright.server.problems import Problem
 from rankwright.types import Context, Reader, ReadFailed, ReadResult
@@ -52,7 +52,8 @@ class Answers:
         """The reader's words; an empty text says that it found nothing.
 
         Raises:
-            Problem: 404 without a reader, 429 where too many ask, 502 where the reader failed, 504 where it is slow.
+            Problem: 404 without a reader, 422 where it does not read so many passages, 429 where too many ask, 502
+                where the reader failed, 504 where it is slow.
             ClientDisconnect: the client of the request left.
         """
         if self.served is None:
@@ -79,6 +80,8 @@ class Answers:
         except ReaderError as error:  # its server is gone, or refuses the key
             log.error("the reader cannot be used: %s", error)
             raise Problem(502, "The reader cannot be used; the log of this server says why.") from None
+        except ConfigurationError as error:  # more passages than it reads
+            raise Problem(422, str(error), param="documents") from None
         finally:
             left.cancel()
             result.cancel()

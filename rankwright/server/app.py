@@ -66,7 +66,12 @@ class _Routes:
         self.app.add_exception_handler(HTTPException, self._http_problem)
         paths = {getattr(route, "path", "") for route in self.app.routes}
         self.app.add_middleware(
-            Guard, settings=settings, metrics=self.metrics, open_paths={*OPEN_PATHS, *page.FILES}, routes=lambda: paths
+            Guard,
+            settings=settings,
+            metrics=self.metrics,
+            probes=OPEN_PATHS,
+            open_paths=page.FILES,
+            routes=lambda: paths,
         )
 
     def _add_routes(self) -> None:
@@ -80,8 +85,9 @@ class _Routes:
         described = schemas.description(schemas.answer_request(settings), schemas.ANSWER, 502)
         add("/answer", self.answer, methods=["POST"], include_in_schema=self.answers.served is not None, **described)
         known = {"/live": self.live, "/ready": self.ready, "/info": self.info, "/v1/models": self.models}
+        known["/health"] = self.ready  # the name of TEI and vLLM
         for path, route in known.items():
-            responses = schemas.OBJECT | schemas.problems(*([503] if path == "/ready" else []))
+            responses = schemas.OBJECT | schemas.problems(*([503] if route == self.ready else []))
             add(path, route, methods=["GET"], responses=responses)
         plain = PlainTextResponse
         add("/metrics", self.prometheus, methods=["GET"], response_class=plain, responses=schemas.problems())

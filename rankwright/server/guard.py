@@ -37,6 +37,7 @@ class Guard:
         app: what is guarded.
         settings: keys and host names.
         metrics: counts answers.
+        probes: need no key, and are answered under any host name: a load balancer asks by address.
         open_paths: need no key.
         routes: known paths, for labels; anything else is "other".
     """
@@ -46,11 +47,13 @@ class Guard:
         app: ASGIApp,
         settings: ServerSettings,
         metrics: Metrics,
+        probes: Collection[str],
         open_paths: Collection[str],
         routes: Callable[[], Collection[str]],
     ) -> None:
         self._app, self._settings, self._metrics = app, settings, metrics
-        self._open, self._routes = frozenset(open_paths), routes
+        self._probes, self._routes = frozenset(probes), routes
+        self._open = self._probes | frozenset(open_paths)
         self._keys = [key.encode() for key in settings.keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -96,7 +99,7 @@ class Guard:
         await self._app(scope, receive, send)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
-        if not self._settings.is_host_allowed(headers.get("host", "")):
+        if scope["path"] not in self._probes and not self._settings.is_host_allowed(headers.get("host", "")):
             raise Problem(421, "This server is not known under that host name; see --allowed-host.")
         origin = headers.get("origin")
         if origin is not None and not self._is_own(origin, headers):
@@ -109,7 +112,10 @@ class Guard:
             )
 
     def _is_own(self, origin: str, headers: Headers) -> bool:
-        return urlsplit(origin).netloc == headers.get("host")
+        try:
+            return urlsplit(origin).netloc == headers.get("host")
+        except ValueError:  # no address
+            return False
 
     def _has_key(self, headers: Headers) -> bool:
         """Every key is compared, in a time that does not tell how much of one was right."""

@@ -20,7 +20,8 @@ class ServerSettings:
     keys: tuple[str, ...] = ()
     """Any of them opens the server; two of them let keys be changed without a break. Never shown."""
     allowed_hosts: tuple[str, ...] = ()
-    """Names under which the server may be addressed besides its own; "*" for any."""
+    """Names under which the server may be addressed besides its own; "*" for any. Without them one that others reach
+    takes any."""
     strict_model: bool = False
     """Whether `model` of a request has to be a served name."""
     max_body: int = 4 * 2**20

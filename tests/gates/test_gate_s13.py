@@ -74,5 +74,5 @@ def test_the_description_holds(tmp_path: Path) -> None:
         )
     print(run.stdout[-600:])
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
-    assert "10 selected / 10 total" in run.stdout
-    assert "Tested: 10" in run.stdout
+    assert "11 selected / 11 total" in run.stdout
+    assert "Tested: 11" in run.stdout

@@ -28,7 +28,7 @@ FOREIGN = "test_foreign_hosts_and_origins_are_refused_and_no_other_site_is_let_i
 APP, SETTINGS = "rankwright/server/app.py", "rankwright/server/settings.py"
 OPENED = 'OPEN_PATHS = ("/live", "/ready")'
 NO_KEY = "if not self.keys and not is_loopback(self.host):"
-HOST = 'if not self._settings.is_host_allowed(headers.get("host", "")):'
+HOST = 'if scope["path"] not in self._probes and not self._settings.is_host_allowed(headers.get("host", "")):'
 MUTANTS = [
     Mutant("S16", f"{THIS}::test_every_route_needs_the_key", APP, OPENED, OPENED[:-1] + ', "/metrics")'),
     Mutant("S16", f"{THIS}::{COMPARED}", GUARD, "secrets.compare_digest(sent, key)", "(sent == key)"),
@@ -96,7 +96,8 @@ def test_the_default_is_this_machine() -> None:
 
 def test_foreign_hosts_and_origins_are_refused_and_no_other_site_is_let_in() -> None:
     with client() as at:
-        assert at.get("/live", headers={"Host": "evil.example"}).status_code == 421
+        for path in ("/info", "/", "/health"):
+            assert at.get(path, headers={"Host": "evil.example"}).status_code == 421
         assert posted(at, *rerank(), Origin="http://evil.example").status_code == 403
         asked = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
         answer = at.options("/v1/rerank", headers=asked)
