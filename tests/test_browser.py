@@ -214,9 +214,9 @@ def test_hostile_texts_stay_texts_in_the_comparison(browser: Open, tmp_path: Pat
         folder = tmp_path / str(len(windows))
         window = browser()
         window.page.goto(compared(folder, text, n=3))
-        for summary in window.page.locator("summary").all():
-            summary.click()
-        window.page.locator(".sides").last.wait_for()
+        for question in window.page.locator("details").all():
+            question.locator("summary").click()
+            question.locator(".sides").wait_for()
         structures.append(window.structure())
         windows.append(window)
     assert structures[0] == structures[1]
