@@ -162,6 +162,17 @@ def test_a_temperature_that_is_no_better_than_one_half_is_not_written(
     assert own["threshold"] == found.threshold
 
 
+def test_the_half_that_was_not_fitted_decides() -> None:
+    fits, does_not = few([4.0], [3.0, -1.0, -1.0, -1.0]), few([4.0], [3.0, 2.0, 1.0, -1.0])
+    halves = [example for pair in zip(fits, does_not, strict=True) for example in pair]
+    examples = [Example(Query(str(n), "q"), e.candidates, (), e.relevance) for n, e in enumerate(halves)]
+    found = calibrate(Told(), examples)
+    assert EVEN < found.log_loss_after < found.log_loss_before  # less than before, and yet worse than none
+    assert not found.fitted
+    assert found.temperature == 1
+    assert f"{found.log_loss_after:.4f}, and saying 0.5 of every pair has {EVEN:.4f}" in found.doubt
+
+
 def test_a_temperature_between_one_half_and_the_share_is_written_with_a_warning() -> None:
     found = calibrate(Told(), few([2.0], [1.0, -2.0, -2.0, -2.0]))
     assert found.log_loss_after < EVEN
