@@ -34,7 +34,8 @@ FEWEST = 10
 """Pairs that each half of the questions needs, relevant and not relevant ones among them."""
 _WIDEST = 1e3
 """Temperatures are looked for between the spread of the scores divided by this and times this."""
-_REQUESTS_AT_ONCE = 64
+_REQUESTS_AT_ONCE = 8
+"""Few, so that progress is told every few seconds on a processor, where a question may take two."""
 EVEN = math.log(2)
 """Log loss of saying 0.5 of every pair."""
 

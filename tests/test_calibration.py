@@ -251,7 +251,7 @@ def test_the_command_tells_what_it_could_not_fit(
     data = tmp_path / "data.jsonl"
     write_jsonl(data, examples)
     assert run(["calibrate", str(folder), "--data", str(data), "--retriever", "given", "--output", output]) == 0
-    assert told == [("score", 20, 20)]
+    assert told[-1] == ("score", 20, 20)
     found, printed = calibrate(Told(), examples), capsys.readouterr()
     assert load(folder).threshold == found.threshold
     assert load(folder).temperature == 1
@@ -266,10 +266,10 @@ def test_the_command_tells_what_it_could_not_fit(
 
 def test_progress_is_told_of_every_question() -> None:
     told: list[tuple[int, int]] = []
-    calibrate(Told(), planted(1.0, 150), progress=lambda done, total: told.append((done, total)))
+    calibrate(Told(), planted(1.0, 30), progress=lambda done, total: told.append((done, total)))
     assert [done for done, _ in told] == sorted({done for done, _ in told})
-    assert told[-1] == (150, 150)
-    assert len(told) > 1
+    assert told[-1] == (30, 30)
+    assert len(told) > 2  # of thirty questions, which a large model reads for a minute
 
 
 def test_answers_in_passages_stand_in_for_labels() -> None:
