@@ -176,7 +176,8 @@ def calibrate(
     model: str | Path, examples: Sequence[Example], *, source: str = "questions of the caller"
 ) -> Calibration:
     """Fits a temperature and a threshold on labelled questions that the model was not trained on, and writes them into
-    its folder (docs/export.md).
+    its folder (docs/export.md). `doubt` of what comes back says where the temperature was not worth writing, or is no
+    probability.
 
     Args:
         model: folder of a model, a run or an export.
