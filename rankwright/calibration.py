@@ -7,7 +7,8 @@ largest F1. Both keep the order and leave raw scores as they are. They hold for 
 with 100 candidates of which one is relevant, probabilities are lower than with 10.
 
 A temperature moves no score across 0. Where few pairs are relevant and many of the others score above 0, it can only
-push all towards 0.5; one that is no better than saying 0.5 of every pair (log loss ln 2) is not written.
+push all towards 0.5. One that is better neither than none nor than saying 0.5 of every pair (log loss ln 2) is not
+written.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Calibration:
     temperature: float
     """What raw scores are divided by before the sigmoid; what the model had before, where none was `fitted`."""
     fitted: bool
-    """Whether the temperature was fitted here. It is not where one of the other half is no better than 0.5."""
+    """Whether the temperature was fitted here. It is not where one of the other half is better neither than 1 nor than
+    saying 0.5 of every pair."""
     threshold: float
     """Least value on that scale at which a pair is best called relevant."""
     questions: int
@@ -70,8 +72,8 @@ class Calibration:
             earlier = "" if self.temperature == 1 else " of before (rankwright calibrate --remove takes it out)"
             return (
                 f"No temperature was fitted, it stays {self.temperature:.4g}{earlier}: with one of the other half log "
-                f"loss is {self.log_loss_after:.4f}, and saying 0.5 of every pair has {EVEN:.4f}. A temperature moves "
-                f"no score across 0: it cannot say that {self.relevant} of {self.pairs} pairs are relevant where the "
+                f"loss goes from {self.log_loss_before:.4f} to {self.log_loss_after:.4f}, and saying 0.5 of every pair "
+                f"has {EVEN:.4f}. A temperature moves no score across 0: it cannot say that {self.relevant} of {self.pairs} pairs are relevant where the "
                 "scores lie too high or too low for that. Give candidates of which more are relevant (a smaller "
                 "--depth), or use these scores for the order and with the threshold, not as probabilities."
             )
@@ -79,7 +81,8 @@ class Calibration:
             return ""
         return (
             "As probabilities these numbers are no better than saying of every pair the share that is relevant (log "
-            f"loss {self.log_loss_share:.4f}): use them for the order and with the threshold."
+            f"loss {self.log_loss_share:.4f}): use them for the order and with the threshold, or take both out again "
+            "(rankwright calibrate --remove)."
         )
 
 
@@ -87,7 +90,7 @@ def calibrate(
     scorer: Scorer, examples: Sequence[Example], *, progress: Callable[[int, int], None] | None = None
 ) -> Calibration:
     """Fits a temperature and a threshold; every second question checks what the others give, then all are used. The
-    threshold alone, where the check finds the temperature no better than 0.5 for every pair.
+    threshold alone, where the check finds the temperature better neither than 1 nor than 0.5 for every pair.
 
     Args:
         scorer: any reranker that scores.
@@ -103,7 +106,8 @@ def calibrate(
     _check_halves(label_P, odd_P, len(filled))
     tried, whole = best_temperature(score_P[~odd_P], label_P[~odd_P]), best_temperature(score_P, label_P)
     after = log_loss(score_P[odd_P], label_P[odd_P], tried)
-    fitted = math.isfinite(tried) and math.isfinite(whole) and after < EVEN
+    before = log_loss(score_P[odd_P], label_P[odd_P], 1.0)
+    fitted = math.isfinite(tried) and math.isfinite(whole) and after < max(EVEN, before)
     if not fitted:
         _check_rising(score_P, label_P)
         tried = whole = scorer.temperature  # the scale that will hold
@@ -116,7 +120,7 @@ def calibrate(
         questions=len(filled),
         pairs=len(score_P),
         relevant=int(label_P.sum()),
-        log_loss_before=log_loss(score_P[odd_P], label_P[odd_P], 1.0),
+        log_loss_before=before,
         log_loss_after=after,
         log_loss_share=float(-np.log(np.where(label_P[odd_P], share, 1 - share)).mean()),
         f1=_f1(_probability(score_P[odd_P], tried) >= threshold, label_P[odd_P]),

@@ -138,7 +138,7 @@ def few(relevant: Sequence[float], others: Sequence[float], questions: int = 20)
 
 @pytest.mark.parametrize("others", [[3.0, 2.0, 1.0, -1.0], [3.0, 2.0, 1.0, 0.5]], ids=["both sides of 0", "one side"])
 @pytest.mark.parametrize("before", [1.0, 2.0])
-def test_a_temperature_that_is_no_better_than_one_half_is_not_written(
+def test_where_no_temperature_is_best_the_threshold_alone_is_written(
     tmp_path: Path, others: list[float], before: float
 ) -> None:
     model = Told()
@@ -162,15 +162,25 @@ def test_a_temperature_that_is_no_better_than_one_half_is_not_written(
     assert own["threshold"] == found.threshold
 
 
+def in_turn(*halves: Sequence[Example]) -> list[Example]:
+    """A question of each in turn."""
+    mixed = [example for pair in zip(*halves, strict=True) for example in pair]
+    return [Example(Query(str(n), "q"), e.candidates, (), e.relevance) for n, e in enumerate(mixed)]
+
+
 def test_the_half_that_was_not_fitted_decides() -> None:
-    fits, does_not = few([4.0], [3.0, -1.0, -1.0, -1.0]), few([4.0], [3.0, 2.0, 1.0, -1.0])
-    halves = [example for pair in zip(fits, does_not, strict=True) for example in pair]
-    examples = [Example(Query(str(n), "q"), e.candidates, (), e.relevance) for n, e in enumerate(halves)]
-    found = calibrate(Told(), examples)
-    assert EVEN < found.log_loss_after < found.log_loss_before  # less than before, and yet worse than none
+    found = calibrate(Told(), in_turn(few([0.5], [0.2, -0.5, -0.5, -0.5]), few([-1.0], [1.0, -2.0, -2.0, -2.0])))
+    assert found.log_loss_before < EVEN < found.log_loss_after
     assert not found.fitted
     assert found.temperature == 1
-    assert f"{found.log_loss_after:.4f}, and saying 0.5 of every pair has {EVEN:.4f}" in found.doubt
+    assert f"from {found.log_loss_before:.4f} to {found.log_loss_after:.4f}" in found.doubt
+
+
+def test_a_temperature_that_is_better_than_none_is_written_with_a_warning() -> None:
+    found = calibrate(Told(), in_turn(few([4.0], [3.0, -1.0, -1.0, -1.0]), few([4.0], [3.0, 2.0, 1.0, -1.0])))
+    assert EVEN < found.log_loss_after < found.log_loss_before  # better than none, and yet not good
+    assert found.fitted
+    assert f"{found.log_loss_share:.4f}): use them for the order and with the threshold" in found.doubt
 
 
 def test_a_temperature_between_one_half_and_the_share_is_written_with_a_warning() -> None:
