@@ -317,6 +317,14 @@ def test_a_path_that_is_not_there_is_named_before_anything_is_loaded(capsys: pyt
     assert "does not exist" in words
 
 
+def test_help_tells_the_readers_key_from_the_servers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", "--help"]) == 0
+    words = " ".join(re.sub(r"[^\w'. -]+", " ", capsys.readouterr().out).split())
+    _, option = words.split("--api-key-env")
+    assert re.match(r".{0,20}Environment variable that holds the key of the reader's endpoint\..*", option)
+    assert "The server's own key comes from RANKWRIGHT_API_KEY." in option
+
+
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "httptools", "prometheus_client"])
 def test_a_missing_extra_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], package: str
