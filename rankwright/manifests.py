@@ -7,11 +7,47 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rankwright.errors import ModelError
+from rankwright.errors import ModelError, ResourceNotFoundError
 
 MANIFEST = "manifest.json"
 MODEL = "model"
 """The folder of a run that holds its model."""
+ENVIRONMENT = "environment.json"
+"""What a run keeps of how it was begun; it stands there from the beginning."""
+
+
+_VERBS = ("train", "demo")
+
+
+def resumed_by(run: Path) -> str:
+    """The command that goes on with a run. Of what its environment.json says only the verb is taken, for a folder may
+    come from anyone.
+
+    Args:
+        run: folder of the run.
+    """
+    try:
+        words = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))["command"].split()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        words = []
+    return f"rankwright {next((word for word in words if word in _VERBS), 'train')} --resume"
+
+
+def check_has_model(run: Path) -> None:
+    """Whether a folder is no run that is still without its model: its training is under way or was broken off.
+
+    Args:
+        run: any folder; one with weights of its own is a model's, and so no run.
+
+    Raises:
+        ResourceNotFoundError: it is such a run.
+    """
+    is_run = (run / ENVIRONMENT).is_file() and not any(run.glob("*.safetensors"))
+    if is_run and not (run / MODEL / "config.json").is_file():
+        raise ResourceNotFoundError(
+            f"Run {run} is not finished and holds no model yet; wanted a finished run. Where it is not under way, "
+            f"finish it with {resumed_by(run)}."
+        )
 
 
 def digest(path: Path) -> dict[str, Any]:
@@ -77,5 +113,5 @@ def check_model(folder: Path) -> None:
     if damaged:
         raise ModelError(
             f"{', '.join(damaged)} in {folder.parent} is not as the run left it; wanted the files that its {MANIFEST} "
-            f"lists. Make the model again with rankwright train --resume, or remove {MANIFEST} to take it as it is."
+            f"lists. Make the model again with {resumed_by(run)}, or remove {MANIFEST} to take it as it is."
         )

@@ -276,6 +276,7 @@ def test_a_dry_run_refuses_what_the_run_would(command: list[str], capsys: pytest
         (["--model", "empty"], "Model 'empty' has no tokenizer that opens", "save_pretrained"),
     ]
     Path("empty").mkdir()
+    Path("empty", "config.json").write_text("{}", "utf-8")
     for more, *said in cases:
         for dry in (["--dry-run"], []):
             assert run([*grpo, *more, *dry]) == (5 if "empty" in more else 2)

@@ -4,7 +4,9 @@ not damaged it."""
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ import pytest
 import rankwright
 from rankwright import manifests
 from rankwright.checkpoints import write_manifest
+from rankwright.cli.build import build_reranker
+from rankwright.cli.export import export
 from rankwright.cli.run import model_files
 from rankwright.cli.serve import opener
-from rankwright.errors import ModelError
+from rankwright.errors import ModelError, ResourceNotFoundError
 from rankwright.manifests import MANIFEST, damaged_files
 from rankwright.rerankers import choice
 from rankwright.rerankers.scoring import ScoringReranker
@@ -58,6 +62,82 @@ def moved(folder: Path) -> ScoringReranker:
 def flip(file: Path) -> None:
     whole = file.read_bytes()
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+
+
+UNFINISHED = r"Run .*demo is not finished and holds no model yet; .* rankwright {} --resume\."
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
+    """A run of the demo before its model is saved."""
+    run = tmp_path / "demo"
+    run.mkdir()
+    (run / "config.json").write_text('{"run_id": "demo-1"}')
+    (run / "environment.json").write_text('{"command": "rankwright demo --name demo"}')
+    return run
+
+
+def openings(model: Path) -> list[Callable[[], object]]:
+    """Ways to open a model; what the commands say is raised."""
+    return [
+        lambda: rankwright.load(model),
+        lambda: opener([str(model)], "torch"),  # and not when it is called
+        lambda: build_reranker(str(model)),
+        lambda: export(str(model), model / "to", "cpu"),
+    ]
+
+
+@pytest.fixture
+def without_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes seconds to import cannot be imported."""
+    for name in ("torch", "transformers", "rankwright.rerankers.exporting"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+@pytest.mark.usefixtures("without_libraries")
+def test_a_run_without_a_model_says_at_once_how_it_is_finished(begun: Path) -> None:
+    for way in [*openings(begun), *openings(begun / "model")]:
+        with pytest.raises(ResourceNotFoundError, match=UNFINISHED.format("demo")):
+            way()
+    (begun / "model").mkdir()
+    for environment, verb in [
+        ({"command": "rankwright train --name demo"}, "train"),
+        ({"command": "harm --resume"}, "train"),
+        ([], "train"),
+    ]:
+        (begun / "environment.json").write_text(json.dumps(environment))
+        with pytest.raises(ResourceNotFoundError, match=UNFINISHED.format(verb)):
+            rankwright.load(begun)
+
+
+def test_a_model_beside_an_environment_of_another_tool_is_none_of_a_run(tmp_path: Path) -> None:
+    save_cross_encoder(tmp_path)
+    (tmp_path / "environment.json").write_text("{}")
+    assert rankwright.load(tmp_path).rerank(*ASKED).doc_ids
+
+
+@pytest.mark.usefixtures("without_libraries")
+def test_a_file_and_a_folder_without_config_are_named_at_once(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "README.md").touch()
+    (tmp_path / "saved").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "saved" / name).touch()
+    for name, words in {
+        "empty": f"'{tmp_path / 'empty'}' holds no config.json; wanted",
+        "README.md": "README.md' is a file; wanted a model's folder. Check the path.",
+        "saved/model.safetensors": f"is a file; wanted .* Name the folder that it is in: {tmp_path / 'saved'}.",
+    }.items():
+        for way in openings(tmp_path / name):
+            with pytest.raises(ModelError, match=words):
+                way()
+
+
+def test_a_damaged_model_of_a_demo_is_made_again_by_demo(folder: Path) -> None:
+    (folder / "environment.json").write_text('{"command": "rankwright demo"}')
+    flip(folder / "model" / "model.safetensors")
+    with pytest.raises(ModelError, match="Make the model again with rankwright demo --resume, or"):
+        rankwright.load(folder)
 
 
 @pytest.mark.parametrize("backend", ["torch", "packed", "auto"])

@@ -317,6 +317,13 @@ def test_a_path_that_is_not_there_is_named_before_anything_is_loaded(capsys: pyt
     assert "does not exist" in words
 
 
+def test_help_tells_the_readers_key_from_the_servers() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text("utf-8").split("## rankwright serve")[1]  # what --help says
+    (option,) = re.findall(r"^\| `--api-key-env .*$", page.split("\n## ")[0], re.MULTILINE)
+    assert "the key of the reader's endpoint." in option
+    assert "The server's own key comes from RANKWRIGHT_API_KEY." in option
+
+
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "httptools", "prometheus_client"])
 def test_a_missing_extra_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], package: str

@@ -16,7 +16,7 @@ from rankwright.errors import ConfigurationError
 from rankwright.server import page
 from rankwright.server.answers import ServedReader
 from rankwright.server.app import create_app
-from rankwright.server.dialects import relevance
+from rankwright.server.dialects import MOST_NAMED, relevance
 from rankwright.server.schemas import MAX_TOP
 from rankwright.server.settings import ServerSettings, keys_of
 from rankwright.types import Answer, ReadFailed
@@ -136,6 +136,21 @@ def test_ids_titles_cuts_and_warnings_come_back() -> None:
     assert (by_id["a"]["truncated"], by_id["b"]["truncated"]) == (False, True)
     assert by_id["b"]["tokens"] == 64
     assert answer["warnings"] == cohere["meta"]["warnings"] == ["instruction is not applied."]
+
+
+def test_fields_that_nobody_knows_are_named() -> None:
+    odd = {"topn": 1, "rank_fields": ["text"], "nothing": None, "priority": 1, "user": "u", "request_id": "r"}
+    with client() as at:
+        answer = posted(at, *rerank(**odd)).json()
+        cohere = posted(at, *rerank("/v2/rerank", **odd)).json()
+        tei = posted(at, "/rerank", {"query": "red door", "texts": ["red"], "topn": 1})
+        long = {f"{i}{'x' * 1000}": i for i in range(5 + MOST_NAMED)}
+        many = posted(at, *rerank("/v1/rerank", **long)).json()["warnings"]
+    told = [f"{name} is not known here and was left out." for name in ("topn", "rank_fields")]
+    assert answer["warnings"] == cohere["meta"]["warnings"] == told
+    assert (tei.status_code, len(tei.json())) == (200, 1)
+    assert many[-1] == "5 more fields are not known here and were left out."
+    assert [line.split()[0] for line in many[:-1]] == [f"{i}{'x' * 63}" for i in range(MOST_NAMED)]
 
 
 class Spanning(StubScorer):

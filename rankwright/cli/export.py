@@ -12,6 +12,9 @@ import typer
 
 from rankwright.cli.common import FORMAT_HELP, OutputKind, emit, print_out, say
 from rankwright.errors import ConfigurationError
+from rankwright.llms.endpoint import check_name
+from rankwright.rerankers import REFERENCE
+from rankwright.rerankers.onnx_folder import is_export
 from rankwright.types import Example
 
 if TYPE_CHECKING:
@@ -62,9 +65,10 @@ def export(
     output: OutputKind = typer.Option(OutputKind.text, help="json prints one line on standard output."),
 ) -> None:
     """Write a cross-encoder as ONNX, in fp32 and int8, for a machine without PyTorch; scores are compared first."""
+    if model != REFERENCE and not is_export(model):
+        check_name(model)  # before seconds of imports
     from rankwright.cli.build import build_reranker
     from rankwright.rerankers.exporting import export as write
-    from rankwright.rerankers.onnx_folder import is_export
 
     if target != CPU:
         raise ConfigurationError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from rankwright.cli.common import OutputKind, emit, say
-from rankwright.cli.options import ApiKeyEnv, Backend, ReaderModel, Windows
+from rankwright.cli.options import Backend, ReaderModel, Windows
 from rankwright.errors import ConfigurationError, MissingDependencyError
 from rankwright.llms.endpoint import check_name
 from rankwright.rerankers import REFERENCE, refuse_writer
@@ -72,7 +72,11 @@ def serve(
         None, help="Who answers at /answer and on the page: embedded, a local causal LM, or an endpoint's base URL."
     ),
     reader_model: ReaderModel = None,
-    api_key_env: ApiKeyEnv = None,
+    api_key_env: str | None = typer.Option(
+        None,
+        help="Environment variable that holds the key of the reader's endpoint. Default OPENAI_API_KEY. The server's "
+        "own key comes from RANKWRIGHT_API_KEY.",
+    ),
     top_k: int = typer.Option(3, min=1, help="Passages of a ranking that the page shows to the reader."),
     strict_model: bool = typer.Option(False, help="Refuse names of models that are not served (404)."),
     allowed_host: list[str] = typer.Option(
@@ -185,11 +189,13 @@ def opener(
     """Opens the models by short names, when it is called.
 
     Raises:
-        ResourceNotFoundError, ConfigurationError: a folder is not there, or two models would have one name.
+        ResourceNotFoundError, ConfigurationError, ModelError: a folder is not there or is no model's, or two models
+            would have one name.
     """
     for model in models:
         if model != REFERENCE:
-            check_name(model)
+            if not is_export(model):
+                check_name(model)
             refuse_writer(model)
     names = served_names(models)
 

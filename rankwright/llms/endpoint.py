@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from rankwright.errors import ConfigurationError, ResourceNotFoundError
+from rankwright.errors import ConfigurationError, ModelError, ResourceNotFoundError
 from rankwright.llms.folders import refuse_others_files
-from rankwright.manifests import MODEL, check_model
+from rankwright.manifests import MODEL, check_has_model, check_model
 
 SECRET_NAME = re.compile(
     r"(^|[_-])(api[_-]?key|key|secret|password|passwd|authorization|credentials?|auth|token)$", re.IGNORECASE
@@ -127,16 +127,34 @@ def check_model_place(name: str) -> None:
         check_model(Path(model_place(name)))
 
 
+def _check_folder(path: Path) -> None:
+    """What exists is never meant for the hub, and that it is no model is seen before any library is imported."""
+    if not path.is_dir():
+        beside = (path.parent / "config.json").is_file()
+        step = f"Name the folder that it is in: {path.parent}." if beside else "Check the path."
+        raise ModelError(f"Model '{path}' is a file; wanted a model's folder. {step}")
+    # That an adapter is no model is told by what opens it.
+    wanted = ("config.json", f"{MODEL}/config.json", "adapter_config.json")
+    if not any((path / name).is_file() for name in wanted):
+        raise ModelError(
+            f"Model folder '{path}' holds no config.json; wanted one with config.json, tokenizer files and safetensors "
+            "weights. Check the path."
+        )
+
+
 def check_name(name: str) -> None:
     """Whether a name can be a model's. Names of the hub are NAME or OWNER/NAME; to seek any other there takes a minute
     where there is no connection, and ends with a puzzling message.
 
     Raises:
         ConfigurationError: it is an address without http://.
-        ResourceNotFoundError: it is the path of a folder that is not there.
+        ResourceNotFoundError: it is the path of a folder that is not there, or of a run without its model.
+        ModelError: it is the path of a file, or of a folder without config.json.
     """
     path = Path(name)
+    check_has_model(path.parent if path.name == MODEL else path)
     if path.exists():
+        _check_folder(path)
         return
     if _HOST_AND_PORT.fullmatch(name):
         raise ConfigurationError(

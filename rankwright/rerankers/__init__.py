@@ -84,7 +84,7 @@ def load(
             score counts; by default they are cut, a warning is logged once, and `share_cut` says how many.
 
     Raises:
-        ResourceNotFoundError: nothing is found under that name.
+        ResourceNotFoundError: nothing is found under that name, or a run that has no model yet.
         ModelError: what is found is neither a cross-encoder with one label nor a scoring language model; among others a
             language model that was trained to write its ranking.
         MissingDependencyError: a package is not installed; the message says which extra brings it.
@@ -100,9 +100,9 @@ def load(
 
     exported = is_export(path)
     if not exported:
-        _check_installed(str(path))
         if str(path) != REFERENCE:
             check_model_place(str(path))  # here, and not for every backend that is tried: it reads all weights
+        _check_installed(str(path))
 
     def opened(backend: str) -> Scorer:
         return _computed(_policy(path, device, max_length, kind), backend)

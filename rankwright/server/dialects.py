@@ -6,7 +6,7 @@ documents are called `texts`, and vLLM's /score.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -36,6 +36,15 @@ Side = Annotated[Literal["left", "right"], BeforeValidator(lambda v: v.lower() i
 NOT_APPLIED = ("instruction", "chat_template_kwargs", "truncate_prompt_tokens", "max_tokens_per_query")
 """vLLM's fields that would change scores. Where one says something, the answer has a warning."""
 
+WITHOUT_EFFECT = ("priority", "user", "request_id")
+"""vLLM's and Cohere's fields that change no score, which are left out in silence."""
+
+MOST_NAMED = 8
+"""Unknown fields that an answer names; a request may have thousands."""
+
+LONGEST_NAME = 64
+"""Characters that an answer repeats of an unknown field's name."""
+
 
 class TextDocument(BaseModel):
     """A document as an object."""
@@ -46,8 +55,8 @@ class TextDocument(BaseModel):
 
 
 class RerankBody(BaseModel):
-    """A rerank request in the field names of all dialects. Fields of theirs that are not here are ignored; schemas.py
-    describes those that are."""
+    """A rerank request in the field names of all dialects. Of fields that are not here the answer has a warning;
+    schemas.py describes those that are."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
     model: str | None = None
@@ -158,8 +167,19 @@ def read_rerank(fields: Mapping[str, Any], path: str, settings: ServerSettings) 
         name,
         body.max_tokens_per_doc or None,
         body.truncate is False or body.truncation is False or body.truncation_direction == "left",
-        tuple(f"{name} is not applied." for name in NOT_APPLIED if fields.get(name)),
+        (*(f"{name} is not applied." for name in NOT_APPLIED if fields.get(name)), *_left_out(fields)),
     )
+
+
+def _left_out(fields: Mapping[str, Any]) -> Iterator[str]:
+    """A warning for every field that no dialect has: one that is misspelt would otherwise do nothing without a word.
+    Null says nothing, as everywhere."""
+    known = {*RerankBody.model_fields, *NOT_APPLIED, *WITHOUT_EFFECT}
+    unknown = [name for name, value in fields.items() if name not in known and value is not None]
+    for name in unknown[:MOST_NAMED]:
+        yield f"{name[:LONGEST_NAME]} is not known here and was left out."
+    if len(unknown) > MOST_NAMED:
+        yield f"{len(unknown) - MOST_NAMED} more fields are not known here and were left out."
 
 
 def _are_raw(body: RerankBody | ScoreBody) -> bool:
