@@ -74,8 +74,9 @@ class Calibration:
                 f"No temperature was fitted, it stays {self.temperature:.4g}{earlier}: with one of the other half log "
                 f"loss goes from {self.log_loss_before:.4f} to {self.log_loss_after:.4f}, and saying 0.5 of every pair "
                 f"has {EVEN:.4f}. A temperature moves no score across 0: it cannot say that {self.relevant} of "
-                f"{self.pairs} pairs are relevant where the scores lie too high or too low for that. Give candidates of which more are relevant (a smaller "
-                "--depth), or use these scores for the order and with the threshold, not as probabilities."
+                f"{self.pairs} pairs are relevant where the scores lie too high or too low for that. Give candidates "
+                "of which more are relevant (a smaller --depth), or use these scores for the order and with the "
+                "threshold, not as probabilities."
             )
         if self.log_loss_after < self.log_loss_share:
             return ""
