@@ -99,6 +99,7 @@ for arguments in json.loads(sys.argv[1]):
 def test_only_models_need_torch(tmp_path: Path) -> None:
     data = tmp_path / "x.jsonl"
     data.write_text('{"question": "a b?", "answers": ["cd"], "candidates": ["ab cd", "ef"]}\n', "utf-8")
+    (tmp_path / "config.json").write_text("{}", "utf-8")  # a folder without one is refused before torch is missed
     commands = [
         ["validate", str(data)],
         ["retrieve", "--data", str(data), "--out", "x.run"],
