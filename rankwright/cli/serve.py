@@ -79,10 +79,7 @@ def serve(
     ),
     top_k: int = typer.Option(3, min=1, help="Passages of a ranking that the page shows to the reader."),
     strict_model: bool = typer.Option(False, help="Refuse names of models that are not served (404)."),
-    allowed_host: list[str] = typer.Option(
-        [],
-        help="Further host name under which clients may call; * for any.",
-    ),
+    allowed_host: list[str] = typer.Option([], help="Further host name under which clients may call; * for any."),
     log_level: str = typer.Option("info", help="debug, info, warning or error."),
     output: OutputKind = typer.Option(
         OutputKind.text, help="json prints one line on standard output when the port is taken: url, models, keys."
