@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 ON_A_PROCESSOR, ON_A_GPU = 1024, 8192
+OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "bad allocation")
+"""How PyTorch and ONNX Runtime say that memory ran out, for which they have no class of error in common."""
 WORTH_A_THREAD = 128
 """Tokens: fewer are not divided among threads."""
 
@@ -20,6 +22,15 @@ def tokens_at_once(device_type: str) -> int:
     (1024, 8192)
     """
     return ON_A_PROCESSOR if device_type == "cpu" else ON_A_GPU
+
+
+def says_out_of_memory(error: Exception) -> bool:
+    """Whether an error's message says that memory ran out.
+
+    >>> says_out_of_memory(RuntimeError("std::bad_alloc"))
+    True
+    """
+    return any(words in str(error).lower() for words in OUT_OF_MEMORY)
 
 
 def token_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:

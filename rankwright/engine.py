@@ -25,6 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, cast
 
+from rankwright.batching import says_out_of_memory
 from rankwright.errors import (
     ConfigurationError,
     DeadlineError,
@@ -519,6 +520,8 @@ class Engine:
             elif len({part.job for part in slices}) > 1:
                 for _, group in itertools.groupby(slices, key=lambda part: part.job):
                     self._score(list(group))
+            elif isinstance(error, QuestionTooLongError):
+                _settle(slices[0].job, error)
             else:
                 self._fail(slices[0].job, error)
         finally:
@@ -712,11 +715,8 @@ class Engine:
 
 
 def is_memory_error(error: Exception) -> bool:
-    """Whether memory ran out: Python's error, or what PyTorch and ONNX Runtime say."""
-    words = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate memory", "bad_alloc")
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError | OSError) and any(word in str(error).lower() for word in words)
-    )
+    """Whether memory ran out: Python's error, or what PyTorch says."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError | OSError) and says_out_of_memory(error))
 
 
 def _refuse_one_prompt(name: str, scorer: Scorer) -> None:

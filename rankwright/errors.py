@@ -47,6 +47,14 @@ class ModelError(RankwrightError, ValueError):
     exit_code = 5
 
 
+class OutOfMemoryError(ModelError, MemoryError):
+    """What was to be computed at once needs more memory than there is; less of it may do."""
+
+
+class TooManyPassagesError(ConfigurationError):
+    """A reader was given more passages than it has room for."""
+
+
 class ReaderError(RankwrightError, RuntimeError):
     """The reader cannot be used: unreachable, refused the key, or failed more often than allowed."""
 
@@ -94,9 +102,9 @@ class DeadlineError(RankwrightError, TimeoutError):
     """A request's time was over before its last document was scored."""
 
 
-class QuestionTooLongError(RankwrightError, ValueError):
-    """A question alone has more tokens than the model reads of question and document together, so that nothing would
-    be read of any document."""
+class QuestionTooLongError(ConfigurationError):
+    """A question alone leaves no room for a document in what the model reads of both together, so that nothing would be
+    read of any document."""
 
     exit_code = 5
 

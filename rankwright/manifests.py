@@ -15,22 +15,8 @@ MODEL = "model"
 ENVIRONMENT = "environment.json"
 """What a run keeps of how it was begun; it stands there from the beginning."""
 
-
-_VERBS = ("train", "demo")
-
-
-def resumed_by(run: Path) -> str:
-    """The command that goes on with a run. Of what its environment.json says only the verb is taken, for a folder may
-    come from anyone.
-
-    Args:
-        run: folder of the run.
-    """
-    try:
-        words = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))["command"].split()
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        words = []
-    return f"rankwright {next((word for word in words if word in _VERBS), 'train')} --resume"
+GO_ON = "the command that began it, with --resume"
+"""How a run is finished. The command is not told: environment.json, which has it, may come from anyone."""
 
 
 def check_has_model(run: Path) -> None:
@@ -46,7 +32,7 @@ def check_has_model(run: Path) -> None:
     if is_run and not (run / MODEL / "config.json").is_file():
         raise ResourceNotFoundError(
             f"Run {run} is not finished and holds no model yet; wanted a finished run. Where it is not under way, "
-            f"finish it with {resumed_by(run)}."
+            f"finish it with {GO_ON}."
         )
 
 
@@ -113,5 +99,5 @@ def check_model(folder: Path) -> None:
     if damaged:
         raise ModelError(
             f"{', '.join(damaged)} in {folder.parent} is not as the run left it; wanted the files that its {MANIFEST} "
-            f"lists. Make the model again with {resumed_by(run)}, or remove {MANIFEST} to take it as it is."
+            f"lists. Make the model again with {GO_ON}, or remove {MANIFEST} to take it as it is."
         )

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from rankwright.engine import Engine
-from rankwright.errors import ConfigurationError, ReaderError
+from rankwright.errors import ReaderError, TooManyPassagesError
 from rankwright.server.answers import ServedReader
 from rankwright.server.app import create_app
 from rankwright.server.settings import ServerSettings
@@ -170,7 +170,7 @@ def test_a_reader_that_raises_gives_its_place_back_and_only_the_log_says_why(
 
 
 def test_more_passages_than_the_reader_reads_are_a_fault_of_the_request() -> None:
-    app = app_over(FailingReader(ConfigurationError("31 passages; wanted at most 30.")), at_once=1)
+    app = app_over(FailingReader(TooManyPassagesError("31 passages; wanted at most 30.")), at_once=1)
     with TestClient(app, "http://localhost", headers={"Authorization": f"Bearer {KEY}"}) as at:
         answers = [posted(at, "/answer", {"query": "why?", "documents": ["a wall"]}) for _ in range(3)]
     assert [answer.status_code for answer in answers] == [422] * 3

@@ -220,6 +220,9 @@ def test_what_is_fitted_can_be_removed(tmp_path: Path, capsys: pytest.CaptureFix
     write_calibration(exported, found, "planted")
     assert remove_calibration(exported)
     assert read_manifest(exported) == bare
+    write_calibration(exported, found, "planted")
+    assert run(["calibrate", str(exported), "--remove"]) == 0  # no config.json: an export can do without
+    assert read_manifest(exported) == bare
     # A damaged file is not taken for one that was changed on purpose.
     (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 8}))
     assert run(command) == ModelError.exit_code

@@ -17,12 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import rankwright
 from rankwright.algorithms import RRPO, RRPOConfig
 from rankwright.algorithms.config import TrainConfig
-from rankwright.errors import ConfigurationError, ModelError, ResourceNotFoundError
+from rankwright.errors import ConfigurationError, ModelError, QuestionTooLongError, ResourceNotFoundError
 from rankwright.rerankers import causal
 from rankwright.rerankers.causal import KINDS, CausalReranker, Kind
 from rankwright.rerankers.scoring import ScoringReranker
 from rankwright.training import dev_scorer, requests_of, train
 from rankwright.types import Document, Example, Query, RerankRequest
+from tests.server_kit import started
 from tests.tiny_causal import ASSISTANT, LETTERS, USER, save_causal
 from tests.toy import ToyReader, examples
 
@@ -279,8 +280,19 @@ def test_a_question_takes_three_quarters_at_most(llama: Path) -> None:
 
 def test_a_prompt_that_leaves_no_room_is_named(llama: Path) -> None:
     reranker = opened(llama, max_length=12, kind="yes-no")
-    with pytest.raises(ConfigurationError, match=r"Prompt of query 'q' has \d+ tokens and is \d+ too long for 12 even"):
+    with pytest.raises(QuestionTooLongError, match=r"Prompt of query 'q' has \d+ tokens and is \d+ too long for 12"):
         scores_of(reranker)
+
+
+def test_a_server_refuses_a_question_that_leaves_a_language_model_no_room(llama: Path) -> None:
+    """And stays ready: it is the question's fault, whoever shares its batch."""
+    with started(opened(llama, max_length=110, kind="yes-no")) as engine:
+        long = engine.submit("stub", [RerankRequest(Query("long", "rain " * 1000), DOCUMENTS)])
+        well = engine.submit("stub", [RerankRequest(QUERY, DOCUMENTS)])
+        with pytest.raises(QuestionTooLongError, match="Prompt of query 'long'"):
+            long.result(30)
+        assert len(well.result(30).scored[0].scores) == len(DOCUMENTS)
+        assert (engine.counts["failures"], engine.health().ready) == (0, True)
 
 
 def test_length_never_exceeds_the_positions(folder: Path) -> None:

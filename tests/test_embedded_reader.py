@@ -33,7 +33,7 @@ from rankwright.backbone import (
     save_adapter,
     sha256_file,
 )
-from rankwright.errors import ConfigurationError, ModelError, ResourceNotFoundError
+from rankwright.errors import ModelError, ResourceNotFoundError, TooManyPassagesError
 from rankwright.llms.cache import ReadStore
 from rankwright.readers import CachedReader, EmbeddedReader
 from rankwright.readers.extractive import (
@@ -132,7 +132,7 @@ def test_the_positions_suffice_and_the_question_is_kept(encoder: Encoder, count:
 
 
 def test_too_many_passages_are_refused(encoder: Encoder) -> None:
-    with pytest.raises(ConfigurationError, match=r"given 31 passages; wanted at most 30.*--top-k"):
+    with pytest.raises(TooManyPassagesError, match=r"given 31 passages; wanted at most 30.*Give it fewer"):
         encoder.encode(QUESTION, [Document(str(i), "z") for i in range(MAX_PASSAGES + 1)])
 
 

@@ -119,6 +119,15 @@ def test_memory_that_runs_out_halves_a_servers_batch(exported: Path) -> None:
     assert (reply.scored[0].scores, reply.failed) == (pytest.approx(wanted, abs=TOLERANCE), {})
 
 
+def test_memory_that_runs_out_is_told_in_words(exported: Path) -> None:
+    """As every command tells it, and as a backend that `auto` leaves out."""
+    scorer: Any = load(exported)
+    scorer._session = Cramped(scorer._session)
+    asked = tuple(Document(str(i), word) for i, word in enumerate(WORDS))
+    with pytest.raises(ModelError, match=r"^Memory ran out in model .*; wanted room for \d+ pairs of \d+ tokens\."):
+        scorer.score_batch([RerankRequest(Query("q", "moon"), asked)])
+
+
 # --- equal to the model ----------------------------------------------------------------------------------------------
 
 

@@ -346,6 +346,7 @@ def test_a_missing_extra_is_named(
         (["--device", "quantum"], "Device is 'quantum'"),
         (["--reader", "embedded", "--device", "quantum"], "Device is 'quantum'"),
         (["--reader", "embedded", "--top-k", "31"], "--top-k is 31; wanted at most 30"),
+        (["--reader", "localhost:1/v1"], "looks like a server's address"),
         (["--reader", "me:password-4711@127.0.0.1:1/v1"], "user name or password"),
     ],
 )
@@ -357,6 +358,7 @@ def test_wrong_options_are_named(
     assert code == 2
     assert words in told
     assert "4711" not in told
+    assert "http://127.0.0.1" not in told  # nobody is told an address that nobody will answer at
     assert "Traceback" not in told
 
 

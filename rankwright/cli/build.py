@@ -199,13 +199,11 @@ def build_reranker(name: str, device: str = "cpu", backend: str = "torch", windo
     what is cut `tell_of_cut` tells in the end."""
     if name == FirstStage.name:
         return FirstStage()
-    from rankwright.llms.endpoint import check_name
-    from rankwright.rerankers import REFERENCE, load
+    from rankwright.rerankers import check_named, load
     from rankwright.rerankers.onnx_folder import is_export
 
+    check_named(name)
     if not is_export(name):  # which needs neither torch nor transformers
-        if name != REFERENCE:
-            check_name(name)  # before seconds of imports
         quiet_bars()
         checked_device(device)
     scorer = load(name, backend, device=device, windows=windows)

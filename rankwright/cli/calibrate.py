@@ -21,7 +21,9 @@ from rankwright.cli.common import (
 )
 from rankwright.cli.settings import DataSettings
 from rankwright.errors import ConfigurationError, DataError
-from rankwright.llms.endpoint import check_model_place, check_name, model_place
+from rankwright.llms.endpoint import model_place
+from rankwright.manifests import check_model
+from rankwright.rerankers import check_named
 from rankwright.types import Example
 
 if TYPE_CHECKING:
@@ -131,8 +133,8 @@ def _remove(model: str, output: OutputKind) -> None:
     from rankwright.calibration import remove_calibration
     from rankwright.rerankers.changes import noted
 
-    check_model_place(model)  # else the manifest of a run would take a damaged file for one changed on purpose
     folder = _folder(model)
+    check_model(folder)  # else the manifest of a run would take a damaged file for one changed on purpose
     with noted(folder):
         removed = remove_calibration(folder)
     if output is OutputKind.json:
@@ -145,7 +147,7 @@ def _remove(model: str, output: OutputKind) -> None:
 
 def _folder(model: str) -> Path:
     """The folder of a model, in which something can be written."""
-    check_name(model)
+    check_named(model)
     folder = Path(model_place(model))
     if not folder.is_dir():
         raise ConfigurationError(

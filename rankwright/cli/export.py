@@ -12,8 +12,7 @@ import typer
 
 from rankwright.cli.common import FORMAT_HELP, OutputKind, emit, print_out, say
 from rankwright.errors import ConfigurationError
-from rankwright.llms.endpoint import check_name
-from rankwright.rerankers import REFERENCE
+from rankwright.rerankers import check_named
 from rankwright.rerankers.onnx_folder import is_export
 from rankwright.types import Example
 
@@ -65,8 +64,7 @@ def export(
     output: OutputKind = typer.Option(OutputKind.text, help="json prints one line on standard output."),
 ) -> None:
     """Write a cross-encoder as ONNX, in fp32 and int8, for a machine without PyTorch; scores are compared first."""
-    if model != REFERENCE and not is_export(model):
-        check_name(model)  # before seconds of imports
+    check_named(model)
     from rankwright.cli.build import build_reranker
     from rankwright.rerankers.exporting import export as write
 

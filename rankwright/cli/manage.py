@@ -139,7 +139,7 @@ def stored_evaluation(source: Path) -> Evaluation:
     """
     from rankwright.cli.run import damaged_records
     from rankwright.evaluation import Evaluation
-    from rankwright.manifests import MANIFEST, resumed_by
+    from rankwright.manifests import GO_ON, MANIFEST
 
     if not source.exists():
         raise ResourceNotFoundError(
@@ -156,13 +156,12 @@ def stored_evaluation(source: Path) -> Evaluation:
         )
     if not (source / "evaluation.json").is_file():
         raise ResourceNotFoundError(
-            f"Folder {source} holds no evaluation.json; wanted the folder of a finished run. "
-            f"Finish it with {resumed_by(source)}."
+            f"Folder {source} holds no evaluation.json; wanted the folder of a finished run. Finish it with {GO_ON}."
         )
     if damaged := damaged_records(source):
         raise DataError(
             f"{', '.join(damaged)} in {source} is not as the run left it; wanted the files that {MANIFEST} lists. Make "
-            f"them again with {resumed_by(source)}, or remove {MANIFEST} to take them as they are."
+            f"them again with {GO_ON}, or remove {MANIFEST} to take them as they are."
         )
     return Evaluation.load(source / "evaluation.json")
 

@@ -14,8 +14,8 @@ import typer
 from rankwright.cli.common import OutputKind, emit, say
 from rankwright.cli.options import Backend, ReaderModel, Windows
 from rankwright.errors import ConfigurationError, MissingDependencyError
-from rankwright.llms.endpoint import check_name
-from rankwright.rerankers import REFERENCE, refuse_writer
+from rankwright.llms.endpoint import bare_place, check_name
+from rankwright.rerankers import REFERENCE, check_backend_name, check_named, refuse_writer
 from rankwright.rerankers.onnx_folder import is_export
 from rankwright.rerankers.ranking import Scorer
 
@@ -160,20 +160,28 @@ def _reader_opener(
     )
 
     def opened() -> ServedReader | None:
-        if reader == "embedded":
-            from rankwright.readers.extractive import MAX_PASSAGES
-
-            if top_k > MAX_PASSAGES:
-                raise ConfigurationError(
-                    f"--top-k is {top_k}; wanted at most {MAX_PASSAGES}, because the embedded reader reads no more."
-                )
-        built = build_reader(settings, None, "serve", checked_device(device))
+        built = build_reader(settings, None, "serve", device)
         return None if built is None else ServedReader(built, top_k)
 
-    if not settings.is_endpoint:
-        return opened
-    served = opened()
-    return lambda: served
+    if settings.is_endpoint:
+        served = opened()
+        return lambda: served
+    _check_reader(reader, top_k)
+    checked_device(device)
+    return opened
+
+
+def _check_reader(reader: str, top_k: int) -> None:
+    """Whether there may be such a reader on this machine, before it is loaded, and before anyone is told an address."""
+    if reader == "embedded":
+        from rankwright.readers.extractive import MAX_PASSAGES
+
+        if top_k > MAX_PASSAGES:
+            raise ConfigurationError(
+                f"--top-k is {top_k}; wanted at most {MAX_PASSAGES}, because the embedded reader reads no more."
+            )
+    elif reader != "none":
+        check_name(bare_place(reader))
 
 
 def opener(
@@ -189,21 +197,26 @@ def opener(
         ResourceNotFoundError, ConfigurationError, ModelError: a folder is not there or is no model's, or two models
             would have one name.
     """
+    check_backend_name(backend)
     for model in models:
+        check_named(model)
         if model != REFERENCE:
-            if not is_export(model):
-                check_name(model)
             refuse_writer(model)
     names = served_names(models)
+    needs_torch = not all(map(is_export, models))  # exports open without transformers, and faster
+    if needs_torch and device != "cpu":
+        from rankwright.cli.build import checked_device
+
+        with contextlib.suppress(ImportError):  # load says what is missing
+            checked_device(device)
 
     def opened() -> Mapping[str, Scorer]:
-        from rankwright.cli.build import checked_device, quiet_bars
+        from rankwright.cli.build import quiet_bars
         from rankwright.rerankers import load
 
-        if not all(map(is_export, models)):  # which open without transformers, and faster
-            with contextlib.suppress(ImportError):  # load says what is missing
+        if needs_torch:
+            with contextlib.suppress(ImportError):
                 quiet_bars()
-                checked_device(device)
         return {
             name: load(model, backend, device=device, max_length=max_length, windows=windows)
             for name, model in zip(names, models, strict=True)

@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from rankwright.backbone import ASSETS, apply_adapter, backbone_folder, load_adapter, sha256_file
 from rankwright.batching import token_batches, tokens_at_once
-from rankwright.errors import ConfigurationError
+from rankwright.errors import TooManyPassagesError
 from rankwright.types import Answer, Context, Document, ReadResult
 
 KINDS = ("span", "yes", "no", "nothing")
@@ -116,9 +116,9 @@ class Encoder:
     def encode(self, question: str, documents: Sequence[Document]) -> Encoded:
         """One context; every passage gets an equal token share."""
         if len(documents) > MAX_PASSAGES:
-            raise ConfigurationError(
+            raise TooManyPassagesError(
                 f"The embedded reader was given {len(documents)} passages; wanted at most {MAX_PASSAGES}, or no room "
-                "is left for them and the question in its 512 positions. Lower --top-k."
+                "is left for them and the question in its 512 positions. Give it fewer."
             )
         cls, sep = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         count = max(len(documents), 1)

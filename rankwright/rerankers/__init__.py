@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
 from rankwright.errors import ConfigurationError, MissingDependencyError, ModelError
-from rankwright.llms.endpoint import check_model_place, model_place
+from rankwright.llms.endpoint import check_model_place, check_name, model_place
 from rankwright.llms.folders import fetched
 from rankwright.rerankers.onnx_folder import is_export, read_manifest
 
@@ -91,8 +91,7 @@ def load(
         ConfigurationError: a label of the kind is not one token of the model; an unknown backend; windows for a model
             that reads all documents in one prompt.
     """
-    if backend not in (*BACKENDS, AUTO):
-        raise ConfigurationError(f"Backend is '{backend}'; wanted one of {', '.join(BACKENDS)}, {AUTO}.")
+    check_backend_name(backend)
     if str(path) != REFERENCE:
         path = model_place(str(path))
         if kind is None:
@@ -120,6 +119,22 @@ def load(
     from rankwright.rerankers.windows import WindowedScorer
 
     return _same_scale(scorer, WindowedScorer(scorer, windows))
+
+
+def check_named(name: str) -> None:
+    """Whether `load` may find a model under a name: looks at files alone, before seconds of imports.
+
+    Raises:
+        ConfigurationError, ResourceNotFoundError, ModelError: as `rankwright.llms.endpoint.check_name`.
+    """
+    if name != REFERENCE and not is_export(name):
+        check_name(name)
+
+
+def check_backend_name(backend: str) -> None:
+    """Raises ConfigurationError for a backend that `load` does not know."""
+    if backend not in (*BACKENDS, AUTO):
+        raise ConfigurationError(f"Backend is '{backend}'; wanted one of {', '.join(BACKENDS)}, {AUTO}.")
 
 
 def refuse_writer(path: str) -> None:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from rankwright.batching import token_batches
-from rankwright.errors import ConfigurationError, ModelError
+from rankwright.errors import ConfigurationError, ModelError, QuestionTooLongError
 from rankwright.prompts.ranking import sealed
 from rankwright.prompts.reader import quoted
 from rankwright.rerankers.ranking import DEFAULT_TEMPLATE, render
@@ -245,7 +245,9 @@ class CausalReranker(ScoringReranker):
         while (excess := len(ids) - self.max_length) > 0:
             room -= excess
             if room < 0:
-                raise ConfigurationError(
+                # One document needs room beside its question alone; of many, or of all in one prompt, fewer may do.
+                kind = QuestionTooLongError if len(documents) == 1 else ConfigurationError
+                raise kind(
                     f"Prompt of query '{query.query_id}' has {whole} tokens and is {-room} too long for "
                     f"{self.max_length} even without the text of its passages; wanted room for them. Raise "
                     "max_length as far as the model goes, shorten the prompt, or rerank fewer documents."

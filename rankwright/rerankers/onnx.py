@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rankwright.batching import share_of
-from rankwright.errors import MissingDependencyError, ModelError
+from rankwright.batching import says_out_of_memory, share_of
+from rankwright.errors import MissingDependencyError, ModelError, OutOfMemoryError
 from rankwright.rerankers.onnx_folder import (
     AGAIN,
     INPUTS,
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 TOKENS_AT_ONCE = 512
 """Tokens of one call of ONNX Runtime. More leave the processor's cache: measured, 2048 are a fifth slower."""
-OUT_OF_MEMORY = ("allocate memory", "bad_alloc", "bad allocation")
-"""How ONNX Runtime says that memory ran out."""
 
 
 class OnnxReranker(TokenScorer):
@@ -137,8 +135,11 @@ class OnnxReranker(TokenScorer):
         try:
             (logits,) = self._session.run(None, batch)
         except Exception as error:  # onnxruntime's errors have no class of their own that could be named without it
-            if any(words in str(error).lower() for words in OUT_OF_MEMORY):
-                raise MemoryError(str(error)) from error
+            if says_out_of_memory(error):
+                raise OutOfMemoryError(
+                    f"Memory ran out in model '{self.name}' ({_first_line(error)}); wanted room for {len(pairs)} pairs "
+                    f"of {ids_PT.shape[1]} tokens. Free memory, or shorten the passages."
+                ) from error
             raise ModelError(
                 f"Model '{self.name}' cannot be computed ({_first_line(error)}); wanted the graph of a cross-encoder. "
                 f"{AGAIN}"

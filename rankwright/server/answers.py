@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect, Request
 
-from rankwright.errors import ConfigurationError, ReaderError
+from rankwright.errors import ReaderError, TooManyPassagesError
 from rankwright.server.body import client_left
 from rankwright.server.problems import Problem
 from rankwright.types import Context, Reader, ReadFailed, ReadResult
@@ -80,7 +80,7 @@ class Answers:
         except ReaderError as error:  # its server is gone, or refuses the key
             log.error("the reader cannot be used: %s", error)
             raise Problem(502, "The reader cannot be used; the log of this server says why.") from None
-        except ConfigurationError as error:  # more passages than it reads
+        except TooManyPassagesError as error:
             raise Problem(422, str(error), param="documents") from None
         finally:
             left.cancel()
