@@ -21,6 +21,7 @@ from rankwright.prompts.ranking import PROMPT_FILE, RankingPrompt, load_ranking_
 from rankwright.rerankers.generating import LLMPolicy
 from rankwright.strategies import (
     BubbleSort,
+    CallCounts,
     Fused,
     Groupwise,
     HeapSort,
@@ -262,18 +263,45 @@ def _made(name: str, settings: Mapping[str, Any]) -> Strategy:
     return validated(TypeAdapter(WAYS[name].strategy), dict(settings), "")
 
 
+@dataclass(kw_only=True)
+class Totals(CallCounts):
+    """What any number of batches took: sums in the place of what each of a million queries took."""
+
+    queries: int = 0
+    calls: int = 0
+    """Windows judged in all."""
+    depth: int = 0
+    """Sequential depths of all queries, added up."""
+    max_depth: int = 0
+    """Longest chain of calls that wait for each other."""
+
+    @property
+    def mean_depth(self) -> float:
+        """Mean over queries; 0 for none."""
+        return self.depth / max(1, self.queries)
+
+    def add(self, report: StrategyReport) -> None:
+        """Take in one batch."""
+        self.queries += len(report.calls_per_query)
+        self.calls += report.calls
+        self.depth += sum(report.depth_per_query)
+        self.max_depth = max(self.max_depth, report.max_depth)
+        for kind in dataclasses.fields(CallCounts):
+            setattr(self, kind.name, getattr(self, kind.name) + getattr(report, kind.name))
+
+
 class CountingReranker(LLMReranker):
     """Sums up its batches."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.total = StrategyReport()
+        self.total = Totals()
         """Of all batches."""
 
     def rerank_batch(self, requests: Sequence[RerankRequest]) -> list[Ranking]:
         """See LLMReranker."""
         rankings = super().rerank_batch(requests)
-        self.total += self.report
+        self.total.add(self.report)
         return rankings
 
 
@@ -321,7 +349,7 @@ def _check_tokens(model: LLM, settings: LLMSettings) -> None:
         )
 
 
-def told(report: StrategyReport) -> dict[str, Any]:
+def told(report: StrategyReport | Totals) -> dict[str, Any]:
     """What rankings took, as it stands beside them in JSON."""
     return {
         "calls": report.calls,
@@ -335,7 +363,7 @@ def told(report: StrategyReport) -> dict[str, Any]:
     }
 
 
-def say_report(report: StrategyReport) -> None:
+def say_report(report: StrategyReport | Totals) -> None:
     """The same for people, in a line or two."""
     counts = told(report)
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in counts["outcomes"].items())
