@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rankwright import bulk
 from rankwright.bulk import (
     Calls,
     Done,
@@ -18,12 +19,15 @@ from rankwright.bulk import (
     Progress,
     Score,
     Shard,
+    check_backend,
     join_shards,
     looked_through,
     record_path,
+    scored_here,
     write_rankings,
 )
-from rankwright.cli.build import build_reranker
+from rankwright.cli.asked import Ranker, Source
+from rankwright.cli.build import build_reranker, tell_of_cut
 from rankwright.cli.common import (
     PARTIAL_EXIT_CODE,
     OutputKind,
@@ -34,10 +38,13 @@ from rankwright.cli.common import (
     say,
     too_many_failed,
 )
+from rankwright.cli.llm import calls_of, say_taken
 from rankwright.data.store import file_digest
 from rankwright.data.streams import ExampleStream
 from rankwright.errors import ConfigurationError, DataError
-from rankwright.llms.endpoint import model_place
+from rankwright.llms.endpoint import bare_place, model_place
+from rankwright.rerankers.windows import WindowedScorer
+from rankwright.strategies import LLMReranker
 
 DECIDING_FILES = ("*.safetensors", "*.onnx", "*.json", "*.yaml", "*.txt", "*.model", "*.jinja")
 """What of a model's folder decides its scores."""
@@ -51,9 +58,18 @@ class BulkOptions:
     shard: Shard
     store: Path | None
     max_failed: int
-    pairs: int
+    """Questions that may fail."""
     max_failed_calls: float
     """Share of a language model's calls, above which the exit code says so."""
+    ray: bool
+    workers: int | None
+    top_k: int | None
+    output: OutputKind
+
+    @property
+    def path(self) -> Path:
+        """The file that is written: OUT, or that of the shard."""
+        return self.shard.path(self.out)
 
 
 def check_bulk(out: Path | None, join: int | None, of_bulk: Mapping[str, Any], of_scoring: Mapping[str, Any]) -> None:
@@ -63,16 +79,16 @@ def check_bulk(out: Path | None, join: int | None, of_bulk: Mapping[str, Any], o
         out: --out.
         join: --join.
         of_bulk: flags that need --out -> value, None where not given.
-        of_scoring: flags that say what is scored -> value.
+        of_scoring: all that says what is scored, how and by whom -> value, None where not given.
     """
-    given = next((name for name, value in of_bulk.items() if value), None)
+    given = next((name for name, value in of_bulk.items() if value is not None), None)
     if out is None and (join is not None or given is not None):
         raise ConfigurationError(f"{given or '--join'} was given without --out; wanted the file of the results.")
     if join is None:
-        if out is not None and not any(of_scoring[name] for name in ("--run", "--data")):
+        if out is not None and all(of_scoring[name] is None for name in ("--run", "--data")):
             raise ConfigurationError(f"--out {out} was given without --run and --data; wanted what is to be reranked.")
         return
-    foreign = next((name for name, value in {**of_bulk, **of_scoring}.items() if value), None)
+    foreign = next((name for name, value in {**of_bulk, **of_scoring}.items() if value is not None), None)
     if foreign is not None:
         raise ConfigurationError(f"{foreign} was given with --join, which only puts shards together; leave it out.")
 
@@ -88,7 +104,7 @@ def check_ray(ray: bool, workers: int | None, llm: str | None) -> None:
         )
 
 
-def join(out: Path, count: int, max_failed_calls: float, output: OutputKind) -> int:
+def join_files(out: Path, count: int, max_failed_calls: float, output: OutputKind) -> int:
     """`--join`: the files of all shards as one."""
     done = join_shards(out, count)
     for number in range(1, count + 1):
@@ -97,24 +113,50 @@ def join(out: Path, count: int, max_failed_calls: float, output: OutputKind) -> 
     return _tell(out, done, {"shards": count}, f"{count} shards joined", max_failed_calls, output)
 
 
-def rerank_file(
+def rerank_bulk(ranker: Ranker, source: Source, options: BulkOptions) -> int:
+    """`--out`: writes the rankings of a file, as far as they are not there yet; the exit code."""
+    check_backend(ranker.backend)
+    stream = source.stream(options.store or options.out.parent)
+    of_input = {"format": source.format, "depth": source.depth, "on_bad_row": source.on_bad_row}
+    settings = {**_identity(ranker), **of_input}
+    if options.ray:
+        return _rerank_on_ray(ranker, stream, settings, options)
+    with ranker.opened() as reranker:
+        own = reranker.on_progress if isinstance(reranker, LLMReranker) else None
+        code = _rerank_file(stream, settings, options, scored_here(reranker), own, lambda: calls_of(reranker))
+        say_taken(reranker)
+    return code
+
+
+def _rerank_on_ray(ranker: Ranker, stream: ExampleStream, settings: Mapping[str, Any], options: BulkOptions) -> int:
+    """Scored by the workers of a Ray cluster."""
+    from rankwright.batch import RayScore, connected
+
+    count = connected(options.workers)
+    say(f"{count} workers.")
+    score = RayScore(partial(build_reranker, ranker.model, **ranker.load), count, name=ranker.model)
+    code = _rerank_file(stream, settings, options, score)
+    advice = [WindowedScorer.against_cuts] if ranker.windows else []
+    tell_of_cut(score, *advice)  # pyright: ignore[reportArgumentType]
+    return code
+
+
+def _rerank_file(
     stream: ExampleStream,
     settings: Mapping[str, Any],
     options: BulkOptions,
     score: Score,
-    top_k: int | None,
-    output: OutputKind,
     progress: Progress | None = None,
     calls: Callable[[], Calls] | None = None,
 ) -> int:
-    """Writes the rankings of a stream, as far as they are not there yet; the exit code. `progress` is told in the
-    place of bars of pairs, `calls` tells those of a language model until now."""
-    path = options.shard.path(options.out)
+    """The exit code. `progress` is told in the place of bars of pairs, `calls` tells those of a language model until
+    now."""
+    path, pairs_at_once = options.path, bulk.PAIRS_AT_ONCE
     began = time.monotonic()
-    asked = {**settings, "pairs": options.pairs, "top_k": top_k}
+    asked = {**settings, "pairs": pairs_at_once, "top_k": options.top_k}
     with Output.opened(path, asked, stream.digests, options.shard) as file:
         if file.totals is None:
-            _begin(file, stream, options.pairs)
+            _begin(file, stream, pairs_at_once)
         before = file.done
         if file.complete:
             say(f"{path} is complete; nothing was scored.")
@@ -125,8 +167,8 @@ def rerank_file(
                 file,
                 score,
                 stream,
-                Form.of(path, top_k),
-                pairs=options.pairs,
+                Form.of(path, options.top_k),
+                pairs=pairs_at_once,
                 max_failed=options.max_failed,
                 on_progress=tell,
                 calls=calls,
@@ -144,7 +186,7 @@ def rerank_file(
     }
     words = f"{pairs} pairs scored in {seconds:.0f} s ({pairs / seconds:.0f} a second)"
     words += f", {skipped} bad rows skipped" if skipped else ""
-    return _tell(path, done, told, words, options.max_failed_calls, output)
+    return _tell(path, done, told, words, options.max_failed_calls, options.output)
 
 
 def _begin(file: Output, stream: ExampleStream, pairs: int) -> None:
@@ -183,28 +225,22 @@ def _tell(
     return PARTIAL_EXIT_CODE if too_many_failed(*done.calls, max_failed_calls, step) or failed else 0
 
 
-def rerank_on_ray(
-    stream: ExampleStream,
-    settings: Mapping[str, Any],
-    options: BulkOptions,
-    model: str,
-    load: Mapping[str, Any],
-    workers: int | None,
-    top_k: int | None,
-    output: OutputKind,
-) -> int:
-    """As `rerank_file`, scored by the workers of a Ray cluster."""
-    from rankwright.batch import RayScore, connected
-    from rankwright.cli.build import tell_of_cut
-    from rankwright.rerankers.windows import WindowedScorer
-
-    count = connected(workers)
-    say(f"{count} workers.")
-    score = RayScore(partial(build_reranker, model, **load), count, name=model)
-    code = rerank_file(stream, settings, options, score, top_k, output)
-    advice = WindowedScorer.against_cuts if load.get("windows") else "Split long passages."
-    tell_of_cut(score, advice)  # pyright: ignore[reportArgumentType]
-    return code
+def _identity(ranker: Ranker) -> dict[str, Any]:
+    """What decides the rankings; limits and prices may change when a file goes on. The version of a prompt is the
+    digest of its file."""
+    if ranker.llm is None or ranker.settings is None:
+        read = {"windows": ranker.windows} if ranker.windows else {}  # absent where files of before have none
+        return {**model_identity(ranker.model), "backend": ranker.backend, "device": ranker.device, **read}
+    asked = ranker.settings
+    return {
+        "--llm": ranker.llm,
+        **model_identity(bare_place(ranker.llm)),
+        "--llm-model": asked.endpoint.model,
+        "reader.api": asked.endpoint.api,
+        "--prompt": asked.prompt.version,
+        "--strategy": asked.strategy.name,
+        "sampling": dict(asked.sampling),
+    }
 
 
 def model_identity(name: str) -> dict[str, str]:

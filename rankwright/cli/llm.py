@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
+from rankwright.bulk import Calls
 from rankwright.cli.build import Role, build_llm, command_run, counted_store
 from rankwright.cli.common import progress_bars, say
 from rankwright.cli.settings import ReaderSettings, filled, load_reader_settings, validated
@@ -33,7 +34,7 @@ from rankwright.strategies import (
     TopK,
     largest_window,
 )
-from rankwright.types import LLM, Ranking, RerankRequest
+from rankwright.types import LLM, Ranking, Reranker, RerankRequest
 
 LLM_ROLE = Role("Language model", "--llm", "--llm-model")
 
@@ -382,3 +383,24 @@ def say_report(report: StrategyReport | Totals) -> None:
             "answers as the prompt asks for them: take the prompt that the model was trained with (--prompt), or "
             "another model."
         )
+
+
+def calls_of(reranker: Reranker) -> Calls:
+    """Those of a language model until now; none of a model that scores."""
+    if not isinstance(reranker, CountingReranker):
+        return Calls()
+    return Calls(reranker.total.calls, reranker.total.failures.total())
+
+
+def taken(reranker: Reranker, *, last: bool = False) -> dict[str, Any]:
+    """What a language model's rankings took, for JSON; nothing of a model that scores. `last`: those of the last
+    batch."""
+    if not isinstance(reranker, CountingReranker):
+        return {}
+    return {"reranker": reranker.name, **told(reranker.report if last else reranker.total)}
+
+
+def say_taken(reranker: Reranker) -> None:
+    """The same for people: an answer that nobody could read leaves a ranking that looks like any other."""
+    if isinstance(reranker, CountingReranker):
+        say_report(reranker.total)
