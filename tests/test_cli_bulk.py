@@ -260,9 +260,21 @@ def test_failed_calls_of_a_language_model_stay_known(
         for path in (out, record_path(out)):
             path.unlink()
         assert run(["rerank", "--out", str(out), "--join", "2"]) == 7
-        assert "1 of 60 calls failed" in " ".join(capsys.readouterr().err.split())
-        out.unlink()
+        told_of = " ".join(capsys.readouterr().err.split())
+        assert "1 of 60 calls failed" in told_of
+        assert "Calls failed in out.1-of-2.run (1 of 30). To have them asked again, remove the file and" in told_of
+        assert "out.2-of-2" not in told_of
+        assert "not needed" not in told_of
         broken[0] = False
+        shard = tmp_path / "out.1-of-2.run"
+        for path in (out, shard, record_path(shard)):  # as it was told
+            path.unlink()
+        assert told(0, "--shard", "1/2")[:2] == (30, 0)
+        assert run(["rerank", "--out", str(out), "--join", "2"]) == 0
+        told_of = " ".join(capsys.readouterr().err.split())
+        for number in (1, 2):
+            assert f"out.{number}-of-2.run and out.{number}-of-2.run.progress are not needed any more." in told_of
+        out.unlink()
         assert told(0)[:2] == (60, 0)
 
 

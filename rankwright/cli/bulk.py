@@ -48,6 +48,11 @@ from rankwright.strategies import LLMReranker
 
 DECIDING_FILES = ("*.safetensors", "*.onnx", "*.json", "*.yaml", "*.txt", "*.model", "*.jinja")
 """What of a model's folder decides its scores."""
+ASK_AGAIN = (
+    "To have them asked again, remove the file and its .progress and give the command that wrote it; what was answered "
+    "comes out of the cache."
+)
+"""What to do about calls that failed."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +110,20 @@ def check_ray(ray: bool, workers: int | None, llm: str | None) -> None:
 
 
 def join_files(out: Path, count: int, max_failed_calls: float, output: OutputKind) -> int:
-    """`--join`: the files of all shards as one."""
+    """`--join`: the files of all shards as one; the exit code. Where that is 0, the shards have served."""
     done = join_shards(out, count)
-    for number in range(1, count + 1):
-        part = Shard(number, count).path(out)
-        say(f"{part.name} and {record_path(part).name} are not needed any more.")
-    return _tell(out, done, {"shards": count}, f"{count} shards joined", max_failed_calls, output)
+    parts = [Shard(number, count).path(out) for number in range(1, count + 1)]
+    failed = [
+        f"{part.name} ({shard.calls.failed} of {shard.calls.made})"
+        for part, shard in zip(parts, done.shards, strict=True)
+        if shard.calls.failed
+    ]
+    step = f"Calls failed in {', '.join(failed)}. {ASK_AGAIN} Do so for each of these, remove {out.name} and join."
+    code = _tell(out, done, {"shards": count}, f"{count} shards joined", max_failed_calls, step, output)
+    if not code:
+        for part in parts:
+            say(f"{part.name} and {record_path(part).name} are not needed any more.")
+    return code
 
 
 def rerank_bulk(ranker: Ranker, source: Source, options: BulkOptions) -> int:
@@ -186,7 +199,7 @@ def _rerank_file(
     }
     words = f"{pairs} pairs scored in {seconds:.0f} s ({pairs / seconds:.0f} a second)"
     words += f", {skipped} bad rows skipped" if skipped else ""
-    return _tell(path, done, told, words, options.max_failed_calls, options.output)
+    return _tell(path, done, told, words, options.max_failed_calls, ASK_AGAIN, options.output)
 
 
 def _begin(file: Output, stream: ExampleStream, pairs: int) -> None:
@@ -208,8 +221,9 @@ def _drop_store(stream: ExampleStream, options: BulkOptions) -> None:
 
 
 def _tell(
-    out: Path, done: Done, told: Mapping[str, Any], words: str, max_failed_calls: float, output: OutputKind
+    out: Path, done: Done, told: Mapping[str, Any], words: str, max_failed_calls: float, step: str, output: OutputKind
 ) -> int:
+    """What lies in a file now; the exit code. `step`: how to have calls that failed asked again."""
     failed = [{"query_id": one.query_id, "error": one.error} for one in done.failed]
     if output is OutputKind.json:
         calls = {"calls": done.calls.made, "calls_failed": done.calls.failed} if done.calls.made else {}
@@ -218,10 +232,6 @@ def _tell(
         print_out(f"{done.questions - len(failed)} rankings: {out}; {words}")
     for one in done.failed:
         say(f"Question '{one.query_id}' has no ranking: {one.error}")
-    step = (
-        "To have them asked again, remove the file and its .progress (of shards, theirs) and give the command that "
-        "wrote it; what was answered comes out of the cache."
-    )
     return PARTIAL_EXIT_CODE if too_many_failed(*done.calls, max_failed_calls, step) or failed else 0
 
 
