@@ -191,7 +191,9 @@ def test_a_language_model_writes_a_file_too(tmp_path: Path, capsys: pytest.Captu
     data, out = write_rows(tmp_path / "rows.jsonl", 6), tmp_path / "out.run"
     with key_reader() as address:
         endpoint = ["--llm", address, "--llm-model", "m", "--cache", str(tmp_path / "reads.sqlite")]
-        assert run(["rerank", "--data", str(data), *endpoint, "--out", str(out)]) == 0
+        asked = ["rerank", "--data", str(data), *endpoint, "--out", str(out)]
+        assert run(asked) == 0
+        assert run([*asked, "--device", "cpu:0"]) == 0  # it says nothing of an endpoint
     rankings = read_trec_run(out)
     assert [len(r.doc_ids) for r in rankings] == [len(e.candidates) for e in examples(6)]
     assert "calls" in capsys.readouterr().err
@@ -210,7 +212,12 @@ def test_another_language_model_of_the_same_name_or_another_prompt_is_refused(
     capsys.readouterr()
     assert run([*asked, "--max-failed", "0.5", "--requests-per-minute", "9"]) == 0  # they decide no ranking
     assert "is complete; nothing was scored" in capsys.readouterr().err
-    for more, told in ((["--set", "sampling.max_tokens=5"], "sampling {}"), (["--fuse", "0.5"], "--strategy")):
+    others = (
+        (["--set", "sampling.max_tokens=5"], "sampling {}"),
+        (["--fuse", "0.5"], "--strategy"),
+        (["--device", "cpu:0"], "device 'cpu'"),
+    )
+    for more, told in others:
         assert run([*asked, *more]) == 2
         assert f"was begun with settings {told}" in " ".join(capsys.readouterr().err.split())
     shown(3).save(prompt)

@@ -241,12 +241,13 @@ def _identity(ranker: Ranker) -> dict[str, Any]:
     if ranker.llm is None or ranker.settings is None:
         read = {"windows": ranker.windows} if ranker.windows else {}  # absent where files of before have none
         return {**model_identity(ranker.model), "backend": ranker.backend, "device": ranker.device, **read}
-    asked = ranker.settings
+    asked, endpoint = ranker.settings, ranker.settings.endpoint
     return {
         "--llm": ranker.llm,
         **model_identity(bare_place(ranker.llm)),
-        "--llm-model": asked.endpoint.model,
-        "reader.api": asked.endpoint.api,
+        "--llm-model": endpoint.model,
+        "reader.api": endpoint.api,
+        **({} if endpoint.is_endpoint else {"device": ranker.device}),  # an endpoint has its own
         "--prompt": asked.prompt.version,
         "--strategy": asked.strategy.name,
         "sampling": dict(asked.sampling),
