@@ -292,9 +292,6 @@ def test_failed_calls_of_a_language_model_stay_known(
         (["--join", "2"], 2, "--join was given without --out"),
         (["--out", "o"], 2, "--out o was given without --run and --data"),
         (["--out", "o", "--join", "2", "--data", "d"], 2, "--data was given with --join"),
-        (["--out", "o", "--join", "2", "--windows", "max"], 2, "--windows was given with --join"),
-        (["--out", "o", "--join", "2", "--top-k", "3"], 2, "--top-k was given with --join"),
-        (["--out", "o", "--join", "2"], 2, "'o.1-of-2' is missing"),
         (["--out", "o", "--data", "d", "--shard", "3/2"], 2, "Shard is '3/2'"),
         (["--out", "o", "--data", "d"], 4, "'d' does not exist"),
         (["--out", "o", "--data", "d", "--backend", "auto"], 2, "Name the backend"),
@@ -319,6 +316,50 @@ def test_bad_arguments_are_named(
     captured = capsys.readouterr()
     assert (captured.out, message in captured.err) == ("", True), captured.err
     assert files(tmp_path) == []
+
+
+JOIN = ["rerank", "--out", "o", "--join", "2"]
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--data", "d"],
+        ["--windows", "max"],
+        ["--top-k", "3"],
+        ["--model", "first-stage"],
+        ["--backend", "packed"],
+        ["--device", "cuda"],
+        ["--workers", "2"],
+        ["--on-bad-row", "skip"],
+        ["--passages", "p.jsonl"],
+        ["--llm", "folder"],
+        ["--llm-model", "m"],
+        ["--strategy", "topk"],
+        ["--prompt", "listwise-1"],
+        ["--window", "4"],
+        ["--fuse", "0"],
+        ["--set", "passes=2"],
+        ["--cache", "c"],
+        ["--max-failed-questions", "0"],
+    ],
+    ids=lambda option: option[0],
+)
+def test_what_shards_were_made_by_is_refused_where_they_are_joined(
+    option: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*JOIN, *option]) == 2
+    assert f"{option[0]} was given with --join" in capsys.readouterr().err
+
+
+def test_a_join_takes_no_question_and_needs_all_shards(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run([*JOIN, "who?"]) == 2
+    assert "A question was given with --join" in capsys.readouterr().err
+    assert run([*JOIN, "--max-failed", "0.5", "--output", "json"]) == 2
+    assert "'o.1-of-2' is missing" in capsys.readouterr().err
 
 
 def test_rows_go_back_in(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from rankwright.data.streams import ExampleStream
     from rankwright.rerankers.windows import Windows
 
-MODEL, BACKEND = "reference", "torch"
-"""Who ranks, and how, where nothing was asked for."""
+MODEL, BACKEND, DEVICE = "reference", "torch", "cpu"
+"""Who ranks, how and where, if nothing else was asked for."""
 MAX_FAILED, STOP_ABOVE = 0.01, 0.05
 """Shares of failed calls above which the exit code says so, and above which nothing more is asked."""
 _OF_ENDPOINT = {
