@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from rankwright.errors import ConfigurationError, DataError
 from rankwright.types import Reranker, RerankRequest
 
@@ -16,8 +18,8 @@ if TYPE_CHECKING:
     from rankwright.data.streams import ExampleStream
     from rankwright.rerankers.windows import Windows
 
-MODEL, BACKEND, DEVICE = "reference", "torch", "cpu"
-"""Who ranks, how and where, if nothing else was asked for."""
+MODEL, BACKEND = "reference", "torch"
+"""Who ranks, and how, if nothing else was asked for."""
 MAX_FAILED, STOP_ABOVE = 0.01, 0.05
 """Shares of failed calls above which the exit code says so, and above which nothing more is asked."""
 _OF_ENDPOINT = {
@@ -30,6 +32,12 @@ _OF_ENDPOINT = {
     "--cache": "cache",
 }
 """Flag -> setting of the endpoint."""
+
+
+def given(context: typer.Context) -> list[str]:
+    """What stands on the command line: flags of options, names of arguments."""
+    sources = ((one.opts[0], context.get_parameter_source(one.name or "")) for one in context.command.params)
+    return [name for name, source in sources if source is not None and source.name == "COMMANDLINE"]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,6 +48,9 @@ from rankwright.strategies import LLMReranker
 
 DECIDING_FILES = ("*.safetensors", "*.onnx", "*.json", "*.yaml", "*.txt", "*.model", "*.jinja")
 """What of a model's folder decides its scores."""
+NEED_OUT = ("--shard", "--join", "--max-failed-questions", "--store", "--ray")
+OF_JOIN = ("--out", "--join", "--max-failed", "--output")
+"""Options that say something where shards are joined, which are scored already."""
 ASK_AGAIN = (
     "To have them asked again, remove the file and its .progress and give the command that wrote it; what was answered "
     "comes out of the cache."
@@ -77,23 +80,21 @@ class BulkOptions:
         return self.shard.path(self.out)
 
 
-def check_bulk(out: Path | None, join: int | None, of_bulk: Mapping[str, Any], of_scoring: Mapping[str, Any]) -> None:
+def check_bulk(out: Path | None, given: Sequence[str]) -> None:
     """That options which belong together came together.
 
     Args:
         out: --out.
-        join: --join.
-        of_bulk: flags that need --out -> value, None where not given.
-        of_scoring: all that says what is scored, how and by whom -> value, None where not given.
+        given: what stands on the command line.
     """
-    given = next((name for name, value in of_bulk.items() if value is not None), None)
-    if out is None and (join is not None or given is not None):
-        raise ConfigurationError(f"{given or '--join'} was given without --out; wanted the file of the results.")
-    if join is None:
-        if out is not None and all(of_scoring[name] is None for name in ("--run", "--data")):
+    needs = next((name for name in given if name in NEED_OUT), None)
+    if out is None and needs is not None:
+        raise ConfigurationError(f"{needs} was given without --out; wanted the file of the results.")
+    if "--join" not in given:
+        if out is not None and not {"--run", "--data"} & set(given):
             raise ConfigurationError(f"--out {out} was given without --run and --data; wanted what is to be reranked.")
         return
-    foreign = next((name for name, value in {**of_bulk, **of_scoring}.items() if value is not None), None)
+    foreign = next((name for name in given if name not in OF_JOIN), None)
     if foreign is not None:
         raise ConfigurationError(f"{foreign} was given with --join, which only puts shards together; leave it out.")
 

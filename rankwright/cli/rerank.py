@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import typer
 from rich.table import Table
 
-from rankwright.cli.asked import BACKEND, DEVICE, MAX_FAILED, MODEL, Ranker, Source
+from rankwright.cli.asked import MAX_FAILED, Ranker, Source, given
 from rankwright.cli.common import (
     FORMAT_HELP,
     PARTIAL_EXIT_CODE,
@@ -107,9 +107,10 @@ def register(app: typer.Typer) -> None:
 
 
 def rerank(
+    context: typer.Context,
     question: str | None = typer.Argument(None, help="Without it, requests are read from standard input."),
     passages: list[str] | None = typer.Argument(None, help="Passages; without any, JSON lines on standard input."),
-    model: str = typer.Option(MODEL, help="reference (embedded), a folder, a hub name, or first-stage."),
+    model: str = typer.Option("reference", help="reference (embedded), a folder, a hub name, or first-stage."),
     top_k: int | None = typer.Option(None, min=1, help="Keep only the best; all without it."),
     passages_file: Path | None = typer.Option(
         None, "--passages", help='Passages as JSON lines or array: {"text", "title"?, "doc_id"?}.'
@@ -161,8 +162,8 @@ def rerank(
         help="Stop at a bad line, or go on and count it; a bad request is answered with an error, and the exit code "
         "is 7.",
     ),
-    device: str = typer.Option(DEVICE, help="Torch device."),
-    backend: Backend = BACKEND,
+    device: str = typer.Option("cpu", help="Torch device."),
+    backend: Backend = "torch",
     windows: Windows = None,
     out: Path | None = typer.Option(
         None,
@@ -210,24 +211,7 @@ def rerank(
         "--api-key-env": api_key_env,
         "--cache": cache,
     }
-    of_bulk = {"--shard": shard, "--max-failed-questions": max_failed_questions, "--store": store, "--ray": ray or None}
-    of_scoring = {
-        "--run": run,
-        "--data": data,
-        **of_file,
-        "A question": question,
-        "--passages": passages_file,
-        "--on-bad-row": _other_than(BadRow.error, on_bad_row),
-        "--llm": llm,
-        **of_llm,
-        "--model": _other_than(MODEL, model),
-        "--backend": _other_than(BACKEND, backend),
-        "--device": _other_than(DEVICE, device),
-        "--windows": windows,
-        "--workers": workers,
-        "--top-k": top_k,
-    }
-    check_bulk(out, join, of_bulk, of_scoring)
+    check_bulk(out, given(context))
     allowed = MAX_FAILED if max_failed is None else max_failed
     if out is not None and join is not None:
         return join_files(out, join, allowed, output)
@@ -263,11 +247,6 @@ def rerank(
         failed = answer(reranker)
     failed += too_many_failed(*calls_of(reranker), allowed, "The same command asks them again.")
     return PARTIAL_EXIT_CODE if failed else 0
-
-
-def _other_than(default: str, value: str) -> str | None:
-    """The value, if it is not the default."""
-    return None if value == default else value
 
 
 class _Wanted(NamedTuple):
