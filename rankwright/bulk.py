@@ -257,6 +257,8 @@ class Done:
     bytes: int = 0
     failed: list[Failure] = field(default_factory=list)
     calls: Calls = field(default_factory=Calls)
+    shards: list[Done] = field(default_factory=list)
+    """Of a joined output, what lay in each of its shards, in their order."""
 
 
 class Output:
@@ -492,6 +494,7 @@ def join_shards(out: Path, count: int) -> Done:
         sum(part.done.bytes for part in parts),
         [failure for part in parts for failure in part.done.failed],
         _summed(part.done.calls for part in parts),
+        [part.done for part in parts],
     )
     try:
         with replacing(out) as joined:

@@ -75,14 +75,10 @@ class Strategy(Protocol):
 # --- the scheduler -----------------------------------------------------------------------------------------------
 
 
-@dataclass
-class StrategyReport:
-    """What rankings took. Reports add up."""
+@dataclass(kw_only=True)
+class CallCounts:
+    """What calls of a language model came to, in sums."""
 
-    calls_per_query: list[int] = field(default_factory=list)
-    """Windows judged for each query, in order."""
-    depth_per_query: list[int] = field(default_factory=list)
-    """Rounds of each query that had to wait for the one before: its sequential depth."""
     paid: int = 0
     """Calls that no cache answered."""
     input_tokens: int = 0
@@ -96,6 +92,27 @@ class StrategyReport:
     """What was mended, or why nothing could be read -> calls."""
     failures: Counter[str] = field(default_factory=Counter)
     """Reason -> calls that came to nothing."""
+
+    def count(self, judged: Judged) -> None:
+        """Take in one call."""
+        judgement = judged.judgement
+        self.paid += judged.paid
+        self.without_tokens += judged.input_tokens is None or judged.output_tokens is None
+        self.input_tokens += judged.input_tokens or 0
+        self.output_tokens += judged.output_tokens or 0
+        self.outcomes[judgement.outcome] += 1
+        failed = [repair.removeprefix(CALL_FAILED) for repair in judgement.repairs if repair.startswith(CALL_FAILED)]
+        (self.failures if failed else self.repairs).update(failed or judgement.repairs)
+
+
+@dataclass
+class StrategyReport(CallCounts):
+    """What rankings took. Reports add up."""
+
+    calls_per_query: list[int] = field(default_factory=list)
+    """Windows judged for each query, in order."""
+    depth_per_query: list[int] = field(default_factory=list)
+    """Rounds of each query that had to wait for the one before: its sequential depth."""
 
     @property
     def calls(self) -> int:
@@ -125,17 +142,6 @@ class StrategyReport:
             **{name: value for name, value in vars(self).items() if name not in counters},
             **{name: dict(getattr(self, name)) for name in counters},
         }
-
-    def count(self, judged: Judged) -> None:
-        """Take in one call."""
-        judgement = judged.judgement
-        self.paid += judged.paid
-        self.without_tokens += judged.input_tokens is None or judged.output_tokens is None
-        self.input_tokens += judged.input_tokens or 0
-        self.output_tokens += judged.output_tokens or 0
-        self.outcomes[judgement.outcome] += 1
-        failed = [repair.removeprefix(CALL_FAILED) for repair in judgement.repairs if repair.startswith(CALL_FAILED)]
-        (self.failures if failed else self.repairs).update(failed or judgement.repairs)
 
 
 def run_strategies(

@@ -191,7 +191,9 @@ def test_a_language_model_writes_a_file_too(tmp_path: Path, capsys: pytest.Captu
     data, out = write_rows(tmp_path / "rows.jsonl", 6), tmp_path / "out.run"
     with key_reader() as address:
         endpoint = ["--llm", address, "--llm-model", "m", "--cache", str(tmp_path / "reads.sqlite")]
-        assert run(["rerank", "--data", str(data), *endpoint, "--out", str(out)]) == 0
+        asked = ["rerank", "--data", str(data), *endpoint, "--out", str(out)]
+        assert run(asked) == 0
+        assert run([*asked, "--device", "cpu:0"]) == 0  # it says nothing of an endpoint
     rankings = read_trec_run(out)
     assert [len(r.doc_ids) for r in rankings] == [len(e.candidates) for e in examples(6)]
     assert "calls" in capsys.readouterr().err
@@ -210,7 +212,12 @@ def test_another_language_model_of_the_same_name_or_another_prompt_is_refused(
     capsys.readouterr()
     assert run([*asked, "--max-failed", "0.5", "--requests-per-minute", "9"]) == 0  # they decide no ranking
     assert "is complete; nothing was scored" in capsys.readouterr().err
-    for more, told in ((["--set", "sampling.max_tokens=5"], "sampling {}"), (["--fuse", "0.5"], "--strategy")):
+    others = (
+        (["--set", "sampling.max_tokens=5"], "sampling {}"),
+        (["--fuse", "0.5"], "--strategy"),
+        (["--device", "cpu:0"], "device 'cpu'"),
+    )
+    for more, told in others:
         assert run([*asked, *more]) == 2
         assert f"was begun with settings {told}" in " ".join(capsys.readouterr().err.split())
     shown(3).save(prompt)
@@ -260,9 +267,21 @@ def test_failed_calls_of_a_language_model_stay_known(
         for path in (out, record_path(out)):
             path.unlink()
         assert run(["rerank", "--out", str(out), "--join", "2"]) == 7
-        assert "1 of 60 calls failed" in " ".join(capsys.readouterr().err.split())
-        out.unlink()
+        told_of = " ".join(capsys.readouterr().err.split())
+        assert "1 of 60 calls failed" in told_of
+        assert "Calls failed in out.1-of-2.run (1 of 30). To have them asked again, remove the file and" in told_of
+        assert "out.2-of-2" not in told_of
+        assert "not needed" not in told_of
         broken[0] = False
+        shard = tmp_path / "out.1-of-2.run"
+        for path in (out, shard, record_path(shard)):  # as it was told
+            path.unlink()
+        assert told(0, "--shard", "1/2")[:2] == (30, 0)
+        assert run(["rerank", "--out", str(out), "--join", "2"]) == 0
+        told_of = " ".join(capsys.readouterr().err.split())
+        for number in (1, 2):
+            assert f"out.{number}-of-2.run and out.{number}-of-2.run.progress are not needed any more." in told_of
+        out.unlink()
         assert told(0)[:2] == (60, 0)
 
 
@@ -272,10 +291,6 @@ def test_failed_calls_of_a_language_model_stay_known(
         (["--shard", "1/2", "--data", "d"], 2, "--shard was given without --out"),
         (["--join", "2"], 2, "--join was given without --out"),
         (["--out", "o"], 2, "--out o was given without --run and --data"),
-        (["--out", "o", "--join", "2", "--data", "d"], 2, "--data was given with --join"),
-        (["--out", "o", "--join", "2", "--windows", "max"], 2, "--windows was given with --join"),
-        (["--out", "o", "--join", "2", "--top-k", "3"], 2, "--top-k was given with --join"),
-        (["--out", "o", "--join", "2"], 2, "'o.1-of-2' is missing"),
         (["--out", "o", "--data", "d", "--shard", "3/2"], 2, "Shard is '3/2'"),
         (["--out", "o", "--data", "d"], 4, "'d' does not exist"),
         (["--out", "o", "--data", "d", "--backend", "auto"], 2, "Name the backend"),
@@ -300,6 +315,51 @@ def test_bad_arguments_are_named(
     captured = capsys.readouterr()
     assert (captured.out, message in captured.err) == ("", True), captured.err
     assert files(tmp_path) == []
+
+
+JOIN = ["rerank", "--out", "o", "--join", "2"]
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--data", "d"],
+        ["--windows", "max"],
+        ["--top-k", "3"],
+        ["--model", "first-stage"],
+        ["--backend", "packed"],
+        ["--device", "cuda"],
+        ["--workers", "2"],
+        ["--on-bad-row", "skip"],
+        ["--passages", "p.jsonl"],
+        ["--llm", "folder"],
+        ["--llm-model", "m"],
+        ["--strategy", "topk"],
+        ["--prompt", "listwise-1"],
+        ["--window", "4"],
+        ["--fuse", "0"],
+        ["--set", "passes=2"],
+        ["--cache", "c"],
+        ["--model", "reference"],
+        ["--max-failed-questions", "0"],
+    ],
+    ids=" ".join,
+)
+def test_what_shards_were_made_by_is_refused_where_they_are_joined(
+    option: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*JOIN, *option]) == 2
+    assert f"{option[0]} was given with --join" in capsys.readouterr().err
+
+
+def test_a_join_takes_no_question_and_needs_all_shards(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run([*JOIN, "who?"]) == 2
+    assert "question was given with --join" in capsys.readouterr().err
+    assert run([*JOIN, "--max-failed", "0.5", "--output", "json"]) == 2
+    assert "'o.1-of-2' is missing" in capsys.readouterr().err
 
 
 def test_rows_go_back_in(tmp_path: Path) -> None:

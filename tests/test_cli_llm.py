@@ -14,14 +14,16 @@ from typing import Any
 import pytest
 
 from rankwright.cli.app import run
-from rankwright.cli.llm import WAYS, llm_settings
+from rankwright.cli.llm import WAYS, CountingReranker, llm_settings, told
 from rankwright.cli.options import STRATEGIES
 from rankwright.data import read_trec_run
 from rankwright.evaluation import Evaluation
 from rankwright.llms.local import LocalLLM
 from rankwright.prompts.ranking import load_ranking_prompt
-from rankwright.types import Document, Query
+from rankwright.strategies import Sliding, StrategyReport
+from rankwright.types import Document, Query, RerankRequest
 from tests.cli_kit import body_of, feed, one_line, reply, serving, write_rows
+from tests.simulated_llm import SimulatedJudge
 from tests.tiny_lm import make_chain_model
 
 GRADES = {"q1": [3, 9, 0, 7, 5, 1, 8, 2], "q2": [0, 4, 10, 6]}
@@ -171,6 +173,21 @@ def test_progress_is_shown_in_one_place_at_a_time(server: str, data: Path, monke
     assert max(shown) == 1  # rich below 14.1 ends the run with a LiveError at the second
     assert told[-1] == ("rerank", 2, 2)
     assert ("rank by sliding(window=20,stride=10,passes=1)", 2, 2) in told
+
+
+def test_what_any_number_of_batches_took_is_told_out_of_sums() -> None:
+    """A million questions of `--out` are tens of thousands of batches, after each of which calls are counted."""
+    judge = SimulatedJudge({}, "permutation", malformed=0.2, failed=0.2)
+    reranker = CountingReranker(judge, Sliding(4, 2), max_failed=1.0)
+    every, sizes = StrategyReport(), list[int]()
+    for batch in range(40):
+        documents = tuple(Document(str(number), "text") for number in range(batch % 9))
+        reranker.rerank_batch([RerankRequest(Query(f"{batch} {number}", "?"), documents) for number in range(8)])
+        every += reranker.report
+        assert told(reranker.total) == told(every)
+        sizes.append(len(repr(reranker.total)))
+    assert (every.failures.total() > 0, len(every.calls_per_query)) == (True, 320)
+    assert sizes[39] < sizes[9] + 40  # digits
 
 
 def test_the_names_in_the_help_are_those_that_are_there() -> None:

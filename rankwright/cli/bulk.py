@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rankwright import bulk
 from rankwright.bulk import (
     Calls,
     Done,
@@ -18,12 +19,15 @@ from rankwright.bulk import (
     Progress,
     Score,
     Shard,
+    check_backend,
     join_shards,
     looked_through,
     record_path,
+    scored_here,
     write_rankings,
 )
-from rankwright.cli.build import build_reranker
+from rankwright.cli.asked import Ranker, Source
+from rankwright.cli.build import build_reranker, tell_of_cut
 from rankwright.cli.common import (
     PARTIAL_EXIT_CODE,
     OutputKind,
@@ -34,13 +38,24 @@ from rankwright.cli.common import (
     say,
     too_many_failed,
 )
+from rankwright.cli.llm import calls_of, say_taken
 from rankwright.data.store import file_digest
 from rankwright.data.streams import ExampleStream
 from rankwright.errors import ConfigurationError, DataError
-from rankwright.llms.endpoint import model_place
+from rankwright.llms.endpoint import bare_place, model_place
+from rankwright.rerankers.windows import WindowedScorer
+from rankwright.strategies import LLMReranker
 
 DECIDING_FILES = ("*.safetensors", "*.onnx", "*.json", "*.yaml", "*.txt", "*.model", "*.jinja")
 """What of a model's folder decides its scores."""
+NEED_OUT = ("--shard", "--join", "--max-failed-questions", "--store", "--ray")
+OF_JOIN = ("--out", "--join", "--max-failed", "--output")
+"""Options that say something where shards are joined, which are scored already."""
+ASK_AGAIN = (
+    "To have them asked again, remove the file and its .progress and give the command that wrote it; what was answered "
+    "comes out of the cache."
+)
+"""What to do about calls that failed."""
 
 
 @dataclass(frozen=True)
@@ -51,28 +66,35 @@ class BulkOptions:
     shard: Shard
     store: Path | None
     max_failed: int
-    pairs: int
+    """Questions that may fail."""
     max_failed_calls: float
     """Share of a language model's calls, above which the exit code says so."""
+    ray: bool
+    workers: int | None
+    top_k: int | None
+    output: OutputKind
+
+    @property
+    def path(self) -> Path:
+        """The file that is written: OUT, or that of the shard."""
+        return self.shard.path(self.out)
 
 
-def check_bulk(out: Path | None, join: int | None, of_bulk: Mapping[str, Any], of_scoring: Mapping[str, Any]) -> None:
+def check_bulk(out: Path | None, given: Sequence[str]) -> None:
     """That options which belong together came together.
 
     Args:
         out: --out.
-        join: --join.
-        of_bulk: flags that need --out -> value, None where not given.
-        of_scoring: flags that say what is scored -> value.
+        given: what stands on the command line.
     """
-    given = next((name for name, value in of_bulk.items() if value), None)
-    if out is None and (join is not None or given is not None):
-        raise ConfigurationError(f"{given or '--join'} was given without --out; wanted the file of the results.")
-    if join is None:
-        if out is not None and not any(of_scoring[name] for name in ("--run", "--data")):
+    needs = next((name for name in given if name in NEED_OUT), None)
+    if out is None and needs is not None:
+        raise ConfigurationError(f"{needs} was given without --out; wanted the file of the results.")
+    if "--join" not in given:
+        if out is not None and not {"--run", "--data"} & set(given):
             raise ConfigurationError(f"--out {out} was given without --run and --data; wanted what is to be reranked.")
         return
-    foreign = next((name for name, value in {**of_bulk, **of_scoring}.items() if value), None)
+    foreign = next((name for name in given if name not in OF_JOIN), None)
     if foreign is not None:
         raise ConfigurationError(f"{foreign} was given with --join, which only puts shards together; leave it out.")
 
@@ -88,33 +110,67 @@ def check_ray(ray: bool, workers: int | None, llm: str | None) -> None:
         )
 
 
-def join(out: Path, count: int, max_failed_calls: float, output: OutputKind) -> int:
-    """`--join`: the files of all shards as one."""
+def join_files(out: Path, count: int, max_failed_calls: float, output: OutputKind) -> int:
+    """`--join`: the files of all shards as one; the exit code. Where that is 0, the shards have served."""
     done = join_shards(out, count)
-    for number in range(1, count + 1):
-        part = Shard(number, count).path(out)
-        say(f"{part.name} and {record_path(part).name} are not needed any more.")
-    return _tell(out, done, {"shards": count}, f"{count} shards joined", max_failed_calls, output)
+    parts = [Shard(number, count).path(out) for number in range(1, count + 1)]
+    failed = [
+        f"{part.name} ({shard.calls.failed} of {shard.calls.made})"
+        for part, shard in zip(parts, done.shards, strict=True)
+        if shard.calls.failed
+    ]
+    step = f"Calls failed in {', '.join(failed)}. {ASK_AGAIN} Do so for each of these, remove {out.name} and join."
+    code = _tell(out, done, {"shards": count}, f"{count} shards joined", max_failed_calls, step, output)
+    if not code:
+        for part in parts:
+            say(f"{part.name} and {record_path(part).name} are not needed any more.")
+    return code
 
 
-def rerank_file(
+def rerank_bulk(ranker: Ranker, source: Source, options: BulkOptions) -> int:
+    """`--out`: writes the rankings of a file, as far as they are not there yet; the exit code."""
+    check_backend(ranker.backend)
+    stream = source.stream(options.store or options.out.parent)
+    of_input = {"format": source.format, "depth": source.depth, "on_bad_row": source.on_bad_row}
+    settings = {**_identity(ranker), **of_input}
+    if options.ray:
+        return _rerank_on_ray(ranker, stream, settings, options)
+    with ranker.opened() as reranker:
+        own = reranker.on_progress if isinstance(reranker, LLMReranker) else None
+        code = _rerank_file(stream, settings, options, scored_here(reranker), own, lambda: calls_of(reranker))
+        say_taken(reranker)
+    return code
+
+
+def _rerank_on_ray(ranker: Ranker, stream: ExampleStream, settings: Mapping[str, Any], options: BulkOptions) -> int:
+    """Scored by the workers of a Ray cluster."""
+    from rankwright.batch import RayScore, connected
+
+    count = connected(options.workers)
+    say(f"{count} workers.")
+    score = RayScore(partial(build_reranker, ranker.model, **ranker.load), count, name=ranker.model)
+    code = _rerank_file(stream, settings, options, score)
+    advice = [WindowedScorer.against_cuts] if ranker.windows else []
+    tell_of_cut(score, *advice)  # pyright: ignore[reportArgumentType]
+    return code
+
+
+def _rerank_file(
     stream: ExampleStream,
     settings: Mapping[str, Any],
     options: BulkOptions,
     score: Score,
-    top_k: int | None,
-    output: OutputKind,
     progress: Progress | None = None,
     calls: Callable[[], Calls] | None = None,
 ) -> int:
-    """Writes the rankings of a stream, as far as they are not there yet; the exit code. `progress` is told in the
-    place of bars of pairs, `calls` tells those of a language model until now."""
-    path = options.shard.path(options.out)
+    """The exit code. `progress` is told in the place of bars of pairs, `calls` tells those of a language model until
+    now."""
+    path, pairs_at_once = options.path, bulk.PAIRS_AT_ONCE
     began = time.monotonic()
-    asked = {**settings, "pairs": options.pairs, "top_k": top_k}
+    asked = {**settings, "pairs": pairs_at_once, "top_k": options.top_k}
     with Output.opened(path, asked, stream.digests, options.shard) as file:
         if file.totals is None:
-            _begin(file, stream, options.pairs)
+            _begin(file, stream, pairs_at_once)
         before = file.done
         if file.complete:
             say(f"{path} is complete; nothing was scored.")
@@ -125,8 +181,8 @@ def rerank_file(
                 file,
                 score,
                 stream,
-                Form.of(path, top_k),
-                pairs=options.pairs,
+                Form.of(path, options.top_k),
+                pairs=pairs_at_once,
                 max_failed=options.max_failed,
                 on_progress=tell,
                 calls=calls,
@@ -144,7 +200,7 @@ def rerank_file(
     }
     words = f"{pairs} pairs scored in {seconds:.0f} s ({pairs / seconds:.0f} a second)"
     words += f", {skipped} bad rows skipped" if skipped else ""
-    return _tell(path, done, told, words, options.max_failed_calls, output)
+    return _tell(path, done, told, words, options.max_failed_calls, ASK_AGAIN, options.output)
 
 
 def _begin(file: Output, stream: ExampleStream, pairs: int) -> None:
@@ -166,8 +222,9 @@ def _drop_store(stream: ExampleStream, options: BulkOptions) -> None:
 
 
 def _tell(
-    out: Path, done: Done, told: Mapping[str, Any], words: str, max_failed_calls: float, output: OutputKind
+    out: Path, done: Done, told: Mapping[str, Any], words: str, max_failed_calls: float, step: str, output: OutputKind
 ) -> int:
+    """What lies in a file now; the exit code. `step`: how to have calls that failed asked again."""
     failed = [{"query_id": one.query_id, "error": one.error} for one in done.failed]
     if output is OutputKind.json:
         calls = {"calls": done.calls.made, "calls_failed": done.calls.failed} if done.calls.made else {}
@@ -176,35 +233,26 @@ def _tell(
         print_out(f"{done.questions - len(failed)} rankings: {out}; {words}")
     for one in done.failed:
         say(f"Question '{one.query_id}' has no ranking: {one.error}")
-    step = (
-        "To have them asked again, remove the file and its .progress (of shards, theirs) and give the command that "
-        "wrote it; what was answered comes out of the cache."
-    )
     return PARTIAL_EXIT_CODE if too_many_failed(*done.calls, max_failed_calls, step) or failed else 0
 
 
-def rerank_on_ray(
-    stream: ExampleStream,
-    settings: Mapping[str, Any],
-    options: BulkOptions,
-    model: str,
-    load: Mapping[str, Any],
-    workers: int | None,
-    top_k: int | None,
-    output: OutputKind,
-) -> int:
-    """As `rerank_file`, scored by the workers of a Ray cluster."""
-    from rankwright.batch import RayScore, connected
-    from rankwright.cli.build import tell_of_cut
-    from rankwright.rerankers.windows import WindowedScorer
-
-    count = connected(workers)
-    say(f"{count} workers.")
-    score = RayScore(partial(build_reranker, model, **load), count, name=model)
-    code = rerank_file(stream, settings, options, score, top_k, output)
-    advice = WindowedScorer.against_cuts if load.get("windows") else "Split long passages."
-    tell_of_cut(score, advice)  # pyright: ignore[reportArgumentType]
-    return code
+def _identity(ranker: Ranker) -> dict[str, Any]:
+    """What decides the rankings; limits and prices may change when a file goes on. The version of a prompt is the
+    digest of its file."""
+    if ranker.llm is None or ranker.settings is None:
+        read = {"windows": ranker.windows} if ranker.windows else {}  # absent where files of before have none
+        return {**model_identity(ranker.model), "backend": ranker.backend, "device": ranker.device, **read}
+    asked, endpoint = ranker.settings, ranker.settings.endpoint
+    return {
+        "--llm": ranker.llm,
+        **model_identity(bare_place(ranker.llm)),
+        "--llm-model": endpoint.model,
+        "reader.api": endpoint.api,
+        **({} if endpoint.is_endpoint else {"device": ranker.device}),  # an endpoint has its own
+        "--prompt": asked.prompt.version,
+        "--strategy": asked.strategy.name,
+        "sampling": dict(asked.sampling),
+    }
 
 
 def model_identity(name: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
+from rankwright.bulk import Calls
 from rankwright.cli.build import Role, build_llm, command_run, counted_store
 from rankwright.cli.common import progress_bars, say
 from rankwright.cli.settings import ReaderSettings, filled, load_reader_settings, validated
@@ -21,6 +22,7 @@ from rankwright.prompts.ranking import PROMPT_FILE, RankingPrompt, load_ranking_
 from rankwright.rerankers.generating import LLMPolicy
 from rankwright.strategies import (
     BubbleSort,
+    CallCounts,
     Fused,
     Groupwise,
     HeapSort,
@@ -32,7 +34,7 @@ from rankwright.strategies import (
     TopK,
     largest_window,
 )
-from rankwright.types import LLM, Ranking, RerankRequest
+from rankwright.types import LLM, Ranking, Reranker, RerankRequest
 
 LLM_ROLE = Role("Language model", "--llm", "--llm-model")
 
@@ -262,18 +264,45 @@ def _made(name: str, settings: Mapping[str, Any]) -> Strategy:
     return validated(TypeAdapter(WAYS[name].strategy), dict(settings), "")
 
 
+@dataclass(kw_only=True)
+class Totals(CallCounts):
+    """What any number of batches took: sums in the place of what each of a million queries took."""
+
+    queries: int = 0
+    calls: int = 0
+    """Windows judged in all."""
+    depth: int = 0
+    """Sequential depths of all queries, added up."""
+    max_depth: int = 0
+    """Longest chain of calls that wait for each other."""
+
+    @property
+    def mean_depth(self) -> float:
+        """Mean over queries; 0 for none."""
+        return self.depth / max(1, self.queries)
+
+    def add(self, report: StrategyReport) -> None:
+        """Take in one batch."""
+        self.queries += len(report.calls_per_query)
+        self.calls += report.calls
+        self.depth += sum(report.depth_per_query)
+        self.max_depth = max(self.max_depth, report.max_depth)
+        for kind in dataclasses.fields(CallCounts):
+            setattr(self, kind.name, getattr(self, kind.name) + getattr(report, kind.name))
+
+
 class CountingReranker(LLMReranker):
     """Sums up its batches."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.total = StrategyReport()
+        self.total = Totals()
         """Of all batches."""
 
     def rerank_batch(self, requests: Sequence[RerankRequest]) -> list[Ranking]:
         """See LLMReranker."""
         rankings = super().rerank_batch(requests)
-        self.total += self.report
+        self.total.add(self.report)
         return rankings
 
 
@@ -321,7 +350,7 @@ def _check_tokens(model: LLM, settings: LLMSettings) -> None:
         )
 
 
-def told(report: StrategyReport) -> dict[str, Any]:
+def told(report: StrategyReport | Totals) -> dict[str, Any]:
     """What rankings took, as it stands beside them in JSON."""
     return {
         "calls": report.calls,
@@ -335,7 +364,7 @@ def told(report: StrategyReport) -> dict[str, Any]:
     }
 
 
-def say_report(report: StrategyReport) -> None:
+def say_report(report: StrategyReport | Totals) -> None:
     """The same for people, in a line or two."""
     counts = told(report)
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in counts["outcomes"].items())
@@ -354,3 +383,24 @@ def say_report(report: StrategyReport) -> None:
             "answers as the prompt asks for them: take the prompt that the model was trained with (--prompt), or "
             "another model."
         )
+
+
+def calls_of(reranker: Reranker) -> Calls:
+    """Those of a language model until now; none of a model that scores."""
+    if not isinstance(reranker, CountingReranker):
+        return Calls()
+    return Calls(reranker.total.calls, reranker.total.failures.total())
+
+
+def taken(reranker: Reranker, *, last: bool = False) -> dict[str, Any]:
+    """What a language model's rankings took, for JSON; nothing of a model that scores. `last`: those of the last
+    batch."""
+    if not isinstance(reranker, CountingReranker):
+        return {}
+    return {"reranker": reranker.name, **told(reranker.report if last else reranker.total)}
+
+
+def say_taken(reranker: Reranker) -> None:
+    """The same for people: an answer that nobody could read leaves a ranking that looks like any other."""
+    if isinstance(reranker, CountingReranker):
+        say_report(reranker.total)

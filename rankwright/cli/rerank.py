@@ -7,12 +7,14 @@ import contextlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import typer
 from rich.table import Table
 
+from rankwright.cli.asked import MAX_FAILED, Ranker, Source, given
 from rankwright.cli.common import (
     FORMAT_HELP,
     PARTIAL_EXIT_CODE,
@@ -43,16 +45,7 @@ from rankwright.data.problems import RowError
 from rankwright.errors import ConfigurationError, DataError
 from rankwright.types import Document, Query, Ranking, Reranker, RerankRequest
 
-if TYPE_CHECKING:
-    from rankwright.bulk import Calls
-    from rankwright.cli.bulk import BulkOptions
-    from rankwright.cli.llm import LLMSettings
-    from rankwright.data.streams import ExampleStream
-    from rankwright.rerankers.windows import Windows as WindowsName
-
 STDIN = "standard input"
-MAX_FAILED, STOP_ABOVE = 0.01, 0.05
-"""Shares of failed calls above which the exit code says so, and above which nothing more is asked."""
 QUERY_ID_FIELDS = ("query_id", "_id", "id")
 _QUERIES_AT_ONCE = 64
 
@@ -114,6 +107,7 @@ def register(app: typer.Typer) -> None:
 
 
 def rerank(
+    context: typer.Context,
     question: str | None = typer.Argument(None, help="Without it, requests are read from standard input."),
     passages: list[str] | None = typer.Argument(None, help="Passages; without any, JSON lines on standard input."),
     model: str = typer.Option("reference", help="reference (embedded), a folder, a hub name, or first-stage."),
@@ -197,102 +191,72 @@ def rerank(
     A language model's answers that cannot be read are no error: their passages stand as they were given and the exit
     code is 0; they are counted under `outcomes.malformed` beside `calls` in --output json.
     """
-    from rankwright.bulk import check_backend
-    from rankwright.cli.build import against_cuts, tell_of_cut
-    from rankwright.cli.bulk import check_bulk, check_ray
-    from rankwright.cli.bulk import join as join_shards
+    from rankwright.bulk import shard_of
+    from rankwright.cli.bulk import BulkOptions, check_bulk, check_ray, join_files, rerank_bulk
+    from rankwright.cli.llm import calls_of
 
-    of_bulk = {
-        "--shard": shard,
-        "--max-failed-questions": max_failed_questions is not None,
-        "--store": store,
-        "--ray": ray,
+    of_file = {"--topics": topics, "--format": format, "--corpus": corpus, "--depth": depth}
+    of_llm = {
+        "--strategy": strategy,
+        "--prompt": prompt,
+        "--fuse": fuse,
+        "--set": set_ or None,
+        "--window": window,
+        "--stride": stride,
+        "--llm-model": llm_model,
+        "--requests-per-minute": requests_per_minute,
+        "--tokens-per-minute": tokens_per_minute,
+        "--price-input": price_input,
+        "--price-output": price_output,
+        "--api-key-env": api_key_env,
+        "--cache": cache,
     }
-    of_scoring = {
-        "--run": run,
-        "--data": data,
-        "--topics": topics,
-        "--corpus": corpus,
-        "--llm": llm,
-        "--format": format,
-        "--depth": depth,
-        "--top-k": top_k,
-        "--windows": windows,
-    }
-    check_bulk(out, join, of_bulk, of_scoring)
+    check_bulk(out, given(context))
     allowed = MAX_FAILED if max_failed is None else max_failed
-    if join is not None and out is not None:
-        return join_shards(out, join, allowed, output)
-    _check_arguments(
-        question,
-        passages_file,
-        run,
-        data,
-        {"--topics": topics, "--format": format, "--corpus": corpus, "--depth": depth},
-    )
-    own = {"window": window, "stride": stride}
-    of_llm = {"--strategy": strategy, "--prompt": prompt, "--fuse": fuse, "--max-failed": max_failed}
-    of_endpoint = {
-        "reader.model": llm_model,
-        "reader.requests_per_minute": requests_per_minute,
-        "reader.tokens_per_minute": tokens_per_minute,
-        "reader.price_input": price_input,
-        "reader.price_output": price_output,
-        "reader.api_key_env": api_key_env,
-        "reader.cache": cache,
-    }
-    asked = {**of_llm, "--set": set_ or None, **own, **of_endpoint}
-    joined = windows.value if windows else None
-    given = "--windows" if joined else "--backend" if backend != "torch" else None
-    if llm is not None and given:
-        raise ConfigurationError(
-            f"{given} was given with --llm {llm}, of which it says nothing; wanted it with a --model that scores. "
-            "Leave it out."
-        )
-    if llm is not None and model != "reference":
-        raise ConfigurationError(
-            f"--model {model} and --llm {llm} were both given; wanted one of them, since one ranks."
-        )
-    settings = _llm(llm, asked, own | {"reader.reader": llm} | of_endpoint)
+    if out is not None and join is not None:
+        return join_files(out, join, allowed, output)
+    _check_arguments(question, passages_file, run, data, of_file)
+    how = windows.value if windows else None
+    ranker = Ranker.asked(model, device, backend, how, llm, {**of_llm, "--max-failed": max_failed}, allowed)
     check_ray(ray, workers, llm)
-    if out is not None:
-        check_backend(backend)
-    opened = _opened(settings, model, device, backend, joined, max(allowed, STOP_ABOVE))
-    failed = 0
-    if out is not None:
-        stream, bulk = _bulk(
-            out, shard, store, max_failed_questions, run, data, format, topics, corpus, depth, on_bad_row, allowed
+    file, form = run or data, "trec" if run else format or "jsonl"
+    source = None if file is None else Source(file, run is not None, form, topics, corpus, depth, on_bad_row.value)
+    if out is not None and source is not None:
+        options = BulkOptions(
+            out=out,
+            shard=shard_of("1/1" if shard is None else shard),
+            store=store,
+            max_failed=10 if max_failed_questions is None else max_failed_questions,
+            max_failed_calls=allowed,
+            ray=ray,
+            workers=workers,
+            top_k=top_k,
+            output=output,
         )
-        of_model = _of_llm(llm, settings) if llm and settings else _of_model(model, backend, device, joined)
-        of_input = {"format": stream.format, "depth": depth, "on_bad_row": on_bad_row.value}
-        if ray:
-            from rankwright.cli.bulk import rerank_on_ray
-
-            load = {"backend": backend, "device": device, "windows": joined}
-            return rerank_on_ray(stream, {**of_model, **of_input}, bulk, model, load, workers, top_k, output)
-        with opened as reranker:
-            failed = _rerank_bulk(reranker, stream, {**of_model, **of_input}, bulk, top_k, output)
-            _say_taken(reranker)
-    elif (file := run or data) is not None:
-        form = "trec" if run else format or "jsonl"
-        requests, skipped = _file_requests(file, form, topics, corpus, depth, on_bad_row)
-        with opened as reranker:
-            _answer_file(reranker, requests, top_k, llm or model, skipped, output, whole=data is not None)
+        return rerank_bulk(ranker, source, options)
+    wanted = _Wanted(ranker.name, top_k, on_bad_row, output)
+    if source is not None:
+        requests, skipped = source.requests()
+        answer = partial(_answer_file, requests, skipped, source.is_run, wanted)
     elif question is not None:
         documents, skipped = _documents(passages or [], passages_file, on_bad_row)
-        request = RerankRequest(Query("0", question), documents)
-        with opened as reranker:
-            (ranking,) = reranker.rerank_batch([request])
-            answer = _answer(request, ranking.best(top_k), llm or model, skipped)
-            _print({**answer, **_taken(reranker)}, output)
-            _say_taken(reranker)
+        answer = partial(_answer_question, question, documents, skipped, wanted)
     else:
-        with opened as reranker:
-            failed = _answer_requests(reranker, llm or model, top_k, on_bad_row)
-    tell_of_cut(reranker, against_cuts(reranker))
-    if out is None:
-        failed += too_many_failed(*_calls(reranker), allowed, "The same command asks them again.")
+        answer = partial(_answer_requests, wanted)
+    with ranker.opened() as reranker:
+        failed = answer(reranker)
+    failed += too_many_failed(*calls_of(reranker), allowed, "The same command asks them again.")
     return PARTIAL_EXIT_CODE if failed else 0
+
+
+class _Wanted(NamedTuple):
+    """How answers are given."""
+
+    model: str
+    """Who ranks, as it was asked for."""
+    top_k: int | None
+    on_bad_row: BadRow
+    output: OutputKind
 
 
 def _check_arguments(
@@ -324,73 +288,21 @@ def _check_arguments(
         raise ConfigurationError(f"--passages {passages_file} was given without a question; put it before the options.")
 
 
-def _llm(llm: str | None, asked: Mapping[str, Any], flags: Mapping[str, Any]) -> LLMSettings | None:
-    """Settings of a language model; None where a scoring model ranks."""
-    from rankwright.cli.llm import llm_settings
-
-    if llm is None:
-        given = next((name for name, value in asked.items() if value is not None), None)
-        if given is not None:
-            flag = given if given.startswith("--") else "--" + given.removeprefix("reader.").replace("_", "-")
-            flag = "--llm-model" if flag == "--model" else flag
-            raise ConfigurationError(
-                f"{flag} was given without --llm, and a scoring model has no use for it; wanted --llm with an "
-                "endpoint's base URL or a local language model."
-            )
-        return None
-    return llm_settings(asked["--strategy"], asked["--prompt"], asked["--fuse"], asked["--set"] or [], flags)
-
-
-def _calls(reranker: Reranker) -> Calls:
-    """Those of a language model until now; none of a scoring model."""
-    from rankwright.bulk import Calls
-    from rankwright.cli.llm import CountingReranker
-
-    if not isinstance(reranker, CountingReranker):
-        return Calls()
-    return Calls(reranker.total.calls, reranker.total.failures.total())
-
-
-@contextlib.contextmanager
-def _opened(
-    settings: LLMSettings | None,
-    model: str,
-    device: str,
-    backend: str,
-    windows: WindowsName | None,
-    max_failed: float,
-) -> Iterator[Reranker]:
-    """The reranker that was asked for; where it is a language model, with its cache open."""
-    if settings is None:
-        from rankwright.cli.build import build_reranker
-
-        yield build_reranker(model, device, backend, windows)
-        return
-    from rankwright.cli.build import checked_device
-    from rankwright.cli.llm import llm_reranker
-
-    with llm_reranker(settings, checked_device(device), max_failed) as reranker:
-        yield reranker
-
-
-def _taken(reranker: Reranker, *, last: bool = False) -> dict[str, Any]:
-    """What a language model's rankings took, for JSON; nothing of a scoring model. `last`: those of the last batch."""
-    from rankwright.cli.llm import CountingReranker, told
-
-    if not isinstance(reranker, CountingReranker):
-        return {}
-    return {"reranker": reranker.name, **told(reranker.report if last else reranker.total)}
-
-
-def _say_taken(reranker: Reranker) -> None:
-    """The same for people: an answer that nobody could read leaves a ranking that looks like any other."""
-    from rankwright.cli.llm import CountingReranker, say_report
-
-    if isinstance(reranker, CountingReranker):
-        say_report(reranker.total)
-
-
 # --- one question ------------------------------------------------------------------------------------------------
+
+
+def _answer_question(
+    question: str, documents: tuple[Document, ...], skipped: int, wanted: _Wanted, reranker: Reranker
+) -> int:
+    """The answer to one question; 0, since nothing of it can fail alone."""
+    from rankwright.cli.llm import say_taken, taken
+
+    request = RerankRequest(Query("0", question), documents)
+    (ranking,) = reranker.rerank_batch([request])
+    answer = _answer(request, ranking.best(wanted.top_k), wanted.model, skipped)
+    _print({**answer, **taken(reranker)}, wanted.output)
+    say_taken(reranker)
+    return 0
 
 
 def _documents(texts: Sequence[str], file: Path | None, on_bad_row: BadRow) -> tuple[tuple[Document, ...], int]:
@@ -530,8 +442,10 @@ def _print(answer: Mapping[str, Any], output: OutputKind) -> None:
 # --- requests ----------------------------------------------------------------------------------------------------
 
 
-def _answer_requests(reranker: Reranker, model: str, top_k: int | None, on_bad_row: BadRow) -> int:
+def _answer_requests(wanted: _Wanted, reranker: Reranker) -> int:
     """Answers every line of standard input as it arrives; the number of lines that could not be read."""
+    from rankwright.cli.llm import taken
+
     _refuse_terminal('requests, one {"query", "documents"} object a line')
     answered = failed = 0
     noted = Intake(skip_bad_rows=True, need_answers=False)
@@ -541,7 +455,7 @@ def _answer_requests(reranker: Reranker, model: str, top_k: int | None, on_bad_r
             query_id, request = _request(row)
         except RowError as error:
             problem = as_command(str(_without_format(error).at(STDIN, line)))
-            if on_bad_row is BadRow.error:
+            if wanted.on_bad_row is BadRow.error:
                 raise DataError(problem) from None
             failed += 1
             emit({"line": line, "error": problem})
@@ -549,7 +463,7 @@ def _answer_requests(reranker: Reranker, model: str, top_k: int | None, on_bad_r
         answered += 1
         noted.note_fields(STDIN, line, row, *_request_fields(row))
         (ranking,) = reranker.rerank_batch([request])
-        answer = {**_answer(request, ranking.best(top_k), model, failed), **_taken(reranker, last=True)}
+        answer = _answer(request, ranking.best(wanted.top_k), wanted.model, failed) | taken(reranker, last=True)
         emit({"query_id": query_id, **answer} if query_id is not None else answer)
     noted.dataset(Path(STDIN))  # warns of unknown fields
     if not answered + failed:
@@ -599,112 +513,15 @@ def _request(row: Mapping[str, Any]) -> tuple[str | None, RerankRequest]:
     return query_id, RerankRequest(query, tuple(documents.values()), first_stage)
 
 
-# --- a file of results -------------------------------------------------------------------------------------------
-
-
-def _bulk(
-    out: Path,
-    shard: str | None,
-    store: Path | None,
-    max_failed: int | None,
-    run: Path | None,
-    data: Path | None,
-    format: str | None,
-    topics: Path | None,
-    corpus: Path | None,
-    depth: int | None,
-    on_bad_row: BadRow,
-    allowed: float,
-) -> tuple[ExampleStream, BulkOptions]:
-    """What is read, and how it is written."""
-    from rankwright.bulk import PAIRS_AT_ONCE, Shard, shard_of
-    from rankwright.cli.bulk import BulkOptions
-    from rankwright.data.streams import ExampleStream
-
-    file = run or data
-    assert file is not None
-    part = shard_of(shard) if shard is not None else Shard()
-    stream = ExampleStream(
-        file,
-        "trec" if run else format or "jsonl",
-        folder=store or out.parent,
-        corpus=corpus,
-        topics=topics,
-        depth=depth,
-        on_bad_row=on_bad_row.value,
-    )
-    return stream, BulkOptions(out, part, store, 10 if max_failed is None else max_failed, PAIRS_AT_ONCE, allowed)
-
-
-def _of_llm(llm: str, settings: LLMSettings) -> dict[str, Any]:
-    """What decides a language model's rankings; limits and prices may change when a file goes on. The version of a
-    prompt is the digest of its file."""
-    from rankwright.cli.bulk import model_identity
-    from rankwright.llms.endpoint import bare_place
-
-    return {
-        "--llm": llm,
-        **model_identity(bare_place(llm)),
-        "--llm-model": settings.endpoint.model,
-        "reader.api": settings.endpoint.api,
-        "--prompt": settings.prompt.version,
-        "--strategy": settings.strategy.name,
-        "sampling": dict(settings.sampling),
-    }
-
-
-def _of_model(model: str, backend: str, device: str, windows: str | None) -> dict[str, str]:
-    from rankwright.cli.bulk import model_identity
-
-    read = {"windows": windows} if windows else {}  # absent where files of before have none
-    return {**model_identity(model), "backend": backend, "device": device, **read}
-
-
-def _rerank_bulk(
-    reranker: Reranker,
-    stream: ExampleStream,
-    settings: Mapping[str, Any],
-    bulk: BulkOptions,
-    top_k: int | None,
-    output: OutputKind,
-) -> int:
-    from rankwright.bulk import scored_here
-    from rankwright.cli.bulk import rerank_file
-    from rankwright.strategies import LLMReranker
-
-    own = reranker.on_progress if isinstance(reranker, LLMReranker) else None
-    score = scored_here(reranker)
-    return rerank_file(stream, settings, bulk, score, top_k, output, own, lambda: _calls(reranker))
-
-
 # --- a file of questions -----------------------------------------------------------------------------------------
 
 
-def _file_requests(
-    file: Path, format: str, topics: Path | None, corpus: Path | None, depth: int | None, on_bad_row: BadRow
-) -> tuple[list[RerankRequest], int]:
-    """The questions of a file with their candidates, and how many rows were bad."""
-    from rankwright.data import load_examples
-
-    dataset = load_examples(file, format, topics=topics, corpus=corpus, on_bad_row=on_bad_row.value)
-    requests = [RerankRequest(e.query, e.candidates[:depth], e.first_stage) for e in dataset.examples if e.candidates]
-    if not requests:
-        wanted = "a TREC run: query_id Q0 doc_id rank score tag" if format == "trec" else "candidates with questions"
-        raise DataError(f"{file} names no candidates; wanted {wanted}. rankwright retrieve finds some.")
-    return requests, dataset.skipped
-
-
 def _answer_file(
-    reranker: Reranker,
-    requests: Sequence[RerankRequest],
-    top_k: int | None,
-    model: str,
-    skipped: int,
-    output: OutputKind,
-    *,
-    whole: bool,
-) -> None:
-    """A TREC run; for json one object with all rankings where `whole`, else a line for each question."""
+    requests: Sequence[RerankRequest], skipped: int, is_run: bool, wanted: _Wanted, reranker: Reranker
+) -> int:
+    """A TREC run; for json a line for each question of a run, else one object with all rankings. 0: a question that
+    fails ends the command."""
+    from rankwright.cli.llm import say_taken, taken
     from rankwright.data import trec_run_lines
     from rankwright.strategies import Fused, LLMReranker, check_first_stage
 
@@ -717,15 +534,16 @@ def _answer_file(
     with progress_bars() if own is None else contextlib.nullcontext(own) as progress:
         for start in range(0, len(requests), _QUERIES_AT_ONCE):
             batch = requests[start : start + _QUERIES_AT_ONCE]
-            ranked = [ranking.best(top_k) for ranking in reranker.rerank_batch(batch)]
+            ranked = [ranking.best(wanted.top_k) for ranking in reranker.rerank_batch(batch)]
             for request, ranking in zip(batch, ranked, strict=True):
-                if output is OutputKind.text:
+                if wanted.output is OutputKind.text:
                     write_out("".join(f"{line}\n" for line in trec_run_lines(ranking)))
-                elif not whole:
-                    emit({"query_id": ranking.query_id, **_answer(request, ranking, model, skipped)})
-            rankings += ranked if whole else []
+                elif is_run:
+                    emit({"query_id": ranking.query_id, **_answer(request, ranking, wanted.model, skipped)})
+            rankings += [] if is_run else ranked
             progress("rerank", start + len(batch), len(requests))
-    _say_taken(reranker)
-    if whole and output is OutputKind.json:
+    say_taken(reranker)
+    if not is_run and wanted.output is OutputKind.json:
         rows = [{"query_id": r.query_id, "doc_ids": list(r.doc_ids), "scores": list(r.scores)} for r in rankings]
-        emit({"model": model, "skipped": skipped, **_taken(reranker), "rankings": rows})
+        emit({"model": wanted.model, "skipped": skipped, **taken(reranker), "rankings": rows})
+    return 0

@@ -23,6 +23,7 @@ from rankwright.integrations.opened import (
     check_kind,
     check_options,
     missing,
+    options,
     title_of,
 )
 
@@ -95,7 +96,7 @@ class RankwrightReranker(BaseDocumentCompressor):
     ) -> list[Document]:
         """The best documents as copies, best first."""
         documents = list(documents)
-        hits = self._opened.rank(query, self._passages(documents), **self._options)
+        hits = self._opened.rank(query, self._passages(documents), **options(self))
         return [_scored(documents[hit.position], hit) for hit in hits]
 
     async def acompress_documents(
@@ -103,7 +104,7 @@ class RankwrightReranker(BaseDocumentCompressor):
     ) -> list[Document]:
         """The same, in another thread."""
         documents = list(documents)
-        hits = await self._opened.rank_async(query, self._passages(documents), **self._options)
+        hits = await self._opened.rank_async(query, self._passages(documents), **options(self))
         return [_scored(documents[hit.position], hit) for hit in hits]
 
     def as_runnable(self) -> Runnable[Mapping[str, Any], list[Document]]:
@@ -115,7 +116,7 @@ class RankwrightReranker(BaseDocumentCompressor):
         """One result per input of `as_runnable`, in order; an input that is none has its error in its place."""
         asked = [self._asked(one) for one in given]
         sound = [pair for pair in asked if not isinstance(pair, Exception)]
-        hits = self._opened.rank_all([question for _, question in sound], **self._options)
+        hits = self._opened.rank_all([question for _, question in sound], **options(self))
         return _joined(asked, hits)
 
     async def _acompress_all(self, given: Sequence[Mapping[str, Any]]) -> list[Exception | list[Document]]:
@@ -123,11 +124,7 @@ class RankwrightReranker(BaseDocumentCompressor):
         asked = [self._asked(one) for one in given]
         sound = [pair for pair in asked if not isinstance(pair, Exception)]
         questions = [question for _, question in sound]
-        return _joined(asked, await self._opened.rank_all_async(questions, **self._options))
-
-    @property
-    def _options(self) -> dict[str, Any]:
-        return {"top_k": self.top_n, "scale": self.scale, "threshold": self.score_threshold}
+        return _joined(asked, await self._opened.rank_all_async(questions, **options(self)))
 
     def _asked(self, given: Mapping[str, Any]) -> _Asked | Exception:
         try:

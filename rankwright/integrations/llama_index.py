@@ -23,6 +23,7 @@ from rankwright.integrations.opened import (
     check_kind,
     check_options,
     missing,
+    options,
     title_of,
 )
 
@@ -118,7 +119,7 @@ class RankwrightReranker(BaseNodePostprocessor):
             return []
         passages = self._passages(nodes)
         with self._told(nodes, query) as best:
-            hits = self._opened.rank(query, passages, **self._options)
+            hits = self._opened.rank(query, passages, **options(self))
             best += [self._scored(nodes[hit.position], hit) for hit in hits]
         return best
 
@@ -130,13 +131,9 @@ class RankwrightReranker(BaseNodePostprocessor):
             return []
         passages = self._passages(nodes)
         with self._told(nodes, query) as best:
-            hits = await self._opened.rank_async(query, passages, **self._options)
+            hits = await self._opened.rank_async(query, passages, **options(self))
             best += [self._scored(nodes[hit.position], hit) for hit in hits]
         return best
-
-    @property
-    def _options(self) -> dict[str, Any]:
-        return {"top_k": self.top_n, "scale": self.scale, "threshold": self.score_threshold}
 
     @contextmanager
     def _told(self, nodes: list[NodeWithScore], query: str) -> Iterator[list[NodeWithScore]]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, get_args
 from weakref import WeakKeyDictionary
 
 from rankwright.errors import ConfigurationError, MissingDependencyError
@@ -192,6 +192,19 @@ def parts(asked: Iterable[tuple[str, list[T]]]) -> Iterator[list[tuple[str, list
         pairs += len(rows)
     if part:
         yield part
+
+
+class Keeping(Protocol):
+    """What the classes for LangChain and LlamaIndex say alike of the passages that are kept."""
+
+    top_n: int | None
+    scale: Scale
+    score_threshold: float | None
+
+
+def options(kept: Keeping) -> dict[str, Any]:
+    """The same as arguments of `Opened.rank`."""
+    return {"top_k": kept.top_n, "scale": kept.scale, "threshold": kept.score_threshold}
 
 
 def check_options(top_k: int | None, scale: Scale) -> None:
