@@ -75,10 +75,10 @@ class Ranker:
         Raises:
             ConfigurationError: options that say nothing of who ranks, or do not fit each other.
         """
-        given = "--windows" if windows else "--backend" if backend != BACKEND else None
-        if llm is not None and given:
+        idle = "--windows" if windows else "--backend" if backend != BACKEND else None
+        if llm is not None and idle:
             raise ConfigurationError(
-                f"{given} was given with --llm {llm}, of which it says nothing; wanted it with a --model that scores. "
+                f"{idle} was given with --llm {llm}, of which it says nothing; wanted it with a --model that scores. "
                 "Leave it out."
             )
         if llm is not None and model != MODEL:
