@@ -505,10 +505,10 @@ def validated(adapter: TypeAdapter[Any], tree: Any, prefix: str) -> Any:
         if first["type"] == "unexpected_keyword_argument":
             raise ConfigurationError(
                 f"There is no setting {place}. {_meant(place)}See docs/settings.md for all names and values."
-            ) from error
+            ) from None  # it repeats the value
         raise ConfigurationError(
             f"Setting {place}{_shown(first)}: {first['msg']}. See docs/settings.md for all names and values."
-        ) from error
+        ) from None  # it repeats the value
 
 
 def _meant(place: str) -> str:
@@ -528,9 +528,10 @@ def _names(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def _shown(error: Mapping[str, Any]) -> str:
-    """What a wrong setting is, or nothing where it may be a secret: unknown names are often those of a key."""
+    """What a wrong setting is, or nothing where by its name it may be a secret."""
     value, names = error.get("input"), [str(part) for part in error["loc"]]
-    hidden = error["type"] == "unexpected_keyword_argument" or any(SECRET_NAME.search(name) for name in names)
+    # A variable's name is no secret, but a key is easily given in its place.
+    hidden = any(SECRET_NAME.search(name.removesuffix("_env")) for name in names)
     return "" if hidden or isinstance(value, Mapping | list) else f" is {value!r}"
 
 

@@ -27,6 +27,7 @@ SECRETS = {
     "command line": "sk-proj-commandline-4713",
     "config file": "sk-proj-configfile-4714",
     "URL": "url-password-4715",
+    "number": "471647164716",  # a key of digits alone, which is no text where it is read as YAML
     "hub": TOKEN,
 }
 
@@ -167,6 +168,8 @@ def test_what_commands_leave_behind_holds_no_secret(tmp_path: Path) -> None:
 URL = f"http://me:{SECRETS['URL']}@127.0.0.1:1/v1"
 MISTAKES = (
     ["--api-key-env", SECRETS["command line"]],
+    ["--set", f"reader.api_key_env={SECRETS['number']}"],
+    ["--set", f"expansion.api_key_env={SECRETS['number']}"],
     ["--set", f"reader.api_key={SECRETS['command line']}"],
     ["--set", f"reader.headers.authorization={SECRETS['command line']}"],
     ["--set", f"reader.sampling={{max_tokens: 8, api_key: {SECRETS['command line']}}}"],
