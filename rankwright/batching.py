@@ -24,7 +24,7 @@ def tokens_at_once(device_type: str) -> int:
     return ON_A_PROCESSOR if device_type == "cpu" else ON_A_GPU
 
 
-def says_out_of_memory(error: Exception) -> bool:
+def says_out_of_memory(error: BaseException) -> bool:
     """Whether an error's message says that memory ran out.
 
     >>> says_out_of_memory(RuntimeError("std::bad_alloc"))

@@ -29,6 +29,7 @@ from rankwright.batching import says_out_of_memory
 from rankwright.errors import (
     ConfigurationError,
     DeadlineError,
+    OutOfMemoryError,
     OverloadedError,
     QuestionTooLongError,
     RankwrightError,
@@ -410,7 +411,7 @@ class Engine:
             self._tokeniser.start()
             self._timekeeper.start()
         except BaseException as error:
-            self.error = error
+            self.error = _without_memory(error) if is_memory_error(error) else error
             self._opened.set()
             return
         self._opened.set()
@@ -714,7 +715,16 @@ class Engine:
             _settle(job, failure)
 
 
-def is_memory_error(error: Exception) -> bool:
+def _without_memory(error: BaseException) -> OutOfMemoryError:
+    found = OutOfMemoryError(
+        "Memory ran out while the models were opened and warmed up; wanted room for them and for a batch. Serve fewer "
+        "or smaller ones, lower --max-length, or free memory."
+    )
+    found.__cause__ = error
+    return found
+
+
+def is_memory_error(error: BaseException) -> bool:
     """Whether memory ran out: Python's error, or what PyTorch says."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError | OSError) and says_out_of_memory(error))
 

@@ -17,6 +17,7 @@ from rankwright.errors import (
     ConfigurationError,
     DeadlineError,
     ModelError,
+    OutOfMemoryError,
     OverloadedError,
     QuestionTooLongError,
     RankwrightError,
@@ -690,6 +691,13 @@ def test_a_model_that_cannot_be_opened_says_why() -> None:
     with pytest.raises(ModelError, match="no reranker"):
         engine.opened(10)
     until(lambda: engine.health().lost)
+
+
+def test_memory_that_runs_out_before_the_first_request_is_told_in_words() -> None:
+    engine = Engine(lambda: {"stub": StubScorer(mode=lambda: "memory 0")})
+    engine.start()
+    with pytest.raises(OutOfMemoryError, match="while the models were opened and warmed up; wanted room"):
+        engine.opened(10)
 
 
 def test_a_model_whose_scores_are_not_finite_is_not_served() -> None:
