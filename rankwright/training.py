@@ -25,6 +25,7 @@ from accelerate.data_loader import BatchSamplerShard
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
@@ -134,6 +135,23 @@ class TrainResult:
     the rest is backward, optimizer and checkpoints."""
     alarms: tuple[Alarm, ...] = ()
     """Signs that something went wrong, in the order of their steps."""
+
+
+class WideAttention(TorchFunctionMode):
+    """Attention in fp32 within bf16 autocast on a CPU, where PyTorch's backward pass of it takes three times as long in
+    bf16 (docs/experiments.md)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Calls `func`, which is any function of PyTorch's."""
+        named = kwargs or {}
+        if func is not nn.functional.scaled_dot_product_attention or not torch.is_autocast_enabled("cpu"):
+            return func(*args, **named)
+        with torch.autocast("cpu", enabled=False):
+            return func(*map(_wide, args), **{name: _wide(value) for name, value in named.items()})
+
+
+def _wide(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 class QuestionSampler(Sampler[int]):
@@ -459,6 +477,11 @@ class FeedbackTrainer(Trainer):
         return sum(weight.sum() for weight in self._policy.parameters() if weight.requires_grad) * torch.zeros(
             (), device=self.args.device
         )
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Forward and backward pass of one batch."""
+        with WideAttention():
+            return super().training_step(*args, **kwargs)
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

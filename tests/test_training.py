@@ -23,6 +23,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import TrainerCallback
 
 from rankwright.algorithms import RRPO, RRPOConfig, Supervised
@@ -437,6 +438,29 @@ def test_in_bf16_the_training_itself_is_in_bf16(tmp_path: Path) -> None:
         train(policy, copy.deepcopy(base), algorithm, padded_examples(8), config, tmp_path)
         after.append(dict(policy.state_dict()))
     assert not same(*after)
+
+
+class AttentionSeen(TorchFunctionMode):
+    """Notes in which precision attention is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: list[torch.dtype] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.scaled_dot_product_attention and torch.is_grad_enabled():
+            self.dtypes += [tensor.dtype for tensor in args]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_in_bf16_attention_stays_in_fp32(tmp_path: Path) -> None:
+    policy = wide_cross_encoder()
+    config = TrainConfig(epochs=1, batch_size=4, trainer={"bf16": True, "use_cpu": True})
+    algorithm = RRPO(RRPOConfig(samples=2, train_k=1), ToyReader(), answer_reward("f1"))
+    with AttentionSeen() as seen:
+        train(policy, copy.deepcopy(policy), algorithm, padded_examples(8), config, tmp_path)
+    assert set(seen.dtypes) == {torch.float32}
 
 
 def test_resume_refuses_other_settings_and_names_them(tmp_path: Path) -> None:
@@ -1224,6 +1248,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from rankwright import training
 from tests.test_training import run
