@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from benchmarks import kept, pages
 from benchmarks.embedded.sets import LOADERS, Question, load_sets, passages, side
 from benchmarks.embedded.split import shown
-from benchmarks.kept import DEVICE, READER, REFERENCE, SPLIT, digests, hardware, measured, read
+from benchmarks.kept import DEVICE, READER, REFERENCE, SHOWN, SPLIT, digests, hardware, measured, read
 from rankwright.batching import tokens_at_once
 from rankwright.metrics.significance import bootstrap_interval, paired_permutation_test
 from rankwright.retrieval import BM25, with_candidates
@@ -48,10 +48,37 @@ EVALUATED = ("test", "hotpot")
 SEEDS = (0, 1, 2)
 BATCH_SIZE = 8
 TOP_K = 3
+TRAIN_DEPTH, DEPTH = 10, 20
+"""Candidates while training, and on dev and test."""
 DEEPEST = 5
 """Passages of a ranking that are kept: no reader sees more."""
-LOOP = {"epochs": 1.0, "batch_size": BATCH_SIZE, "learning_rate": 2e-5, "eval_steps": 19}
-"""What a row's own settings of the loop stand upon."""
+LOOP = {
+    "epochs": 1.0,
+    "batch_size": BATCH_SIZE,
+    "accumulation": 1,
+    "learning_rate": 2e-5,
+    "eval_steps": 19,
+    "patience": 3,
+    "interpolation": 1.0,
+}
+RRPO_BASE = {
+    "train_k": 3,
+    "samples": 4,
+    "action": "document",
+    "baseline": "auto",
+    "advantage": "anchored",
+    "scale": "window",
+    "ratio_anchor": "behaviour",
+    "inner_epochs": 1,
+    "gamma": 1.0,
+    "lam": 1.0,
+    "clip": 0.2,
+    "kl": "exact",
+    "beta": 0.02,
+    "window": 512,
+    "temperature": 1.0,
+}
+"""What a row's own settings stand upon, written out: a default of the package may change, a record may not."""
 METHODS = ("rrpo", "supervised")
 FIXED = ("first-stage", "gold-first", "reference")
 MIXED = {"trainer": {"bf16": True}}
@@ -134,7 +161,7 @@ def count_of(name: str, sets: Sequence[str] = OPEN_SETS) -> int:
     return len({question.key for question in side(name, sets)})
 
 
-def splits(train_depth: int = 10, depth: int = 20) -> dict[str, list[Example]]:
+def splits(train_depth: int = TRAIN_DEPTH, depth: int = DEPTH) -> dict[str, list[Example]]:
     """train, dev and the sets of TEST_SETS, all with candidates from one pool: every passage that comes with a question
     of any set."""
     pool = BM25(list(passages(load_sets(LOADERS)).values()))
@@ -176,7 +203,7 @@ def train_one(
     with ReadStore(cache) as store:
         reader = CachedReader(teacher or EmbeddedReader(device=DEVICE), store, run=name)
         score_dev = dev_scorer(data["dev"], reader, reward, TOP_K)
-        rrpo = RRPOConfig(**settings.get("rrpo", {}))
+        rrpo = RRPOConfig(**(RRPO_BASE | dict(settings.get("rrpo", {}))))
         algorithm = RRPO(rrpo, reader, reward, seed) if method == "rrpo" else Supervised()
         policy = load("reference", device=DEVICE, max_length=LENGTH)
         known = WORK / f"reference-{'-'.join(digests([REFERENCE]).values())}-{LENGTH}.pt"
@@ -217,14 +244,21 @@ def train_one(
 
 
 def made_with(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides a row: the settings that differ from the defaults, how rankings are computed (those of dev choose
-    the weights), the pool, the shipped models and the split."""
+    """What decides a row: its own settings and those that all rows stand upon, how rankings are computed (those of dev
+    choose the weights), the pool, the shipped models, the split and what is left out of it."""
     return {
         "settings": dict(settings),
+        "protocol": {
+            "loop": LOOP,
+            "rrpo": RRPO_BASE,
+            "length": LENGTH,
+            "top_k": TOP_K,
+            "depths": [TRAIN_DEPTH, DEPTH],
+        },
         "ranking": RANKING,
         "tokens_at_once": tokens_at_once(torch.device(DEVICE).type),
         "pool": sorted(LOADERS),
-        **digests([READER, REFERENCE, SPLIT]),
+        **digests([READER, REFERENCE, SPLIT, SHOWN]),
     }
 
 
@@ -239,7 +273,7 @@ def test_one(name: str, orders: Mapping[str, list[str]], examples: Sequence[Exam
     with ReadStore(WORK / "reads.sqlite") as store:
         reader = CachedReader(EmbeddedReader(device=DEVICE), store, run=f"test-{name}")
         evaluation = evaluate(
-            {name: ranker}, examples, reader=reader, top_k=TOP_K, depth=20, set_name=set_name, retriever="bm25"
+            {name: ranker}, examples, reader=reader, top_k=TOP_K, depth=DEPTH, set_name=set_name, retriever="bm25"
         )
     values = {metric: dict(per) for metric, per in evaluation.models[name].values.items()}
     return {"signature": evaluation.signature, "values": values, "seconds": time.perf_counter() - began}

@@ -29,12 +29,30 @@ class Readings:
     """Reader calls made."""
     hits: int
     """Answers that came from the cache."""
-    failed: int
-    """Readings without a reward."""
     asked: tuple[bool, ...]
     """Of each reading that no cache answered: whether it has a reward."""
-    agreement: float
-    """Correlation of reward and hold-out metric over all readings."""
+    holdout: tuple[float | None, ...]
+    """The hold-out metric of each, in the order of `rewards`."""
+
+    def __add__(self, others: Readings) -> Readings:
+        """Both, where no prefix was asked for twice."""
+        return Readings(
+            {**self.rewards, **others.rewards},
+            self.paid + others.paid,
+            self.hits + others.hits,
+            self.asked + others.asked,
+            self.holdout + others.holdout,
+        )
+
+    @property
+    def failed(self) -> int:
+        """Readings without a reward."""
+        return sum(value is None for value in self.rewards.values())
+
+    @property
+    def agreement(self) -> float:
+        """Correlation of reward and hold-out metric over all readings."""
+        return agreement(list(self.rewards.values()), self.holdout)
 
 
 def read_prefixes(prefixes: Iterable[tuple[Example, tuple[int, ...]]], reader: Reader, reward: Reward) -> Readings:
@@ -62,9 +80,8 @@ def read_prefixes(prefixes: Iterable[tuple[Example, tuple[int, ...]]], reader: R
         dict(zip(distinct, values, strict=True)),
         paid=sum(result.paid for result in results),
         hits=len(results) - sum(uncached),
-        failed=sum(value is None for value in values),
         asked=tuple(value is not None for value, new in zip(values, uncached, strict=True) if new),
-        agreement=agreement(values, [holdout(outcome) for outcome in outcomes]),
+        holdout=tuple(holdout(outcome) for outcome in outcomes),
     )
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 
 import numpy as np
@@ -102,3 +103,39 @@ def test_unusable_settings_are_refused() -> None:
         paired_permutation_test([1.0], permutations=0)
     with pytest.raises(ConfigurationError, match="Confidence"):
         bootstrap_interval([1.0], confidence=95)
+
+
+# --- questions in groups
+
+
+def test_groups_change_their_sign_together() -> None:
+    differences, groups = [0.3, 0.1, -0.1, 0.2, 0.5, 0.1], ["a", "a", "b", "b", "c", "d"]
+    sums = [0.4, 0.1, 0.5, 0.1]
+    assert paired_permutation_test(differences, clusters_Q=groups) == paired_permutation_test(sums)
+    alone = list(range(len(differences)))
+    assert paired_permutation_test(differences, clusters_Q=alone) == paired_permutation_test(differences)
+
+
+def test_an_interval_over_groups_is_wider_where_their_questions_are_alike() -> None:
+    rng = np.random.default_rng(0)
+    of_group = rng.normal(0.1, 1.0, 60)
+    values, groups = np.repeat(of_group, 5), np.repeat(np.arange(60), 5)
+    low, high = bootstrap_interval(values, clusters_Q=groups, resamples=4_000)
+    alone = bootstrap_interval(of_group, resamples=4_000)
+    assert (low, high) == pytest.approx(alone, abs=0.03), "five times the same question says no more than once"
+    narrow = bootstrap_interval(values, resamples=4_000)
+    assert high - low > 2 * (narrow[1] - narrow[0])
+
+
+def test_groups_of_unlike_size_keep_the_mean_over_questions() -> None:
+    values, groups = [1.0] * 90 + [0.0] * 10, [0] * 90 + list(range(1, 11))
+    low, high = bootstrap_interval(values, clusters_Q=groups, resamples=4_000)
+    assert low == 0.0, "now and then the large group is not drawn"
+    assert 0.9 < high < 1
+    assert bootstrap_interval(values, clusters_Q=[7] * 100) == (0.9, 0.9)
+
+
+@pytest.mark.parametrize("measure", [paired_permutation_test, bootstrap_interval])
+def test_groups_of_another_number_of_questions_are_refused(measure: Callable[..., object]) -> None:
+    with pytest.raises(ConfigurationError, match=r"clusters of shape \(2,\) for 3 questions; give one for each"):
+        measure([0.1, 0.2, 0.3], clusters_Q=[1, 1])

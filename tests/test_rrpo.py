@@ -215,6 +215,45 @@ def test_samples_that_share_their_first_documents_need_fewer_reads(samples: int,
     assert algorithm.reads_per_question(40) == shared * (pairs + 1) + (3 - shared) * (samples + 1) + 1
 
 
+def test_where_the_first_samples_earn_the_same_the_others_are_not_read() -> None:
+    rows, scores = questions(9, 9, 2), scores_for(questions(9, 9, 2))
+    flat = torch.where(torch.isfinite(scores), 0.0, scores)
+
+    def price(query_id: str, ids: Ids) -> float:
+        return 0.5 if query_id != "q1" else number(ids)
+
+    collected = {}
+    for first in (0, 2):
+        reader = EchoReader()
+        algorithm = RRPO(RRPOConfig(samples=6, read_first=first), reader, PriceByQuestion(price))
+        rollout = algorithm.collect(flat, scores, rows, 0)
+        asked = [[ids for query_id, ids in reader.asked if query_id == row.query.query_id] for row in rows]
+        collected[first] = rollout, asked
+        assert rollout.metrics["reader_calls"] == len(reader.asked) == len(set(reader.asked))
+    (whole, all_asked), (spared, asked) = collected[0], collected[2]
+    assert torch.equal(spared.actions_QSK, whole.actions_QSK)
+    assert torch.equal(spared.advantages_QSA, whole.advantages_QSA), "they would have earned the same"
+    rankings = [ids_of(ranking, 3) for ranking in whole.actions_QSK[0, :2].tolist()] + [greedy_ids(scores[0], 3)]
+    assert set(asked[0]) == {ranking[:t] for ranking in rankings for t in range(4)}
+    assert len(asked[0]) < len(all_asked[0])
+    assert set(asked[1]) == set(all_asked[1])
+    assert whole.metrics["spared_share"] == 0 < spared.metrics["spared_share"] <= 2 * 4 / 18
+
+
+@pytest.mark.parametrize("odd", ["reference", "first", "failed"])
+def test_all_samples_are_read_where_one_of_the_first_or_the_reference_differs(odd: str) -> None:
+    rows, scores = questions(9), scores_for(questions(9))
+    flat = torch.zeros_like(scores)
+    algorithm = RRPO(RRPOConfig(samples=4), EchoReader(), Price(lambda ids: 0.5))
+    sampled = algorithm.collect(flat, scores, rows, 0).actions_QSK[0].tolist()
+    ranking = greedy_ids(scores[0], 3) if odd == "reference" else ids_of(sampled[0], 3)
+    reader = EchoReader(fails=lambda ids: odd == "failed" and ids == ranking)
+    algorithm = RRPO(RRPOConfig(samples=4, read_first=2), reader, Price(lambda ids: 0.6 if ids == ranking else 0.5))
+    rollout = algorithm.collect(flat, scores, rows, 0)
+    assert set(reader.asked) == prefixes(rollout, rows, scores, 3)
+    assert rollout.metrics["spared_share"] == 0
+
+
 # --- where rewards land
 
 
@@ -616,6 +655,7 @@ def test_the_window_goes_through_a_checkpoint() -> None:
         ("samples", 0),
         ("noise", "fixed"),
         ("shared_steps", 3),
+        ("read_first", 4),
         ("action", "step"),
         ("baseline", "mean"),
         ("advantage", "td"),

@@ -102,6 +102,9 @@ class RRPOConfig:
     """So many first documents each two samples of a question have in common, which are read once. Each ranking is still
     drawn from the policy, but two of a pair are not independent, and where samples are compared with each other (group,
     leave_one_out) what they share teaches less. Ours."""
+    read_first: int = 0
+    """So many sampled rankings of a question are read first, beside the reference's; where all of them earn the same at
+    every position, the others are taken to earn that too and are not read. 0 reads all. Ours."""
     action: Literal["document", "ranking"] = "document"
     """What is chosen and rewarded: each document, by the answer after it, or the whole ranking at once, by the answer
     after its last document (a listwise bandit, with which the paper compares)."""
@@ -153,6 +156,7 @@ class RRPOConfig:
                 "samples": at_least(1, self.samples),
                 "noise": one_of(self.noise, "rollout", "question"),
                 "shared_steps": (0 <= self.shared_steps < self.train_k, f"0 to {self.train_k - 1}, below rrpo.train_k"),
+                "read_first": (0 <= self.read_first < self.samples, f"0 to {self.samples - 1}, below rrpo.samples"),
                 "action": one_of(self.action, "document", "ranking"),
                 "baseline": one_of(self.baseline, "auto", "reference", "group", "leave_one_out", "critic", "none"),
                 "advantage": one_of(self.advantage, "gae", "anchored", "marginal"),

@@ -142,8 +142,8 @@ class RRPO:
         taken_QK = step_mask(scores_QD, config.train_k)
         lengths_QA = prefix_lengths(taken_QK, whole=config.action == "ranking")
         taken_QA = lengths_QA > 0
-        readings = self._read(examples, actions_QSK, greedy_Q1K, lengths_QA)
-        rewards_QSA = rewards_tensor(examples, actions_QSK, lengths_QA, readings).to(scores_QD.device)
+        readings, read_QSK = self._read(examples, actions_QSK, greedy_Q1K, lengths_QA)
+        rewards_QSA = rewards_tensor(examples, read_QSK, lengths_QA, readings).to(scores_QD.device)
         greedy_Q1A = rewards_tensor(examples, greedy_Q1K, lengths_QA, readings).to(scores_QD.device)
         no_document = [readings.rewards[query_id, ()] for query_id in query_ids]
         no_document_Q = torch.tensor([torch.nan if v is None else v for v in no_document], dtype=torch.float64)
@@ -169,6 +169,7 @@ class RRPO:
             "failed_reads": float(readings.failed),
             "masked_steps": float(masked_steps),
             "dropped_share": float((~kept_Q).double().mean()),
+            "spared_share": float((read_QSK != actions_QSK).any(-1).double().mean()),
             **critic_metrics,
             "reward_agreement": readings.agreement,
             "leak_share": leak_share(examples),
@@ -224,11 +225,26 @@ class RRPO:
 
     def _read(
         self, examples: Sequence[Example], actions_QSK: Tensor, greedy_Q1K: Tensor, lengths_QA: Tensor
-    ) -> Readings:
-        """The prefixes of the samples and of the reference's ranking, and each question without documents."""
-        sampled = prefixes_of(examples, actions_QSK, lengths_QA)
-        greedy = prefixes_of(examples, greedy_Q1K, lengths_QA)
-        readings = read_prefixes([*sampled, *greedy, *((e, ()) for e in examples)], self.reader, self.reward)
+    ) -> tuple[Readings, Tensor]:
+        """The prefixes of the samples and of the reference's ranking, and each question without documents. Also the
+        rankings whose rewards the samples get: their own, or the reference's where `read_first` spares them."""
+        first = self.config.read_first or self.config.samples
+        at_once_QRK = torch.cat([actions_QSK[:, :first], greedy_Q1K], 1)
+        readings = self._ask([*prefixes_of(examples, at_once_QRK, lengths_QA), *((e, ()) for e in examples)])
+        if first == self.config.samples:
+            return readings, actions_QSK
+        rewards_QRA = rewards_tensor(examples, at_once_QRK, lengths_QA, readings)
+        alike_Q = (rewards_QRA == rewards_QRA[:, :1]).all(2).all(1)  # a failed read is NaN, which is like nothing
+        spared_QS = alike_Q[:, None] & (torch.arange(self.config.samples) >= first)
+        read_QSK = torch.where(spared_QS[:, :, None].to(actions_QSK.device), greedy_Q1K, actions_QSK)
+        others = prefixes_of(examples, read_QSK[:, first:], lengths_QA)
+        return readings + self._ask(
+            [(e, p) for e, p in others if (e.query.query_id, p) not in readings.rewards]
+        ), read_QSK
+
+    def _ask(self, prefixes: Sequence[tuple[Example, tuple[int, ...]]]) -> Readings:
+        """Readings of prefixes; stops the run where too many of the recent ones failed."""
+        readings = read_prefixes(prefixes, self.reader, self.reward)
         self.recent.extend(readings.asked)
         if (reads := len(self.recent)) >= MINIMUM_READS:
             failed = reads - sum(self.recent)

@@ -1,7 +1,8 @@
 """Whether a difference between two systems on the same questions is more than chance.
 
 All functions take the per-question differences `differences_Q` (system a minus system b), because pairing removes the
-spread between easy and hard questions. They are valid where questions are independent of each other.
+spread between easy and hard questions. They are valid where questions are independent of each other, or, with
+`clusters_Q`, where the groups of questions are: several questions about one passage gain or lose together.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ _CELLS_AT_ONCE = 2_000_000
 """Resampled values held in memory together: 16 MB for each of the few arrays that are made of them."""
 
 
-def paired_permutation_test(differences_Q: ArrayLike, *, seed: int = 0, permutations: int = 10_000) -> float:
+def paired_permutation_test(
+    differences_Q: ArrayLike, *, seed: int = 0, permutations: int = 10_000, clusters_Q: ArrayLike | None = None
+) -> float:
     """Two-sided p-value of the mean difference under random sign flips (Fisher's randomisation test).
 
     If both systems were alike, each question's difference would be as likely with the other sign. p is the share of
@@ -25,10 +28,18 @@ def paired_permutation_test(differences_Q: ArrayLike, *, seed: int = 0, permutat
     are at most `permutations`, each is tried once and p is exact; else random patterns are drawn and p = (1 + hits) /
     (1 + permutations), which is never 0. Smucker, Allan and Carterette, "A comparison of statistical significance tests
     for information retrieval evaluation", 2007, https://doi.org/10.1145/1321440.1321528.
+
+    Args:
+        differences_Q: one number per question.
+        seed: of the random patterns.
+        permutations: how many patterns.
+        clusters_Q: group of each question, of any kind; all of a group change their sign together.
     """
     from scipy import stats  # takes a second; whoever compares nothing does without
 
     differences = _checked(differences_Q, "paired_permutation_test", permutations)
+    if clusters_Q is not None:
+        differences, _ = _by_cluster(differences, clusters_Q, "paired_permutation_test")
     # A difference of 0 is the same with either sign, so it changes neither the sum nor the share.
     moving = differences[differences != 0.0]
     if moving.size < 2:
@@ -54,30 +65,51 @@ def paired_permutation_test(differences_Q: ArrayLike, *, seed: int = 0, permutat
 
 
 def bootstrap_interval(
-    values_Q: ArrayLike, *, seed: int = 0, resamples: int = 1_000, confidence: float = 0.95
+    values_Q: ArrayLike,
+    *,
+    seed: int = 0,
+    resamples: int = 1_000,
+    confidence: float = 0.95,
+    clusters_Q: ArrayLike | None = None,
 ) -> tuple[float, float]:
     """Percentile interval of the mean over questions drawn with replacement.
 
     For a comparison pass the per-question differences; both systems are then resampled together. Efron and Tibshirani,
-    "An Introduction to the Bootstrap", 1993, chapter 13.
+    "An Introduction to the Bootstrap", 1993, chapter 13; with clusters Davison and Hinkley, "Bootstrap Methods and
+    their Application", 1997, section 3.8.
+
+    Args:
+        values_Q: one number per question.
+        seed: of the draws.
+        resamples: how many.
+        confidence: share of resampled means inside the interval.
+        clusters_Q: group of each question, of any kind; whole groups are drawn.
     """
     from scipy import stats
 
     values = _checked(values_Q, "bootstrap_interval", resamples)
     if not 0.0 < confidence < 1.0:
         raise ConfigurationError(f"Confidence of bootstrap_interval is {confidence}; give a fraction such as 0.95.")
-    if values.size == 1:
-        return float(values[0]), float(values[0])
+    grouped = None if clusters_Q is None else _by_cluster(values, clusters_Q, "bootstrap_interval")
+    data = grouped or (values,)
+    if data[0].size == 1:
+        return float(values.mean()), float(values.mean())
     interval = stats.bootstrap(
-        (values,),
-        np.mean,
+        data,
+        _mean_of_clusters if grouped else np.mean,
+        paired=grouped is not None,
+        vectorized=True,
         n_resamples=resamples,
-        batch=_at_once(values.size),
+        batch=_at_once(data[0].size),
         confidence_level=confidence,
         method="percentile",
         rng=seed,
     ).confidence_interval
     return float(interval.low), float(interval.high)
+
+
+def _mean_of_clusters(sums: NDArray[np.float64], sizes: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    return sums.sum(axis=axis) / sizes.sum(axis=axis)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -92,6 +124,19 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
         corrected[index] = running
     return corrected
+
+
+def _by_cluster(
+    values: NDArray[np.float64], clusters_Q: ArrayLike, caller: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sum and number of the values of each group."""
+    clusters = np.asarray(clusters_Q)
+    if clusters.shape != values.shape:
+        raise ConfigurationError(
+            f"{caller} was given clusters of shape {clusters.shape} for {values.size} questions; give one for each."
+        )
+    numbers = np.unique(clusters, return_inverse=True)[1]
+    return np.bincount(numbers, values), np.bincount(numbers).astype(np.float64)
 
 
 def _at_once(width: int) -> int:
