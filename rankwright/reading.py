@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankwright.errors import ReaderError
+from rankwright.errors import ReaderError, RewardError
 from rankwright.metrics.answer import f1, sub_em
-from rankwright.types import Answer, Context, Example, Outcome, Reader, ReadFailed, Reward
+from rankwright.types import Answer, Context, Example, Outcome, Reader, Reward
 
 MINIMUM_READS = 50
 """Fewer reads say little about the share that fails."""
@@ -30,7 +30,9 @@ class Readings:
     hits: int
     """Answers that came from the cache."""
     asked: tuple[bool, ...]
-    """Of each reading that no cache answered: whether it has a reward."""
+    """Of each reading that no cache answered: whether the reader did."""
+    valued: tuple[bool, ...]
+    """Of each answer: whether it has a reward."""
     holdout: tuple[float | None, ...]
     """The hold-out metric of each, in the order of `rewards`."""
 
@@ -41,6 +43,7 @@ class Readings:
             self.paid + others.paid,
             self.hits + others.hits,
             self.asked + others.asked,
+            self.valued + others.valued,
             self.holdout + others.holdout,
         )
 
@@ -75,12 +78,14 @@ def read_prefixes(prefixes: Iterable[tuple[Example, tuple[int, ...]]], reader: R
     ]
     values = priced(outcomes, reward)
     holdout = holdout_metric(reward)
-    uncached = [isinstance(result, ReadFailed) or result.paid for result in results]
+    answered = [isinstance(result, Answer) for result in results]
+    uncached = [not known or result.paid for known, result in zip(answered, results, strict=True)]
     return Readings(
         dict(zip(distinct, values, strict=True)),
         paid=sum(result.paid for result in results),
         hits=len(results) - sum(uncached),
-        asked=tuple(value is not None for value, new in zip(values, uncached, strict=True) if new),
+        asked=tuple(known for known, new in zip(answered, uncached, strict=True) if new),
+        valued=tuple(value is not None for value, known in zip(values, answered, strict=True) if known),
         holdout=tuple(holdout(outcome) for outcome in outcomes),
     )
 
@@ -137,4 +142,18 @@ def check_failed_reads(
         raise ReaderError(
             f"Reader '{reader.name}' failed on {failed} of {reads} {kind}; at most {allowed:.0%} may fail. Mend the "
             f"reader and {go_on}: all answers are kept."
+        )
+
+
+def check_missing_rewards(reward: Reward, missing: int, answers: int, allowed: float) -> None:
+    """Stops the run where a larger share of the recent answers than allowed got no reward, for which no reader is to
+    blame.
+
+    Raises:
+        RewardError: too many have none.
+    """
+    if missing > allowed * answers:
+        raise RewardError(
+            f"Reward '{reward.name}' gave no value for {missing} of {answers} recent answers; at most {allowed:.0%} "
+            "may lack one. Mend the reward and go on with --resume: all answers are kept."
         )

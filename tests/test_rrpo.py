@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rankwright.algorithms import RRPO, RRPOConfig, Supervised
 from rankwright.algorithms.rrpo import Rollout
-from rankwright.errors import ConfigurationError, ReaderError, TrainingError
+from rankwright.errors import ConfigurationError, ReaderError, RewardError, TrainingError
 from rankwright.maths.plackett_luce import step_logprobs
 from rankwright.maths.policy_gradient import exact_kl, sampled_kl
 from rankwright.rewards import answer_reward
@@ -354,6 +354,18 @@ def test_questions_that_say_nothing_about_the_ranking_can_be_left_out(scale: Lit
     assert taught(drop=True, skip=True) == ([False, False, True, True], 0.5)
 
 
+def test_a_question_that_earns_nothing_without_documents_is_not_known_by_heart() -> None:
+    """Nor do its samples earn anything, but the reference does."""
+    (row,), flat = questions(6), torch.zeros(1, 6)
+    reference = torch.arange(6.0)[None].flip(1)
+    best = greedy_ids(reference[0], 3)
+    config = RRPOConfig(drop_closed_book=True, scale="none", baseline="reference")
+    rollout = RRPO(config, EchoReader(), Price(lambda ids: float(ids == best))).collect(flat, reference, [row], 0)
+    assert rollout.metrics["reward"] == 0
+    assert rollout.metrics["dropped_share"] == 0
+    assert (rollout.advantages_QSA[..., -1] == -1).all()
+
+
 def test_metrics_of_a_hand_made_rollout() -> None:
     """Document 1 is worth 1 where it comes first, the question without documents 0.25; the second question is flat."""
     rows = questions(3, 3)
@@ -498,9 +510,20 @@ def test_answers_of_a_cache_do_not_hide_failures() -> None:
 
     with pytest.raises(ReaderError, match=r"failed on (\d+) of \1 recent reads"):
         spend()
-    cached = RRPO(RRPOConfig(max_failed_reads=0.0), EchoReader(paid=False), Price(lambda ids: None))
+    cached = RRPO(RRPOConfig(max_failed_reads=0.0), EchoReader(paid=False), Price(lambda ids: 1.0))
     cached.collect(scores_for(rows), scores_for(rows), rows, 0)
     assert not cached.recent
+
+
+@pytest.mark.parametrize("paid", [True, False])
+def test_a_reward_without_values_stops_the_run_and_the_reader_is_not_blamed(paid: bool) -> None:
+    """Also where all answers come from the cache, of which no read counts."""
+    rows = questions(*[6] * 8)
+    algorithm = RRPO(RRPOConfig(max_failed_reads=0.5), EchoReader(paid=paid), Price(lambda ids: None))
+    with pytest.raises(RewardError, match=r"^Reward 'price' gave no value for (\d+) of \1 recent answers; at most 50%"):
+        algorithm.collect(scores_for(rows), scores_for(rows), rows, 0)
+    half = RRPO(RRPOConfig(max_failed_reads=0.5), EchoReader(), Price(lambda ids: 1.0 if len(ids) < 3 else None))
+    half.collect(scores_for(rows), scores_for(rows), rows, 0)
 
 
 @pytest.mark.parametrize(("fail_every", "stops"), [(5, False), (4, True)])
@@ -697,6 +720,22 @@ def test_samples_that_share_steps_need_others_to_differ_from(arm: dict[str, Any]
 
 
 # --- rivals: another baseline, another action
+
+
+@pytest.mark.parametrize("samples", [3, 4, 6])
+@pytest.mark.parametrize("baseline", ["group", "leave_one_out"])
+@pytest.mark.parametrize("scale", ["none", "window"])
+def test_samples_that_all_earned_the_same_teach_exactly_nothing(
+    baseline: Literal["group", "leave_one_out"], scale: Literal["none", "window"], samples: int
+) -> None:
+    """Not the rounding of a mean: it would let KL and weight decay move the weights."""
+    rows = questions(9, 9)
+    for price in (0.1, 0.4, 0.7, 1 / 3, 2 / 3):
+        config = RRPOConfig(samples=samples, baseline=baseline, scale=scale)
+        algorithm = RRPO(config, EchoReader(), Price(lambda ids, price=price: price))
+        rollout = algorithm.collect(scores_for(rows), scores_for(rows), rows, 0)
+        assert not rollout.teaches
+
 
 BASELINES: dict[str, dict[str, Any]] = {
     "reference": {"baseline": "reference"},

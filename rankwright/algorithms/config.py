@@ -136,8 +136,8 @@ class RRPOConfig:
     """Recent advantages that standardise the new ones with scale window. The paper has a sliding window; its size is
     not given."""
     drop_closed_book: bool = False
-    """Gives no advantage to questions that the reader answers as well without any document as with the best sample:
-    their rewards say nothing about the ranking."""
+    """Gives no advantage to questions that the reader earns something for without any document, and as much as with the
+    best sample: their rewards say nothing about the ranking."""
     skip_unanimous: bool = False
     """Gives no advantage to questions whose samples all earned the same at every position; with scale window they
     would still be moved by their distance to the reference."""
@@ -145,7 +145,7 @@ class RRPOConfig:
     """Divides the scores before sampling and in all probabilities. Ours."""
     max_failed_reads: float = 0.1
     """The run stops when a larger share of the last 300 reads failed (after at least 50; answers of the cache do not
-    count)."""
+    count), or of the last 300 answers got no reward."""
 
     def __post_init__(self) -> None:
         require(

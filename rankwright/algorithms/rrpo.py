@@ -40,11 +40,12 @@ from rankwright.maths.policy_gradient import (
     leave_one_out_baseline,
     sampled_kl,
 )
-from rankwright.reading import MINIMUM_READS, Readings, check_failed_reads, read_prefixes
+from rankwright.reading import MINIMUM_READS, Readings, check_failed_reads, check_missing_rewards, read_prefixes
 from rankwright.types import Example, Reader, Reward
 
 RECENT_READS = 300
-"""Reads whose share of failed ones counts; over all reads, one that breaks after hours would go unnoticed for hours."""
+"""Reads whose share of failed ones counts, and answers whose share without a reward does; over all of them, a reader
+that breaks after hours would go unnoticed for hours."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class RRPO:
         self.window = AdvantageWindow(config.window)
         self.critic = Critic(config.train_k, seed) if config.values_from == "critic" else None
         self.recent: deque[bool] = deque(maxlen=RECENT_READS)
+        self.valued: deque[bool] = deque(maxlen=RECENT_READS)
 
     def check(self, examples: Sequence[Example]) -> None:
         """Any question with candidates will do."""
@@ -120,15 +122,14 @@ class RRPO:
     ) -> Rollout:
         """Samples S rankings per question and has the reader answer after each of their first K documents.
 
-        Args:
-            scores_QD: the policy's scores, -inf on padding.
-            reference_scores_QD: the frozen reference's.
-            examples: the questions, in the order of the rows.
-            rollout_number: counts rollouts of the run; part of the key of the noise.
+            Args:
+                scores_QD: the policy's scores, -inf on padding.
+                reference_scores_QD: the frozen reference's.
+                examples: the questions, in the order of the rows.
+                rollout_number: counts rollouts of the run; part of the key of the noise.
 
-        Raises:
-            ReaderError: more of the recent reads failed than `max_failed_reads` allows.
-            ConfigurationError: a reward below 0 with scale question.
+            Raises:
+        XX: a reward below 0 with scale question.
         """
         config = self.config
         scores_QD = scores_QD.detach().float() / config.temperature
@@ -243,12 +244,14 @@ class RRPO:
         ), read_QSK
 
     def _ask(self, prefixes: Sequence[tuple[Example, tuple[int, ...]]]) -> Readings:
-        """Readings of prefixes; stops the run where too many of the recent ones failed."""
-        readings = read_prefixes(prefixes, self.reader, self.reward)
+        """Readings of prefixes; stops the run where too many of the recent ones failed or got no reward."""
+        readings, allowed = read_prefixes(prefixes, self.reader, self.reward), self.config.max_failed_reads
         self.recent.extend(readings.asked)
+        self.valued.extend(readings.valued)
         if (reads := len(self.recent)) >= MINIMUM_READS:
-            failed = reads - sum(self.recent)
-            check_failed_reads(self.reader, failed, reads, self.config.max_failed_reads, "recent reads")
+            check_failed_reads(self.reader, reads - sum(self.recent), reads, allowed, "recent reads")
+        if (answers := len(self.valued)) >= MINIMUM_READS:
+            check_missing_rewards(self.reward, answers - sum(self.valued), answers, allowed)
         return readings
 
     def _values(
@@ -294,7 +297,7 @@ class RRPO:
         kept_Q = torch.ones(len(rewards_QSA), dtype=torch.bool, device=rewards_QSA.device)
         if self.config.drop_closed_book:
             best_Q = rewards_QSA.nan_to_num(nan=-torch.inf).amax((1, 2))
-            kept_Q &= ~(no_document_Q >= best_Q)
+            kept_Q &= ~((no_document_Q > 0) & (no_document_Q >= best_Q))
         if self.config.skip_unanimous:
             kept_Q &= (_spread(rewards_QSA.transpose(1, 2)) > 0).any(-1)
         return kept_Q

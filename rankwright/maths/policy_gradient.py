@@ -89,7 +89,15 @@ def group_baseline(rewards_QSK: Tensor) -> Tensor:
     [[[0.25]]]
     """
     check_shapes(rewards_QSK="Q S K")
-    return rewards_QSK.nanmean(1, keepdim=True)
+    first_Q1K = _first_known(rewards_QSK)
+    return first_Q1K + (rewards_QSK - first_Q1K).nanmean(1, keepdim=True)
+
+
+def _first_known(rewards_QSK: Tensor) -> Tensor:
+    """The first reward at each position that is one. Means are taken of distances to it: that of like rewards is then
+    exactly the reward, and their advantage exactly 0, which a mean of 0.1, 0.1 and 0.1 is not."""
+    first_Q1K = torch.isfinite(rewards_QSK).int().argmax(1, keepdim=True)
+    return rewards_QSK.gather(1, first_Q1K).nan_to_num()
 
 
 def leave_one_out_baseline(rewards_QSK: Tensor) -> Tensor:
@@ -107,10 +115,10 @@ def leave_one_out_baseline(rewards_QSK: Tensor) -> Tensor:
     [0.25, 0.75, 0.5]
     """
     check_shapes(rewards_QSK="Q S K")
-    known = torch.isfinite(rewards_QSK)
-    rewards = torch.where(known, rewards_QSK, 0.0)
-    others = known.sum(1, keepdim=True) - known.to(rewards.dtype)
-    mean = (rewards.sum(1, keepdim=True) - rewards) / others.clamp(min=1)
+    known, first_Q1K = torch.isfinite(rewards_QSK), _first_known(rewards_QSK)
+    distances = torch.where(known, rewards_QSK - first_Q1K, 0.0)
+    others = known.sum(1, keepdim=True) - known.to(distances.dtype)
+    mean = first_Q1K + (distances.sum(1, keepdim=True) - distances) / others.clamp(min=1)
     return torch.where(others > 0, mean, torch.nan)
 
 

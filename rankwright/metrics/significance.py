@@ -136,7 +136,10 @@ def _by_cluster(
             f"{caller} was given clusters of shape {clusters.shape} for {values.size} questions; give one for each."
         )
     numbers = np.unique(clusters, return_inverse=True)[1]
-    return np.bincount(numbers, values), np.bincount(numbers).astype(np.float64)
+    sums, sizes = np.zeros((2, numbers.max() + 1))
+    np.add.at(sums, numbers, values)
+    np.add.at(sizes, numbers, 1.0)
+    return sums, sizes
 
 
 def _at_once(width: int) -> int:
