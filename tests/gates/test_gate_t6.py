@@ -188,8 +188,8 @@ MUTANTS = [
         gate="T6",
         tests=f"{GATE}::test_failed_samples_are_missing_from_the_baseline_and_have_no_advantage",
         file="rankwright/maths/policy_gradient.py",
-        old="    return rewards_QSK.nanmean(1, keepdim=True)\n",
-        new="    return rewards_QSK.nan_to_num().mean(1, keepdim=True)\n",
+        old="(rewards_QSK - first_Q1K).nanmean(1, keepdim=True)\n",
+        new="(rewards_QSK.nan_to_num() - first_Q1K).mean(1, keepdim=True)\n",
     ),
     Mutant(
         gate="T6",

@@ -358,8 +358,8 @@ MUTANTS = [
         gate="T7",
         tests=GATE,
         file=MATHS,
-        old="    mean = (rewards.sum(1, keepdim=True) - rewards) / others.clamp(min=1)\n",
-        new="    mean = (rewards.sum(1, keepdim=True) - rewards) / (len(rewards[0]) - 1)\n",
+        old="(distances.sum(1, keepdim=True) - distances) / others.clamp(min=1)\n",
+        new="(distances.sum(1, keepdim=True) - distances) / (len(distances[0]) - 1)\n",
     ),
     Mutant(
         gate="T7",
