@@ -12,7 +12,8 @@ import argparse
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,17 +24,18 @@ import numpy as np
 import torch
 
 from benchmarks import kept, pages, protocol
-from benchmarks.embedded.sets import LOADERS, load_sets, passages
-from benchmarks.kept import DEVICE, READER, REFERENCE, SPLIT, digests, hardware, measured, read
+from benchmarks.embedded.sets import LOADERS, load_sets, passages, side
+from benchmarks.kept import DEVICE, READER, REFERENCE, SPLIT, digests, measured, processor_words, read
 from benchmarks.pages import spread
 from rankwright.batching import tokens_at_once
 from rankwright.types import Context, Example, Outcome, Query
 
 WORK = Path(__file__).parent / "work" / "cost"
 PAGE = Path(__file__).parent / "results" / "cost.md"
+KEPT = kept.place(WORK / "any").parent
 STEPS, BATCH, REPEATS = 2, 8, 3
 PARTS = ("forward", "reference", "reader", "backward", "rest")
-LOOPS = ("rankwright", "rankwright, bf16", "plain")
+LOOPS = ("rankwright", "plain", "rankwright, bf16", "plain, bf16")
 SHAPES = {
     f"{candidates} candidates, {train_k} steps": {"candidates": candidates, "train_k": train_k}
     for candidates, train_k in ((10, 3), (5, 3), (20, 3), (40, 3), (10, 1), (10, 5))
@@ -111,55 +113,43 @@ def rankwright_loop(examples: Sequence[Example], train_k: int, clock: Clock, bf1
     return {"seconds": seconds, "reads": reader.reads}
 
 
-def plain_loop(examples: Sequence[Example], train_k: int, clock: Clock) -> dict[str, Any]:
+def plain_loop(examples: Sequence[Example], train_k: int, clock: Clock, bf16: bool = False) -> dict[str, Any]:
     """The same objective without batching and without memory: anchored advantages standardised over the recent ones,
     the policy that samples as the ratio's denominator (so that the ratio is 1 and its gradient that of the log
-    probability), exact KL 0.02."""
+    probability), exact KL 0.02, no dropout; `bf16` is autocast around the policy."""
     from rankwright.readers import EmbeddedReader
     from rankwright.rerankers import load
-    from rankwright.rewards import answer_reward
 
     policy, reference = (load("reference", device=DEVICE, max_length=protocol.LENGTH) for _ in range(2))
-    reader, reward = TimedReader(EmbeddedReader(device=DEVICE), clock), answer_reward("f1")
+    for module in policy.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    reader = TimedReader(EmbeddedReader(device=DEVICE), clock)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=2e-5)
     draw = torch.Generator().manual_seed(0)
     policy.train()
-
-    def scores(model: Any, example: Example) -> Any:
-        questions = [example.query.text] * len(example.candidates)
-        texts = [f"{d.title}: {d.text}" if d.title else d.text for d in example.candidates]
-        batch = model.tokenizer(
-            questions, texts, truncation=True, max_length=protocol.LENGTH, padding="max_length", return_tensors="pt"
-        )
-        return model.model(**batch.to(DEVICE)).logits[:, 0]
-
-    def price(example: Example, order: Sequence[int]) -> float:
-        context = Context(example.query, tuple(example.candidates[i] for i in order))
-        (answer,) = reader.answer([context])
-        (value,) = reward([Outcome(example, context, answer, len(order), example.query.query_id)])
-        return float(value.value or 0.0)
-
     recent: list[float] = []
     began = time.perf_counter()
     for at in range(0, len(examples), BATCH):
         optimizer.zero_grad()
         for example in examples[at : at + BATCH]:
-            with clock.of("forward"):
-                row = scores(policy, example)
+            with clock.of("forward"), torch.autocast(DEVICE.split(":")[0], torch.bfloat16, enabled=bf16):
+                row = plain_scores(policy, example)
+            row = row.float()
             with torch.no_grad(), clock.of("reference"):
-                fixed = scores(reference, example)
-            price(example, ())
+                fixed = plain_scores(reference, example)
             best = fixed.argsort(descending=True).tolist()[:train_k]
-            values = [price(example, best[: t + 1]) for t in range(train_k)]
+            values = [price(reader, example, best[: t + 1]) for t in range(train_k)]
             logprobs, advantages = [], []
             for _ in range(4):
-                left, chosen = list(range(len(example.candidates))), []
+                left, chosen, gains = list(range(len(example.candidates))), [], []
                 for t in range(min(train_k, len(left))):
                     log_p = row[left].log_softmax(0)
                     pick = int(torch.multinomial(log_p.detach().exp().cpu(), 1, generator=draw))
                     logprobs.append(log_p[pick])
                     chosen.append(left.pop(pick))
-                    advantages.append(price(example, chosen) - values[t])
+                    gains.append(price(reader, example, chosen) - values[t])
+                advantages += [sum(gains[t:]) for t in range(len(gains))]
             recent = [*recent, *advantages][-512:]
             mean, deviation = float(np.mean(recent)), float(np.std(recent))
             weights = torch.tensor([(a - mean) / (deviation + 1e-8) for a in advantages], device=row.device)
@@ -172,14 +162,34 @@ def plain_loop(examples: Sequence[Example], train_k: int, clock: Clock) -> dict[
     return {"seconds": time.perf_counter() - began, "reads": reader.reads}
 
 
+def plain_scores(model: Any, example: Example) -> torch.Tensor:
+    """scores_D of one question, every pair padded to the full length."""
+    questions = [example.query.text] * len(example.candidates)
+    texts = [f"{d.title}: {d.text}" if d.title else d.text for d in example.candidates]
+    batch = model.tokenizer(
+        questions, texts, truncation=True, max_length=protocol.LENGTH, padding="max_length", return_tensors="pt"
+    )
+    return model.model(**batch.to(DEVICE)).logits[:, 0]
+
+
+def price(reader: Any, example: Example, order: Sequence[int]) -> float:
+    """F1 of the answer from the candidates at these positions, read by themselves."""
+    from rankwright.rewards import answer_reward
+
+    context = Context(example.query, tuple(example.candidates[i] for i in order))
+    (answer,) = reader.answer([context])
+    (value,) = answer_reward("f1")([Outcome(example, context, answer, len(order), example.query.query_id)])
+    return float(value.value or 0.0)
+
+
 def step_cost(loop: str, candidates: int, train_k: int) -> dict[str, Any]:
     """Seconds of a step by part, reads and peak memory of the process."""
-    run: Callable[..., dict[str, Any]] = plain_loop if loop == "plain" else rankwright_loop
+    run: Callable[..., dict[str, Any]] = plain_loop if loop.startswith("plain") else rankwright_loop
     clock = Clock()
-    found = run(examples_of(candidates), train_k, clock, **({"bf16": True} if "bf16" in loop else {}))
+    found = run(examples_of(candidates), train_k, clock, bf16=loop.endswith("bf16"))
     clock.seconds["rest"] = found["seconds"] - sum(clock.seconds.values())
     return {
-        "hardware": hardware(),
+        "machine": machine(),
         "seconds": found["seconds"] / STEPS,
         "parts": {part: seconds / STEPS for part, seconds in clock.seconds.items()},
         "reads": found["reads"] / STEPS,
@@ -188,25 +198,28 @@ def step_cost(loop: str, candidates: int, train_k: int) -> dict[str, Any]:
 
 
 def corpus_cost(size: int) -> dict[str, Any]:
-    """Seconds to index a corpus of so many passages, queries per second at depth 10, peak memory of the process. The
-    real passages come again under other ids where the corpus is larger than they are many."""
+    """Seconds to index a corpus of so many passages, queries per second at depth 10, memory of the index and at most
+    while it is made. The real passages come again under other ids where the corpus is larger than they are many."""
     from rankwright.retrieval import BM25
 
     real = list(passages(load_sets(LOADERS)).values())
     corpus = [replace(real[i % len(real)], doc_id=f"{i}") for i in range(size)]
-    queries = [Query(e.query.query_id, e.query.text) for e in protocol.splits()["train"]][:QUERIES]
-    before = peak_mib()
+    queries = [Query(question.key, question.text) for question in side("rrpo", protocol.OPEN_SETS)][:QUERIES]
     began = time.perf_counter()
     index = BM25(corpus)
     indexed = time.perf_counter()
     index.retrieve(queries, 10)
     ended = time.perf_counter()
+    tracemalloc.start()  # slows everything down, so the index is made once more
+    again = BM25(corpus)
+    held, peak = tracemalloc.get_traced_memory()
+    del again
     return {
-        "hardware": hardware(),
+        "machine": machine(),
         "index_seconds": indexed - began,
         "queries_per_second": len(queries) / (ended - indexed),
-        "peak_mib": peak_mib(),
-        "peak_mib_before": before,
+        "index_mib": held / 2**20,
+        "peak_mib": peak / 2**20,
     }
 
 
@@ -237,6 +250,16 @@ def kept_at(name: str) -> tuple[Path, dict[str, Any]]:
     return WORK / f"{words}.json", made_with
 
 
+def machine() -> str:
+    """Where this process computes: seconds of two machines, or of one and of two threads, are not of one table."""
+    return f"{processor_words()}; {torch.get_num_threads()} threads"
+
+
+def machines() -> list[str]:
+    """Of all measurements that are there."""
+    return sorted({record["machine"] for name in tasks() if (record := read(*kept_at(name)))})
+
+
 def budget() -> int:
     """Padded tokens of one forward pass of rankwright."""
     return tokens_at_once(torch.device(DEVICE).type)
@@ -244,6 +267,8 @@ def budget() -> int:
 
 def run_one(name: str) -> None:
     """One measurement, kept."""
+    if others := [words for words in machines() if words != machine()]:
+        sys.exit(f"This is {machine()}; {KEPT} has times of {others[0]}. Move them away to measure all of them here.")
     task = tasks()[name]
     record = measured(*kept_at(name), lambda: corpus_cost(**task) if "size" in task else step_cost(**task))
     print(name, {key: round(value, 2) for key, value in record.items() if isinstance(value, float)}, flush=True)
@@ -266,9 +291,9 @@ def shape_lines(words: str) -> list[str]:
         parts = [f"{np.median([record['parts'][part] for record in found[loop]]):.2f}" for part in PARTS]
         reads = np.median([record["reads"] for record in found[loop]])
         peak = np.median([record["peak_mib"] for record in found[loop]])
-        ratio = ""
-        if loop != "plain" and found["plain"]:
-            ratio = f"{np.median([r['seconds'] for r in found['plain']]) / np.median(seconds):.2f}x"
+        ratio, plain = "", found[loop.replace("rankwright", "plain")]
+        if not loop.startswith("plain") and plain:
+            ratio = f"{np.median([r['seconds'] for r in plain]) / np.median(seconds):.2f}x"
         lines.append(
             f"| {words} | {loop} | {spread(seconds, '.1f')} | {BATCH / np.median(seconds):.2f} | "
             + " | ".join(parts)
@@ -280,17 +305,15 @@ def shape_lines(words: str) -> list[str]:
 def corpus_line(size: int) -> str:
     """One size of the corpus."""
     if not (found := records(f"corpus {size}")):
-        return f"| {size} | not run | | |"
-    columns: Mapping[str, list[float]] = {key: [r[key] for r in found] for key in found[0] if key != "hardware"}
-    grown = np.median(np.array(columns["peak_mib"]) - np.array(columns["peak_mib_before"]))
+        return f"| {size} | not run | | | |"
+    columns = {key: [record[key] for record in found] for key in found[0] if key != "machine"}
     index, asked = spread(columns["index_seconds"], ".2f"), spread(columns["queries_per_second"], ".0f")
-    return f"| {size} | {index} | {asked} | {grown:.0f} |"
+    memory = " | ".join(f"{np.median(columns[key]):.1f}" for key in ("index_mib", "peak_mib"))
+    return f"| {size} | {index} | {asked} | {memory} |"
 
 
 def page() -> str:
     """The results page."""
-    there = [record for name in tasks() if (record := read(*kept_at(name)))]
-    machines = sorted({record["hardware"] for record in there})
     return "\n".join(
         [
             "# What training costs",
@@ -300,12 +323,12 @@ def page() -> str:
             "python -m benchmarks.cost page",
             "```",
             "",
-            f"Measured on: {', '.join(machines) or 'not run'}. {STEPS} steps of {BATCH} questions of nq_open and "
+            f"Measured on: {' and '.join(machines()) or 'not run'}. {STEPS} steps of {BATCH} questions of nq_open and "
             "xquad_en, 4 samples, embedded",
-            "reference and reader, fp32 (bf16: `loop.trainer.bf16`, the policy alone), pairs cut to 160 tokens, cold "
+            "reference and reader, fp32 (bf16: autocast around the policy), pairs cut to 160 tokens, cold "
             "cache, the start of the process",
             f"left out. Median of {REPEATS} processes (smallest to largest), the loops in turn. The plain loop is the "
-            "same objective, one question at",
+            "same objective in the same precision, one question at",
             "a time, every pair padded to 160 tokens, every prefix read by itself. Parts are seconds of a step: "
             "forward (the policy's scores),",
             "reference (its scores), reader, backward, and the rest (sampling, cache, optimizer, logs, the checkpoint "
@@ -323,10 +346,11 @@ def page() -> str:
             "",
             f"BM25 over so many passages, {QUERIES} questions at depth 10; the passages of all sets, again under other "
             "ids where more are",
-            "asked for. A training step does not see the corpus: candidates are retrieved once, before it.",
+            "asked for (their texts are held once, and no word is new). A training step does not see the corpus: "
+            "candidates are retrieved once, before it.",
             "",
-            "| passages | seconds to index | questions/s | MiB |",
-            "|---|---|---|---|",
+            "| passages | seconds to index | questions/s | MiB of the index | MiB while it is made |",
+            "|---|---|---|---|---|",
             *(corpus_line(size) for size in CORPORA),
             "",
         ]

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import calls, differences, kept, pages, paper, protocol
+from benchmarks import calls, cost, differences, kept, pages, paper, protocol
 from benchmarks.embedded.sets import Question
 from rankwright.types import Document, Example, Query, Ranking, RerankRequest
 
@@ -28,6 +28,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(kept, "WORK", tmp_path / "work")
     monkeypatch.setattr(protocol, "WORK", tmp_path / "work" / "protocol")
     monkeypatch.setattr(calls, "WORK", tmp_path / "work" / "calls")
+    monkeypatch.setattr(cost, "WORK", tmp_path / "work" / "cost")
     readers = {name: tmp_path / "work" / "another-reader" / file.name for name, file in paper.READERS.items()}
     monkeypatch.setattr(paper, "READERS", readers)
     paper.difference.cache_clear()
@@ -556,6 +557,40 @@ def test_rows_wait_for_what_they_are_made_from(work: Path) -> None:
         kept.measured(path, {}, dict)
     assert paper.lacks(row, 1) == ""
     assert {path.parent.name for path in paper.rankings_of(row, name)} == {name}
+
+
+# --- cost --------------------------------------------------------------------------------------------------------
+
+
+def keep_cost(name: str, seconds: float, machine: str = "this one") -> None:
+    record = {
+        "machine": machine,
+        "seconds": seconds,
+        "parts": dict.fromkeys(cost.PARTS, 0.1),
+        "reads": 8,
+        "peak_mib": 9,
+    }
+    kept.measured(*cost.kept_at(name), lambda: record)
+
+
+@pytest.mark.usefixtures("work")
+def test_a_loop_is_compared_with_the_plain_one_of_its_precision() -> None:
+    shape = next(iter(cost.SHAPES))
+    for loop, seconds in (("rankwright", 2.0), ("plain", 3.0), ("rankwright, bf16", 1.0), ("plain, bf16", 1.25)):
+        keep_cost(f"{shape}, {loop}, 0", seconds)
+    assert [cells(line)[-1] for line in cost.shape_lines(shape)] == ["1.50x", "", "1.25x", ""]
+    assert "not run" in cost.shape_lines(list(cost.SHAPES)[1])[0]
+
+
+@pytest.mark.usefixtures("work")
+def test_times_of_two_machines_are_not_of_one_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = list(cost.tasks())[:2]
+    monkeypatch.setattr(cost, "machine", lambda: "another")
+    monkeypatch.setattr(cost, "step_cost", lambda **task: pytest.fail("nothing may be measured"))
+    keep_cost(first, 2.0)
+    with pytest.raises(SystemExit, match=r"This is another; .* has times of this one\. Move them away"):
+        cost.run_one(second)
+    assert cost.machines() == ["this one"]
 
 
 # --- the make target ---------------------------------------------------------------------------------------------
