@@ -98,8 +98,7 @@ benchmarks: $(ALL_INSTALLED) ## calls, cost and the paper's questions, for days 
 	test -e benchmarks/work/another-reader/phase-1.pt || test -e benchmarks/results/kept/another-reader/phase-1.offsets.json.gz || $(BIN)/python -m benchmarks.embedded.train_reader --seed 1 --bf16 --out benchmarks/work/another-reader
 	$(call measure,protocol,run --jobs $(JOBS))
 	$(call measure,paper,run --jobs $(JOBS))
-	$(call measure,choices,demo --jobs $(JOBS))
-	$(call measure,choices,real --jobs $(JOBS))
+	$(call measure,choices,run --jobs $(JOBS))
 	$(BIN)/python -m benchmarks.strategies
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.grpo_cost --repeats 4 --steps 4
 	$(BIN)/python -m benchmarks.scheduler --repeats 2

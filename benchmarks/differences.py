@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -45,14 +46,14 @@ def difference(
     per: Mapping[str, float],
     base: Mapping[str, float],
     seeds: tuple[int, ...] = (),
-    group_of: Mapping[str, int] | None = None,
+    group_of: Mapping[str, Any] | None = None,
 ) -> Difference:
     """Of one row minus another.
 
     Args:
         per, base: query_id -> value, of the same questions.
         seeds: over which both are means.
-        group_of: query_id -> group; by default `groups`.
+        group_of: query_id -> name of its group; by default `groups`.
     """
     known = groups() if group_of is None else group_of
     differences = np.array([per[query_id] - base[query_id] for query_id in base])

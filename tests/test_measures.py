@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import calls, cost, differences, kept, pages, paper, protocol
+from benchmarks import calls, choices, cost, differences, kept, pages, paper, protocol
 from benchmarks.embedded.sets import Question
 from rankwright.types import Document, Example, Query, Ranking, RerankRequest
 
@@ -29,6 +29,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(protocol, "WORK", tmp_path / "work" / "protocol")
     monkeypatch.setattr(calls, "WORK", tmp_path / "work" / "calls")
     monkeypatch.setattr(cost, "WORK", tmp_path / "work" / "cost")
+    monkeypatch.setattr(choices, "WORK", tmp_path / "work" / "choices")
     readers = {name: tmp_path / "work" / "another-reader" / file.name for name, file in paper.READERS.items()}
     monkeypatch.setattr(paper, "READERS", readers)
     paper.difference.cache_clear()
@@ -557,6 +558,29 @@ def test_rows_wait_for_what_they_are_made_from(work: Path) -> None:
         kept.measured(path, {}, dict)
     assert paper.lacks(row, 1) == ""
     assert {path.parent.name for path in paper.rankings_of(row, name)} == {name}
+
+
+# --- options beside each other -----------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("work")
+def test_arms_stand_beside_the_reference_and_the_first_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choices, "cluster_of", lambda: {"a": "one", "b": "two"})
+
+    def keep_arm(arm: str, values: dict[str, float]) -> None:
+        for half, (query_id, value) in zip(choices.HALVES, values.items(), strict=True):
+            of_k = {str(top_k): {query_id: value} for top_k in choices.TOP_KS}
+            record = {"hardware": "any", "reads": 10, "f1": {str(share): of_k for share in choices.SHARES}}
+            kept.measured(choices.kept_at(arm, half), choices.made_with(arm), lambda record=record: record)
+
+    gae = "... advantage gae"
+    assert choices.row(gae) == f"| {gae} | not run |" + " |" * 8
+    keep_arm(choices.REFERENCE_ARM, {"a": 0.25, "b": 0.25})
+    keep_arm(choices.DEFAULT_ARM, {"a": 0.5, "b": 0.5})
+    keep_arm(gae, {"a": 0.25, "b": 0.75})
+    first, other = (cells(choices.row(arm)) for arm in (choices.DEFAULT_ARM, gae))
+    assert first[1:] == ["+0.250 [+0.250, +0.250]", "", *["+0.250 [+0.250, +0.250]", ""] * 3, "10"]
+    assert other[1:3] == ["+0.250 [+0.000, +0.500]", "+0.000 [-0.250, +0.250]"]
 
 
 # --- cost --------------------------------------------------------------------------------------------------------
