@@ -43,6 +43,12 @@ ROWS: dict[str, dict[str, Any]] = {
     "the same noise, first two shared": {"noise": "question", "shared_steps": 2},
     "two samples first": {"read_first": 2},
     "the same noise, first two shared, two samples first": {"noise": "question", "shared_steps": 2, "read_first": 2},
+    "all of these, none without documents": {
+        "noise": "question",
+        "shared_steps": 2,
+        "read_first": 2,
+        "read_closed_book": False,
+    },
 }
 
 

@@ -240,6 +240,23 @@ def test_where_the_first_samples_earn_the_same_the_others_are_not_read() -> None
     assert whole.metrics["spared_share"] == 0 < spared.metrics["spared_share"] <= 2 * 4 / 18
 
 
+def test_without_the_read_of_no_document_the_gradient_is_the_same() -> None:
+    rows, found = questions(9, 2), []
+    scores, reference = scores_for(rows), scores_for(rows, seed=1)
+    for closed_book in (True, False):
+        reader = EchoReader()
+        algorithm = RRPO(RRPOConfig(read_closed_book=closed_book), reader, Price(number))
+        rollout = algorithm.collect(scores, reference, rows, 0)
+        assert any(ids == () for _, ids in reader.asked) == closed_book
+        assert math.isnan(rollout.metrics["no_document_reward"]) != closed_book
+        found.append((rollout.advantages_QSA, len(reader.asked), algorithm.reads_per_question(9)))
+    (whole, asked, bound), (spared, fewer, lower) = found
+    assert torch.equal(whole, spared)
+    assert (asked - fewer, bound - lower) == (2, 1)
+    with pytest.raises(ConfigurationError, match=r"read_closed_book is False with rrpo\.drop_closed_book True"):
+        RRPOConfig(read_closed_book=False, drop_closed_book=True)
+
+
 @pytest.mark.parametrize("odd", ["reference", "first", "failed"])
 def test_all_samples_are_read_where_one_of_the_first_or_the_reference_differs(odd: str) -> None:
     rows, scores = questions(9), scores_for(questions(9))

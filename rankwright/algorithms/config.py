@@ -105,6 +105,9 @@ class RRPOConfig:
     read_first: int = 0
     """So many sampled rankings of a question are read first, beside the reference's; where all of them earn the same at
     every position, the others are taken to earn that too and are not read. 0 reads all. Ours."""
+    read_closed_book: bool = True
+    """Reads each question without documents, too: for no_document_reward, its alarm and drop_closed_book. The gradient
+    does not need it. Ours."""
     action: Literal["document", "ranking"] = "document"
     """What is chosen and rewarded: each document, by the answer after it, or the whole ranking at once, by the answer
     after its last document (a listwise bandit, with which the paper compares)."""
@@ -157,6 +160,7 @@ class RRPOConfig:
                 "noise": one_of(self.noise, "rollout", "question"),
                 "shared_steps": (0 <= self.shared_steps < self.train_k, f"0 to {self.train_k - 1}, below rrpo.train_k"),
                 "read_first": (0 <= self.read_first < self.samples, f"0 to {self.samples - 1}, below rrpo.samples"),
+                "read_closed_book": one_of(self.read_closed_book, True, False),
                 "action": one_of(self.action, "document", "ranking"),
                 "baseline": one_of(self.baseline, "auto", "reference", "group", "leave_one_out", "critic", "none"),
                 "advantage": one_of(self.advantage, "gae", "anchored", "marginal"),
@@ -179,6 +183,11 @@ class RRPOConfig:
             raise ConfigurationError(
                 f"Setting rrpo.baseline is 'critic' with rrpo.advantage {self.advantage!r}; wanted gae, because a "
                 "critic predicts what is still to come from a state. Add --set rrpo.advantage=gae."
+            )
+        if self.drop_closed_book and not self.read_closed_book:
+            raise ConfigurationError(
+                "Setting rrpo.read_closed_book is False with rrpo.drop_closed_book True; wanted True, because what a "
+                "question earns without documents has to be read first. Leave one of them out."
             )
         compared = self.values_from in ("group", "leave_one_out") or self.scale in ("question", "deviation")
         if compared and self.samples < 2:

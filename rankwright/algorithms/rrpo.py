@@ -106,10 +106,11 @@ class RRPO:
 
     def reads_per_question(self, candidates: int) -> int:
         """Upper bound of the reader calls that one visit of a question with so many candidates can cost:
-        prefixes of the samples and of the reference, as far as there are that many different ones, and no document."""
+        prefixes of the samples and of the reference, as far as there are that many different ones, and no document,
+        unless `read_closed_book` leaves that out."""
         config = self.config
         lengths = [min(config.train_k, candidates)] if config.action == "ranking" else range(1, config.train_k + 1)
-        return sum(min(self._different(t) + 1, math.perm(candidates, t)) for t in lengths) + 1
+        return sum(min(self._different(t) + 1, math.perm(candidates, t)) for t in lengths) + config.read_closed_book
 
     def _different(self, length: int) -> int:
         """Prefixes of that length that the samples can have."""
@@ -146,7 +147,7 @@ class RRPO:
         readings, read_QSK = self._read(examples, actions_QSK, greedy_Q1K, lengths_QA)
         rewards_QSA = rewards_tensor(examples, read_QSK, lengths_QA, readings).to(scores_QD.device)
         greedy_Q1A = rewards_tensor(examples, greedy_Q1K, lengths_QA, readings).to(scores_QD.device)
-        no_document = [readings.rewards[query_id, ()] for query_id in query_ids]
+        no_document = [readings.rewards.get((query_id, ())) for query_id in query_ids]
         no_document_Q = torch.tensor([torch.nan if v is None else v for v in no_document], dtype=torch.float64)
         kept_Q = self._kept(rewards_QSA, no_document_Q.to(scores_QD.device))
         values_QBA, critic_metrics = self._values(rewards_QSA, greedy_Q1A, reference_scores_QD, actions_QSK, taken_QA)
@@ -231,7 +232,8 @@ class RRPO:
         rankings whose rewards the samples get: their own, or the reference's where `read_first` spares them."""
         first = self.config.read_first or self.config.samples
         at_once_QRK = torch.cat([actions_QSK[:, :first], greedy_Q1K], 1)
-        readings = self._ask([*prefixes_of(examples, at_once_QRK, lengths_QA), *((e, ()) for e in examples)])
+        closed_book = [(example, ()) for example in examples if self.config.read_closed_book]
+        readings = self._ask([*prefixes_of(examples, at_once_QRK, lengths_QA), *closed_book])
         if first == self.config.samples:
             return readings, actions_QSK
         rewards_QRA = rewards_tensor(examples, at_once_QRK, lengths_QA, readings)
