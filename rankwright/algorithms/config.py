@@ -106,8 +106,8 @@ class RRPOConfig:
     """So many sampled rankings of a question are read first, beside the reference's; where all of them earn the same at
     every position, the others are taken to earn that too and are not read. 0 reads all. Ours."""
     read_closed_book: bool = True
-    """Reads each question without documents, too: for no_document_reward, its alarm and drop_closed_book. The gradient
-    does not need it. Ours."""
+    """Reads each question without documents, too: for no_document_reward, the alarms that look at it, and
+    drop_closed_book. The gradient does not need it. Ours."""
     action: Literal["document", "ranking"] = "document"
     """What is chosen and rewarded: each document, by the answer after it, or the whole ranking at once, by the answer
     after its last document (a listwise bandit, with which the paper compares)."""
