@@ -164,6 +164,7 @@ class QuestionSampler(Sampler[int]):
     def __init__(self, count: int, block: int, repeats: int, seed: int) -> None:
         self.count, self.block, self.repeats, self.seed = count, block, repeats, seed
         self.epoch = 0
+        self._drawn: tuple[int, list[int]] = (-1, [])
 
     def __len__(self) -> int:
         return self.count if self.repeats == 1 else self.count // self.block * self.block * self.repeats
@@ -184,8 +185,11 @@ class QuestionSampler(Sampler[int]):
         return self._order(epoch)[start : start + self.block]
 
     def _order(self, epoch: int) -> list[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return torch.randperm(self.count, generator=generator).tolist()
+        """Kept for the epoch that was asked for last: `at` asks before every step."""
+        if self._drawn[0] != epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._drawn = epoch, torch.randperm(self.count, generator=generator).tolist()
+        return self._drawn[1]
 
 
 class Schedule:
@@ -277,6 +281,7 @@ class FeedbackTrainer(Trainer):
         self.session_start = time.monotonic()
         self._reference_scores: dict[str, Tensor] = {}
         self._rollouts: dict[tuple[str, ...], Any] = {}
+        self._rollout_number = -1
         self._logged: dict[str, list[float]] = {}
         self._taught = False
         self._broken = ""
@@ -502,12 +507,10 @@ class FeedbackTrainer(Trainer):
         if reason := processes.first_of(f"Score is {bad[0].item()}" if len(bad) else ""):
             loss = self._left_out(reason)  # before anything is read for them
             return (loss, scores_QD) if return_outputs else loss
-        key = tuple(example.query.query_id for example in examples)
-        first_use = self.state.global_step % self.algorithm.inner_epochs == 0 or key not in self._rollouts
-        if first_use:
-            if self.algorithm.inner_epochs > 1 and len(self._rollouts) >= self.config.accumulation:
-                self._rollouts.clear()
-            number = self.state.global_step // self.algorithm.inner_epochs
+        key, number = tuple(e.query.query_id for e in examples), self.state.global_step // self.algorithm.inner_epochs
+        if number != self._rollout_number:
+            self._rollouts, self._rollout_number = {}, number
+        if key not in self._rollouts:
             with self._timed("reference"):
                 wanted = self.algorithm.needs_reference
                 reference_QD = self._score_reference(own) if wanted else torch.zeros_like(scores_QD)
@@ -520,8 +523,6 @@ class FeedbackTrainer(Trainer):
             self._note(rollout.metrics)
         rollout = self._rollouts[key]
         self._taught = self._taught or rollout.teaches
-        if self.algorithm.inner_epochs == 1:
-            self._rollouts.clear()
         if processes.count() > 1:
             rollout = rollout.rows(mine or [0], scores_QD.device)
             width = max(len(example.candidates) for example in examples)

@@ -192,6 +192,26 @@ def test_inner_epochs_reuse_the_rollout(tmp_path: Path) -> None:
     assert max(value for value in clipped if value is not None) > 0
 
 
+def test_what_an_inner_epoch_left_out_is_not_read_twice_later(tmp_path: Path) -> None:
+    """One of two passes of the first rollout never has scores, which so holds one batch, not two."""
+    passes, collected = itertools.count(), list[tuple[int, str]]()
+
+    class Lost(ToyPolicy):
+        def forward(self, requests: Sequence[RerankRequest]) -> torch.Tensor:
+            return super().forward(requests) + (math.nan if next(passes) in (0, 2) else 0.0)
+
+    class Noting(RRPO):
+        def collect(self, scores_QD: Any, reference_scores_QD: Any, examples: Any, rollout_number: int) -> Any:
+            collected.extend((rollout_number, example.query.query_id) for example in examples)
+            return super().collect(scores_QD, reference_scores_QD, examples, rollout_number)
+
+    algorithm = Noting(RRPOConfig(inner_epochs=2), ToyReader(), answer_reward("f1"))
+    config = replace(LOOP, batch_size=2, accumulation=2, epochs=1, eval_steps=100)
+    train(Lost(), ToyPolicy(), algorithm, examples(20), config, tmp_path)
+    assert len(collected) == len({*collected}) == 20 - 2
+    assert [number for number, _ in collected] == [0] * 2 + sorted([1, 2, 3, 4] * 4)
+
+
 def test_the_comparison_sees_a_single_bit() -> None:
     """Both pairs print alike."""
     long = torch.zeros(5000, dtype=torch.uint8)
