@@ -327,7 +327,8 @@ class FeedbackTrainer(Trainer):
             finally:
                 self._unwrap()
         if self._refusal:
-            raise LimitReachedError(f"{self._refusal} {self._how_to_go_on()}")
+            with processes.alike():
+                raise LimitReachedError(f"{self._refusal} {self._how_to_go_on()}")
 
     def _say_that_all_is_done(self) -> None:
         """Or it would look as if more had been trained."""
@@ -723,7 +724,8 @@ class _Hooks(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.drop_empty_gradients()
-        self.trainer.leave_out_broken_step()
+        with processes.alike():
+            self.trainer.leave_out_broken_step()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # The last steps after the last cycle deserve an evaluation, too; not every Trainer asks for one.
@@ -826,10 +828,11 @@ class Bell(TrainerCallback):
             with _writing(self.path), self.path.open("a", encoding="utf-8") as stream:
                 stream.write(_line_of(alarm))
         if self.stop and alarms:
-            raise TrainingError(
-                f"{alarms[0]} The run stops there, because loop.stop_on_alarm is true; --resume goes on from the last "
-                "checkpoint, with --set loop.stop_on_alarm=false past the alarm."
-            )
+            with processes.alike():
+                raise TrainingError(
+                    f"{alarms[0]} The run stops there, because loop.stop_on_alarm is true; --resume goes on from the "
+                    "last checkpoint, with --set loop.stop_on_alarm=false past the alarm."
+                )
 
 
 def _line_of(alarm: Alarm) -> str:
@@ -1099,8 +1102,9 @@ def train(
         StorageError: the folder cannot be written.
         LimitReachedError: `may_go_on` gave a reason to stop.
     """
-    usable = usable_examples(examples)
-    algorithm.check(usable)
+    with processes.alike():
+        usable = usable_examples(examples)
+        algorithm.check(usable)
     make_folder(folder)
     deciding = {name: value for name, value in asdict(config).items() if name != "stop_on_alarm"}
     loop = {"loop": deciding, "seed": seed, "inner_epochs": algorithm.inner_epochs}
