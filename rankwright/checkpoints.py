@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,14 @@ def step_of(folder: Path) -> int:
 def sorted_checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders by step, complete or not."""
     return sorted((p for p in folder.glob("checkpoint-*") if p.name.rsplit("-", 1)[1].isdigit()), key=step_of)
+
+
+def remove_after(folder: Path, step: int = -1) -> None:
+    """Removes what stands in the way of a run that goes on from a step, or begins: checkpoints of later steps, which
+    are damaged and would count as its newest, and halves that a kill left."""
+    later = [path for path in sorted_checkpoints(folder) if step_of(path) > step]
+    for path in (*later, *folder.glob(".checkpoint-*.partial")):
+        shutil.rmtree(path)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

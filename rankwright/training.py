@@ -44,6 +44,7 @@ from rankwright.checkpoints import (
     fingerprint_of,
     make_folder,
     newest_checkpoint,
+    remove_after,
     sorted_checkpoints,
     step_of,
     sync_folder,
@@ -622,7 +623,6 @@ class FeedbackTrainer(Trainer):
         """Writes the checkpoint aside, its manifest last, and renames it into place."""
         name = f"checkpoint-{self.state.global_step}"
         aside = self.folder / f".{name}.partial"
-        shutil.rmtree(aside, ignore_errors=True)
         final = self.folder / name
         real_output, limit = self.args.output_dir, self.args.save_total_limit
         best = self.state.best_global_step
@@ -748,14 +748,17 @@ class Teller(TrainerCallback):
 
 
 class _Emptying(TrainerCallback):
-    """Removes what an earlier run left once training begins; until then something may still be found wrong."""
+    """Removes what an earlier run left, or a session after the checkpoint from which this one goes on, once training
+    begins; until then something may still be found wrong."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, checkpoint: Path | None) -> None:
+        self.folder, self.checkpoint = folder, checkpoint
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        for old in sorted_checkpoints(self.folder):
-            shutil.rmtree(old)
+        if self.checkpoint is not None:
+            remove_after(self.folder, step_of(self.checkpoint))
+            return
+        remove_after(self.folder)
         for name in (METRICS, ALARMS):
             (self.folder / name).unlink(missing_ok=True)
 
@@ -1113,9 +1116,9 @@ def train(
     for module in policy.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    checkpoint = newest_checkpoint(folder) if resume else None
+    checkpoint = processes.from_first(lambda: newest_checkpoint(folder)) if resume else None
     metrics_file, bell = MetricsFile(folder / METRICS), Bell(folder, config.stop_on_alarm)
-    files = [] if processes.rank() else [*([_Emptying(folder)] if checkpoint is None else []), metrics_file]
+    files = [] if processes.rank() else [_Emptying(folder, checkpoint), metrics_file]
     trainer = FeedbackTrainer(
         policy,
         reference,

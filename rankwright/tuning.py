@@ -33,7 +33,9 @@ from rankwright.checkpoints import (
     fingerprint_of,
     make_folder,
     newest_checkpoint,
+    remove_after,
     sorted_checkpoints,
+    step_of,
     sync_folder,
     write_manifest,
 )
@@ -379,7 +381,7 @@ class _Session:
         make_folder(folder)
         self.folder, self.on_step = folder, on_step
         self.fingerprint = fingerprint_of({"loop": asdict(loop), "seed": seed, **settings})
-        self.checkpoint = newest_checkpoint(folder) if resume else None
+        self.checkpoint = processes.from_first(lambda: newest_checkpoint(folder)) if resume else None
         if self.checkpoint is not None:
             check_fingerprint(self.checkpoint, self.fingerprint)
 
@@ -392,9 +394,8 @@ class _Session:
         tellers = [Teller(self.on_step)] if self.on_step else []
         for callback in (watch, *([] if processes.rank() else [metrics, *tellers])):
             trainer.add_callback(callback)
-        if self.checkpoint is None:
-            processes.from_first(self._clear)
-        else:
+        processes.from_first(self._clear)
+        if self.checkpoint is not None:
             trainer.state = TrainerState.load_from_json(str(self.checkpoint / "trainer_state.json"))
             history = trainer.state.log_history
             processes.from_first(lambda: metrics.restore(history))
@@ -408,9 +409,11 @@ class _Session:
         )
 
     def _clear(self) -> None:
-        """Takes out what an earlier run of this folder left."""
-        for old in sorted_checkpoints(self.folder):
-            shutil.rmtree(old)
+        """Takes out what an earlier run of this folder left, or a session after the checkpoint."""
+        if self.checkpoint is not None:
+            remove_after(self.folder, step_of(self.checkpoint))
+            return
+        remove_after(self.folder)
         (self.folder / METRICS).unlink(missing_ok=True)
 
 

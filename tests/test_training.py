@@ -674,6 +674,32 @@ def test_patience_counts_evaluations_after_the_first(
     assert with_dev(tmp_path, config, rewards).steps == steps
 
 
+def test_what_a_resumed_run_saves_is_its_newest(tmp_path: Path) -> None:
+    """A damaged checkpoint of a later step would be kept in its place."""
+    config = TrainConfig(batch_size=4, eval_steps=3, trainer={"save_total_limit": 1})
+    asked = itertools.count()
+    with pytest.raises(StoppedError):
+        with_dev(tmp_path, config, [0.0, 1.0], callbacks=[stop_at(8)])
+    assert [step_of(folder) for folder in sorted_checkpoints(tmp_path)] == [3, 6]  # 3 is the best
+    (tmp_path / "checkpoint-6" / "manifest.json").unlink()
+    with pytest.raises(LimitReachedError, match=r"Enough\. All is saved at step 4 "):
+        with_dev(tmp_path, config, resume=True, may_go_on=lambda _: "Enough." if next(asked) else None)
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+    assert [step_of(folder) for folder in sorted_checkpoints(tmp_path)] == [3, 4]
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_halves_of_checkpoints_go(tmp_path: Path, resume: bool) -> None:
+    """Whether or not the run comes to their steps again."""
+    with pytest.raises(StoppedError):
+        run(tmp_path, callbacks=(stop_at(4),))
+    half = tmp_path / ".checkpoint-5.partial" / "checkpoint-5"
+    half.mkdir(parents=True)
+    (half / "model.safetensors").write_bytes(b"torn")
+    run(tmp_path, resume=resume)
+    assert not half.parent.exists()
+
+
 def test_patience_goes_through_a_resume(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Two of three evaluations without a gain lie before the break; and what has run out of patience stays so."""
     config = TrainConfig(epochs=6, batch_size=4, eval_steps=2, patience=3)
