@@ -1133,8 +1133,12 @@ def train(
         may_go_on,
     )
     if checkpoint is not None:
-        check_fingerprint(checkpoint, fingerprint)
+        with processes.alike():
+            check_fingerprint(checkpoint, fingerprint)
         trainer.restore(checkpoint)
+        best = trainer.state.best_global_step if score_dev else None
+        if best and best != trainer.state.global_step:  # before anything more is paid for
+            processes.from_first(lambda: complete_checkpoint(folder, best))
         processes.from_first(lambda: metrics_file.restore(trainer.state.log_history))
         bell.replay(metrics_file.path)
     torch.manual_seed(seed)

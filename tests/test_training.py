@@ -674,6 +674,22 @@ def test_patience_counts_evaluations_after_the_first(
     assert with_dev(tmp_path, config, rewards).steps == steps
 
 
+def test_best_weights_that_are_damaged_are_refused_before_anything_is_paid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run would read to its end, and have nothing to end with."""
+    config = TrainConfig(batch_size=4, eval_steps=3)
+    with pytest.raises(StoppedError):
+        with_dev(tmp_path, config, [0.0, 1.0], callbacks=[stop_at(8)])
+    (tmp_path / "checkpoint-3" / "model.safetensors").write_bytes(b"damaged")
+    monkeypatch.setattr(ToyReader, "answer", lambda *_: pytest.fail("the reader was asked"))
+    before = rows_of(tmp_path)
+    with pytest.raises(ResumeError, match=r"checkpoint-3, whose weights are the best on dev, is damaged"):
+        with_dev(tmp_path, config, resume=True)
+    assert rows_of(tmp_path) == before
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-6"
+
+
 def test_what_a_resumed_run_saves_is_its_newest(tmp_path: Path) -> None:
     """A damaged checkpoint of a later step would be kept in its place."""
     config = TrainConfig(batch_size=4, eval_steps=3, trainer={"save_total_limit": 1})
