@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -105,6 +105,14 @@ def from_first(work: Callable[[], T]) -> T:
         result = work()
         tell(result)
     return result
+
+
+@contextmanager
+def held_by_first(holding: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Something that the first process holds for all of them; where it cannot be had, all of them end."""
+    with ExitStack() as stack:
+        from_first(lambda: stack.enter_context(holding()))
+        yield
 
 
 @contextmanager

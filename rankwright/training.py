@@ -39,6 +39,7 @@ from rankwright.algorithms.config import TrainConfig
 from rankwright.budget import Ahead
 from rankwright.checkpoints import (
     ALGORITHM_STATE,
+    alone_in,
     check_fingerprint,
     complete_checkpoint,
     fingerprint_of,
@@ -1102,9 +1103,10 @@ def train(
         ReaderError: too many reads failed.
         ResumeError: the settings changed, the folder holds another run, or the checkpoint with the best weights is
             damaged.
-        StorageError: the folder cannot be written.
+        StorageError: the folder cannot be written, or another process trains in it.
         LimitReachedError: `may_go_on` gave a reason to stop.
     """
+    processes.meet(next(policy.parameters()).device.type)
     with processes.alike():
         usable = usable_examples(examples)
         algorithm.check(usable)
@@ -1116,41 +1118,42 @@ def train(
     for module in policy.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    checkpoint = processes.from_first(lambda: newest_checkpoint(folder)) if resume else None
-    metrics_file, bell = MetricsFile(folder / METRICS), Bell(folder, config.stop_on_alarm)
-    files = [] if processes.rank() else [_Emptying(folder, checkpoint), metrics_file]
-    trainer = FeedbackTrainer(
-        policy,
-        reference,
-        algorithm,
-        usable,
-        score_dev,
-        config,
-        folder,
-        fingerprint,
-        seed,
-        [*files, *([Teller(on_step)] if on_step and not processes.rank() else []), bell, *callbacks],
-        may_go_on,
-    )
-    if checkpoint is not None:
-        with processes.alike():
-            check_fingerprint(checkpoint, fingerprint)
-        trainer.restore(checkpoint)
-        best = trainer.state.best_global_step if score_dev else None
-        if best and best != trainer.state.global_step:  # before anything more is paid for
-            processes.from_first(lambda: complete_checkpoint(folder, best))
-        processes.from_first(lambda: metrics_file.restore(trainer.state.log_history))
-        bell.replay(metrics_file.path)
-    torch.manual_seed(seed)
-    trainer.run(checkpoint)
-    seconds = trainer.seconds()
-    best_step = trainer.state.best_global_step if score_dev else None
-    if best_step is None:
-        best_step = trainer.state.global_step
-    elif best_step == 0:
-        policy.load_state_dict(trainer.start)
-    elif best_step != trainer.state.global_step:
-        load_weights(policy, complete_checkpoint(folder, best_step))
+    with processes.held_by_first(lambda: alone_in(folder)):
+        checkpoint = processes.from_first(lambda: newest_checkpoint(folder)) if resume else None
+        metrics_file, bell = MetricsFile(folder / METRICS), Bell(folder, config.stop_on_alarm)
+        files = [] if processes.rank() else [_Emptying(folder, checkpoint), metrics_file]
+        trainer = FeedbackTrainer(
+            policy,
+            reference,
+            algorithm,
+            usable,
+            score_dev,
+            config,
+            folder,
+            fingerprint,
+            seed,
+            [*files, *([Teller(on_step)] if on_step and not processes.rank() else []), bell, *callbacks],
+            may_go_on,
+        )
+        if checkpoint is not None:
+            with processes.alike():
+                check_fingerprint(checkpoint, fingerprint)
+            trainer.restore(checkpoint)
+            best = trainer.state.best_global_step if score_dev else None
+            if best and best != trainer.state.global_step:  # before anything more is paid for
+                processes.from_first(lambda: complete_checkpoint(folder, best))
+            processes.from_first(lambda: metrics_file.restore(trainer.state.log_history))
+            bell.replay(metrics_file.path)
+        torch.manual_seed(seed)
+        trainer.run(checkpoint)
+        seconds = trainer.seconds()
+        best_step = trainer.state.best_global_step if score_dev else None
+        if best_step is None:
+            best_step = trainer.state.global_step
+        elif best_step == 0:
+            policy.load_state_dict(trainer.start)
+        elif best_step != trainer.state.global_step:
+            load_weights(policy, complete_checkpoint(folder, best_step))
     if best_step:
         interpolate(policy, trainer.start, config.interpolation)
         if isinstance(policy, Scorer):  # what was fitted to the scores of before says nothing of these

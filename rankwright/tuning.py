@@ -29,6 +29,7 @@ from rankwright.algorithms.generating import GeneratingConfig, GRPOConfig, SFTCo
 from rankwright.algorithms.grpo import TRLReward, begun_by
 from rankwright.checkpoints import (
     ALGORITHM_STATE,
+    alone_in,
     check_fingerprint,
     fingerprint_of,
     make_folder,
@@ -387,6 +388,10 @@ class _Session:
 
     def run(self, trainer: Any, score: Score | None, seconds: float, every: int, cycle: int, order: Any) -> Tuned:
         """Trains to the end or the limit."""
+        with processes.held_by_first(lambda: alone_in(self.folder)):
+            return self._run(trainer, score, seconds, every, cycle, order)
+
+    def _run(self, trainer: Any, score: Score | None, seconds: float, every: int, cycle: int, order: Any) -> Tuned:
         metrics, began = MetricsFile(self.folder / METRICS), time.monotonic()
         trainer.fingerprint = self.fingerprint
         trainer.remove_callback(PrinterCallback)  # metrics.jsonl and the progress bar say it better

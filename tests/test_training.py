@@ -72,6 +72,7 @@ from tests.training_kit import (
     StoppedError,
     assert_same_checkpoint,
     assert_same_run,
+    held_elsewhere,
     rows_of,
     same,
     stop_at,
@@ -567,6 +568,18 @@ def test_an_earlier_run_stays_until_training_begins(tmp_path: Path) -> None:
     before = sorted_checkpoints(tmp_path), rows_of(tmp_path)
     with pytest.raises(ConfigurationError, match="optim"):
         run(tmp_path, replace(LOOP, trainer={"optim": "adamw_bnb_8bit"}))
+    assert (sorted_checkpoints(tmp_path), rows_of(tmp_path)) == before
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_run_that_another_process_makes_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    run(tmp_path)
+    before = sorted_checkpoints(tmp_path), rows_of(tmp_path)
+    monkeypatch.setattr(ToyReader, "answer", lambda *_: pytest.fail("the reader was asked"))
+    with held_elsewhere(tmp_path), pytest.raises(StorageError, match="is being written by process 7 on moon"):
+        run(tmp_path, resume=resume)
     assert (sorted_checkpoints(tmp_path), rows_of(tmp_path)) == before
 
 
