@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from rankwright.data import trec_run_lines
-from rankwright.data.files import replacing
+from rankwright.data.files import replacing, take_lock
 from rankwright.data.jsonl import row_of
 from rankwright.errors import ConfigurationError, DataError, ModelError, RankwrightError, ResumeError, StorageError
 from rankwright.rerankers import AUTO
@@ -377,7 +377,8 @@ class Output:
         record = record_path(self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._record = record.open("a+b")
-        _lock(self._record, self.path)
+        if not take_lock(self._record):
+            raise StorageError(f"'{self.path}' is being written by another process; wanted one at a time. Wait for it.")
         header, kept, self.done = _checked_read(self._record, self.path)
         if header is None and self.path.exists() and self.path.stat().st_size:
             raise ConfigurationError(
@@ -600,20 +601,6 @@ def _check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any])
 
 def _flat(name: str, value: Any) -> dict[str, Any]:
     return {f"{name} {key}": inner for key, inner in value.items()} if isinstance(value, Mapping) else {name: value}
-
-
-def _lock(stream: IO[bytes], out: Path) -> None:
-    """One writer; where the system has no such locks, or the disk none, nobody looks."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        return
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise StorageError(f"'{out}' is being written by another process; wanted one at a time. Wait for it.") from None
-    except OSError:
-        return
 
 
 def _unwritable(path: Path, error: OSError) -> StorageError:

@@ -8,18 +8,24 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+import platform
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from uuid import uuid4
 
-from rankwright.data.files import replace_text
+from rankwright.data.files import replace_text, take_lock
 from rankwright.errors import ResumeError, StorageError
 from rankwright.manifests import MANIFEST, damaged_files, digest
 
 logger = logging.getLogger(__name__)
 
 ALGORITHM_STATE = "algorithm.json"
+LOCK = ".lock"
+_mine: set[Path] = set()
+"""Run folders that this process has for itself."""
 
 
 def make_folder(folder: Path) -> None:
@@ -30,10 +36,64 @@ def make_folder(folder: Path) -> None:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise StorageError(
-            f"Run folder {folder} cannot be written ({error.strerror}); wanted a writable folder. Choose another "
-            "with --name."
-        ) from error
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"Run folder {folder} cannot be written ({error.strerror}); wanted a writable folder. Choose another with "
+        "--name."
+    )
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Makes a run folder, in which no other process may make a run meanwhile; where nothing was put into it, it goes
+    again. Who has it may ask once more.
+
+    Raises:
+        StorageError: another process makes a run in it, or it cannot be written.
+    """
+    place = folder.absolute()
+    if place in _mine:
+        yield
+        return
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    make_folder(folder)
+    try:
+        with _taken(folder / LOCK):
+            _mine.add(place)
+            try:
+                yield
+            finally:
+                _mine.discard(place)
+                with suppress(OSError):
+                    (folder / LOCK).unlink()  # as long as nobody else can take it
+    finally:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+
+
+def _taken(lock: Path) -> IO[str]:
+    """The lock, held until it is closed; who holds it stands in it."""
+    me = f"process {os.getpid()} on {platform.node()}"
+    try:
+        stream = lock.open("a+", encoding="utf-8")
+        if take_lock(stream):
+            stream.truncate(0)
+            stream.write(me)
+            stream.flush()
+        holder = lock.read_text(encoding="utf-8") if lock.exists() else ""  # gone with who held it a moment ago
+    except OSError as error:
+        raise _unwritable(lock.parent, error) from error
+    if holder == me:
+        return stream
+    stream.close()
+    raise StorageError(
+        f"Run folder {lock.parent} is being written by {holder or 'another process'}; wanted one at a time. Wait for "
+        "it, or give another --name."
+    )
 
 
 def sync_folder(folder: Path) -> None:
@@ -69,6 +129,14 @@ def step_of(folder: Path) -> int:
 def sorted_checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders by step, complete or not."""
     return sorted((p for p in folder.glob("checkpoint-*") if p.name.rsplit("-", 1)[1].isdigit()), key=step_of)
+
+
+def remove_after(folder: Path, step: int = -1) -> None:
+    """Removes what stands in the way of a run that goes on from a step, or begins: checkpoints of later steps, which
+    are damaged and would count as its newest, and halves that a kill left."""
+    later = [path for path in sorted_checkpoints(folder) if step_of(path) > step]
+    for path in (*later, *folder.glob(".checkpoint-*.partial")):
+        shutil.rmtree(path)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -15,6 +15,8 @@ class RankwrightError(Exception):
     """Root of all errors raised on purpose by rankwright."""
 
     exit_code = 6
+    told_by_first = False
+    """Whether the first of several processes ends with the same error, so that the others need not tell it."""
 
 
 class ConfigurationError(RankwrightError, ValueError):

@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rankwright.errors import RankwrightError, TrainingError
+from rankwright.errors import ConfigurationError, RankwrightError, TrainingError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,8 +33,22 @@ def meet(device: str) -> None:
 
 
 def started() -> int:
-    """Processes that the launcher started, as it says."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """Processes that the launcher started, as it says.
+
+    Raises:
+        ConfigurationError: it says no number.
+    """
+    return _number("WORLD_SIZE", "1", least=1)
+
+
+def _number(variable: str, default: str, least: int) -> int:
+    value = os.environ.get(variable, default)
+    if value.isdecimal() and int(value) >= least:
+        return int(value)
+    raise ConfigurationError(
+        f"Environment variable {variable} is {value!r}; wanted a whole number from {least}, as launchers of several "
+        "processes set it (torchrun, accelerate launch). Unset it where there is no launcher."
+    )
 
 
 def own_device(device: str) -> str:
@@ -49,8 +63,15 @@ def count() -> int:
 
 
 def rank() -> int:
-    """Number of this process, from 0; before they have met, as the launcher says."""
-    return _distributed().get_rank() if _have_met() else int(os.environ.get("RANK", "0"))
+    """Number of this process, from 0; before they have met, as the launcher says. One that was started alone is the
+    first, whatever a RANK says that an earlier launcher may have left.
+
+    Raises:
+        ConfigurationError: it says no number.
+    """
+    if _have_met():
+        return _distributed().get_rank()
+    return _number("RANK", "0", least=0) if started() > 1 else 0
 
 
 def _have_met() -> bool:
@@ -87,6 +108,14 @@ def from_first(work: Callable[[], T]) -> T:
 
 
 @contextmanager
+def held_by_first(holding: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Something that the first process holds for all of them; where it cannot be had, all of them end."""
+    with ExitStack() as stack:
+        from_first(lambda: stack.enter_context(holding()))
+        yield
+
+
+@contextmanager
 def telling() -> Iterator[Callable[[Any], None]]:
     """In the first process: a function to be called once with what the others are to hear. An error in its stead
     reaches them too."""
@@ -116,8 +145,19 @@ def heard() -> Any:
     told: list[Any] = [None, None]
     _distributed().broadcast_object_list(told, src=0)
     if told[1] is not None:
-        raise told[1]
+        with alike():
+            raise told[1]
     return told[0]
+
+
+@contextmanager
+def alike() -> Iterator[None]:
+    """Around what all processes do with the same values: the first one alone tells of an error."""
+    try:
+        yield
+    except RankwrightError as error:
+        error.told_by_first = True
+        raise
 
 
 def _send(result: Any, error: RankwrightError | None) -> None:

@@ -39,11 +39,13 @@ from rankwright.algorithms.config import TrainConfig
 from rankwright.budget import Ahead
 from rankwright.checkpoints import (
     ALGORITHM_STATE,
+    alone_in,
     check_fingerprint,
     complete_checkpoint,
     fingerprint_of,
     make_folder,
     newest_checkpoint,
+    remove_after,
     sorted_checkpoints,
     step_of,
     sync_folder,
@@ -164,6 +166,7 @@ class QuestionSampler(Sampler[int]):
     def __init__(self, count: int, block: int, repeats: int, seed: int) -> None:
         self.count, self.block, self.repeats, self.seed = count, block, repeats, seed
         self.epoch = 0
+        self._drawn: tuple[int, list[int]] = (-1, [])
 
     def __len__(self) -> int:
         return self.count if self.repeats == 1 else self.count // self.block * self.block * self.repeats
@@ -184,8 +187,11 @@ class QuestionSampler(Sampler[int]):
         return self._order(epoch)[start : start + self.block]
 
     def _order(self, epoch: int) -> list[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return torch.randperm(self.count, generator=generator).tolist()
+        """Kept for the epoch that was asked for last: `at` asks before every step."""
+        if self._drawn[0] != epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._drawn = epoch, torch.randperm(self.count, generator=generator).tolist()
+        return self._drawn[1]
 
 
 class Schedule:
@@ -277,6 +283,7 @@ class FeedbackTrainer(Trainer):
         self.session_start = time.monotonic()
         self._reference_scores: dict[str, Tensor] = {}
         self._rollouts: dict[tuple[str, ...], Any] = {}
+        self._rollout_number = -1
         self._logged: dict[str, list[float]] = {}
         self._taught = False
         self._broken = ""
@@ -322,7 +329,8 @@ class FeedbackTrainer(Trainer):
             finally:
                 self._unwrap()
         if self._refusal:
-            raise LimitReachedError(f"{self._refusal} {self._how_to_go_on()}")
+            with processes.alike():
+                raise LimitReachedError(f"{self._refusal} {self._how_to_go_on()}")
 
     def _say_that_all_is_done(self) -> None:
         """Or it would look as if more had been trained."""
@@ -502,12 +510,10 @@ class FeedbackTrainer(Trainer):
         if reason := processes.first_of(f"Score is {bad[0].item()}" if len(bad) else ""):
             loss = self._left_out(reason)  # before anything is read for them
             return (loss, scores_QD) if return_outputs else loss
-        key = tuple(example.query.query_id for example in examples)
-        first_use = self.state.global_step % self.algorithm.inner_epochs == 0 or key not in self._rollouts
-        if first_use:
-            if self.algorithm.inner_epochs > 1 and len(self._rollouts) >= self.config.accumulation:
-                self._rollouts.clear()
-            number = self.state.global_step // self.algorithm.inner_epochs
+        key, number = tuple(e.query.query_id for e in examples), self.state.global_step // self.algorithm.inner_epochs
+        if number != self._rollout_number:
+            self._rollouts, self._rollout_number = {}, number
+        if key not in self._rollouts:
             with self._timed("reference"):
                 wanted = self.algorithm.needs_reference
                 reference_QD = self._score_reference(own) if wanted else torch.zeros_like(scores_QD)
@@ -520,8 +526,6 @@ class FeedbackTrainer(Trainer):
             self._note(rollout.metrics)
         rollout = self._rollouts[key]
         self._taught = self._taught or rollout.teaches
-        if self.algorithm.inner_epochs == 1:
-            self._rollouts.clear()
         if processes.count() > 1:
             rollout = rollout.rows(mine or [0], scores_QD.device)
             width = max(len(example.candidates) for example in examples)
@@ -620,7 +624,6 @@ class FeedbackTrainer(Trainer):
         """Writes the checkpoint aside, its manifest last, and renames it into place."""
         name = f"checkpoint-{self.state.global_step}"
         aside = self.folder / f".{name}.partial"
-        shutil.rmtree(aside, ignore_errors=True)
         final = self.folder / name
         real_output, limit = self.args.output_dir, self.args.save_total_limit
         best = self.state.best_global_step
@@ -722,7 +725,8 @@ class _Hooks(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.drop_empty_gradients()
-        self.trainer.leave_out_broken_step()
+        with processes.alike():
+            self.trainer.leave_out_broken_step()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # The last steps after the last cycle deserve an evaluation, too; not every Trainer asks for one.
@@ -745,14 +749,17 @@ class Teller(TrainerCallback):
 
 
 class _Emptying(TrainerCallback):
-    """Removes what an earlier run left once training begins; until then something may still be found wrong."""
+    """Removes what an earlier run left, or a session after the checkpoint from which this one goes on, once training
+    begins; until then something may still be found wrong."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, checkpoint: Path | None) -> None:
+        self.folder, self.checkpoint = folder, checkpoint
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        for old in sorted_checkpoints(self.folder):
-            shutil.rmtree(old)
+        if self.checkpoint is not None:
+            remove_after(self.folder, step_of(self.checkpoint))
+            return
+        remove_after(self.folder)
         for name in (METRICS, ALARMS):
             (self.folder / name).unlink(missing_ok=True)
 
@@ -825,10 +832,11 @@ class Bell(TrainerCallback):
             with _writing(self.path), self.path.open("a", encoding="utf-8") as stream:
                 stream.write(_line_of(alarm))
         if self.stop and alarms:
-            raise TrainingError(
-                f"{alarms[0]} The run stops there, because loop.stop_on_alarm is true; --resume goes on from the last "
-                "checkpoint, with --set loop.stop_on_alarm=false past the alarm."
-            )
+            with processes.alike():
+                raise TrainingError(
+                    f"{alarms[0]} The run stops there, because loop.stop_on_alarm is true; --resume goes on from the "
+                    "last checkpoint, with --set loop.stop_on_alarm=false past the alarm."
+                )
 
 
 def _line_of(alarm: Alarm) -> str:
@@ -1095,11 +1103,13 @@ def train(
         ReaderError: too many reads failed.
         ResumeError: the settings changed, the folder holds another run, or the checkpoint with the best weights is
             damaged.
-        StorageError: the folder cannot be written.
+        StorageError: the folder cannot be written, or another process trains in it.
         LimitReachedError: `may_go_on` gave a reason to stop.
     """
-    usable = usable_examples(examples)
-    algorithm.check(usable)
+    processes.meet(next(policy.parameters()).device.type)
+    with processes.alike():
+        usable = usable_examples(examples)
+        algorithm.check(usable)
     make_folder(folder)
     deciding = {name: value for name, value in asdict(config).items() if name != "stop_on_alarm"}
     loop = {"loop": deciding, "seed": seed, "inner_epochs": algorithm.inner_epochs}
@@ -1108,37 +1118,42 @@ def train(
     for module in policy.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    checkpoint = newest_checkpoint(folder) if resume else None
-    metrics_file, bell = MetricsFile(folder / METRICS), Bell(folder, config.stop_on_alarm)
-    files = [] if processes.rank() else [*([_Emptying(folder)] if checkpoint is None else []), metrics_file]
-    trainer = FeedbackTrainer(
-        policy,
-        reference,
-        algorithm,
-        usable,
-        score_dev,
-        config,
-        folder,
-        fingerprint,
-        seed,
-        [*files, *([Teller(on_step)] if on_step and not processes.rank() else []), bell, *callbacks],
-        may_go_on,
-    )
-    if checkpoint is not None:
-        check_fingerprint(checkpoint, fingerprint)
-        trainer.restore(checkpoint)
-        processes.from_first(lambda: metrics_file.restore(trainer.state.log_history))
-        bell.replay(metrics_file.path)
-    torch.manual_seed(seed)
-    trainer.run(checkpoint)
-    seconds = trainer.seconds()
-    best_step = trainer.state.best_global_step if score_dev else None
-    if best_step is None:
-        best_step = trainer.state.global_step
-    elif best_step == 0:
-        policy.load_state_dict(trainer.start)
-    elif best_step != trainer.state.global_step:
-        load_weights(policy, complete_checkpoint(folder, best_step))
+    with processes.held_by_first(lambda: alone_in(folder)):
+        checkpoint = processes.from_first(lambda: newest_checkpoint(folder)) if resume else None
+        metrics_file, bell = MetricsFile(folder / METRICS), Bell(folder, config.stop_on_alarm)
+        files = [] if processes.rank() else [_Emptying(folder, checkpoint), metrics_file]
+        trainer = FeedbackTrainer(
+            policy,
+            reference,
+            algorithm,
+            usable,
+            score_dev,
+            config,
+            folder,
+            fingerprint,
+            seed,
+            [*files, *([Teller(on_step)] if on_step and not processes.rank() else []), bell, *callbacks],
+            may_go_on,
+        )
+        if checkpoint is not None:
+            with processes.alike():
+                check_fingerprint(checkpoint, fingerprint)
+            trainer.restore(checkpoint)
+            best = trainer.state.best_global_step if score_dev else None
+            if best and best != trainer.state.global_step:  # before anything more is paid for
+                processes.from_first(lambda: complete_checkpoint(folder, best))
+            processes.from_first(lambda: metrics_file.restore(trainer.state.log_history))
+            bell.replay(metrics_file.path)
+        torch.manual_seed(seed)
+        trainer.run(checkpoint)
+        seconds = trainer.seconds()
+        best_step = trainer.state.best_global_step if score_dev else None
+        if best_step is None:
+            best_step = trainer.state.global_step
+        elif best_step == 0:
+            policy.load_state_dict(trainer.start)
+        elif best_step != trainer.state.global_step:
+            load_weights(policy, complete_checkpoint(folder, best_step))
     if best_step:
         interpolate(policy, trainer.start, config.interpolation)
         if isinstance(policy, Scorer):  # what was fitted to the scores of before says nothing of these

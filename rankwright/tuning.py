@@ -29,11 +29,14 @@ from rankwright.algorithms.generating import GeneratingConfig, GRPOConfig, SFTCo
 from rankwright.algorithms.grpo import TRLReward, begun_by
 from rankwright.checkpoints import (
     ALGORITHM_STATE,
+    alone_in,
     check_fingerprint,
     fingerprint_of,
     make_folder,
     newest_checkpoint,
+    remove_after,
     sorted_checkpoints,
+    step_of,
     sync_folder,
     write_manifest,
 )
@@ -379,12 +382,16 @@ class _Session:
         make_folder(folder)
         self.folder, self.on_step = folder, on_step
         self.fingerprint = fingerprint_of({"loop": asdict(loop), "seed": seed, **settings})
-        self.checkpoint = newest_checkpoint(folder) if resume else None
+        self.checkpoint = processes.from_first(lambda: newest_checkpoint(folder)) if resume else None
         if self.checkpoint is not None:
             check_fingerprint(self.checkpoint, self.fingerprint)
 
     def run(self, trainer: Any, score: Score | None, seconds: float, every: int, cycle: int, order: Any) -> Tuned:
         """Trains to the end or the limit."""
+        with processes.held_by_first(lambda: alone_in(self.folder)):
+            return self._run(trainer, score, seconds, every, cycle, order)
+
+    def _run(self, trainer: Any, score: Score | None, seconds: float, every: int, cycle: int, order: Any) -> Tuned:
         metrics, began = MetricsFile(self.folder / METRICS), time.monotonic()
         trainer.fingerprint = self.fingerprint
         trainer.remove_callback(PrinterCallback)  # metrics.jsonl and the progress bar say it better
@@ -392,9 +399,8 @@ class _Session:
         tellers = [Teller(self.on_step)] if self.on_step else []
         for callback in (watch, *([] if processes.rank() else [metrics, *tellers])):
             trainer.add_callback(callback)
-        if self.checkpoint is None:
-            processes.from_first(self._clear)
-        else:
+        processes.from_first(self._clear)
+        if self.checkpoint is not None:
             trainer.state = TrainerState.load_from_json(str(self.checkpoint / "trainer_state.json"))
             history = trainer.state.log_history
             processes.from_first(lambda: metrics.restore(history))
@@ -408,9 +414,11 @@ class _Session:
         )
 
     def _clear(self) -> None:
-        """Takes out what an earlier run of this folder left."""
-        for old in sorted_checkpoints(self.folder):
-            shutil.rmtree(old)
+        """Takes out what an earlier run of this folder left, or a session after the checkpoint."""
+        if self.checkpoint is not None:
+            remove_after(self.folder, step_of(self.checkpoint))
+            return
+        remove_after(self.folder)
         (self.folder / METRICS).unlink(missing_ok=True)
 
 

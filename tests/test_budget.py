@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -373,6 +374,20 @@ def test_what_is_announced_is_what_comes(
     came = [(made, ahead) for ahead, made in zip(announced, read, strict=True) if made]
     assert [ahead.examples for _, ahead in came] == [ahead.examples for ahead in whole]
     assert [ahead.evaluations for _, ahead in came] == [ahead.evaluations for ahead in whole]
+
+
+def test_the_order_of_an_epoch_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dry run looks at every step of millions of questions."""
+    drawn, plain = list[int](), torch.randperm
+
+    def randperm(count: int, **given: Any) -> torch.Tensor:
+        drawn.append(count)
+        return plain(count, **given)
+
+    monkeypatch.setattr(torch, "randperm", randperm)
+    schedule = Schedule(examples(20), TrainConfig(epochs=3, batch_size=4), 1, 0, has_dev=False)
+    assert len(list(schedule.whole())) == 15
+    assert drawn == [20] * 3
 
 
 def test_hours_are_counted_over_all_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,7 @@ from rankwright.training import requests_of
 from rankwright.types import Answer, Context, Document, Example, Query, ReadFailed, ReadResult
 from tests.cli_kit import make_model, rows, write_rows
 from tests.tiny_causal import WORDS, save_causal
+from tests.training_kit import held_elsewhere
 
 HERE = {"data.retriever": "given", "data.dev_share": "0.25", "data.test_share": "0.25", "loop.eval_steps": "2"}
 
@@ -140,6 +141,15 @@ def test_a_damaged_config_is_named(
     found = capsys.readouterr().err
     assert f"File {config} is damaged" in found
     assert "--overwrite" in found
+
+
+def test_a_run_that_another_process_makes_is_refused_before_anything_is_read(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rankwright.cli.run.load_splits", lambda *_: pytest.fail("the questions were loaded"))
+    with held_elsewhere(Path("runs/a")):
+        assert run(command) == 6
+    assert "Run folder runs/a is being written by process 7 on moon" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_comparison_that_fails_costs_nothing_of_the_training(

@@ -24,6 +24,7 @@ from rankwright.llms.local import LocalLLM
 from rankwright.prompts.ranking import load_ranking_prompt
 from rankwright.types import Example
 from tests.cli_kit import one_line, write_rows
+from tests.training_kit import held_elsewhere
 
 PROMPT = Path(language.__file__).with_name("listwise.yaml")
 GIVEN = ["--data", "test.jsonl", "--retriever", "given", "--reader", "none"]
@@ -104,6 +105,15 @@ def check_records(result: dict[str, Any], capsys: pytest.CaptureFixture[str]) ->
     assert run(["report", "runs/a", "--out", "again.html"]) == 0
     assert run(["compare", "runs/a", "runs/a", "--before-model", "reference", "--output", "json"]) in (0, 8)
     assert one_line(capsys.readouterr().out)["delta"] == pytest.approx(result["delta"])
+
+
+def test_a_run_that_another_process_makes_is_refused_before_anything_is_read(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rankwright.cli.tune.load_splits", lambda *_: pytest.fail("the questions were loaded"))
+    with held_elsewhere(Path("runs/a")):
+        assert run([*command, "--method", "sft", "--name", "a"]) == 6
+    assert "Run folder runs/a is being written by process 7 on moon" in " ".join(capsys.readouterr().err.split())
 
 
 def test_in_python_train_tunes_too(command: list[str]) -> None:

@@ -14,9 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import rankwright
 from rankwright import processes
 from rankwright.cli.app import run as run_command
-from rankwright.errors import TrainingError
+from rankwright.cli.common import console
+from rankwright.errors import ModelError, TrainingError
 from tests.cli_kit import make_model, rows, write_rows
 from tests.process_run import CASES
 from tests.test_cli_costs import endpoint
@@ -179,6 +181,60 @@ def test_a_verb_that_shares_nothing_is_refused_in_several(
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run_command([verb, "first-stage"] if verb == "eval" else [verb, "--data", "q.jsonl"]) == 2
     assert f"rankwright {verb} was started in 2 processes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("variables", [{"RANK": "1"}, {"RANK": "", "WORLD_SIZE": "1"}, {"LOCAL_RANK": "3"}])
+def test_a_number_that_an_earlier_launcher_left_silences_nothing(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert run_command(["--version"]) == 0
+    assert capsys.readouterr().out == f"{rankwright.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"WORLD_SIZE": ""}, {"WORLD_SIZE": "0"}, {"WORLD_SIZE": "two"}, {"WORLD_SIZE": "2", "RANK": "-1"}],
+    ids=str,
+)
+def test_a_launcher_that_says_no_number_is_named(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert run_command(["--version"]) == 2
+    name, value = list(variables.items())[-1]
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"rankwright: Environment variable {name} is {value!r}; wanted a whole number from ")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (ModelError("Model 'm' is not there."), 5, ["rankwright: process 1: Model 'm' is not there."]),
+        (MemoryError("full"), 6, ["rankwright: process 1: Unexpected MemoryError: full. Please report it"]),
+        (KeyboardInterrupt(), 130, []),  # Ctrl-C reaches all of them
+    ],
+)
+def test_another_process_than_the_first_tells_what_ended_it_alone(
+    error: BaseException,
+    code: int,
+    told: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def ended(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(console, "quiet", False)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("rankwright.cli.app.write_out", ended)
+    assert run_command(["--version"]) == code
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("rankwright: ")]
+    assert [line[: len(start)] for line, start in zip(lines, told, strict=True)] == told
 
 
 def test_alone_nothing_is_shared() -> None:

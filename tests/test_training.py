@@ -72,6 +72,7 @@ from tests.training_kit import (
     StoppedError,
     assert_same_checkpoint,
     assert_same_run,
+    held_elsewhere,
     rows_of,
     same,
     stop_at,
@@ -190,6 +191,26 @@ def test_inner_epochs_reuse_the_rollout(tmp_path: Path) -> None:
     assert result.dev_best == 1.0
     clipped = [json.loads(line).get("clipped_share") for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert max(value for value in clipped if value is not None) > 0
+
+
+def test_what_an_inner_epoch_left_out_is_not_read_twice_later(tmp_path: Path) -> None:
+    """One of two passes of the first rollout never has scores, which so holds one batch, not two."""
+    passes, collected = itertools.count(), list[tuple[int, str]]()
+
+    class Lost(ToyPolicy):
+        def forward(self, requests: Sequence[RerankRequest]) -> torch.Tensor:
+            return super().forward(requests) + (math.nan if next(passes) in (0, 2) else 0.0)
+
+    class Noting(RRPO):
+        def collect(self, scores_QD: Any, reference_scores_QD: Any, examples: Any, rollout_number: int) -> Any:
+            collected.extend((rollout_number, example.query.query_id) for example in examples)
+            return super().collect(scores_QD, reference_scores_QD, examples, rollout_number)
+
+    algorithm = Noting(RRPOConfig(inner_epochs=2), ToyReader(), answer_reward("f1"))
+    config = replace(LOOP, batch_size=2, accumulation=2, epochs=1, eval_steps=100)
+    train(Lost(), ToyPolicy(), algorithm, examples(20), config, tmp_path)
+    assert len(collected) == len({*collected}) == 20 - 2
+    assert [number for number, _ in collected] == [0] * 2 + sorted([1, 2, 3, 4] * 4)
 
 
 def test_the_comparison_sees_a_single_bit() -> None:
@@ -550,6 +571,18 @@ def test_an_earlier_run_stays_until_training_begins(tmp_path: Path) -> None:
     assert (sorted_checkpoints(tmp_path), rows_of(tmp_path)) == before
 
 
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_run_that_another_process_makes_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    run(tmp_path)
+    before = sorted_checkpoints(tmp_path), rows_of(tmp_path)
+    monkeypatch.setattr(ToyReader, "answer", lambda *_: pytest.fail("the reader was asked"))
+    with held_elsewhere(tmp_path), pytest.raises(StorageError, match="is being written by process 7 on moon"):
+        run(tmp_path, resume=resume)
+    assert (sorted_checkpoints(tmp_path), rows_of(tmp_path)) == before
+
+
 def test_a_query_id_that_comes_twice_is_refused(tmp_path: Path) -> None:
     policy = ToyPolicy()
     with pytest.raises(DataError, match="Query id 'q1' appears more than once in the training questions"):
@@ -652,6 +685,48 @@ def test_patience_counts_evaluations_after_the_first(
 ) -> None:
     config = TrainConfig(epochs=6, batch_size=4, eval_steps=3, patience=patience)
     assert with_dev(tmp_path, config, rewards).steps == steps
+
+
+def test_best_weights_that_are_damaged_are_refused_before_anything_is_paid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run would read to its end, and have nothing to end with."""
+    config = TrainConfig(batch_size=4, eval_steps=3)
+    with pytest.raises(StoppedError):
+        with_dev(tmp_path, config, [0.0, 1.0], callbacks=[stop_at(8)])
+    (tmp_path / "checkpoint-3" / "model.safetensors").write_bytes(b"damaged")
+    monkeypatch.setattr(ToyReader, "answer", lambda *_: pytest.fail("the reader was asked"))
+    before = rows_of(tmp_path)
+    with pytest.raises(ResumeError, match=r"checkpoint-3, whose weights are the best on dev, is damaged"):
+        with_dev(tmp_path, config, resume=True)
+    assert rows_of(tmp_path) == before
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-6"
+
+
+def test_what_a_resumed_run_saves_is_its_newest(tmp_path: Path) -> None:
+    """A damaged checkpoint of a later step would be kept in its place."""
+    config = TrainConfig(batch_size=4, eval_steps=3, trainer={"save_total_limit": 1})
+    asked = itertools.count()
+    with pytest.raises(StoppedError):
+        with_dev(tmp_path, config, [0.0, 1.0], callbacks=[stop_at(8)])
+    assert [step_of(folder) for folder in sorted_checkpoints(tmp_path)] == [3, 6]  # 3 is the best
+    (tmp_path / "checkpoint-6" / "manifest.json").unlink()
+    with pytest.raises(LimitReachedError, match=r"Enough\. All is saved at step 4 "):
+        with_dev(tmp_path, config, resume=True, may_go_on=lambda _: "Enough." if next(asked) else None)
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+    assert [step_of(folder) for folder in sorted_checkpoints(tmp_path)] == [3, 4]
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_halves_of_checkpoints_go(tmp_path: Path, resume: bool) -> None:
+    """Whether or not the run comes to their steps again."""
+    with pytest.raises(StoppedError):
+        run(tmp_path, callbacks=(stop_at(4),))
+    half = tmp_path / ".checkpoint-5.partial" / "checkpoint-5"
+    half.mkdir(parents=True)
+    (half / "model.safetensors").write_bytes(b"torn")
+    run(tmp_path, resume=resume)
+    assert not half.parent.exists()
 
 
 def test_patience_goes_through_a_resume(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import numpy
 import torch
 from transformers import BertForSequenceClassification, TrainerCallback
 
-from rankwright.checkpoints import sorted_checkpoints
+from rankwright.checkpoints import LOCK, sorted_checkpoints
 from rankwright.rerankers.cross_encoder import CrossEncoderReranker
 from tests.tiny_bert import tiny_config, tiny_tokenizer
 
@@ -31,6 +34,17 @@ def stop_at(step: int) -> TrainerCallback:
             self.on_step_begin(args, state, control)
 
     return StopAt()
+
+
+@contextmanager
+def held_elsewhere(folder: Path) -> Iterator[None]:
+    """As if another process made a run in this folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as stream:
+        stream.write("process 7 on moon")
+        stream.flush()
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:

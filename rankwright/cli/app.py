@@ -47,10 +47,11 @@ def _root(context: typer.Context, version: bool = typer.Option(False, "--version
         raise typer.Exit
     verb, started = context.invoked_subcommand, processes.started()
     if started > 1 and verb not in (None, *SHARED):
-        raise ConfigurationError(
-            f"rankwright {verb} was started in {started} processes (WORLD_SIZE), each of which would do and pay for "
-            f"all of it; wanted one. Only {' and '.join(SHARED)} share their work: leave the launcher out."
-        )
+        with processes.alike():
+            raise ConfigurationError(
+                f"rankwright {verb} was started in {started} processes (WORLD_SIZE), each of which would do and pay "
+                f"for all of it; wanted one. Only {' and '.join(SHARED)} share their work: leave the launcher out."
+            )
 
 
 SHARED = ("train", "demo")
@@ -63,17 +64,17 @@ INTERRUPTED = (
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; errors made for users are one line, others a traceback. Of several
-    processes that a launcher started the first one speaks for all."""
-    if processes.rank():
-        console.quiet, sys.stdout = True, None
+    processes that a launcher started the first one speaks for all, and another only of what ended it alone."""
     try:
+        if processes.rank():
+            console.quiet, sys.stdout = True, None
         result = app(list(arguments) if arguments is not None else None, standalone_mode=False)
         if result == 130:  # what Typer makes of Ctrl-C
-            return _fail(INTERRUPTED, 130)
+            return _fail(INTERRUPTED, 130, told=True)
         write_out("")  # what others printed is still buffered
         return result if isinstance(result, int) else 0
     except RankwrightError as error:
-        return _fail(as_command(str(error)), error.exit_code)
+        return _fail(as_command(str(error)), error.exit_code, told=error.told_by_first)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("rankwright"):
             raise
@@ -82,7 +83,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         )
         return _fail(str(missing), missing.exit_code)
     except KeyboardInterrupt:
-        return _fail(INTERRUPTED, 130)
+        return _fail(INTERRUPTED, 130, told=True)
     except typer.Exit as stop:
         return stop.exit_code
     except typer.Abort:
@@ -109,9 +110,19 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"Unexpected {type(error).__name__}: {error}. Please report it with the lines above.", 6)
 
 
-def _fail(message: str, code: int) -> int:
+def _fail(message: str, code: int, *, told: bool = False) -> int:
+    """Tells how the command ended.
+
+    Args:
+        message: for people.
+        code: to end with.
+        told: whether the first of several processes says the same.
+    """
+    number = 0
+    with contextlib.suppress(ConfigurationError):  # which is then what the message is about
+        number = processes.rank()
+    if number and told:
+        return code
     with contextlib.suppress(OSError):  # nobody may be listening any more
-        if processes.rank():
-            return code
-        print(f"rankwright: {harmless(message)}", file=sys.stderr)
+        print(f"rankwright: {f'process {number}: ' if number else ''}{harmless(message)}", file=sys.stderr)
     return code

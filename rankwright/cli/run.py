@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import rankwright
 from rankwright import processes
 from rankwright.budget import Budget
-from rankwright.checkpoints import check_same_settings, make_folder, write_manifest
+from rankwright.checkpoints import alone_in, check_same_settings, make_folder, write_manifest
 from rankwright.cli.build import (
     Splits,
     build_reader,
@@ -104,6 +104,7 @@ def run_training(
         return _helped(settings, name, resume)
     with contextlib.ExitStack() as stack:
         with processes.telling() as tell:
+            stack.enter_context(alone_in(run_folder(name)))
             run = _prepared(stack, settings, name, splits, resume, overwrite, command)
             tell((run.splits, run.deciding))
         if not resume:

@@ -17,6 +17,7 @@ from rankwright import processes
 from rankwright.algorithms.grpo import PromptRows, TRLReward, order_of, prompt_rows
 from rankwright.algorithms.targets import label_order, targets
 from rankwright.backbone import sha256_file
+from rankwright.checkpoints import alone_in
 from rankwright.cli.build import Splits, build_reader, checked_device, counted_store, load_splits, quiet_bars
 from rankwright.cli.card import tuned_card
 from rankwright.cli.common import WORSE_EXIT_CODE, say, training_bar
@@ -73,6 +74,14 @@ def run_tuning(
     checked_device(settings.model.device)
     processes.meet(settings.model.device)
     quiet_bars()
+    with processes.held_by_first(lambda: alone_in(folder)):
+        return _run_alone(settings, name, folder, resume, overwrite, command)
+
+
+def _run_alone(
+    settings: RunSettings, name: str, folder: Path, resume: bool, overwrite: bool, command: str
+) -> dict[str, Any]:
+    """The run, in a folder that no other process writes."""
     _check_folder(folder, resume, overwrite)
     if settings.method == "grpo" and ":" in settings.reward:
         answer_reward_of(settings) if settings.asks_reader else written_reward_of(settings, None)  # imported now

@@ -175,6 +175,22 @@ def replace_text(path: Path, text: str) -> None:
         stream.write(text.encode())
 
 
+def take_lock(stream: IO[Any]) -> bool:
+    """Whether nobody else holds a file, which is then held until the stream is closed or the process dies. Where the
+    system has no such locks, or the disk none, nobody looks."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return True
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A stream beside the file, whose content takes the file's place once it is whole and on the disk."""

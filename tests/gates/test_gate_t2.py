@@ -39,9 +39,9 @@ MUTANTS = [
     Mutant(
         "T2",
         GATE,
-        TRAINING,
-        'aside = self.folder / f".{name}.partial"\n        shutil.rmtree(aside, ignore_errors=True)',
-        'aside = self.folder / f".{name}.partial"',
+        "rankwright/checkpoints.py",
+        '(*later, *folder.glob(".checkpoint-*.partial"))',
+        "later",
     ),
     Mutant(
         "T2",
