@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 import rankwright
 from rankwright.errors import ConfigurationError
 from rankwright.evaluation import FirstStage, Progress, Score, check_examples, digest_of, rank_with, tell_nobody
-from rankwright.metrics.answer import contains_answer
+from rankwright.metrics.answer import CLOSED_ANSWERS, contains_answer, normalise
 from rankwright.metrics.significance import bootstrap_interval
 from rankwright.reading import MAX_FAILED_READS, check_failed_reads, read_prefixes
 from rankwright.types import Example, Ranking, Reader, Reranker, Reward
@@ -54,7 +54,7 @@ MINIMUM_TEACHING = 0.05
 
 NUMBERS: Mapping[str, str] = {
     "found": "recall ceiling: a candidate is labelled relevant or holds an accepted answer (share of questions)",
-    "hit": "a candidate holds an accepted answer (share of questions; hit@depth)",
+    "hit": "a candidate holds an accepted answer other than yes and no (share of questions)",
     "relevant_one": "one relevant passage or more is among the candidates (share of labelled questions)",
     "relevant_all": "all relevant passages are among the candidates (share of labelled questions)",
     "no_documents": "reward of the answer without any document",
@@ -409,7 +409,11 @@ def _marks(example: Example) -> dict[int, int]:
 
 
 def _with_answer(example: Example) -> list[int]:
-    return [i for i, document in enumerate(example.candidates) if contains_answer(document.text, example.answers)]
+    """Positions of the candidates that hold an accepted answer; a passage with the word no answers nothing by it."""
+    answers = [answer for answer in example.answers if normalise(answer) not in CLOSED_ANSWERS]
+    if not answers:
+        return []
+    return [i for i, document in enumerate(example.candidates) if contains_answer(document.text, answers)]
 
 
 class _Reads:

@@ -299,6 +299,20 @@ def test_answers_are_marks_where_no_candidate_is_labelled() -> None:
     assert bare.means.keys() & {"relevant_one", "relevant_all"} == set()
 
 
+def test_yes_and_no_mark_no_passage() -> None:
+    """The word stands in many texts that do not answer; only a label tells."""
+    documents = (Document("a", "No ships sail there."), Document("b", "Oh yes, it rains."), Document("c", "Rome."))
+    rows = [
+        Example(Query(f"q{i}", "?"), documents, answers)
+        for i, answers in enumerate([("No.",), ("yes",), ("no", "rome")] * 10)
+    ]
+    found = diagnose(rows, Says(lambda *_: "no"), F1)
+    assert (mean(found, "found"), mean(found, "hit")) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
+    assert found.means["gold_first"].n == 10
+    labelled = diagnose([replace(row, relevance={"b": 1}) for row in rows], Says(lambda *_: "no"), F1)
+    assert mean(labelled, "found") == 1
+
+
 def test_order_noise_is_the_spread_over_orders_of_the_same_passages() -> None:
     prices: dict[tuple[str, ...], float] = {("0", "1", "2"): 0.2, ("2", "1", "0"): 0.5, ("1", "2", "0"): 0.6}
     found = diagnose(world(40, 3), READER, Priced(lambda _, ids: prices.get(ids, 0.0)), orders=0)
