@@ -561,11 +561,13 @@ def _judged(means: Mapping[str, Score], settings: DiagnosisSettings) -> tuple[Ve
     if reason := _weak_reader(means):
         return "limit: reader", reason
     if headroom.ci_low < MINIMUM_HEADROOM:
-        return _largest_loss(
-            means,
+        why = (
             f"the best order found earns {_shown(headroom)} more than {settings.reference}, which does not show a "
-            f"headroom of {MINIMUM_HEADROOM}",
+            f"headroom of {MINIMUM_HEADROOM}"
         )
+        if headroom.ci_high < MINIMUM_HEADROOM:
+            return _largest_loss(means, why)
+        return "undecided", f"{why}, and does not rule it out. Read more questions."
     gold = means.get("gold_headroom")
     if gold is not None and gold.ci_low <= 0.0:
         luck = (

@@ -183,6 +183,17 @@ def test_the_data_is_the_limit_where_all_orders_are_equal() -> None:
     assert mean(found, "headroom") == mean(found, "teaching") == 0.0
 
 
+def test_few_questions_with_headroom_are_no_proof_that_there_is_none() -> None:
+    """Two of thirty hide what the reader needs: on average 0.067, which may be 0 and may be 0.17."""
+    first, last = (DOCUMENTS[7], *WITHOUT_SEVEN), (*WITHOUT_SEVEN, DOCUMENTS[7])
+    rows = [replace(row, candidates=last if i < 2 else first) for i, row in enumerate(examples(30))]
+    found = diagnose(rows, ToyReader(), F1)
+    headroom = found.means["headroom"]
+    assert (headroom.mean, headroom.ci_low < 0.02 < headroom.ci_high) == (pytest.approx(2 / 30), True)
+    assert found.verdict == "undecided"
+    assert found.reason.endswith("and does not rule it out. Read more questions.")
+
+
 def test_the_data_is_the_limit_where_no_sample_ever_differs() -> None:
     sure = Reference()
     with torch.no_grad():
