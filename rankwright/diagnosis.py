@@ -329,14 +329,27 @@ def _affordable(
 ) -> tuple[list[Example], int]:
     """The first questions that cost at most `limit` reader calls together, and what they cost at most."""
     costs = [settings.reads_per_question(len(example.candidates)) for example in examples]
-    sums = list(itertools.accumulate(costs))
-    count = len(examples) if limit is None else sum(total <= limit for total in sums)
-    if not count:
+    count = affordable(costs, limit)
+    return list(examples[:count]), sum(costs[:count])
+
+
+def affordable(costs: Sequence[int], limit: int | None) -> int:
+    """How many of the questions, from the first one on, cost at most `limit` reader calls together.
+
+    Args:
+        costs: reader calls of each question at most.
+        limit: None for as many as there are.
+
+    Raises:
+        ConfigurationError: not even the first one.
+    """
+    count = len(costs) if limit is None else sum(total <= limit for total in itertools.accumulate(costs))
+    if costs and not count:
         raise ConfigurationError(
             f"max_reader_calls is {limit}, but one question may cost {costs[0]} reader calls; wanted at least that, "
             f"and about {MINIMUM_QUESTIONS * costs[0]} for a verdict. Raise it, or lower orders and samples."
         )
-    return list(examples[:count]), sums[count - 1]
+    return count
 
 
 class _Question:

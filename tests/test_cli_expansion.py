@@ -23,6 +23,7 @@ from rankwright.cli.settings import ExpansionSettings, ReaderSettings, settings_
 from rankwright.data import load_examples, read_trec_run
 from rankwright.errors import ConfigurationError, ResumeError
 from rankwright.llms.cache import ReadStore
+from rankwright.llms.http import OPENAI_URL
 from rankwright.prompts import ask_for_passage, load_prompt
 from rankwright.rerankers import load
 from rankwright.retrieval import BM25
@@ -242,6 +243,33 @@ def test_eval_compares_on_expanded_candidates_and_its_reader_sees_the_question_a
     assert not any("tends" in text for text in read)
     name = next(run for run in ledger() if run.endswith("/expansion"))
     assert (ledger()[name], ledger()[name.removesuffix("/expansion")]) == ((12, 0), (12, 0))
+
+
+def test_diagnose_expands_the_questions_that_it_reads_once_nothing_speaks_against_it(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two out of three passages have six orders, and none is read, too: seven reads a question."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with endpoint() as (url, asked):
+        plain = ["diagnose", *FILES, "--depth", "3", "--top-k", "2", "--model", "first-stage", "--expand-with", url]
+        command = [*plain, "--expand-model", "m"]
+        reader = ["--reader", url, "--reader-model", "m"]
+        for more, words in (
+            ([*reader, "--max-reader-calls", "6"], "one question may cost 7 reader calls"),
+            (["--repeat-reads"], "the embedded reader always answers the same"),
+            (["--reader", url], f"Reader {url} was given without a model name"),
+            ([*reader, "--price-input", "1"], "Only the input price of reader"),
+            (["--reader", OPENAI_URL, "--reader-model", "m"], f"Key for {OPENAI_URL} is missing"),
+            ([*reader, "--reader-prompt", "nowhere.txt"], "nowhere.txt"),
+            (["--reader", "runs/nowhere"], "nowhere"),
+            ([*reader, "--model", "./nowhere"], "Model folder './nowhere' does not exist"),
+        ):
+            assert run([*command, *more]) in (2, 4)
+            assert words in " ".join(capsys.readouterr().err.split()), more
+            assert not asked
+        assert run([*command, *reader, "--max-reader-calls", "20"]) == 0
+        assert "Diagnosis reads 2 questions instead of 12" in capsys.readouterr().err
+    assert sum(text.startswith("Write a short passage") for text in asked) == 2
 
 
 def test_an_endpoint_without_a_model_name_is_named(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

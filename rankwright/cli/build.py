@@ -133,11 +133,7 @@ def _local(settings: ReaderSettings, device: str, role: Role) -> LocalLLM | VLLM
     """A language model on this machine."""
     from rankwright.llms.endpoint import VLLM, bare_place
 
-    if settings.model:
-        raise ConfigurationError(
-            f"{role.what} {settings.reader} is a model on this machine, but '{settings.model}' was given as model of "
-            f"an endpoint. Leave {role.model_flag} out, or give the endpoint's base URL as {role.place_flag}."
-        )
+    _check_local(settings, role)
     if settings.reader.startswith(VLLM):
         from rankwright.llms.offline import VLLMOffline
 
@@ -145,6 +141,34 @@ def _local(settings: ReaderSettings, device: str, role: Role) -> LocalLLM | VLLM
     from rankwright.llms.local import LocalLLM
 
     return LocalLLM(settings.reader, device=device)
+
+
+def _check_local(settings: ReaderSettings, role: Role) -> None:
+    if settings.model:
+        raise ConfigurationError(
+            f"{role.what} {settings.reader} is a model on this machine, but '{settings.model}' was given as model of "
+            f"an endpoint. Leave {role.model_flag} out, or give the endpoint's base URL as {role.place_flag}."
+        )
+
+
+def check_reader(settings: ReaderSettings) -> None:
+    """Whether the reader can be made, as far as shows without a call and without loading a model: for whoever pays
+    query expansion before there is a reader.
+
+    Raises:
+        RankwrightError: it cannot.
+    """
+    from rankwright.llms.endpoint import bare_place, check_name
+    from rankwright.prompts import load_prompt
+
+    if settings.reader in ("embedded", "none"):
+        return
+    load_prompt(settings.prompt)
+    if settings.is_endpoint:
+        _endpoint(settings, READER)
+    else:
+        _check_local(settings, READER)
+        check_name(bare_place(settings.reader))
 
 
 def command_run(verb: str) -> str:

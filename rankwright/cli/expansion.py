@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rankwright.cli.build import Role, build_llm, candidates, open_store, tell_of_calls
+from rankwright.cli.build import Role, build_llm, candidates, check_reader, open_store, tell_of_calls
 from rankwright.cli.common import progress_bars, say
 from rankwright.cli.settings import DataSettings, ExpansionSettings, ReaderSettings
 from rankwright.errors import ResumeError
@@ -93,11 +93,16 @@ def with_first_stage(
     run: str,
     device: str = "cpu",
 ) -> tuple[list[Example], str]:
-    """The examples with `data.depth` candidates, and the first stage as it belongs in a signature."""
+    """The examples with `data.depth` candidates, and the first stage as it belongs in a signature.
+
+    Raises:
+        RankwrightError: reader or expansion cannot be used, or the expansion failed too often.
+    """
     if data.retriever == "given":
         return candidates(examples, corpus, "given", data.depth), "given"
     first = index = BM25(corpus)
     if expansion.wanted:
+        check_reader(reader)  # which is made later, when the passages are paid for
         first = expanded(index, [example.query for example in examples], expansion, reader, run, device=device)
     return candidates(examples, corpus, "bm25", data.depth, first), first.name
 
