@@ -40,6 +40,7 @@ from rankwright.errors import ConfigurationError, ReaderError, ResumeError, Stor
 from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, PairedTest, digest_of, evaluate, verdict
 from rankwright.manifests import MANIFEST, MODEL, damaged_files
 from rankwright.metrics.ranking import has_relevant
+from rankwright.readers import CachedReader, LLMReader
 from rankwright.reporting import unchanged, write_report
 from rankwright.types import (
     Answer,
@@ -136,6 +137,20 @@ class _Run:
     deciding: Mapping[str, Any]
     """What --resume compares."""
 
+    def check_comparison(self, contexts: Sequence[Context]) -> None:
+        """Whether the limits allow the comparison, of which an interrupted one may have left answers in the cache.
+
+        Raises:
+            LimitReachedError: they do not.
+        """
+        reader = self.reader
+        stop_if(
+            self.budget.comparison(
+                reader.unanswered(contexts) if isinstance(reader, CachedReader | LLMReader) else contexts
+            ),
+            "The model is trained and saved: the same command with --resume and a higher limit makes the comparison.",
+        )
+
 
 def _prepared(
     stack: contextlib.ExitStack,
@@ -208,11 +223,7 @@ def _finished(run: _Run, trained: TrainResult) -> RunOutcome:
     with writing(folder):
         run.policy.save(folder / MODEL)  # before the comparison, which may fail: training is paid for
         write_manifest(folder, (*BEGUN_WITH, *model_files(folder)))
-    stop_if(
-        run.budget.comparison(),
-        "The model is trained and saved: the same command with --resume and a higher limit makes the comparison.",
-    )
-    evaluation, hits = _compare(settings, splits, run.reader, run.reference, run.policy)
+    evaluation, hits = _compare(settings, splits, run.reader, run.reference, run.policy, run.check_comparison)
     totals = run.store.ledger.totals(run.run_id)
     tell_of_cut(run.policy, "Split long passages, or raise --set model.max_length as far as the model goes.")
     tell_of_reader_cut(run.reader)
@@ -589,7 +600,12 @@ def rankers(splits: Splits, reference: Any, policy: Any) -> dict[str, Reranker]:
 
 
 def _compare(
-    settings: RunSettings, splits: Splits, reader: Reader | None, reference: Any, policy: Any
+    settings: RunSettings,
+    splits: Splits,
+    reader: Reader | None,
+    reference: Any,
+    policy: Any,
+    may_read: Callable[[Sequence[Context]], None] | None = None,
 ) -> tuple[Evaluation, int]:
     """Reference and trained model on the test questions, and answers that the cache gave."""
     with progress_bars() as progress, _resumable():
@@ -597,6 +613,7 @@ def _compare(
             rankers(splits, reference, policy),
             splits.test,
             reader=reader,
+            may_read=may_read,
             top_k=settings.top_k,
             depth=settings.data.eval_depth,
             baseline=REFERENCE_ROW,
