@@ -314,7 +314,7 @@ def load_splits(
     run: str = "",
     known: Mapping[str, Passage] | None = None,
     instead: Callable[[Sequence[Document]], Retriever] | None = None,
-    before_paying: Callable[[Splits], None] | None = None,
+    before_paying: Callable[[Splits, Sequence[str]], None] | None = None,
 ) -> Splits:
     """Training, dev and test questions with candidates.
 
@@ -324,7 +324,7 @@ def load_splits(
         known: its passages of before; their questions are not asked again.
         instead: makes what is searched in the place of an index with query expansion; nobody is asked then.
         before_paying: called before query expansion asks, with splits of as many candidates as it would find, though
-            others; raises where the run would be refused.
+            others, and with the questions that will be calls; raises where the run would be refused.
 
     Raises:
         ConfigurationError: the reader, which is made later, cannot be.
@@ -376,7 +376,7 @@ def load_splits(
             check_reader(settings.reader)
         check_expansion_budget(settings, questions, store, run)
         if before_paying is not None:
-            before_paying(splits(Longest(corpus), {}))
+            before_paying(splits(Longest(corpus), {}), questions)
 
     first, passages = index, {}
     if index is not None and settings.expansion.wanted and instead is not None:

@@ -56,7 +56,7 @@ from rankwright.types import (
 )
 
 if TYPE_CHECKING:
-    from rankwright.llms.cache import LedgerTotals, ReadStore
+    from rankwright.llms.cache import ReadStore
     from rankwright.training import TrainResult
 
 RUNS = Path("runs")
@@ -167,7 +167,7 @@ def _prepared(
     reward = answer_reward_of(settings)
     run_id = _run_id(folder, settings, resume, overwrite)
 
-    def before_paying(_: Splits) -> None:
+    def before_paying(*_: object) -> None:
         _check_start(settings)
         keep_id(folder, run_id)
 
@@ -242,7 +242,7 @@ def _finished(run: _Run, trained: TrainResult) -> RunOutcome:
     result = {
         **_result(settings, evaluation, trained, totals.calls, trained.cache_hits + hits),
         "price": totals.price_text if settings.reader.reader not in ("embedded", "none") else "0",
-        "expansion": _expansion(splits, run.store.ledger.totals(expansion_run(run.run_id))),
+        "expansion": expansion_record(splits, run.store, run.run_id),
         "pairs_cut": round(run.policy.share_cut, 4),
         "reader_tokens_cut": round(getattr(run.reader, "share_cut", 0.0), 4),
     }
@@ -310,10 +310,11 @@ def clear_outcome(folder: Path) -> None:
         (folder / stale).unlink(missing_ok=True)
 
 
-def _expansion(splits: Splits, totals: LedgerTotals) -> dict[str, Any] | None:
-    """What query expansion came to and cost; None without it."""
+def expansion_record(splits: Splits, store: ReadStore, run_id: str) -> dict[str, Any] | None:
+    """What query expansion came to and cost, for result.json; None without it."""
     if not splits.passages:
         return None
+    totals = store.ledger.totals(expansion_run(run_id))
     failed = sum(isinstance(passage, CompletionFailed) for passage in splits.passages.values())
     return {
         "questions": len(splits.passages),
