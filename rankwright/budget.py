@@ -202,9 +202,9 @@ class Budget:
             return f"Training has taken {ahead.seconds / 3600:.2f} hours; wanted at most {limit:g} (--max-hours)."
         return self.refusal(self.costs.ahead(ahead), "the next step")
 
-    def comparison(self) -> str | None:
-        """Why the comparison after training may not begin; None where it may."""
-        return self.refusal(self.costs.comparison, "the comparison")
+    def reads(self, contexts: Iterable[Context], what: str) -> str | None:
+        """Why the reader may not be asked about these; None where it may."""
+        return self.refusal(total(self.costs.read(context) for context in contexts), what)
 
     def refusal(self, bill: Bill, what: str) -> str | None:
         """Why reads of this bill may not be made, as a sentence with the limit that would do; None where they may.

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 import rankwright
 from rankwright.errors import ConfigurationError
 from rankwright.evaluation import FirstStage, Progress, Score, check_examples, digest_of, rank_with, tell_nobody
-from rankwright.metrics.answer import contains_answer
+from rankwright.metrics.answer import CLOSED_ANSWERS, contains_answer, normalise
 from rankwright.metrics.significance import bootstrap_interval
 from rankwright.reading import MAX_FAILED_READS, check_failed_reads, read_prefixes
 from rankwright.types import Example, Ranking, Reader, Reranker, Reward
@@ -54,7 +54,7 @@ MINIMUM_TEACHING = 0.05
 
 NUMBERS: Mapping[str, str] = {
     "found": "recall ceiling: a candidate is labelled relevant or holds an accepted answer (share of questions)",
-    "hit": "a candidate holds an accepted answer (share of questions; hit@depth)",
+    "hit": "a candidate holds an accepted answer other than yes and no (share of questions)",
     "relevant_one": "one relevant passage or more is among the candidates (share of labelled questions)",
     "relevant_all": "all relevant passages are among the candidates (share of labelled questions)",
     "no_documents": "reward of the answer without any document",
@@ -329,14 +329,27 @@ def _affordable(
 ) -> tuple[list[Example], int]:
     """The first questions that cost at most `limit` reader calls together, and what they cost at most."""
     costs = [settings.reads_per_question(len(example.candidates)) for example in examples]
-    sums = list(itertools.accumulate(costs))
-    count = len(examples) if limit is None else sum(total <= limit for total in sums)
-    if not count:
+    count = affordable(costs, limit)
+    return list(examples[:count]), sum(costs[:count])
+
+
+def affordable(costs: Sequence[int], limit: int | None) -> int:
+    """How many of the questions, from the first one on, cost at most `limit` reader calls together.
+
+    Args:
+        costs: reader calls of each question at most.
+        limit: None for as many as there are.
+
+    Raises:
+        ConfigurationError: not even the first one.
+    """
+    count = len(costs) if limit is None else sum(total <= limit for total in itertools.accumulate(costs))
+    if costs and not count:
         raise ConfigurationError(
             f"max_reader_calls is {limit}, but one question may cost {costs[0]} reader calls; wanted at least that, "
             f"and about {MINIMUM_QUESTIONS * costs[0]} for a verdict. Raise it, or lower orders and samples."
         )
-    return list(examples[:count]), sums[count - 1]
+    return count
 
 
 class _Question:
@@ -409,7 +422,11 @@ def _marks(example: Example) -> dict[int, int]:
 
 
 def _with_answer(example: Example) -> list[int]:
-    return [i for i, document in enumerate(example.candidates) if contains_answer(document.text, example.answers)]
+    """Positions of the candidates that hold an accepted answer; a passage with the word no answers nothing by it."""
+    answers = [answer for answer in example.answers if normalise(answer) not in CLOSED_ANSWERS]
+    if not answers:
+        return []
+    return [i for i, document in enumerate(example.candidates) if contains_answer(document.text, answers)]
 
 
 class _Reads:
@@ -557,11 +574,13 @@ def _judged(means: Mapping[str, Score], settings: DiagnosisSettings) -> tuple[Ve
     if reason := _weak_reader(means):
         return "limit: reader", reason
     if headroom.ci_low < MINIMUM_HEADROOM:
-        return _largest_loss(
-            means,
+        why = (
             f"the best order found earns {_shown(headroom)} more than {settings.reference}, which does not show a "
-            f"headroom of {MINIMUM_HEADROOM}",
+            f"headroom of {MINIMUM_HEADROOM}"
         )
+        if headroom.ci_high < MINIMUM_HEADROOM:
+            return _largest_loss(means, why)
+        return "undecided", f"{why}, and does not rule it out. Read more questions."
     gold = means.get("gold_headroom")
     if gold is not None and gold.ci_low <= 0.0:
         luck = (

@@ -436,6 +436,7 @@ def evaluate(
     resamples: int = 1_000,
     permutations: int = 10_000,
     max_failed: float = MAX_FAILED_READS,
+    may_read: Callable[[Sequence[Context]], None] | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Rank the first `depth` candidates of every question with every model, read the first `top_k`, score and test.
@@ -454,6 +455,7 @@ def evaluate(
         set_name, retriever: Parts of the signature that only the caller knows.
         skipped: Rows that were left out before, printed with the result.
         max_failed: Largest share of failed reads that still counts as an evaluation.
+        may_read: Told what the reader will be asked, each context once, before the first call; raises where it may not.
 
     Raises:
         ConfigurationError: settings that do not fit each other.
@@ -479,7 +481,10 @@ def evaluate(
     check_examples(cut, with_answers=reader is not None)
     told = progress or tell_nobody
     rankings = {name: rank_with(name, ranker, cut, told) for name, ranker in rankers.items()}
-    reads = _read(rankings, cut, reader, top_k, max_failed, told) if reader else {name: {} for name in rankers}
+    contexts = _contexts(rankings, cut, top_k) if reader else {}
+    if may_read is not None:
+        may_read(list(contexts.values()))
+    reads = _read(rankings, contexts, reader, top_k, max_failed, told) if reader else {name: {} for name in rankers}
     values = _values(rankings, reads, cut, top_k)
     models = {name: ModelResult(rankings[name], reads[name], values[name]) for name in rankers}
     return Evaluation(settings, cut, models, _scores(values, settings, told), _tests(values, settings, told))
@@ -584,21 +589,28 @@ def _check_ranking(name: str, request: RerankRequest, ranking: Ranking) -> None:
             )
 
 
-def _read(
-    rankings: Mapping[str, Mapping[str, Ranking]],
-    examples: Sequence[Example],
-    reader: Reader,
-    top_k: int,
-    max_failed: float,
-    progress: Progress,
-) -> dict[str, dict[str, ReadResult]]:
-    """Reads of all models, asked for together so that equal contexts cost one call."""
+def _contexts(
+    rankings: Mapping[str, Mapping[str, Ranking]], examples: Sequence[Example], top_k: int
+) -> dict[tuple[str, ...], Context]:
+    """What the reader sees of all models, each context once."""
     contexts: dict[tuple[str, ...], Context] = {}
     for example in examples:
         for ranked in rankings.values():
             ranking = ranked[example.query.query_id]
             read = ranking.best(top_k).documents(example.candidates)
             contexts[_context_key(ranking, top_k)] = Context(example.query, read)
+    return contexts
+
+
+def _read(
+    rankings: Mapping[str, Mapping[str, Ranking]],
+    contexts: Mapping[tuple[str, ...], Context],
+    reader: Reader,
+    top_k: int,
+    max_failed: float,
+    progress: Progress,
+) -> dict[str, dict[str, ReadResult]]:
+    """Reads of all models, asked for together so that equal contexts cost one call."""
     keys, asked = list(contexts), list(contexts.values())
     results: dict[tuple[str, ...], ReadResult] = {}
     for start in range(0, len(asked), READS_AT_ONCE):

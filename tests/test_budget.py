@@ -163,7 +163,7 @@ def test_without_limits_the_ledger_is_not_asked() -> None:
     unlimited = Budget(BudgetConfig(), costs(), None, never)
     assert unlimited.refusal(Bill(10**9, 10**9, None), "all") is None
     assert unlimited.training(Ahead([question("a", "1")], 1, 1e9)) is None
-    assert Budget(BudgetConfig(reader_calls=1), costs(), None, never).comparison() is None  # no questions, no calls
+    assert Budget(BudgetConfig(reader_calls=1), costs(), None, never).reads([], "all") is None  # no questions, no calls
 
 
 def test_cost_is_what_was_paid_and_the_tokens_to_come() -> None:
@@ -219,7 +219,7 @@ def test_hours_end_training_when_they_are_over() -> None:
     limited = budget(hours=0.5)
     assert limited.training(Ahead([], 0, 1799.9)) is None
     assert limited.training(Ahead([], 0, 1800.0)) == "Training has taken 0.50 hours; wanted at most 0.5 (--max-hours)."
-    assert limited.comparison() is None
+    assert limited.reads([Context(Query("a", "?"), ())], "all") is None
 
 
 def test_a_ledger_that_lost_calls_is_no_ground_for_more() -> None:

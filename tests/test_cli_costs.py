@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from rankwright import evaluation
 from rankwright.cli.app import run
 from rankwright.cli.train import DEMO_FOLDER
 from rankwright.llms.cache import LedgerTotals, ReadStore
@@ -124,24 +125,43 @@ def test_a_limit_stops_before_the_first_call(here: Path, capsys: pytest.CaptureF
         assert run(command(address, "--max-reader-calls", "1")) == 9
         assert "The run has made 1 reader calls and the next step may make" in capsys.readouterr().err
         assert len(server.prompts) == 1
-        assert not Path("runs/a").exists()
+        assert [path.name for path in Path("runs/a").iterdir() if path.is_file()] == ["run_id"]
         assert run(command(address, "--max-reader-calls", "1000")) in (0, 8)
 
 
-def test_a_limit_stops_before_the_comparison(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Three evaluations on dev and the first call are all that learning from labels costs."""
+def test_a_limit_stops_before_the_comparison_and_what_would_do_does_after_a_kill(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three evaluations on dev and the first call are all that learning from labels costs. Three questions are compared
+    in no more than twelve orders, of which each is read once."""
     with endpoint() as (address, server):
         labels = [*command(address), "--method", "supervised", "--epochs", "1"]
         assert run([*labels, "--max-reader-calls", "10"]) == 9
         said = capsys.readouterr().err
-        assert re.search(r"has made \d+ reader calls and the comparison may make 12 more; wanted at most 10 in", said)
+        found = re.search(
+            r"has made (\d+) reader calls and the comparison may make (\d+) more; wanted at most 10", said
+        )
+        assert found
+        made, missing = map(int, found.groups())
+        assert (made + missing > 10, missing <= 12) == (True, True)
         assert "The model is trained and saved: the same command with --resume and a higher limit makes the" in said
         assert len(server.prompts) <= 10
         trained = Path("runs/a/model/model.safetensors").read_bytes()
         assert not Path("runs/a/result.json").exists()
-        assert run([*labels, "--resume"]) in (0, 8)
+        enough = ["--resume", "--max-reader-calls", str(int(would_do(said)))]
+        with monkeypatch.context() as patch:
+            patch.setattr(evaluation, "READS_AT_ONCE", 2)
+            patch.setattr(evaluation, "_check_failures", interrupted)
+            assert run([*labels, *enough]) == 130
+        assert spent().calls == made + 2
+        assert run([*labels, *enough]) in (0, 8)
+        assert spent().calls == len(server.prompts) == made + missing
         assert Path("runs/a/model/model.safetensors").read_bytes() == trained
     assert json.loads(Path("runs/a/result.json").read_text())["steps"] == 3
+
+
+def interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_the_cost_stays_below_its_limit(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

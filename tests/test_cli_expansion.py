@@ -22,7 +22,9 @@ from rankwright.cli.run import _deciding
 from rankwright.cli.settings import ExpansionSettings, ReaderSettings, settings_from
 from rankwright.data import load_examples, read_trec_run
 from rankwright.errors import ConfigurationError, ResumeError
+from rankwright.expansion import Query2Doc
 from rankwright.llms.cache import ReadStore
+from rankwright.llms.http import OPENAI_URL
 from rankwright.prompts import ask_for_passage, load_prompt
 from rankwright.rerankers import load
 from rankwright.retrieval import BM25
@@ -244,6 +246,33 @@ def test_eval_compares_on_expanded_candidates_and_its_reader_sees_the_question_a
     assert (ledger()[name], ledger()[name.removesuffix("/expansion")]) == ((12, 0), (12, 0))
 
 
+def test_diagnose_expands_the_questions_that_it_reads_once_nothing_speaks_against_it(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two out of three passages have six orders, and none is read, too: seven reads a question."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with endpoint() as (url, asked):
+        plain = ["diagnose", *FILES, "--depth", "3", "--top-k", "2", "--model", "first-stage", "--expand-with", url]
+        command = [*plain, "--expand-model", "m"]
+        reader = ["--reader", url, "--reader-model", "m"]
+        for more, words in (
+            ([*reader, "--max-reader-calls", "6"], "one question may cost 7 reader calls"),
+            (["--repeat-reads"], "the embedded reader always answers the same"),
+            (["--reader", url], f"Reader {url} was given without a model name"),
+            ([*reader, "--price-input", "1"], "Only the input price of reader"),
+            (["--reader", OPENAI_URL, "--reader-model", "m"], f"Key for {OPENAI_URL} is missing"),
+            ([*reader, "--reader-prompt", "nowhere.txt"], "nowhere.txt"),
+            (["--reader", "runs/nowhere"], "nowhere"),
+            ([*reader, "--model", "./nowhere"], "Model folder './nowhere' does not exist"),
+        ):
+            assert run([*command, *more]) in (2, 4)
+            assert words in " ".join(capsys.readouterr().err.split()), more
+            assert not asked
+        assert run([*command, *reader, "--max-reader-calls", "20"]) == 0
+        assert "Diagnosis reads 2 questions instead of 12" in capsys.readouterr().err
+    assert sum(text.startswith("Write a short passage") for text in asked) == 2
+
+
 def test_an_endpoint_without_a_model_name_is_named(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["retrieve", *FILES, "--out", "o.jsonl", "--expand-with", HERE]) == 2
     assert f"Expansion {HERE} was given without a model name" in capsys.readouterr().err
@@ -349,6 +378,57 @@ def test_a_reader_has_what_expansion_left(data: Path, capsys: pytest.CaptureFixt
     assert len(asked) <= limit
     assert len(stops) > 1
     assert all("reader calls and 12 besides (query expansion) and the" in stop for stop in stops)
+
+
+def test_what_a_run_paid_before_it_began_counts_when_it_is_given_again(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve passages and the first call; then each step is refused, or Ctrl-C came."""
+    make_model(data.with_name("tiny"))
+    with endpoint() as (url, asked):
+        both = [*training(url), "--method", "rrpo", "--reader", url, "--reader-model", "m", "--max-reader-calls"]
+        with monkeypatch.context() as patch:
+            patch.setattr(Query2Doc, "_check_failures", interrupted)
+            assert run([*both, "13"]) == 130
+        assert len(asked) == 12
+        capsys.readouterr()
+        said = []
+        for _ in range(3):
+            assert run([*both, "13"]) == 9
+            said.append(capsys.readouterr().err)
+            assert len(asked) == 13
+        assert "has made 1 reader calls and 12 besides (query expansion) and the next step may make" in said[0]
+        assert said[0].splitlines()[-1] == said[1].splitlines()[-1] == said[2].splitlines()[-1]
+        assert "Query expansion asks about 0 questions; 12 more are in the cache." in said[0]
+        assert len(ledger()) == 2
+        assert [path.name for path in Path("runs/a").iterdir() if path.is_file()] == ["run_id"]
+        enough = int(re.findall(r"--max-reader-calls; (\d+) would do", said[0])[0])
+        assert run([*both, str(enough)]) in (0, 8, 9)
+        assert len(asked) <= enough
+        stored = json.loads(Path("runs/a/config.json").read_text())["run_id"]
+        assert set(ledger()) == {stored, f"{stored}/expansion"}
+        assert not Path("runs/a/run_id").exists()
+        assert run([*both, "13", "--overwrite"]) == 9  # a new run, which asks a first call of its own
+        assert "has made 1 reader calls and the next step" in capsys.readouterr().err
+        assert len(ledger()) == 3
+
+
+def test_train_refuses_what_it_can_before_it_pays_for_expansion(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with endpoint() as (url, asked):
+        rrpo = [*training(url), "--method", "rrpo"]
+        for more, words in (
+            ([*rrpo, "--reader", url], f"Reader {url} was given without a model name"),
+            ([*rrpo, "--reader", HERE, "--reader-model", "m", "--price-input", "1"], "Only the input price of reader"),
+            ([*rrpo, "--reader", OPENAI_URL, "--reader-model", "m"], f"Key for {OPENAI_URL} is missing"),
+            ([*training(url), "--model", "./nowhere"], "Model folder './nowhere' does not exist"),
+        ):
+            assert run(more) in (2, 4)
+            assert words in " ".join(capsys.readouterr().err.split()), more
+    assert not asked
+    assert not Path("runs/a").exists()
 
 
 def test_a_dry_run_bounds_candidates_that_only_expansion_would_find(

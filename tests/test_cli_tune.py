@@ -4,7 +4,10 @@ thousand weights in the ranking language."""
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +23,13 @@ from rankwright.cli.app import run
 from rankwright.cli.common import score_text
 from rankwright.cli.run import damaged_records
 from rankwright.evaluation import Evaluation
+from rankwright.llms.cache import ReadStore
 from rankwright.llms.local import LocalLLM
+from rankwright.prompts import ask_for_passage, load_prompt
 from rankwright.prompts.ranking import load_ranking_prompt
 from rankwright.types import Example
-from tests.cli_kit import one_line, write_rows
+from tests.chaos_reader import ChaosReader
+from tests.cli_kit import ROOT, one_line, write_rows
 from tests.training_kit import held_elsewhere
 
 PROMPT = Path(language.__file__).with_name("listwise.yaml")
@@ -384,3 +390,82 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_read(
         assert run([*command, "--method", "grpo", "--name", "b", "--epochs", "1", *more]) != 0
         assert words in " ".join(capsys.readouterr().err.split()), more
     assert not Path("runs").exists()
+
+
+# --- query expansion
+
+
+def expanding(command: list[str], server: ChaosReader, name: str, *more: str) -> list[str]:
+    """GRPO on 20 questions whose candidates BM25 finds with a passage of the server's; ended after its first step."""
+    asked = ["--retriever", "bm25", "--expand-with", server.base_url, "--expand-model", "m"]
+    short = ["--depth", "6", "--eval-depth", "6", "--epochs", "1", "--max-hours", "0.0000001"]
+    return [*command, "--method", "grpo", "--name", name, "--reward", "rearank", *asked, *short, *more]
+
+
+def spent(cache: str = "runs/reads.sqlite") -> dict[str, int]:
+    """Calls of every run."""
+    with ReadStore(cache) as store:
+        return {name: store.ledger.totals(name).calls for name in store.ledger.runs()}
+
+
+def test_a_resume_goes_on_with_the_passages_of_query_expansion_that_the_run_began_with(command: list[str]) -> None:
+    """A question that failed at the beginning would get one now, and other candidates with it."""
+    text = json.loads(Path("train.jsonl").read_text("utf-8").splitlines()[0])["question"]
+    failing = ask_for_passage(load_prompt("query2doc-1", "query2doc"), text)
+    with ChaosReader({failing: ["400"]}) as server:
+        grpo = expanding(command, server, "a", "--set", "expansion.max_failed=0.1")
+        assert run(grpo) == 9
+        assert len(server.ledger) == 20
+        before = Path("runs/a/expansions.jsonl").read_bytes()
+        assert before.count(b'"failed"') == 1
+        run_id = json.loads(Path("runs/a/config.json").read_text())["run_id"]
+        assert spent() == {f"{run_id}/expansion": 20}
+        assert run([*grpo, "--resume", "--max-hours", "0"]) in (0, 8)
+        assert len(server.ledger) == 20
+        assert Path("runs/a/expansions.jsonl").read_bytes() == before
+        result = json.loads(Path("runs/a/result.json").read_text())
+        assert result["expansion"] == {"questions": 20, "failed": 1, "calls": 20, "price": "unknown"}
+        assert run(expanding(command, server, "a", "--expand-with", "none", "--expand-model", "", "--overwrite")) == 9
+    assert not Path("runs/a/expansions.jsonl").exists()
+
+
+def test_calls_of_query_expansion_count_toward_the_limits_of_their_own_run(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ChaosReader() as server:
+        assert run(expanding(command, server, "a", "--max-reader-calls", "20")) == 9
+        assert "--max-hours 1e-07 is over" in capsys.readouterr().err  # and no other limit
+        other = ["--expand-model", "n", "--reader", server.base_url, "--reader-model", "n", "--reward", "f1"]
+        assert run(expanding(command, server, "b", *other, "--max-reader-calls", "43")) == 9
+        said = " ".join(capsys.readouterr().err.split())
+        assert "could make 24 reader calls and 20 of query expansion" in said
+        assert len(server.ledger) == 20
+        for more, words in (
+            (["--set", "loop.batch_size=99"], "A generation takes 99 questions"),
+            (["--set", "generating.prompt=nobody"], "neither a file"),
+            (["--reader-model", ""], "was given without a model name"),
+        ):
+            assert run(expanding(command, server, "b", *other, *more)) != 0
+            assert words in " ".join(capsys.readouterr().err.split())
+        assert len(server.ledger) == 20
+        assert not Path("runs/b").exists()
+        free = ["--set", "expansion.price_input=0", "--set", "expansion.price_output=0"]
+        priced = ["--price-input", "1000000", "--price-output", "0", *free, "--max-cost", "200"]
+        assert run(expanding(command, server, "b", *other, *priced)) == 9  # found once the candidates are known
+        assert "Training has not begun" in " ".join(capsys.readouterr().err.split())
+        assert len(server.ledger) == 40
+        assert run(expanding(command, server, "b", *other, "--max-reader-calls", "44")) == 9
+        assert "--max-hours 1e-07 is over" in " ".join(capsys.readouterr().err.split())
+        assert sum(seen.question.startswith("Write a short passage") for seen in server.ledger) == 40
+    assert not Path("runs/b/run_id").exists()
+    assert list(spent().values()) == [20, 20]  # what a model that has learned nothing writes is not read
+
+
+def test_of_two_processes_the_first_one_asks_for_query_expansion(command: list[str]) -> None:
+    launcher = ["-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with ChaosReader() as server:
+        words = [sys.executable, *launcher, "rankwright.cli", *expanding(command, server, "a")]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=240, check=False)
+        assert "--max-hours 1e-07 is over" in " ".join(done.stderr.split()), done.stderr[-3000:]
+        assert len(server.ledger) == 20

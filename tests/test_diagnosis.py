@@ -183,6 +183,17 @@ def test_the_data_is_the_limit_where_all_orders_are_equal() -> None:
     assert mean(found, "headroom") == mean(found, "teaching") == 0.0
 
 
+def test_few_questions_with_headroom_are_no_proof_that_there_is_none() -> None:
+    """Two of thirty hide what the reader needs: on average 0.067, which may be 0 and may be 0.17."""
+    first, last = (DOCUMENTS[7], *WITHOUT_SEVEN), (*WITHOUT_SEVEN, DOCUMENTS[7])
+    rows = [replace(row, candidates=last if i < 2 else first) for i, row in enumerate(examples(30))]
+    found = diagnose(rows, ToyReader(), F1)
+    headroom = found.means["headroom"]
+    assert (headroom.mean, headroom.ci_low < 0.02 < headroom.ci_high) == (pytest.approx(2 / 30), True)
+    assert found.verdict == "undecided"
+    assert found.reason.endswith("and does not rule it out. Read more questions.")
+
+
 def test_the_data_is_the_limit_where_no_sample_ever_differs() -> None:
     sure = Reference()
     with torch.no_grad():
@@ -297,6 +308,20 @@ def test_answers_are_marks_where_no_candidate_is_labelled() -> None:
     assert [mean(counted, name) for name in ("relevant_one", "relevant_all")] == [1, 0]
     bare = diagnose([replace(row, relevance={}) for row in rows], Says(lambda *_: ""), F1)
     assert bare.means.keys() & {"relevant_one", "relevant_all"} == set()
+
+
+def test_yes_and_no_mark_no_passage() -> None:
+    """The word stands in many texts that do not answer; only a label tells."""
+    documents = (Document("a", "No ships sail there."), Document("b", "Oh yes, it rains."), Document("c", "Rome."))
+    rows = [
+        Example(Query(f"q{i}", "?"), documents, answers)
+        for i, answers in enumerate([("No.",), ("yes",), ("no", "rome")] * 10)
+    ]
+    found = diagnose(rows, Says(lambda *_: "no"), F1)
+    assert (mean(found, "found"), mean(found, "hit")) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
+    assert found.means["gold_first"].n == 10
+    labelled = diagnose([replace(row, relevance={"b": 1}) for row in rows], Says(lambda *_: "no"), F1)
+    assert mean(labelled, "found") == 1
 
 
 def test_order_noise_is_the_spread_over_orders_of_the_same_passages() -> None:

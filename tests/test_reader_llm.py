@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankwright.errors import ConfigurationError, ReaderError, ResourceNotFoundError
-from rankwright.llms.cache import ReadStore
+from rankwright.llms.cache import CachedLLM, ReadStore
 from rankwright.prompts import NO_ANSWER, Prompt, load_prompt, parse_answer, render
 from rankwright.prompts.reader import quoted
 from rankwright.readers.cached import CachedReader
@@ -336,3 +336,22 @@ def test_a_reader_with_too_few_results_is_an_error(tmp_path: Path) -> None:
 
     with ReadStore(tmp_path / "reads.sqlite") as store, pytest.raises(ReaderError, match="stub gave 0 results for 1"):
         CachedReader(Short(), store).answer([context("q", "a")])
+
+
+# --- what would still be asked ------------------------------------------------------------------------------------
+
+
+def test_a_reader_tells_what_its_cache_does_not_answer(tmp_path: Path) -> None:
+    """Each context once, failed ones again; a language model without a cache is asked everything."""
+    read, failed, new = context("q", "a"), context("q"), context("q", "new")
+    with ReadStore(tmp_path / "reads.sqlite") as store:
+        cached = CachedReader(Stub(), store)
+        cached.answer([read, failed])
+        assert cached.unanswered([read, failed, new, new]) == [failed, new]
+        llm = Canned(Completion("Answer: Paris"), CompletionFailed("http 500"))
+        reader = LLMReader(CachedLLM(llm, store, accepts=parse_answer), BARE)
+        reader.answer([read, failed])
+        assert reader.unanswered([read, failed, new, new]) == [failed, new]
+        assert reader.again().unanswered([read]) == [read]
+        assert LLMReader(llm, BARE).unanswered([read, read, new]) == [read, new]
+        assert len(llm.requests) == 2

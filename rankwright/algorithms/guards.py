@@ -8,11 +8,9 @@ from torch import Tensor
 
 from rankwright.maths.order import input_order
 from rankwright.maths.policy_gradient import exact_kl
-from rankwright.metrics.answer import contains_answer, normalise
+from rankwright.metrics.answer import CLOSED_ANSWERS, contains_answer, normalise
 from rankwright.types import Example
 
-CLOSED = frozenset({"yes", "no"})
-"""Answers that stand in many texts without giving anything away."""
 BARE = 2
 """A passage of at most so many times an answer's words that holds the answer is hardly more than the answer."""
 
@@ -24,7 +22,7 @@ def leak_share(examples: Sequence[Example]) -> float:
 
 
 def _leaks(example: Example) -> bool:
-    answers = [answer for answer in example.answers if normalise(answer) not in CLOSED]
+    answers = [answer for answer in example.answers if normalise(answer) not in CLOSED_ANSWERS]
     if not answers:
         return False
     return contains_answer(example.query.text, answers) or any(

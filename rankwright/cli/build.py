@@ -133,11 +133,7 @@ def _local(settings: ReaderSettings, device: str, role: Role) -> LocalLLM | VLLM
     """A language model on this machine."""
     from rankwright.llms.endpoint import VLLM, bare_place
 
-    if settings.model:
-        raise ConfigurationError(
-            f"{role.what} {settings.reader} is a model on this machine, but '{settings.model}' was given as model of "
-            f"an endpoint. Leave {role.model_flag} out, or give the endpoint's base URL as {role.place_flag}."
-        )
+    _check_local(settings, role)
     if settings.reader.startswith(VLLM):
         from rankwright.llms.offline import VLLMOffline
 
@@ -145,6 +141,34 @@ def _local(settings: ReaderSettings, device: str, role: Role) -> LocalLLM | VLLM
     from rankwright.llms.local import LocalLLM
 
     return LocalLLM(settings.reader, device=device)
+
+
+def _check_local(settings: ReaderSettings, role: Role) -> None:
+    if settings.model:
+        raise ConfigurationError(
+            f"{role.what} {settings.reader} is a model on this machine, but '{settings.model}' was given as model of "
+            f"an endpoint. Leave {role.model_flag} out, or give the endpoint's base URL as {role.place_flag}."
+        )
+
+
+def check_reader(settings: ReaderSettings) -> None:
+    """Whether the reader can be made, as far as shows without a call and without loading a model: for whoever pays
+    query expansion before there is a reader.
+
+    Raises:
+        RankwrightError: it cannot.
+    """
+    from rankwright.llms.endpoint import bare_place, check_name
+    from rankwright.prompts import load_prompt
+
+    if settings.reader in ("embedded", "none"):
+        return
+    load_prompt(settings.prompt)
+    if settings.is_endpoint:
+        _endpoint(settings, READER)
+    else:
+        _check_local(settings, READER)
+        check_name(bare_place(settings.reader))
 
 
 def command_run(verb: str) -> str:
@@ -290,6 +314,7 @@ def load_splits(
     run: str = "",
     known: Mapping[str, Passage] | None = None,
     instead: Callable[[Sequence[Document]], Retriever] | None = None,
+    before_paying: Callable[[Splits, Sequence[str]], None] | None = None,
 ) -> Splits:
     """Training, dev and test questions with candidates.
 
@@ -298,13 +323,17 @@ def load_splits(
         run: under which name calls of query expansion stand in the ledger.
         known: its passages of before; their questions are not asked again.
         instead: makes what is searched in the place of an index with query expansion; nobody is asked then.
+        before_paying: called before query expansion asks, with splits of as many candidates as it would find, though
+            others, and with the questions that will be calls; raises where the run would be refused.
 
     Raises:
+        ConfigurationError: the reader, which is made later, cannot be.
         DataError: a file is bad, or too few questions are left for a use.
         LimitReachedError: query expansion could exceed a limit of the run.
         ReaderError: query expansion failed too often.
     """
     from rankwright.cli.costs import check_expansion_budget
+    from rankwright.cli.dry_run import Longest
     from rankwright.cli.expansion import expanded
 
     data = settings.data
@@ -330,6 +359,25 @@ def load_splits(
             "Give --corpus FILE."
         )
     index = BM25(corpus) if data.retriever == "bm25" else None
+
+    def splits(first: Retriever | None, passages: Mapping[str, Passage]) -> Splits:
+        return Splits(
+            candidates(parts["train"], corpus, data.retriever, data.depth, first),
+            candidates(parts["dev"], corpus, data.retriever, data.eval_depth, first),
+            candidates(parts["test"], corpus, data.retriever, data.eval_depth, first),
+            test.name if test else f"{train.name}-held-out",
+            len({problem for s in sets for problem in s.problems}),  # those of shared labels and topics stand in each
+            getattr(first, "name", "") if first is not None else data.retriever,
+            passages,
+        )
+
+    def may_ask(questions: Sequence[str], store: ReadStore) -> None:
+        if settings.asks_reader or not settings.writes:
+            check_reader(settings.reader)
+        check_expansion_budget(settings, questions, store, run)
+        if before_paying is not None:
+            before_paying(splits(Longest(corpus), {}), questions)
+
     first, passages = index, {}
     if index is not None and settings.expansion.wanted and instead is not None:
         first = instead(corpus)
@@ -344,18 +392,10 @@ def load_splits(
             run,
             device=device,
             known=known,
-            may_ask=lambda questions, store: check_expansion_budget(settings, questions, store, run),
+            may_ask=may_ask,
         )
         passages = first.passages
-    return Splits(
-        candidates(parts["train"], corpus, data.retriever, data.depth, first),
-        candidates(parts["dev"], corpus, data.retriever, data.eval_depth, first),
-        candidates(parts["test"], corpus, data.retriever, data.eval_depth, first),
-        test.name if test else f"{train.name}-held-out",
-        len({problem for s in sets for problem in s.problems}),  # those of shared labels and topics stand in each
-        getattr(first, "name", "") if first is not None else data.retriever,
-        passages,
-    )
+    return splits(first, passages)
 
 
 def _labels(data: DataSettings, side: str, path: str) -> str:

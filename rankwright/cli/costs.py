@@ -65,17 +65,21 @@ def run_budget(
     priced = settings.reader.is_endpoint and bool(settings.budget.cost)
     tokens_of = tokens_at_most(reader) if priced else lambda context: 0
     costs = run_costs(settings, splits, algorithm, orders, tokens_of)
-    passages = None
-    if settings.expansion.wanted:
-        passages = _expansion_budget(settings, list(splits.passages), store, run_id)
 
     def besides() -> tuple[int, float]:
-        if passages is None:
-            return 0, 0.0
-        spent = store.ledger.totals(expansion_run(run_id))
-        return spent.calls, passages.paid(spent)
+        return spent_on_expansion(settings, list(splits.passages), store, run_id)
 
     return Budget(settings.budget, costs, settings.reader.prices, lambda: store.ledger.totals(run_id), besides)
+
+
+def spent_on_expansion(
+    settings: RunSettings, questions: Sequence[str], store: ReadStore, run_id: str
+) -> tuple[int, float]:
+    """Calls that query expansion about these questions has made, over all sessions of the run, and their price."""
+    if not settings.expansion.wanted:
+        return 0, 0.0
+    spent = store.ledger.totals(expansion_run(run_id))
+    return spent.calls, _expansion_budget(settings, questions, store, run_id).paid(spent)
 
 
 def _writer(settings: RunSettings) -> ReaderSettings:

@@ -42,7 +42,7 @@ from rankwright.cli.settings import (
     load_expansion_settings,
     load_reader_settings,
 )
-from rankwright.diagnosis import MINIMUM_QUESTIONS, NUMBERS, Diagnosis, reads_at_most, sample_questions
+from rankwright.diagnosis import MINIMUM_QUESTIONS, NUMBERS, Diagnosis, affordable, reads_at_most, sample_questions
 from rankwright.diagnosis import diagnose as diagnose_examples
 from rankwright.errors import ConfigurationError
 from rankwright.reading import MAX_FAILED_READS
@@ -216,6 +216,7 @@ def run_diagnosis(
         tell_of_reader_cut,
     )
     from rankwright.cli.expansion import with_first_stage
+    from rankwright.readers import LLMReader
     from rankwright.rewards import resolve_reward
 
     if reader_settings.reader == "none":
@@ -228,22 +229,31 @@ def run_diagnosis(
             f"Diagnosis has top_k {top_k} above depth {data_settings.depth}; the reader can only see candidates. "
             "Raise --depth."
         )
+    if repeat_reads and reader_settings.reader == "embedded":
+        raise ConfigurationError(
+            "--repeat-reads was given, but the embedded reader always answers the same; wanted a language model. Leave "
+            "it out: order_noise says how much the order of the same passages matters to it."
+        )
     check_expansion(expansion, reader_settings.reader, data_settings.retriever)
     priced = resolve_reward(reward)
     checked_device(device)
     dataset = load_one(str(data), data_settings, need_answers=True)
-    sampled = sample_questions(dataset.examples, questions, seed)  # no search for questions that are not read
+    sampled = sample_questions(dataset.examples, questions, seed)
+    reads = partial(reads_at_most, top_k=top_k, orders=orders, samples=samples, repeats=repeat_reads)
+    searched = sampled  # no search for questions that are not read
+    if data_settings.retriever == "bm25":
+        costs = [reads(min(data_settings.depth, len(dataset.corpus)))] * len(sampled)
+        searched = sampled[: affordable(costs, max_reader_calls)]
+    reference = build_reranker(model, device)
     run = command_run("diagnose")
     examples, first_stage = with_first_stage(
-        sampled, dataset.corpus, data_settings, expansion, reader_settings, run, device
+        searched, dataset.corpus, data_settings, expansion, reader_settings, run, device
     )
-    reference = build_reranker(model, device)
     with counted_store(reader_settings.cache, run) as store, progress_bars() as progress:
         built = build_reader(reader_settings, store, run, device)
         assert built is not None
 
         def price_of(chosen: Sequence[Example]) -> str:
-            reads = partial(reads_at_most, top_k=top_k, orders=orders, samples=samples, repeats=repeat_reads)
             return _price_at_most(reader_settings, built, chosen, top_k, reads)
 
         diagnosis = diagnose_examples(
@@ -256,7 +266,7 @@ def run_diagnosis(
             questions=questions,
             orders=orders,
             samples=samples,
-            second_reader=_second(built) if repeat_reads else None,
+            second_reader=built.again() if repeat_reads and isinstance(built, LLMReader) else None,
             max_reader_calls=max_reader_calls,
             max_failed=max_failed_reads,
             seed=seed,
@@ -270,22 +280,6 @@ def run_diagnosis(
     if dataset.skipped:
         say(f"{dataset.skipped} bad rows were skipped.")
     return diagnosis
-
-
-def _second(reader: Reader) -> Reader:
-    """The reader for second reads.
-
-    Raises:
-        ConfigurationError: it would answer the same.
-    """
-    from rankwright.readers import LLMReader
-
-    if isinstance(reader, LLMReader):
-        return reader.again()
-    raise ConfigurationError(
-        f"--repeat-reads was given, but reader {reader.name} always answers the same; wanted a language model. Leave "
-        "it out: order_noise says how much the order of the same passages matters to it."
-    )
 
 
 def _price_at_most(

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rankwright.cli.build import Role, build_llm, candidates, open_store, tell_of_calls
+from rankwright.cli.build import Role, build_llm, candidates, check_reader, open_store, tell_of_calls
 from rankwright.cli.common import progress_bars, say
 from rankwright.cli.settings import DataSettings, ExpansionSettings, ReaderSettings
 from rankwright.errors import ResumeError
-from rankwright.expansion import SAMPLING, Passage, Query2Doc
+from rankwright.expansion import SAMPLING, Passage, Query2Doc, passage_request
 from rankwright.llms.cache import CachedLLM
 from rankwright.prompts import load_prompt, parse_passage
 from rankwright.retrieval import BM25
@@ -52,29 +52,31 @@ def expanded(
         run: name of the run, for the ledger.
         device: of a local language model.
         known: passages of before.
-        may_ask: told the questions that will be asked, and the ledger; raises where they may not be.
+        may_ask: told the questions that will be calls, which the cache lacks, and the ledger; raises where they may
+            not be.
 
     Raises:
         ReaderError: the language model cannot be used, or failed too often.
     """
-    prompt = load_prompt(expansion.prompt, "query2doc")
+    prompt, sampling = load_prompt(expansion.prompt, "query2doc"), expansion.sampling or SAMPLING
     llm = build_llm(language_model(expansion, reader), device, _EXPANSION)
     with open_store(reader.cache) as store:
+        cached = CachedLLM(llm, store, run=expansion_run(run), accepts=parse_passage)
+        texts = [text for text in dict.fromkeys(query.text for query in queries) if text not in (known or {})]
+        requests = {passage_request(text, prompt, sampling): text for text in texts}
+        new = [requests[request] for request in cached.unanswered(list(requests))]
         if may_ask is not None:
-            may_ask(
-                [text for text in dict.fromkeys(query.text for query in queries) if text not in (known or {})], store
-            )
+            may_ask(new, store)
         first = Query2Doc(
             index,
-            CachedLLM(llm, store, run=expansion_run(run), accepts=parse_passage),
+            cached,
             prompt,
             repeats=expansion.repeats,
-            sampling=expansion.sampling or SAMPLING,
+            sampling=sampling,
             max_failed=expansion.max_failed,
             known=known,
         )
-        new = len({query.text for query in queries} - set(known or {}))
-        say(f"Query expansion asks about {new} questions: at most so many calls, less what the cache knows.")
+        say(f"Query expansion asks about {len(new)} questions; {len(texts) - len(new)} more are in the cache.")
         try:
             with progress_bars() as progress:
                 first.expand(queries, lambda done, total: progress("expand", done, total))
@@ -93,11 +95,16 @@ def with_first_stage(
     run: str,
     device: str = "cpu",
 ) -> tuple[list[Example], str]:
-    """The examples with `data.depth` candidates, and the first stage as it belongs in a signature."""
+    """The examples with `data.depth` candidates, and the first stage as it belongs in a signature.
+
+    Raises:
+        RankwrightError: reader or expansion cannot be used, or the expansion failed too often.
+    """
     if data.retriever == "given":
         return candidates(examples, corpus, "given", data.depth), "given"
     first = index = BM25(corpus)
     if expansion.wanted:
+        check_reader(reader)  # which is made later, when the passages are paid for
         first = expanded(index, [example.query for example in examples], expansion, reader, run, device=device)
     return candidates(examples, corpus, "bm25", data.depth, first), first.name
 

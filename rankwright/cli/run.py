@@ -40,6 +40,7 @@ from rankwright.errors import ConfigurationError, ReaderError, ResumeError, Stor
 from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, PairedTest, digest_of, evaluate, verdict
 from rankwright.manifests import MANIFEST, MODEL, damaged_files
 from rankwright.metrics.ranking import has_relevant
+from rankwright.readers import CachedReader, LLMReader
 from rankwright.reporting import unchanged, write_report
 from rankwright.types import (
     Answer,
@@ -55,7 +56,7 @@ from rankwright.types import (
 )
 
 if TYPE_CHECKING:
-    from rankwright.llms.cache import LedgerTotals, ReadStore
+    from rankwright.llms.cache import ReadStore
     from rankwright.training import TrainResult
 
 RUNS = Path("runs")
@@ -64,6 +65,9 @@ RECORDS = (*BEGUN_WITH, "metrics.jsonl", "alarms.jsonl", "evaluation.json", "res
 """Files of a run folder that manifest.json has the hashes of once the run is finished, with those of its model. Before,
 it has those of the first three, and of the model once that is trained. While they are being written there is none, so
 that a kill makes no file look damaged."""
+RUN_ID = "run_id"
+"""Of a run that has paid for calls and not begun to train: the name that they have in the ledger. Then config.json has
+it."""
 CARD = "README.md"
 REFERENCE_ROW, TRAINED_ROW = "reference", "trained"
 
@@ -137,6 +141,17 @@ class _Run:
     deciding: Mapping[str, Any]
     """What --resume compares."""
 
+    def check_comparison(self, contexts: Sequence[Context]) -> None:
+        """Whether the limits allow the comparison, of which an interrupted one may have left answers in the cache.
+
+        Raises:
+            LimitReachedError: they do not.
+        """
+        stop_if(
+            self.budget.reads(_unanswered(self.reader, contexts), "the comparison"),
+            "The model is trained and saved: the same command with --resume and a higher limit makes the comparison.",
+        )
+
 
 def _prepared(
     stack: contextlib.ExitStack,
@@ -152,7 +167,13 @@ def _prepared(
     checked_device(settings.model.device)
     reward = answer_reward_of(settings)
     run_id = _run_id(folder, settings, resume, overwrite)
-    splits = splits or load_splits(settings, run_id, read_passages(folder) if resume else None)
+
+    def before_paying(*_: object) -> None:
+        _check_start(settings)
+        keep_id(folder, run_id)
+
+    known = read_passages(folder) if resume else None
+    splits = splits or load_splits(settings, run_id, known, before_paying=before_paying)
     make_folder(folder)
     environment = environment_record(command, name)
     say(
@@ -170,9 +191,10 @@ def _prepared(
         stack.enter_context(_summed_up(store, settings.reader.cache, run_id))
     if settings.reader.is_endpoint and not resume:
         stop_if(
-            budget.refusal(budget.costs.read(first_context(run_id)), "the first call"),
+            budget.reads(_unanswered(reader, [first_context(run_id)]), "the first call"),
             "Nothing was begun: give the same command with a higher limit.",
         )
+        keep_id(folder, run_id)
         _check_answers(reader, run_id)
     reference, policy = starting_model(settings), policy_of(settings)
     return _Run(
@@ -193,6 +215,11 @@ def _prepared(
     )
 
 
+def _unanswered(reader: Reader | None, contexts: Sequence[Context]) -> Sequence[Context]:
+    """Those that would be calls."""
+    return reader.unanswered(contexts) if isinstance(reader, CachedReader | LLMReader) else contexts
+
+
 @contextlib.contextmanager
 def _summed_up(store: ReadStore, cache: str, run_id: str) -> Iterator[None]:
     """Says what the calls of a run came to that ends early: what was sent may be on the bill."""
@@ -209,18 +236,14 @@ def _finished(run: _Run, trained: TrainResult) -> RunOutcome:
     with writing(folder):
         run.policy.save(folder / MODEL)  # before the comparison, which may fail: training is paid for
         write_manifest(folder, (*BEGUN_WITH, *model_files(folder)))
-    stop_if(
-        run.budget.comparison(),
-        "The model is trained and saved: the same command with --resume and a higher limit makes the comparison.",
-    )
-    evaluation, hits = _compare(settings, splits, run.reader, run.reference, run.policy)
+    evaluation, hits = _compare(settings, splits, run.reader, run.reference, run.policy, run.check_comparison)
     totals = run.store.ledger.totals(run.run_id)
     tell_of_cut(run.policy, "Split long passages, or raise --set model.max_length as far as the model goes.")
     tell_of_reader_cut(run.reader)
     result = {
         **_result(settings, evaluation, trained, totals.calls, trained.cache_hits + hits),
         "price": totals.price_text if settings.reader.reader not in ("embedded", "none") else "0",
-        "expansion": _expansion(splits, run.store.ledger.totals(expansion_run(run.run_id))),
+        "expansion": expansion_record(splits, run.store, run.run_id),
         "pairs_cut": round(run.policy.share_cut, 4),
         "reader_tokens_cut": round(getattr(run.reader, "share_cut", 0.0), 4),
     }
@@ -277,6 +300,7 @@ def _begin_folder(
         if passages:  # before config.json, with which the run can be resumed
             replace_text(folder / PASSAGES_FILE, passages)
         replace_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+        (folder / RUN_ID).unlink(missing_ok=True)
         replace_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
         write_manifest(folder, BEGUN_WITH)
 
@@ -287,10 +311,11 @@ def clear_outcome(folder: Path) -> None:
         (folder / stale).unlink(missing_ok=True)
 
 
-def _expansion(splits: Splits, totals: LedgerTotals) -> dict[str, Any] | None:
-    """What query expansion came to and cost; None without it."""
+def expansion_record(splits: Splits, store: ReadStore, run_id: str) -> dict[str, Any] | None:
+    """What query expansion came to and cost, for result.json; None without it."""
     if not splits.passages:
         return None
+    totals = store.ledger.totals(expansion_run(run_id))
     failed = sum(isinstance(passage, CompletionFailed) for passage in splits.passages.values())
     return {
         "questions": len(splits.passages),
@@ -386,24 +411,52 @@ def run_folder(name: str) -> Path:
 
 
 def _run_id(folder: Path, settings: RunSettings, resume: bool, overwrite: bool) -> str:
-    """Name under which the run's calls stand in the ledger; kept over a resume."""
-    config = folder / "config.json"
-    if config.exists() and not (resume or overwrite):
+    """Name under which the run's calls stand in the ledger; of one to resume after a look at its settings, which before
+    its first checkpoint stand nowhere else.
+
+    Raises:
+        ResumeError: as `run_id_of`, or the run began with other settings.
+    """
+    run_id, before = run_id_of(folder, resume, overwrite)
+    if resume:
+        now = json.loads(json.dumps(settings_tree(settings)))
+        check_same_settings(before, without_speed(now), folder)
+    return run_id
+
+
+def run_id_of(folder: Path, resume: bool, overwrite: bool) -> tuple[str, dict[str, Any]]:
+    """Name under which a run's calls stand in the ledger, and with `resume` the settings that it began with.
+
+    It is kept over a resume, and before training begins: what a command paid that was refused or interrupted by then
+    counts toward the limits of the next one.
+
+    Raises:
+        ConfigurationError: there is a run, and it is to be neither resumed nor replaced.
+        ResumeError: there is none to resume, or its config.json is damaged.
+    """
+    config, kept = folder / "config.json", folder / RUN_ID
+    if resume:
+        return _resumed(config)
+    if config.exists() and not overwrite:
         raise ConfigurationError(
             f"Run folder {folder} already holds a run; wanted a new name. Go on with it by --resume, replace it by "
             "--overwrite, or give another --name."
         )
-    if resume:
-        return _resumed_id(config, settings)
-    return f"{folder.name}-{uuid.uuid4().hex[:8]}"
+    known = kept.read_text(encoding="utf-8").strip() if kept.is_file() and not overwrite else ""
+    return known or f"{folder.name}-{uuid.uuid4().hex[:8]}", {}
 
 
-def _resumed_id(config: Path, settings: RunSettings) -> str:
-    """The id of the run to go on with, after a look at its settings: before its first checkpoint nothing else has them.
+def keep_id(folder: Path, run_id: str) -> None:
+    """Writes down the name of a run that is about to pay for its first call. A run that is there stays as it is: it is
+    resumed, or to be replaced, and whatever replaces it is a new run each time."""
+    if (folder / "config.json").exists():
+        return
+    make_folder(folder)
+    with writing(folder):
+        replace_text(folder / RUN_ID, run_id + "\n")
 
-    Raises:
-        ResumeError: no run, one whose config.json is damaged, or one that began with other settings.
-    """
+
+def _resumed(config: Path) -> tuple[str, dict[str, Any]]:
     if not config.exists():
         raise ResumeError(f"Run folder {config.parent} holds no run to resume; leave --resume out to start one.")
     if damaged := {MANIFEST, *BEGUN_WITH}.intersection(damaged_records(config.parent)):
@@ -413,15 +466,12 @@ def _resumed_id(config: Path, settings: RunSettings) -> str:
         )
     try:
         stored = json.loads(config.read_text(encoding="utf-8"))
-        run_id, before = stored.pop("run_id"), without_speed(stored)
+        return str(stored.pop("run_id")), without_speed(stored)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ResumeError(
             f"File {config} is damaged ({type(error).__name__}: {error}); wanted the settings that the run began with "
             "and its run_id. Begin again with --overwrite, or with another --name."
         ) from error
-    now = json.loads(json.dumps(settings_tree(settings)))
-    check_same_settings(before, without_speed(now), config.parent)
-    return str(run_id)
 
 
 def _train(run: _Run) -> TrainResult:
@@ -455,17 +505,30 @@ def _train(run: _Run) -> TrainResult:
         )
 
 
+def _check_start(settings: RunSettings) -> None:
+    """Whether there may be a model to start from, by its files alone.
+
+    Raises:
+        RankwrightError: there is none.
+    """
+    from rankwright.rerankers import check_named
+    from rankwright.rerankers.onnx_folder import is_export
+
+    name = settings.model.name
+    if is_export(name):
+        raise ConfigurationError(
+            f"Model {name} is an export for ONNX Runtime, which cannot learn; wanted a model of PyTorch. Name the "
+            "folder that it was exported from."
+        )
+    check_named(name)
+
+
 def starting_model(settings: RunSettings) -> Any:
     """What the run starts from, and is compared with."""
     from rankwright.rerankers import load
-    from rankwright.rerankers.onnx_folder import is_export
 
     model = settings.model
-    if is_export(model.name):
-        raise ConfigurationError(
-            f"Model {model.name} is an export for ONNX Runtime, which cannot learn; wanted a model of PyTorch. Name "
-            "the folder that it was exported from."
-        )
+    _check_start(settings)
     loaded: Any = load(model.name, device=processes.own_device(model.device), max_length=model.max_length or None)
     loaded.warns_of_cut = False  # tell_of_cut says it in the end
     if model.template:
@@ -590,7 +653,12 @@ def rankers(splits: Splits, reference: Any, policy: Any) -> dict[str, Reranker]:
 
 
 def _compare(
-    settings: RunSettings, splits: Splits, reader: Reader | None, reference: Any, policy: Any
+    settings: RunSettings,
+    splits: Splits,
+    reader: Reader | None,
+    reference: Any,
+    policy: Any,
+    may_read: Callable[[Sequence[Context]], None] | None = None,
 ) -> tuple[Evaluation, int]:
     """Reference and trained model on the test questions, and answers that the cache gave."""
     with progress_bars() as progress, _resumable():
@@ -598,6 +666,7 @@ def _compare(
             rankers(splits, reference, policy),
             splits.test,
             reader=reader,
+            may_read=may_read,
             top_k=settings.top_k,
             depth=settings.data.eval_depth,
             baseline=REFERENCE_ROW,

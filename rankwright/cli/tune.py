@@ -18,20 +18,34 @@ from rankwright.algorithms.grpo import PromptRows, TRLReward, order_of, prompt_r
 from rankwright.algorithms.targets import label_order, targets
 from rankwright.backbone import sha256_file
 from rankwright.checkpoints import alone_in
-from rankwright.cli.build import Splits, build_reader, checked_device, counted_store, load_splits, quiet_bars
+from rankwright.cli.build import (
+    Splits,
+    build_reader,
+    checked_device,
+    counted_store,
+    load_splits,
+    open_store,
+    quiet_bars,
+)
 from rankwright.cli.card import tuned_card
 from rankwright.cli.common import WORSE_EXIT_CODE, say, training_bar
+from rankwright.cli.costs import spent_on_expansion
+from rankwright.cli.expansion import PASSAGES_FILE, passages_text, read_passages
 from rankwright.cli.generating_costs import budget, check_questions, placed
 from rankwright.cli.llm import shortener
 from rankwright.cli.rewards import answer_reward_of, reference_file, written_reward_of
 from rankwright.cli.run import (
     REFERENCE_ROW,
+    RUN_ID,
     TRAINED_ROW,
     clear_outcome,
     environment_record,
+    expansion_record,
     file_of_reward,
+    keep_id,
     rankers,
     run_folder,
+    run_id_of,
     teller,
     tested,
     verdict_line,
@@ -41,7 +55,7 @@ from rankwright.cli.run import (
 )
 from rankwright.cli.settings import RunSettings, settings_tree
 from rankwright.data.files import replace_text
-from rankwright.errors import ConfigurationError, LimitReachedError, ModelError, ResumeError
+from rankwright.errors import LimitReachedError, ModelError
 from rankwright.evaluation import Evaluation, KnownOrder, check_examples, digest_of, evaluate
 from rankwright.llms.endpoint import check_model_place
 from rankwright.llms.folders import fetched
@@ -82,20 +96,18 @@ def _run_alone(
     settings: RunSettings, name: str, folder: Path, resume: bool, overwrite: bool, command: str
 ) -> dict[str, Any]:
     """The run, in a folder that no other process writes."""
-    _check_folder(folder, resume, overwrite)
     if settings.method == "grpo" and ":" in settings.reward:
         answer_reward_of(settings) if settings.asks_reader else written_reward_of(settings, None)  # imported now
-    splits = load_splits(settings)
-    _check_limits(settings, splits)
+    run_id, splits = processes.from_first(lambda: _loaded(settings, folder, resume, overwrite))
     work = check_run(settings, splits)
     if not processes.rank():
-        _begin(folder, settings, name, resume, command)
+        _begin(folder, settings, run_id, passages_text(splits.passages), environment_record(command, name), resume)
     say(f"{len(splits.train)} training, {len(splits.dev)} dev, {len(splits.test)} test questions; run folder {folder}")
     ranked = len(work.labelled(splits.test))
     if ranked and not resume:
         say(f"The {ranked} test questions with labels are ranked by the start first.")
     before = processes.from_first(lambda: work.before(folder))
-    with _reader(settings, name) as reader:
+    with _reader(settings, run_id) as reader:
         tuned = work.tuned(folder, resume, reader)
     if tuned.stopped:
         raise LimitReachedError(
@@ -114,6 +126,7 @@ def _run_alone(
     evaluation = work.evaluation(before, after)
     result = {**_compared(before, after, evaluation), "steps": tuned.steps, "seconds": round(tuned.seconds, 1)}
     result |= {"seed": settings.seed, "method": settings.method, "prompt": work.prompt.version}
+    result["expansion"] = processes.from_first(lambda: _expansion(settings, splits, run_id))
     if not processes.rank():
         environment, kind = environment_record(command, name), work.prompt.kind
         card = tuned_card(settings, splits, evaluation, result, outcome_line(result), environment["command"], kind)
@@ -335,6 +348,7 @@ class _Work:
             "reader": without_speed(tree)["reader"] if settings.asks_reader else {},
             "prompt": self.prompt.version,
             "training questions": digest_of(self.splits.train),
+            "first stage": self.splits.retriever,
             "completions": self._taught_digest() if settings.method == "sft" else "",
         }
 
@@ -467,44 +481,91 @@ class _Elsewhere:
         raise AssertionError("Only the first process reads.")
 
 
-def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
-    there = (folder / "config.json").exists()
-    if there and not (resume or overwrite):
-        raise ConfigurationError(
-            f"Run folder {folder} already holds a run; wanted a new name. Go on with it by --resume, replace it by "
-            "--overwrite, or give another --name."
-        )
-    if resume and not there:
-        raise ResumeError(f"Run folder {folder} holds no run to resume; leave --resume out to start one.")
+def _loaded(settings: RunSettings, folder: Path, resume: bool, overwrite: bool) -> tuple[str, Splits]:
+    """Name of the run's calls in the ledger, and its questions, for which query expansion is paid here.
+
+    Raises:
+        RankwrightError: the run cannot begin; before that is paid, as far as it shows.
+    """
+    run_id, _ = run_id_of(folder, resume, overwrite)
+
+    def before_paying(plain: Splits, asked: Sequence[str]) -> None:
+        check_questions(settings, plain)
+        _check_limits(settings, plain, run_id, len(asked))
+        _prompt(settings, _tokenizer(settings.model.name))
+        if settings.method == "grpo":
+            from rankwright.tuning import check_generation
+
+            check_generation(settings.grpo)
+        keep_id(folder, run_id)
+
+    known = read_passages(folder) if resume else None
+    splits = load_splits(settings, run_id, known, before_paying=before_paying)
+    _check_limits(settings, splits, run_id)
+    return run_id, splits
 
 
-def _check_limits(settings: RunSettings, splits: Splits) -> None:
+def _check_limits(settings: RunSettings, splits: Splits, run_id: str, ahead: int | None = None) -> None:
     """Whether the bounds of the whole run keep its limits: inside a run, calls are not held against them.
+
+    Args:
+        settings: of the run.
+        splits: its questions.
+        run_id: name of its calls in the ledger.
+        ahead: calls that query expansion is about to make, before which the candidates are not known, and so the cost
+            of reading them is not.
 
     Raises:
         LimitReachedError: they do not.
     """
     limits = settings.budget
-    if not settings.asks_reader or not (limits.reader_calls or limits.cost):
+    if not (limits.reader_calls or limits.cost):
         return
-    bounds = budget(settings, splits)
-    over = limits.reader_calls and bounds["reader_calls"] > limits.reader_calls
-    if over or (limits.cost and (bounds["price"] is None or bounds["price"] > limits.cost)):
-        price = "unknown" if bounds["price"] is None else f"{bounds['price']:.4f}"
+    bounds, (passages, paid) = budget(settings, splits), _spent_on_expansion(settings, splits, run_id)
+    passages += ahead or 0
+    price = None if bounds["price"] is None else bounds["price"] + paid
+    priced = "unknown" if price is None else f"{price:.4f}"
+    over = limits.reader_calls and bounds["reader_calls"] + passages > limits.reader_calls
+    if over or (limits.cost and ahead is None and (price is None or price > limits.cost)):
+        besides = f" and {passages} of query expansion" if passages else ""
         raise LimitReachedError(
-            f"The run could make {bounds['reader_calls']} reader calls at a price of {price}; --max-reader-calls "
-            f"{limits.reader_calls} and --max-cost {limits.cost:g} (0 sets no limit) allow less. Nothing was begun: "
-            "give higher limits, or lower loop.epochs or grpo.rollouts."
+            f"The run could make {bounds['reader_calls']} reader calls{besides} at a price of {priced}; "
+            f"--max-reader-calls {limits.reader_calls} and --max-cost {limits.cost:g} (0 sets no limit) allow less. "
+            "Training has not begun: give higher limits, or lower loop.epochs or grpo.rollouts."
         )
 
 
-def _begin(folder: Path, settings: RunSettings, name: str, resume: bool, command: str) -> None:
+def _spent_on_expansion(settings: RunSettings, splits: Splits, run_id: str) -> tuple[int, float]:
+    """Calls so far, and their price."""
+    if not settings.expansion.wanted:
+        return 0, 0.0
+    with open_store(settings.reader.cache) as store:
+        return spent_on_expansion(settings, list(splits.passages), store, run_id)
+
+
+def _expansion(settings: RunSettings, splits: Splits, run_id: str) -> dict[str, Any] | None:
+    """What query expansion came to and cost; None without it."""
+    if not splits.passages:
+        return None
+    with open_store(settings.reader.cache) as store:
+        return expansion_record(splits, store, run_id)
+
+
+def _begin(
+    folder: Path, settings: RunSettings, run_id: str, passages: str, environment: Mapping[str, Any], resume: bool
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    if not resume:  # one that is refused, for settings that changed, loses nothing
-        clear_outcome(folder)
-        (folder / BEFORE).unlink(missing_ok=True)
-        replace_text(folder / "config.json", json.dumps(settings_tree(settings), indent=2) + "\n")
-        replace_text(folder / "environment.json", json.dumps(environment_record(command, name), indent=2) + "\n")
+    if resume:
+        return
+    clear_outcome(folder)  # one that is refused, for settings that changed, loses nothing
+    for stale in (BEFORE, PASSAGES_FILE):
+        (folder / stale).unlink(missing_ok=True)
+    if passages:  # before config.json, with which the run can be resumed
+        replace_text(folder / PASSAGES_FILE, passages)
+    config = {"run_id": run_id, **settings_tree(settings)}
+    replace_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    (folder / RUN_ID).unlink(missing_ok=True)
+    replace_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
 
 
 def _compared(before: _Values, after: _Values, evaluation: Evaluation | None) -> dict[str, Any]:

@@ -355,10 +355,7 @@ class CachedLLM:
         """One result per request, in order; `paid` is False for what cost no call."""
         keys = [request_key(self.name, request) for request in requests]
         asked = dict(zip(keys, requests, strict=True))
-        stored = {key: _restored(value) for key, value in self._store.get_many(keys).items()}
-        results: dict[str, CompletionResult] = {
-            key: completion for key, completion in stored.items() if not self._lack(asked[key], completion)
-        }
+        results: dict[str, CompletionResult] = {**self._known(asked)}
         if results and isinstance(self._llm, SuspiciousLLM):  # new may be only what fails again and again
             self._llm.answered_before()
         new = {key: request for key, request in asked.items() if key not in results}
@@ -373,6 +370,17 @@ class CachedLLM:
         finished = list(_paid_once(keys, results))
         self.hits += sum(isinstance(result, Completion) and not result.paid for result in finished)
         return finished
+
+    def unanswered(self, requests: Sequence[LLMRequest]) -> list[LLMRequest]:
+        """Those that would be calls, equal ones once: what the store does not answer."""
+        asked = {request_key(self.name, request): request for request in requests}
+        known = self._known(asked)
+        return [request for key, request in asked.items() if key not in known]
+
+    def _known(self, asked: Mapping[str, LLMRequest]) -> dict[str, Completion]:
+        """Key -> what the store answers."""
+        stored = {key: _restored(value) for key, value in self._store.get_many(asked).items()}
+        return {key: completion for key, completion in stored.items() if not self._lack(asked[key], completion)}
 
     def _judged(self, request: LLMRequest, call: Call) -> Call:
         """The call, failed where it brought no answer."""

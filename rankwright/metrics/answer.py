@@ -28,7 +28,8 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b", re.UNICODE)
 _DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
 # Scripts written without spaces: kana, Han (with extensions) and Thai. Each character counts as a token of its own.
 _UNSPACED = re.compile("[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
-_CLOSED_ANSWERS = frozenset({"yes", "no", "noanswer"})
+CLOSED_ANSWERS = frozenset({"yes", "no", "noanswer"})
+"""Answers that stand in many texts without being given there; after `normalise`."""
 
 
 def normalise(text: str) -> str:
@@ -149,7 +150,7 @@ def _spaced(text: str) -> str:
 def _guarded(score: Callable[[str, str], float]) -> Callable[[str, str], float]:
     def guarded(found: str, wanted: str) -> float:
         plain_found, plain_wanted = normalise(found), normalise(wanted)
-        if plain_found != plain_wanted and (plain_found in _CLOSED_ANSWERS or plain_wanted in _CLOSED_ANSWERS):
+        if plain_found != plain_wanted and (plain_found in CLOSED_ANSWERS or plain_wanted in CLOSED_ANSWERS):
             return 0.0
         return score(found, wanted)
 

@@ -72,7 +72,7 @@ class CachedReader:
 
     def answer(self, contexts: Sequence[Context]) -> list[ReadResult]:
         """One result per context, in order; `paid` is False for what the store or an equal context answered."""
-        keys = [content_key("answer", {"reader_key": self.reader.cache_key(context)}) for context in contexts]
+        keys = [self._key(context) for context in contexts]
         results: dict[str, ReadResult] = {
             key: Answer(value["text"], paid=False) for key, value in self._store.get_many(keys).items()
         }
@@ -85,6 +85,15 @@ class CachedReader:
             chunk = fresh[start : start + CONTEXTS_PER_CHUNK]
             results.update(self._read(chunk, [new[key] for key in chunk]))
         return [self._counted(results, key, new) for key in keys]
+
+    def unanswered(self, contexts: Sequence[Context]) -> list[Context]:
+        """Those that would be read, equal ones once: what the store does not answer."""
+        asked = {self._key(context): context for context in contexts}
+        known = self._store.get_many(asked)
+        return [context for key, context in asked.items() if key not in known]
+
+    def _key(self, context: Context) -> str:
+        return content_key("answer", {"reader_key": self.reader.cache_key(context)})
 
     def _compare(self, stored: Mapping[str, Context], results: Mapping[str, ReadResult]) -> None:
         """Reads some of what the store answered again."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from rankwright.llms.cache import CachedLLM
 from rankwright.prompts import Prompt, load_prompt, parse_answer, render
 from rankwright.types import (
     LLM,
@@ -49,6 +50,14 @@ class LLMReader:
         """One result per context, in order. Answer("") where the model says that the passages hold no answer."""
         requests = [self.request(context) for context in contexts]
         return [_read(completion) for completion in self.llm.complete(requests)]
+
+    def unanswered(self, contexts: Sequence[Context]) -> list[Context]:
+        """Those that would be calls, equal ones once: what the cache around the language model does not answer; all of
+        them without one."""
+        asked = {self.request(context): context for context in contexts}
+        if isinstance(self.llm, CachedLLM):
+            return [asked[request] for request in self.llm.unanswered(list(asked))]
+        return list(asked.values())
 
     def again(self) -> LLMReader:
         """The same reader for asking the same contexts anew: a cache keeps its answers apart, because the version of

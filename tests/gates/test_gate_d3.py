@@ -22,8 +22,7 @@ from rankwright.checkpoints import sorted_checkpoints
 from rankwright.cli.app import run
 from rankwright.cli.hub import model_folder
 from rankwright.cli.manage import written_report
-from rankwright.cli.run import _resumed_id
-from rankwright.cli.settings import settings_from
+from rankwright.cli.run import run_id_of, without_speed
 from rankwright.errors import DataError, ModelError, RankwrightError, ResumeError
 from rankwright.llms.cache import LedgerEntry, ReadStore
 from rankwright.manifests import damaged_files
@@ -268,12 +267,12 @@ def test_settings_of_a_run_to_resume(finished: Path, capsys: pytest.CaptureFixtu
     records that the end of a run makes anew is no reason to stop."""
     config, manifest = finished / "config.json", finished / "manifest.json"
     begun = json.loads(config.read_text("utf-8"))
-    run_id, settings = begun.pop("run_id"), settings_from(begun)
+    run_id, settings = begun.pop("run_id"), without_speed(begun)
     found = Counter[str]()
     for path, whole, damaged in damages(random.Random(7), [config, manifest]):
         path.write_bytes(damaged)
         try:
-            assert (path, _resumed_id(config, settings)) == (manifest, run_id)
+            assert (path, run_id_of(finished, resume=True, overwrite=False)) == (manifest, (run_id, settings))
             assert not {"manifest.json", "config.json", "environment.json"}.intersection(damaged_files(finished))
             found["went on as it began"] += 1
         except ResumeError as error:
