@@ -96,7 +96,7 @@ class Tuned:
     """With its LoRA updates still apart; `save_tuned` merges them."""
     steps: int
     seconds: float
-    """Of this session."""
+    """Of all sessions; of one that was killed, up to its last checkpoint."""
     history: tuple[Mapping[str, Any], ...]
     """What was logged, of all sessions."""
     stopped: bool
@@ -215,7 +215,7 @@ def tune_by_reward(
         device: cpu, or cuda.
         resume: go on from the newest complete checkpoint, or start where there is none.
         score: metrics of the model, logged before the first step, with every checkpoint and after the last step.
-        seconds: after which a session ends, at the end of a generation; --resume goes on.
+        seconds: of all sessions, after which the run stops at the end of a generation; --resume goes on.
         settings: everything else that decides the result; part of the fingerprint that resuming checks.
         on_step: told (step, steps, what was logged) after every log entry.
 
@@ -392,10 +392,18 @@ class _Session:
             return self._run(trainer, score, seconds, every, cycle, order)
 
     def _run(self, trainer: Any, score: Score | None, seconds: float, every: int, cycle: int, order: Any) -> Tuned:
-        metrics, began = MetricsFile(self.folder / METRICS), time.monotonic()
-        trainer.fingerprint = self.fingerprint
+        metrics, earlier, began = MetricsFile(self.folder / METRICS), self._earlier_seconds(), time.monotonic()
+
+        def spent() -> float:
+            return earlier + time.monotonic() - began
+
+        def is_over() -> bool:
+            """By the clock of the first process: the others must not go on without it."""
+            return seconds < math.inf and processes.from_first(lambda: spent() > seconds)
+
+        trainer.fingerprint, trainer.spent = self.fingerprint, spent
         trainer.remove_callback(PrinterCallback)  # metrics.jsonl and the progress bar say it better
-        watch = _Watch(trainer, order, score, every, cycle, began + seconds)
+        watch = _Watch(trainer, order, score, every, cycle, is_over)
         tellers = [Teller(self.on_step)] if self.on_step else []
         for callback in (watch, *([] if processes.rank() else [metrics, *tellers])):
             trainer.add_callback(callback)
@@ -404,14 +412,17 @@ class _Session:
             trainer.state = TrainerState.load_from_json(str(self.checkpoint / "trainer_state.json"))
             history = trainer.state.log_history
             processes.from_first(lambda: metrics.restore(history))
-        trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
-        return Tuned(
-            trainer.model.eval(),
-            trainer.state.global_step,
-            time.monotonic() - began,
-            tuple(trainer.state.log_history),
-            watch.stopped,
-        )
+            watch.stopped = trainer.state.global_step < trainer.state.max_steps and is_over()
+        if not watch.stopped:
+            trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+        state = trainer.state
+        return Tuned(trainer.model.eval(), state.global_step, spent(), tuple(state.log_history), watch.stopped)
+
+    def _earlier_seconds(self) -> float:
+        """What the sessions before this one took, up to the checkpoint."""
+        if self.checkpoint is None:
+            return 0.0
+        return json.loads((self.checkpoint / ALGORITHM_STATE).read_text(encoding="utf-8")).get("seconds", 0.0)
 
     def _clear(self) -> None:
         """Takes out what an earlier run of this folder left, or a session after the checkpoint."""
@@ -425,9 +436,11 @@ class _Session:
 class _Watch(TrainerCallback):
     """Sets the epoch of the order, scores, and ends the session where its time is over."""
 
-    def __init__(self, trainer: Any, order: Any, score: Score | None, every: int, cycle: int, until: float) -> None:
+    def __init__(
+        self, trainer: Any, order: Any, score: Score | None, every: int, cycle: int, is_over: Callable[[], bool]
+    ) -> None:
         self.trainer, self.order, self.score = trainer, order, score
-        self.every, self.cycle, self.until = every, cycle, until
+        self.every, self.cycle, self.is_over = every, cycle, is_over
         self.stopped = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -444,7 +457,7 @@ class _Watch(TrainerCallback):
             log = control.should_log
             self._score()
             control.should_log, control.should_save = log, True  # a logged score takes the wish to log the step away
-        if state.global_step % self.cycle == 0 and time.monotonic() > self.until and not last:
+        if state.global_step % self.cycle == 0 and not last and self.is_over():
             self.stopped = control.should_save = control.should_training_stop = True
 
     def _score(self) -> None:
@@ -461,6 +474,8 @@ class _Checkpoints(Trainer):
     """Checkpoints that are written aside, with their manifest last, and renamed into place."""
 
     fingerprint = ""
+    spent: Callable[[], float]
+    """Seconds of all sessions so far."""
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder, name = Path(str(self.args.output_dir)), f"checkpoint-{self.state.global_step}"
@@ -483,7 +498,8 @@ class _Checkpoints(Trainer):
                 shutil.rmtree(old)
 
     def _complete(self, inner: Path, final: Path) -> None:
-        (inner / ALGORITHM_STATE).write_text(json.dumps({"fingerprint": self.fingerprint}), encoding="utf-8")
+        kept = {"fingerprint": self.fingerprint, "seconds": self.spent()}
+        (inner / ALGORITHM_STATE).write_text(json.dumps(kept), encoding="utf-8")
         write_manifest(inner)
         shutil.rmtree(final, ignore_errors=True)
         inner.replace(final)

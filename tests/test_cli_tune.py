@@ -229,6 +229,8 @@ def test_a_run_that_is_out_of_time_goes_on(command: list[str], capsys: pytest.Ca
     assert "already holds a run" in capsys.readouterr().err
     assert run([*tune, "--resume", "--set", "grpo.rollouts=4"]) == 2
     assert "grpo.rollouts is 4" in " ".join(capsys.readouterr().err.split())
+    assert run([*tune, "--resume", "--max-hours", "0.0000001"]) == 9
+    assert "--max-hours 1e-07 is over at step 1" in " ".join(capsys.readouterr().err.split())  # not a step more
     assert run([*tune, "--resume"]) in (0, 8)
     assert "3 steps" in capsys.readouterr().err
 
@@ -385,6 +387,7 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_read(
         ("--reward", "f1", "--max-reader-calls", "3"): "could make 24 reader calls",
         ("--reward", "f1", "--reward-option", "anchored=1", "--max-reader-calls", "3"): "could make 36 reader calls",
         ("--reward", "rearank", "--set", "generating.prompt=nobody"): "neither a file",
+        ("--reward", "rearank", "--set", "loop.stop_on_alarm=true"): "but method grpo has no alarms",
     }
     for more, words in cases.items():
         assert run([*command, "--method", "grpo", "--name", "b", "--epochs", "1", *more]) != 0

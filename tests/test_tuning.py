@@ -8,9 +8,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -245,6 +246,27 @@ def test_a_broken_run_goes_on_as_an_unbroken_one(start: Path, tmp_path: Path) ->
 
     assert log("broken") == log("whole")
     assert not list((tmp_path / "whole").glob("**/*.bin"))
+
+
+def test_the_time_limit_is_of_all_sessions(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six generations of two steps; ten seconds pass between the look at the limit and the checkpoint of each."""
+    now = [0.0]
+    monkeypatch.setattr("rankwright.tuning.time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def session(seconds: float, resume: bool = True) -> tuple[int, bool, float]:
+        def on_step(step: int, steps: int, logs: Mapping[str, float]) -> None:
+            now[0] += 10 * ("loss" in logs)
+
+        loop = replace(LOOP, epochs=2)
+        found = run(start, tmp_path, loop=loop, seconds=seconds, resume=resume, on_step=on_step)
+        return found.steps, found.stopped, found.seconds
+
+    assert session(5, resume=False) == (4, True, 20)
+    assert session(5) == (4, True, 20)
+    assert session(25) == (8, True, 40)
+    steps, stopped, seconds = session(math.inf)
+    assert (steps, stopped, seconds) == (12, False, 60)
+    assert session(5)[:2] == (12, False)  # nothing is left that the limit could stop
 
 
 def test_other_settings_cannot_resume(start: Path, tmp_path: Path) -> None:

@@ -356,6 +356,11 @@ class RunSettings:
         return needs_reader(self.reward) or (":" in self.reward and self.reader.reader != "none")
 
     def _check_what_writes(self) -> None:
+        if self.loop.stop_on_alarm:
+            raise ConfigurationError(
+                f"Setting loop.stop_on_alarm is true, but method {self.method} has no alarms; wanted false. Leave it "
+                "out."
+            )
         if self.model.name == "reference":
             raise ConfigurationError(
                 f"Method {self.method} was given --model reference, which scores and cannot write; wanted a causal "
