@@ -14,8 +14,10 @@ import pytest
 
 from rankwright import evaluation
 from rankwright.cli.app import run
+from rankwright.cli.dry_run import _longest
 from rankwright.cli.train import DEMO_FOLDER
 from rankwright.llms.cache import LedgerTotals, ReadStore
+from rankwright.types import Document, Example, Query
 from tests.chaos_reader import ChaosReader
 from tests.cli_kit import body_of, make_model, one_line, reply, rows, serving, write_rows
 from tests.tiny_lm import make_chain_model
@@ -339,6 +341,23 @@ def test_the_bound_is_that_of_the_formula(here: Path, capsys: pytest.CaptureFixt
     paced = dry(capsys, command("http://127.0.0.1:9/v1", "--requests-per-minute", "60", "--tokens-per-minute", "1e9"))
     assert paced["paced_seconds"] == 193
     assert paced["reads_at_most_seconds"] == found["reads_at_most_seconds"] + 193 * (1 + 4)  # attempts
+
+
+def test_time_is_that_of_the_questions_with_the_longest_passages() -> None:
+    def question(name: str, *texts: str) -> Example:
+        return Example(Query(name, "?"), tuple(Document(text, text) for text in texts), ("a",))
+
+    short, long, middle = question("s", "a", "b"), question("l", "a", "bb" * 9), question("m", "aaa", "bbb")
+    assert _longest([short, middle, long, short], 2) == [long, middle]
+
+
+def test_a_limit_of_hours_is_held_against_what_is_known_of_the_time(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for reader, words in (("http://127.0.0.1:9/v1", "without the reader about"), ("embedded", "about")):
+        assert run([*command(reader), "--max-hours", "1e-9", "--dry-run"]) == 0
+        told = " ".join(capsys.readouterr().out.split())
+        assert f"--max-hours 1e-09 may end the run early: the run takes {words}" in told
 
 
 def test_calls_of_query_expansion_are_told_apart_and_not_made(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

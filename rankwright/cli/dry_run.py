@@ -113,9 +113,7 @@ class Longest:
     name = "longest"
 
     def __init__(self, corpus: Sequence[Document]) -> None:
-        self._corpus = sorted(
-            corpus, key=lambda document: -len(f"{document.title}{document.text}".encode("utf-8", "replace"))
-        )
+        self._corpus = sorted(corpus, key=_size, reverse=True)
 
     def retrieve(self, queries: Sequence[Query], depth: int) -> list[tuple[Document, ...]]:
         """The same for each."""
@@ -152,9 +150,9 @@ def _seconds(
     evaluations: int,
     calls: int,
 ) -> dict[str, float | None]:
-    """Measured on the first batch and multiplied."""
-    batch = visits[: settings.loop.batch_size]
-    say(f"Timing the first {len(batch)} questions.")
+    """Measured on the batch that takes longest and multiplied, so that it is too much rather than too little."""
+    batch = _longest(visits, settings.loop.batch_size)
+    say(f"Timing the longest {len(batch)} questions.")
     learning, scoring = _time_policy(policy_of(settings), batch)
     once = {example.query.query_id: example for example in visits}.values()
     reads: float | None = 0.0
@@ -167,6 +165,17 @@ def _seconds(
         "comparison": scoring * _pairs(splits.test) * 2,  # reference and trained model
         "reads": reads,
     }
+
+
+def _longest(visits: Sequence[Example], count: int) -> list[Example]:
+    """The questions with the longest passages, each once."""
+
+    once = {example.query.query_id: example for example in visits}.values()
+    return sorted(once, key=lambda e: sum(map(_size, e.candidates)) / len(e.candidates), reverse=True)[:count]
+
+
+def _size(document: Document) -> int:
+    return len(f"{document.title}{document.text}".encode("utf-8", "replace"))
 
 
 def _batches(settings: RunSettings, parts: Sequence[Ahead], bills: Mapping[str, Bill]) -> int:
@@ -219,8 +228,8 @@ def _time_policy(policy: Any, batch: Sequence[Example]) -> tuple[float, float]:
 
 
 def _time_reader(reader: Any, batch: Sequence[Example], k: int) -> float:
-    """Seconds of a read of k passages."""
-    contexts = [Context(example.query, example.candidates[:k]) for example in batch]
+    """Seconds of a read of the k longest passages."""
+    contexts = [Context(e.query, tuple(sorted(e.candidates, key=_size, reverse=True)[:k])) for e in batch]
     reader.answer(contexts[:1])
     return _timed(lambda: reader.answer(contexts)) / len(contexts)
 
@@ -328,16 +337,18 @@ def _on_time(settings: RunSettings, found: dict[str, Any]) -> list[str]:
 
 
 def _on_limits(settings: RunSettings, found: dict[str, Any]) -> list[str]:
-    budget, seconds = settings.budget, found["seconds"]["total"]
+    budget, seconds = settings.budget, found["seconds"]
     both = (found["price"], found["expansion_price"])
+    hours = sum(seconds[part] or 0.0 for part in ("training", "dev", "reads")) / 3600  # the limit is without comparison
+    about = "about" if seconds["reads"] is not None else "without the reader about"
     bounds = (
-        ("--max-reader-calls", budget.reader_calls, found["calls"]["total"] + found["expansion_calls"]),
-        ("--max-cost", budget.cost, None if None in both else sum(both)),
-        ("--max-hours", budget.hours, None if seconds is None else round(seconds / 3600, 2)),
+        ("--max-reader-calls", budget.reader_calls, found["calls"]["total"] + found["expansion_calls"], "the bound is"),
+        ("--max-cost", budget.cost, None if None in both else sum(both), "the bound is"),
+        ("--max-hours", budget.hours, float(f"{hours:.2g}"), f"the run takes {about}"),
     )
     return [
-        f"{flag} {limit:.10g} may end the run early: the bound is {bound:.10g}."
-        for flag, limit, bound in bounds
+        f"{flag} {limit:.10g} may end the run early: {words} {bound:.10g}."
+        for flag, limit, bound, words in bounds
         if limit and bound is not None and bound > limit
     ]
 
