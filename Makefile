@@ -26,7 +26,7 @@ DEMO_INSTALLED := $(VENV)/.installed-demo
 ALL_INSTALLED := $(VENV)/.installed-all
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test browser check gates-quick gates-full gates-mutants gates-alarms gates-llama ray benchmarks speed format interop-st5 interop-cohere docs clean
+.PHONY: help install demo test browser check gates-quick gates-full gates-mutants gates-alarms gates-llama ray benchmarks benchmarks-llm speed format interop-st5 interop-cohere docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,21 +88,30 @@ ray: $(ALL_INSTALLED) ## rerank on a Ray cluster of two nodes on this machine, w
 	$(ALONE) tests/gates/test_ray_cluster.py
 
 # Runs one program of benchmarks/ and writes its page, also where a row has failed: the page then says what was not run.
-measure = $(BIN)/python -m benchmarks.$(1) $(or $(2),run); code=$$?; $(BIN)/python -m benchmarks.$(1) page; exit $$code
+measure = $(BIN)/python -m benchmarks.$(1) $(or $(2),run) || code=1; $(BIN)/python -m benchmarks.$(1) page || code=1
 
 # The reader is trained once, on one machine: trained again it has other weights, and what the first one read could not
-# be gone on with. Its weights stay there; a kept record of its offsets tells that it was trained.
+# be gone on with. Its weights stay there; a kept record of its offsets tells that it was trained. A part that fails
+# does not keep the next ones from being measured.
+OTHER_READER := another-reader/phase-1
 benchmarks: $(ALL_INSTALLED) ## calls, cost and the paper's questions, for days on two cores; what is done is kept, and missing rows say so
-	$(call measure,cost)
-	$(call measure,calls,run --jobs $(JOBS))
-	test -e benchmarks/work/another-reader/phase-1.pt || test -e benchmarks/results/kept/another-reader/phase-1.offsets.json.gz || $(BIN)/python -m benchmarks.embedded.train_reader --seed 1 --bf16 --out benchmarks/work/another-reader
-	$(call measure,protocol,run --jobs $(JOBS))
-	$(call measure,paper,run --jobs $(JOBS))
-	$(call measure,choices,run --jobs $(JOBS))
-	$(BIN)/python -m benchmarks.strategies
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.grpo_cost --repeats 4 --steps 4
-	$(BIN)/python -m benchmarks.scheduler --repeats 2
-	$(call measure,batch)
+	code=0; \
+	$(call measure,cost); \
+	$(call measure,calls,run --jobs $(JOBS)); \
+	test -e benchmarks/work/$(OTHER_READER).pt || test -e benchmarks/results/kept/$(OTHER_READER).offsets.json.gz \
+		|| $(BIN)/python -m benchmarks.embedded.train_reader --seed 1 --bf16 --out benchmarks/work/another-reader || code=1; \
+	$(call measure,protocol,run --jobs $(JOBS)); \
+	$(call measure,paper,run --jobs $(JOBS)); \
+	$(call measure,choices,run --jobs $(JOBS)); \
+	exit $$code
+
+benchmarks-llm: $(ALL_INSTALLED) ## strategies, GRPO's step, the scheduler and reranking in bulk; an hour, anew but for the last, alone on the machine
+	code=0; \
+	$(BIN)/python -m benchmarks.strategies || code=1; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.grpo_cost --repeats 4 --steps 4 || code=1; \
+	$(BIN)/python -m benchmarks.scheduler --repeats 2 || code=1; \
+	$(call measure,batch); \
+	exit $$code
 
 speed: $(ALL_INSTALLED) ## scoring on this CPU beside its peers, below an hour; the machine must do nothing else
 	$(BIN)/python -m benchmarks.speed peers

@@ -267,10 +267,15 @@ def budget() -> int:
 
 def run_one(name: str) -> None:
     """One measurement, kept."""
-    if others := [words for words in machines() if words != machine()]:
-        sys.exit(f"This is {machine()}; {KEPT} has times of {others[0]}. Move them away to measure all of them here.")
     task = tasks()[name]
-    record = measured(*kept_at(name), lambda: corpus_cost(**task) if "size" in task else step_cost(**task))
+
+    def measure() -> dict[str, Any]:
+        if others := [words for words in machines() if words != machine()]:
+            here = f"This is {machine()}; {KEPT} has times of {others[0]}"
+            sys.exit(f"{here}. Move them away to measure all of them here.")
+        return corpus_cost(**task) if "size" in task else step_cost(**task)
+
+    record = measured(*kept_at(name), measure)
     print(name, {key: round(value, 2) for key, value in record.items() if isinstance(value, float)}, flush=True)
 
 

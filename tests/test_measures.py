@@ -614,6 +614,7 @@ def test_times_of_two_machines_are_not_of_one_table(monkeypatch: pytest.MonkeyPa
     keep_cost(first, 2.0)
     with pytest.raises(SystemExit, match=r"This is another; .* has times of this one\. Move them away"):
         cost.run_one(second)
+    cost.run_one(first)  # is there, so nothing is to be measured
     assert cost.machines() == ["this one"]
 
 
@@ -642,15 +643,12 @@ def run_make(folder: Path, *failing: str) -> tuple[int, list[str]]:
     return run.returncode, notes.read_text("utf-8").splitlines()
 
 
-def test_make_benchmarks_writes_the_page_of_a_program_that_fails_and_stops_there(tmp_path: Path) -> None:
+def test_make_benchmarks_measures_on_where_a_program_fails_and_fails_at_the_end(tmp_path: Path) -> None:
     code, called = run_make(tmp_path, "calls run")
     assert code == 2
-    assert called == [
-        "-m benchmarks.cost run",
-        "-m benchmarks.cost page",
-        "-m benchmarks.calls run --jobs 2",
-        "-m benchmarks.calls page",
-    ]
+    programs = [line.split()[1:3] for line in called if "train_reader" not in line]
+    names = ("cost", "calls", "protocol", "paper", "choices")
+    assert programs == [[f"benchmarks.{name}", what] for name in names for what in ("run", "page")]
 
 
 WEIGHTS = paper.READERS["another"]
