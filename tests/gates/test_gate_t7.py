@@ -33,7 +33,8 @@ COMPARING = (
 )
 """Form, baseline and scale of what only compares the samples of a question. The window moves all advantages by their
 mean (docs/rrpo.md; `skip_unanimous` is tried below), and the printed gae adds the next position's baseline to every
-sample's."""
+sample's. Against the reference, a critic or nothing, samples that are all alike are still better or worse than that:
+the default form gives them an advantage on purpose."""
 Table = list[list[float]]
 """Rewards of a question's samples, one row each; NaN where the read failed."""
 Values = Sequence[Sequence[float]]
