@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks import differences, kept, pages
+from benchmarks import differences, kept, pages, query2doc
 from benchmarks.embedded.sets import LOADERS, Question, load_sets, passages, side
 from benchmarks.embedded.split import shown
 from benchmarks.kept import DEVICE, READER, REFERENCE, SHOWN, SPLIT, digests, hardware, measured, read
@@ -160,15 +160,27 @@ def count_of(name: str, sets: Sequence[str] = OPEN_SETS) -> int:
     return len({question.key for question in side(name, sets)})
 
 
+def pool() -> BM25:
+    """Every passage that comes with a question of any set."""
+    return BM25(list(passages(load_sets(LOADERS)).values()))
+
+
 def splits(train_depth: int = TRAIN_DEPTH, depth: int = DEPTH) -> dict[str, list[Example]]:
-    """train, dev and the sets of TEST_SETS, all with candidates from one pool: every passage that comes with a question
-    of any set."""
-    pool = BM25(list(passages(load_sets(LOADERS)).values()))
-    return {
-        "train": examples_of(side("rrpo", OPEN_SETS), pool, train_depth),
-        "dev": examples_of(side("dev", OPEN_SETS), pool, depth),
-        **{name: examples_of(side("test", sets), pool, depth) for name, sets in TEST_SETS.items()},
+    """train, dev and the sets whose rankings are kept, all with candidates from one pool."""
+    index = pool()
+    data = {
+        "train": examples_of(side("rrpo", OPEN_SETS), index, train_depth),
+        "dev": examples_of(side("dev", OPEN_SETS), index, depth),
+        **{name: examples_of(side("test", sets), index, depth) for name, sets in TEST_SETS.items()},
     }
+    if query2doc.is_written():
+        data[query2doc.SET] = with_candidates(data["test"], query2doc.search(index), depth)
+    return data
+
+
+def kept_sets() -> list[str]:
+    """Those whose rankings are kept; with the expanded questions only where their passages are written."""
+    return [*TEST_SETS, *([query2doc.SET] if query2doc.is_written() else [])]
 
 
 def train_one(
@@ -261,6 +273,11 @@ def made_with(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def ranked_with(settings: Mapping[str, Any], set_name: str) -> dict[str, Any]:
+    """What decides a row's rankings of one set."""
+    return made_with(settings) | (query2doc.made_with() if set_name == query2doc.SET else {})
+
+
 def test_one(name: str, orders: Mapping[str, list[str]], examples: Sequence[Example], set_name: str) -> dict[str, Any]:
     """Per-question values of one model's rankings of one set."""
     from rankwright.evaluation import KnownOrder, evaluate
@@ -299,14 +316,14 @@ def keep_rankings(name: str, orders: Orders, settings: Mapping[str, Any], sets: 
     for set_name in sets:
         measured(
             rankings_at(name, set_name),
-            made_with(settings),
+            ranked_with(settings, set_name),
             lambda set_name=set_name: {query_id: ids[:DEEPEST] for query_id, ids in orders(set_name).items()},
         )
 
 
 def measure(name: str, orders: Orders, data: Mapping[str, Sequence[Example]], settings: Mapping[str, Any]) -> None:
     """Rankings of all sets and the values of this page's, kept: test is read once."""
-    keep_rankings(name, orders, settings, list(TEST_SETS))
+    keep_rankings(name, orders, settings, kept_sets())
     for set_name in EVALUATED:
         measured(
             tested_at(name, set_name),
@@ -400,7 +417,7 @@ def run_trained(name: str, settings: Mapping[str, Mapping[str, Any]]) -> None:
             f"records of {method} away."
         )
     data = splits()
-    files = [*(rankings_at(name, each) for each in TEST_SETS), *(tested_at(name, each) for each in EVALUATED)]
+    files = [*(rankings_at(name, each) for each in kept_sets()), *(tested_at(name, each) for each in EVALUATED)]
     record = trained(name, own, files, lambda: train_one(method, int(seed), data, own, name))
     print(name, record, flush=True)
     measure(name, orders_of(lambda: trained_model(name), data), data, own)

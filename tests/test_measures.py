@@ -14,9 +14,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks import calls, choices, cost, differences, kept, pages, paper, protocol
+from benchmarks import calls, choices, cost, differences, kept, pages, paper, protocol, query2doc
 from benchmarks.embedded.sets import Question
+from rankwright.retrieval import BM25, with_candidates
 from rankwright.types import Document, Example, Query, Ranking, RerankRequest
+from tests.keepers import CORPUS, queries, target
+from tests.test_expansion import Writer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -515,7 +518,7 @@ def test_every_claim_has_a_verdict_and_its_ground() -> None:
             assert claim.row in paper.ROWS
             assert claim.base in {*paper.ROWS, *paper.FIXED}
             assert {claim.reading} <= {*paper.readings_of(claim.row)} & {*paper.readings_of(claim.base)}
-            assert claim.judged()[0] == "not run"
+            assert claim.judged()[0] == ("not testable here" if claim.why_not else "not run")
         else:
             assert bool(claim.why_not) != bool(claim.other)
     assert paper.saved_by_cache()[0] == "not run"
@@ -558,6 +561,34 @@ def test_rows_wait_for_what_they_are_made_from(work: Path) -> None:
         kept.measured(path, {}, dict)
     assert paper.lacks(row, 1) == ""
     assert {path.parent.name for path in paper.rankings_of(row, name)} == {name}
+
+
+@pytest.mark.usefixtures("work")
+def test_expanded_questions_are_ranked_and_read_once_their_passages_are_written() -> None:
+    words = "Query2Doc"
+    claim = next(claim for claim in paper.CLAIMS if claim.reading == words)
+    before = paper.made_with({}, words)
+    assert words in paper.readings_of("RRPO")
+    assert [path.name for path in paper.rankings_of("RRPO", "row")] == [
+        f"rankings-{name}.json" for name in sorted(protocol.TEST_SETS)
+    ]
+    assert paper.cell("RRPO", words) == "not run"
+    assert claim.judged()[0] == "not testable here"
+
+    index = BM25(CORPUS)
+    query2doc.write(Writer(), queries(10), index)
+    assert query2doc.SET in protocol.kept_sets()
+    asked = [Example(query, relevance={target(10).doc_id: 1}) for query in queries(10)]
+    assert [query2doc.recall(with_candidates(asked, one, 3)) for one in (index, query2doc.search(index))] == [0, 1]
+    assert protocol.rankings_at("row", query2doc.SET) in paper.rankings_of("RRPO", "row")
+    assert paper.made_with({}, words) != before
+    assert paper.made_with({}, "top 3") == protocol.made_with({}) | {"reading": paper.READINGS["top 3"]}
+    for row, value in (("RRPO", 1.0), ("reference", 0.5)):
+        made_with = paper.made_with(paper.settings_of(row), words)
+        path = paper.read_at(paper.names_of(row)[0], words)
+        kept.measured(path, made_with, lambda value=value: {f"q{i}": value for i in range(50)})
+    paper.difference.cache_clear()
+    assert claim.judged()[0] == "held (seed 0)"
 
 
 # --- options beside each other -----------------------------------------------------------------------------------
