@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 ALGORITHM_STATE = "algorithm.json"
 LOCK = ".lock"
 _mine: dict[tuple[Path, int], IO[str]] = {}
-"""Run folder and thread that has it for itself -> its lock."""
+"""Run folder and thread that has it for itself -> its lock, which a forked child finds closed."""
 
 
 def make_folder(folder: Path) -> None:
@@ -56,7 +56,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         StorageError: another one makes a run in it, or it cannot be written.
     """
     lock, mine = folder / LOCK, (folder.resolve(), get_ident())
-    if mine in _mine:
+    if mine in _mine and not _mine[mine].closed:
         yield
         return
     made = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -101,7 +101,7 @@ def _is_at(stream: IO[str], path: Path) -> bool:
     """Whether an open file is the one of that name: who left may have removed it, and another made it anew."""
     try:
         return os.path.samestat(os.fstat(stream.fileno()), path.stat())
-    except OSError:
+    except (OSError, ValueError):  # the latter of a closed one
         return False
 
 

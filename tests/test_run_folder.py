@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -26,15 +28,36 @@ with alone_in(Path(sys.argv[1])):
     sys.stdin.read()
 """
 
+FORKING = """
+import os
+import sys
+from pathlib import Path
+from rankwright.checkpoints import alone_in
 
-def holding(folder: Path, script: str = HOLDER) -> subprocess.Popen[str]:
+folder = Path(sys.argv[1])
+with alone_in(folder):
+    if os.fork() == 0:
+        try:
+            with alone_in(folder):
+                print("the child's")
+        except OSError:
+            print("mine", flush=True)
+            sys.stdin.read()
+            sys.exit()
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def holding(folder: Path, script: str = HOLDER) -> Iterator[subprocess.Popen[str]]:
     """Another process, which has the folder."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", script, str(folder)]
-    holder = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "mine\n"
-    return holder
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "mine\n"
+        yield holder
 
 
 def test_another_process_is_kept_out_and_told_who_is_there(tmp_path: Path) -> None:
@@ -48,6 +71,21 @@ def test_another_process_is_kept_out_and_told_who_is_there(tmp_path: Path) -> No
     with alone_in(folder):  # what a kill left holds nobody up
         assert f"process {os.getpid()} on " in (folder / LOCK).read_text()
     assert list(folder.iterdir()) == []
+
+
+def test_a_forked_child_has_nothing_of_its_parents_and_holds_nobody_up(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with holding(folder, FORKING) as parent:
+        with pytest.raises(StorageError, match=f"by process {parent.pid} on "), alone_in(folder):
+            pytest.fail("two have it")
+        parent.kill()
+        parent.wait()
+        with alone_in(folder):
+            assert parent.stdin is not None
+            parent.stdin.close()
+            assert parent.stdout is not None
+            assert parent.stdout.read() == ""  # it is closed when the child has ended
+            assert (folder / LOCK).exists()
 
 
 def test_who_has_a_folder_may_ask_again(tmp_path: Path) -> None:
