@@ -25,7 +25,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 
 from rankwright import processes
 from rankwright.algorithms.config import TrainConfig
-from rankwright.algorithms.generating import GeneratingConfig, GRPOConfig, SFTConfig
+from rankwright.algorithms.generating import GRPO_MAY_CHANGE, GeneratingConfig, GRPOConfig, SFTConfig
 from rankwright.algorithms.grpo import TRLReward, begun_by
 from rankwright.checkpoints import (
     ALGORITHM_STATE,
@@ -635,8 +635,7 @@ def _grpo_arguments(
 
 def _deciding(config: GRPOConfig) -> dict[str, Any]:
     """What of GRPO's settings decides the result."""
-    others = ("completions_per_pass", "completions_at_once", "generation", "max_failed_rewards")
-    return {name: value for name, value in asdict(config).items() if name not in others}
+    return {name: value for name, value in asdict(config).items() if name not in GRPO_MAY_CHANGE}
 
 
 def _gather(share: list[Any]) -> list[Any]:

@@ -235,6 +235,31 @@ def test_a_run_that_is_out_of_time_goes_on(command: list[str], capsys: pytest.Ca
     assert "3 steps" in capsys.readouterr().err
 
 
+def test_a_run_without_a_checkpoint_cannot_resume_with_other_settings(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are refused before anything is read or paid."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    tune_again = [*command, "--method", "grpo", "--name", "a", "--epochs", "1", "--reward", "rearank"]
+    with monkeypatch.context() as patched:
+        patched.setattr(tune._Work, "tuned", interrupted)
+        assert run(tune_again) == 130
+    assert not sorted_checkpoints(Path("runs/a"))
+    with monkeypatch.context() as patched:
+        patched.setattr("rankwright.cli.tune.load_splits", lambda *_, **__: pytest.fail("the questions were loaded"))
+        for more, words in (
+            (["--seed", "7"], "Setting seed is 7, but the run in runs/a began with 0"),
+            (["--learning-rate", "0.5"], "Setting loop.learning_rate is 0.5, but"),
+            (["--method", "sft"], "Setting method is 'sft', but"),
+        ):
+            assert run([*tune_again, "--resume", *more]) == 2
+            assert words in " ".join(capsys.readouterr().err.split())
+    assert run([*tune_again, "--resume", "--max-hours", "9", "--set", "grpo.completions_per_pass=4"]) in (0, 8)
+
+
 def test_prompts_that_are_too_long_are_shortened_where_that_is_wanted(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
