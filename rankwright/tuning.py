@@ -413,7 +413,9 @@ class _Session:
             history = trainer.state.log_history
             processes.from_first(lambda: metrics.restore(history))
             watch.stopped = trainer.state.global_step < trainer.state.max_steps and is_over()
-        if not watch.stopped:
+        if watch.stopped:
+            trainer._load_from_checkpoint(str(self.checkpoint))
+        else:
             trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
         state = trainer.state
         return Tuned(trainer.model.eval(), state.global_step, spent(), tuple(state.log_history), watch.stopped)
