@@ -25,11 +25,16 @@ PATIENCE = timedelta(days=7)
 
 
 def meet(device: str) -> None:
-    """Joins the processes that the launcher started; one that was started alone has nobody to meet."""
-    if started() > 1 and not _have_met():
+    """Joins the processes that the launcher started; one that was started alone has nobody to meet, whatever a
+    LOCAL_RANK says that an earlier launcher may have left."""
+    if _have_met():
+        return
+    if started() > 1:
         from accelerate import PartialState
 
         PartialState(cpu=device == "cpu", timeout=PATIENCE)
+    elif "MASTER_ADDR" not in os.environ:
+        os.environ.pop("LOCAL_RANK", None)  # accelerate would look for others, of whom nothing tells
 
 
 def started() -> int:

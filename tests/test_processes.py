@@ -194,6 +194,17 @@ def test_a_number_that_an_earlier_launcher_left_silences_nothing(
 
 
 @pytest.mark.parametrize(
+    "variables", [{"LOCAL_RANK": "3"}, {"WORLD_SIZE": "1", "RANK": "1", "LOCAL_RANK": "1"}, {"LOCAL_RANK": ""}], ids=str
+)
+def test_a_local_rank_that_an_earlier_launcher_left_stops_no_training(
+    variables: dict[str, str], doors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert run_command(["train", *SETTINGS, "--name", "alone", "--reader", "none", "--method", "supervised"]) in (0, 8)
+
+
+@pytest.mark.parametrize(
     "variables",
     [{"WORLD_SIZE": ""}, {"WORLD_SIZE": "0"}, {"WORLD_SIZE": "two"}, {"WORLD_SIZE": "2", "RANK": "-1"}],
     ids=str,
