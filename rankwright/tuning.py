@@ -384,7 +384,8 @@ class _Session:
         self.fingerprint = fingerprint_of({"loop": asdict(loop), "seed": seed, **settings})
         self.checkpoint = processes.from_first(lambda: newest_checkpoint(folder)) if resume else None
         if self.checkpoint is not None:
-            check_fingerprint(self.checkpoint, self.fingerprint)
+            with processes.alike():
+                check_fingerprint(self.checkpoint, self.fingerprint)
 
     def run(self, trainer: Any, score: Score | None, seconds: float, every: int, cycle: int, order: Any) -> Tuned:
         """Trains to the end or the limit."""

@@ -489,11 +489,18 @@ def test_calls_of_query_expansion_count_toward_the_limits_of_their_own_run(
     assert list(spent().values()) == [20, 20]  # what a model that has learned nothing writes is not read
 
 
-def test_of_two_processes_the_first_one_asks_for_query_expansion(command: list[str]) -> None:
+def test_of_two_processes_the_first_one_asks_for_query_expansion_and_tells_how_it_ends(command: list[str]) -> None:
     launcher = ["-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with ChaosReader() as server:
-        words = [sys.executable, *launcher, "rankwright.cli", *expanding(command, server, "a")]
+
+    def said(*arguments: str) -> str:
+        words = [sys.executable, *launcher, "rankwright.cli", *arguments]
         done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=240, check=False)
-        assert "--max-hours 1e-07 is over" in " ".join(done.stderr.split()), done.stderr[-3000:]
+        return done.stderr
+
+    with ChaosReader() as server:
+        over = said(*expanding(command, server, "a"))
+        assert over.count("--max-hours 1e-07 is over") == 1, over[-3000:]
         assert len(server.ledger) == 20
+    refused = said(*command, "--method", "sft", "--name", "b", "--set", "sft.max_length=5")
+    assert refused.count("tokens of prompt and completion; wanted 5 at most") == 1, refused[-3000:]

@@ -274,8 +274,9 @@ def test_the_time_limit_is_of_all_sessions(
 
 def test_other_settings_cannot_resume(start: Path, tmp_path: Path) -> None:
     run(start, tmp_path, seconds=0)
-    with pytest.raises(ResumeError, match=r"grpo\.rollouts is 2.*began with 4"):
+    with pytest.raises(ResumeError, match=r"grpo\.rollouts is 2.*began with 4") as refused:
         run(start, tmp_path, config=replace(SMALL, rollouts=2), resume=True)
+    assert refused.value.told_by_first  # of several processes, all of which look
     run(start, tmp_path, config=replace(SMALL, completions_at_once=3), resume=True, seconds=0)  # speed alone
 
 

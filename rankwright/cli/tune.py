@@ -100,7 +100,7 @@ def _run_alone(
     if settings.method == "grpo" and ":" in settings.reward:
         answer_reward_of(settings) if settings.asks_reader else written_reward_of(settings, None)  # imported now
     run_id, splits = processes.from_first(lambda: _loaded(settings, folder, resume, overwrite))
-    work = check_run(settings, splits)
+    work = processes.in_each(lambda: check_run(settings, splits))
     if not processes.rank():
         _begin(folder, settings, run_id, passages_text(splits.passages), environment_record(command, name), resume)
     say(f"{len(splits.train)} training, {len(splits.dev)} dev, {len(splits.test)} test questions; run folder {folder}")
@@ -111,10 +111,11 @@ def _run_alone(
     with _reader(settings, run_id) as reader:
         tuned = work.tuned(folder, resume, reader)
     if tuned.stopped:
-        raise LimitReachedError(
-            f"--max-hours {settings.budget.hours:g} is over at step {tuned.steps}. All is saved there: go on by the "
-            "same command with --resume and a higher limit."
-        )
+        with processes.alike():
+            raise LimitReachedError(
+                f"--max-hours {settings.budget.hours:g} is over at step {tuned.steps}. All is saved there: go on by "
+                "the same command with --resume and a higher limit."
+            )
     if ranked:
         say(f"The {ranked} test questions are ranked by the trained model.")
     after = processes.from_first(lambda: work.values(tuned.model, splits.test))
