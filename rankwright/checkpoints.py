@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import get_ident
 from typing import IO, Any
 from uuid import uuid4
 
@@ -24,8 +25,8 @@ logger = logging.getLogger(__name__)
 
 ALGORITHM_STATE = "algorithm.json"
 LOCK = ".lock"
-_mine: set[Path] = set()
-"""Run folders that this process has for itself."""
+_mine: dict[tuple[Path, int], IO[str]] = {}
+"""Run folder and thread that has it for itself -> its lock, which a forked child finds closed."""
 
 
 def make_folder(folder: Path) -> None:
@@ -48,27 +49,28 @@ def _unwritable(folder: Path, error: OSError) -> StorageError:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Makes a run folder, in which no other process may make a run meanwhile; where nothing was put into it, it goes
-    again. Who has it may ask once more.
+    """Makes a run folder, in which no other process and no other thread may make a run meanwhile; where nothing was
+    put into it, it goes again. Who has it may ask once more, by any of its names.
 
     Raises:
-        StorageError: another process makes a run in it, or it cannot be written.
+        StorageError: another one makes a run in it, or it cannot be written.
     """
-    place = folder.absolute()
-    if place in _mine:
+    lock, mine = folder / LOCK, (folder.resolve(), get_ident())
+    if mine in _mine and not _mine[mine].closed:
         yield
         return
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     make_folder(folder)
     try:
-        with _taken(folder / LOCK):
-            _mine.add(place)
+        with _taken(lock) as stream:
+            _mine[mine] = stream
             try:
                 yield
             finally:
-                _mine.discard(place)
-                with suppress(OSError):
-                    (folder / LOCK).unlink()  # as long as nobody else can take it
+                del _mine[mine]
+                if _is_at(stream, lock):
+                    with suppress(OSError):
+                        lock.unlink()  # as long as nobody else can take it
     finally:
         for path in made:
             with suppress(OSError):
@@ -76,24 +78,31 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def _taken(lock: Path) -> IO[str]:
-    """The lock, held until it is closed; who holds it stands in it."""
-    me = f"process {os.getpid()} on {platform.node()}"
+    """The lock, held until it is closed; who holds it stands in it, for people alone: containers of one host name each
+    have a process 1."""
     try:
         stream = lock.open("a+", encoding="utf-8")
-        if take_lock(stream):
+        if take_lock(stream) and _is_at(stream, lock):
             stream.truncate(0)
-            stream.write(me)
+            stream.write(f"process {os.getpid()} on {platform.node()}")
             stream.flush()
+            return stream
         holder = lock.read_text(encoding="utf-8") if lock.exists() else ""  # gone with who held it a moment ago
     except OSError as error:
         raise _unwritable(lock.parent, error) from error
-    if holder == me:
-        return stream
     stream.close()
     raise StorageError(
         f"Run folder {lock.parent} is being written by {holder or 'another process'}; wanted one at a time. Wait for "
         "it, or give another --name."
     )
+
+
+def _is_at(stream: IO[str], path: Path) -> bool:
+    """Whether an open file is the one of that name: who left may have removed it, and another made it anew."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except (OSError, ValueError):  # the latter of a closed one
+        return False
 
 
 def sync_folder(folder: Path) -> None:

@@ -25,11 +25,16 @@ PATIENCE = timedelta(days=7)
 
 
 def meet(device: str) -> None:
-    """Joins the processes that the launcher started; one that was started alone has nobody to meet."""
-    if started() > 1 and not _have_met():
+    """Joins the processes that the launcher started; one that was started alone has nobody to meet, whatever a
+    LOCAL_RANK says that an earlier launcher may have left."""
+    if _have_met():
+        return
+    if started() > 1:
         from accelerate import PartialState
 
         PartialState(cpu=device == "cpu", timeout=PATIENCE)
+    elif "MASTER_ADDR" not in os.environ:
+        os.environ.pop("LOCAL_RANK", None)  # accelerate would look for others, of whom nothing tells
 
 
 def started() -> int:
@@ -107,6 +112,30 @@ def from_first(work: Callable[[], T]) -> T:
     return result
 
 
+def in_each(work: Callable[[], T]) -> T:
+    """What `work` gives in each process; what ends it in the first one is raised in all of them, and told once. What
+    ends it in another one alone, whose machine may lack something, is told by that one.
+
+    Raises:
+        RankwrightError: `work` raised it, here or in the first process.
+        TrainingError: `work` ended otherwise in the first process, which has the traceback.
+    """
+    results: list[T] = []
+    problems: list[Exception] = []
+    try:
+        results.append(work())
+    except Exception as error:
+        problems.append(error)
+
+    def raised() -> None:
+        for problem in problems:
+            raise problem
+
+    from_first(raised)
+    raised()
+    return results[0]
+
+
 @contextmanager
 def held_by_first(holding: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
     """Something that the first process holds for all of them; where it cannot be had, all of them end."""
@@ -151,11 +180,15 @@ def heard() -> Any:
 
 
 @contextmanager
-def alike() -> Iterator[None]:
-    """Around what all processes do with the same values: the first one alone tells of an error."""
+def alike(kind: type[RankwrightError] = RankwrightError) -> Iterator[None]:
+    """Around what all processes do with the same values: the first one alone tells of an error.
+
+    Args:
+        kind: errors that are of these values alone; what another one tells of a file may be so on one machine only.
+    """
     try:
         yield
-    except RankwrightError as error:
+    except kind as error:
         error.told_by_first = True
         raise
 

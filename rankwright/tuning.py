@@ -25,7 +25,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 
 from rankwright import processes
 from rankwright.algorithms.config import TrainConfig
-from rankwright.algorithms.generating import GeneratingConfig, GRPOConfig, SFTConfig
+from rankwright.algorithms.generating import GRPO_MAY_CHANGE, GeneratingConfig, GRPOConfig, SFTConfig
 from rankwright.algorithms.grpo import TRLReward, begun_by
 from rankwright.checkpoints import (
     ALGORITHM_STATE,
@@ -384,7 +384,8 @@ class _Session:
         self.fingerprint = fingerprint_of({"loop": asdict(loop), "seed": seed, **settings})
         self.checkpoint = processes.from_first(lambda: newest_checkpoint(folder)) if resume else None
         if self.checkpoint is not None:
-            check_fingerprint(self.checkpoint, self.fingerprint)
+            with processes.alike():
+                check_fingerprint(self.checkpoint, self.fingerprint)
 
     def run(self, trainer: Any, score: Score | None, seconds: float, every: int, cycle: int, order: Any) -> Tuned:
         """Trains to the end or the limit."""
@@ -413,7 +414,9 @@ class _Session:
             history = trainer.state.log_history
             processes.from_first(lambda: metrics.restore(history))
             watch.stopped = trainer.state.global_step < trainer.state.max_steps and is_over()
-        if not watch.stopped:
+        if watch.stopped:
+            trainer._load_from_checkpoint(str(self.checkpoint))
+        else:
             trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
         state = trainer.state
         return Tuned(trainer.model.eval(), state.global_step, spent(), tuple(state.log_history), watch.stopped)
@@ -635,8 +638,7 @@ def _grpo_arguments(
 
 def _deciding(config: GRPOConfig) -> dict[str, Any]:
     """What of GRPO's settings decides the result."""
-    others = ("completions_per_pass", "completions_at_once", "generation", "max_failed_rewards")
-    return {name: value for name, value in asdict(config).items() if name not in others}
+    return {name: value for name, value in asdict(config).items() if name not in GRPO_MAY_CHANGE}
 
 
 def _gather(share: list[Any]) -> list[Any]:

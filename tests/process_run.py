@@ -7,6 +7,7 @@ and what its reader was asked.
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from transformers import BertForSequenceClassification, TrainerCallback
 from rankwright import processes
 from rankwright.algorithms import RRPO, RRPOConfig, Supervised
 from rankwright.algorithms.config import TrainConfig
-from rankwright.errors import RankwrightError
+from rankwright.errors import DataError, RankwrightError
 from rankwright.rerankers.cross_encoder import CrossEncoderReranker
 from rankwright.rewards import answer_reward
 from rankwright.training import dev_scorer, train
@@ -124,8 +125,27 @@ def run(folder: Path, case: str) -> None:
     )
 
 
+def each(folder: Path) -> None:
+    """How work ends that goes wrong nowhere, everywhere, in the second process alone: its result, or who raised what
+    and whether the first one tells it."""
+    ended: list[Any] = []
+    for broken in ((), (0, 1), (1,)):
+
+        def work(broken: Sequence[int] = broken) -> int:
+            if processes.rank() in broken:
+                raise DataError(f"by {processes.rank()}")
+            return processes.rank()
+
+        try:
+            ended.append(processes.in_each(work))
+        except DataError as error:
+            ended.append([str(error), error.told_by_first])
+    (folder / f"each-{processes.rank()}.json").write_text(json.dumps(ended), encoding="utf-8")
+
+
 if __name__ == "__main__":
     for name in CASES:
         run(Path(sys.argv[1]) / name, name)
+    each(Path(sys.argv[1]))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

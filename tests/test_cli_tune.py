@@ -235,6 +235,31 @@ def test_a_run_that_is_out_of_time_goes_on(command: list[str], capsys: pytest.Ca
     assert "3 steps" in capsys.readouterr().err
 
 
+def test_a_run_without_a_checkpoint_cannot_resume_with_other_settings(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are refused before anything is read or paid."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    tune_again = [*command, "--method", "grpo", "--name", "a", "--epochs", "1", "--reward", "rearank"]
+    with monkeypatch.context() as patched:
+        patched.setattr(tune._Work, "tuned", interrupted)
+        assert run(tune_again) == 130
+    assert not sorted_checkpoints(Path("runs/a"))
+    with monkeypatch.context() as patched:
+        patched.setattr("rankwright.cli.tune.load_splits", lambda *_, **__: pytest.fail("the questions were loaded"))
+        for more, words in (
+            (["--seed", "7"], "Setting seed is 7, but the run in runs/a began with 0"),
+            (["--learning-rate", "0.5"], "Setting loop.learning_rate is 0.5, but"),
+            (["--method", "sft"], "Setting method is 'sft', but"),
+        ):
+            assert run([*tune_again, "--resume", *more]) == 2
+            assert words in " ".join(capsys.readouterr().err.split())
+    assert run([*tune_again, "--resume", "--max-hours", "9", "--set", "grpo.completions_per_pass=4"]) in (0, 8)
+
+
 def test_prompts_that_are_too_long_are_shortened_where_that_is_wanted(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -464,11 +489,18 @@ def test_calls_of_query_expansion_count_toward_the_limits_of_their_own_run(
     assert list(spent().values()) == [20, 20]  # what a model that has learned nothing writes is not read
 
 
-def test_of_two_processes_the_first_one_asks_for_query_expansion(command: list[str]) -> None:
+def test_of_two_processes_the_first_one_asks_for_query_expansion_and_tells_how_it_ends(command: list[str]) -> None:
     launcher = ["-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with ChaosReader() as server:
-        words = [sys.executable, *launcher, "rankwright.cli", *expanding(command, server, "a")]
+
+    def said(*arguments: str) -> str:
+        words = [sys.executable, *launcher, "rankwright.cli", *arguments]
         done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=240, check=False)
-        assert "--max-hours 1e-07 is over" in " ".join(done.stderr.split()), done.stderr[-3000:]
+        return done.stderr
+
+    with ChaosReader() as server:
+        over = said(*expanding(command, server, "a"))
+        assert over.count("--max-hours 1e-07 is over") == 1, over[-3000:]
         assert len(server.ledger) == 20
+    refused = said(*command, "--method", "sft", "--name", "b", "--set", "sft.max_length=5")
+    assert refused.count("tokens of prompt and completion; wanted 5 at most") == 1, refused[-3000:]

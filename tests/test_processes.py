@@ -99,6 +99,15 @@ def test_an_error_of_the_first_process_ends_all_of_them(runs: dict[int, Path]) -
     assert all("Reader 'toy' failed on" in run["error"] for run in left(runs, "broken reader", PROCESSES))
 
 
+def test_what_ends_the_first_process_too_is_told_by_it_alone(runs: dict[int, Path]) -> None:
+    def ended(count: int, rank: int) -> list[Any]:
+        return json.loads((runs[count] / f"each-{rank}.json").read_text())
+
+    assert ended(1, 0) == [0, ["by 0", False], 0]
+    assert ended(2, 0) == [0, ["by 0", False], 0]
+    assert ended(2, 1) == [1, ["by 0", True], ["by 1", False]]
+
+
 @pytest.fixture
 def doors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Twelve questions with candidates, and a model."""
@@ -194,6 +203,17 @@ def test_a_number_that_an_earlier_launcher_left_silences_nothing(
 
 
 @pytest.mark.parametrize(
+    "variables", [{"LOCAL_RANK": "3"}, {"WORLD_SIZE": "1", "RANK": "1", "LOCAL_RANK": "1"}, {"LOCAL_RANK": ""}], ids=str
+)
+def test_a_local_rank_that_an_earlier_launcher_left_stops_no_training(
+    variables: dict[str, str], doors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert run_command(["train", *SETTINGS, "--name", "alone", "--reader", "none", "--method", "supervised"]) in (0, 8)
+
+
+@pytest.mark.parametrize(
     "variables",
     [{"WORLD_SIZE": ""}, {"WORLD_SIZE": "0"}, {"WORLD_SIZE": "two"}, {"WORLD_SIZE": "2", "RANK": "-1"}],
     ids=str,
@@ -235,6 +255,28 @@ def test_another_process_than_the_first_tells_what_ended_it_alone(
     assert run_command(["--version"]) == code
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("rankwright: ")]
     assert [line[: len(start)] for line, start in zip(lines, told, strict=True)] == told
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--set", "rrpo.samples=0"], ""),
+        (["--resume", "--overwrite"], ""),
+        (["--reward-option", "nope=1"], ""),
+        (["--config", "nowhere.yaml"], "rankwright: process 1: Config file nowhere.yaml cannot be read"),
+    ],
+)
+def test_settings_are_refused_by_the_first_process_alone_but_for_files(
+    more: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which may be missing on one machine."""
+    monkeypatch.setattr(console, "quiet", False)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert run_command(["train", "--data", "q.jsonl", "--name", "a", *more]) == (4 if told else 2)
+    said = capsys.readouterr().err
+    assert said.startswith(told) if told else not said
 
 
 def test_alone_nothing_is_shared() -> None:

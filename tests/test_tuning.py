@@ -38,6 +38,7 @@ from rankwright.tuning import (
 )
 from rankwright.types import LLMRequest, Outcome, RewardValue
 from tests.cli_kit import ROOT
+from tests.training_kit import same
 
 # transformers renames this, and TRL asks for it by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
@@ -248,31 +249,34 @@ def test_a_broken_run_goes_on_as_an_unbroken_one(start: Path, tmp_path: Path) ->
     assert not list((tmp_path / "whole").glob("**/*.bin"))
 
 
-def test_the_time_limit_is_of_all_sessions(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("lora", [None, LoRA(2, targets="all")], ids=["all weights", "lora"])
+def test_the_time_limit_is_of_all_sessions(
+    lora: LoRA | None, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Six generations of two steps; ten seconds pass between the look at the limit and the checkpoint of each."""
     now = [0.0]
     monkeypatch.setattr("rankwright.tuning.time", SimpleNamespace(monotonic=lambda: now[0]))
 
-    def session(seconds: float, resume: bool = True) -> tuple[int, bool, float]:
+    def session(seconds: float, resume: bool = True) -> tuple[int, bool, float, dict[str, torch.Tensor]]:
         def on_step(step: int, steps: int, logs: Mapping[str, float]) -> None:
             now[0] += 10 * ("loss" in logs)
 
         loop = replace(LOOP, epochs=2)
-        found = run(start, tmp_path, loop=loop, seconds=seconds, resume=resume, on_step=on_step)
-        return found.steps, found.stopped, found.seconds
+        found = run(start, tmp_path, loop=loop, seconds=seconds, resume=resume, on_step=on_step, lora=lora)
+        return found.steps, found.stopped, found.seconds, weights(found.model)
 
-    assert session(5, resume=False) == (4, True, 20)
-    assert session(5) == (4, True, 20)
-    assert session(25) == (8, True, 40)
-    steps, stopped, seconds = session(math.inf)
-    assert (steps, stopped, seconds) == (12, False, 60)
-    assert session(5)[:2] == (12, False)  # nothing is left that the limit could stop
+    for seconds, came_to in ((5, (4, True, 20)), (25, (8, True, 40)), (math.inf, (12, False, 60))):
+        first, again = session(seconds, resume=seconds > 5), session(5)
+        assert first[:3] == came_to
+        assert again[:3] == came_to  # nothing is left, or allowed
+        assert same(again[3], first[3])
 
 
 def test_other_settings_cannot_resume(start: Path, tmp_path: Path) -> None:
     run(start, tmp_path, seconds=0)
-    with pytest.raises(ResumeError, match=r"grpo\.rollouts is 2.*began with 4"):
+    with pytest.raises(ResumeError, match=r"grpo\.rollouts is 2.*began with 4") as refused:
         run(start, tmp_path, config=replace(SMALL, rollouts=2), resume=True)
+    assert refused.value.told_by_first  # of several processes, all of which look
     run(start, tmp_path, config=replace(SMALL, completions_at_once=3), resume=True, seconds=0)  # speed alone
 
 

@@ -110,6 +110,10 @@ class GRPOConfig:
         )
 
 
+GRPO_MAY_CHANGE = ("completions_per_pass", "completions_at_once", "generation", "max_failed_rewards")
+"""Settings of GRPO that may change between sessions: they do not decide the result."""
+
+
 @dataclass(frozen=True)
 class SFTConfig:
     """Settings of supervised fine-tuning on the best judgement that relevance labels allow."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from rankwright import processes
 from rankwright.cli.common import (
     FORMAT_HELP,
     OutputKind,
@@ -126,7 +127,9 @@ def demo(
     better."""
     from rankwright.cli.run import show
 
-    settings = load_settings(config or DEMO_RECIPE, set_, {"seed": seed, "model.device": device, "reader.cache": cache})
+    flags = {"seed": seed, "model.device": device, "reader.cache": cache}
+    with processes.alike(ConfigurationError):
+        settings = load_settings(config or DEMO_RECIPE, set_, flags)
     outcome = run_demo(settings, name, shuffle_answers=shuffle_answers, resume=resume, command=command_line())
     if output is OutputKind.json:
         emit(outcome.result)
@@ -327,21 +330,23 @@ def train(
         "top_k": top_k,
         "seed": seed,
     }
-    if resume and overwrite:
-        raise ConfigurationError(
-            "--resume and --overwrite were both given; wanted one: go on with the run or replace it."
-        )
-    set_ = [*(f"reward_options.{text}" for text in reward_option), *set_]
-    given = given_names(config, set_, flags)
-    chosen = load_recipe(recipe, given.get("method")) if recipe else None
-    if chosen and "reward" in given:
-        chosen = chosen.without("reward_options.")  # they are those of the recipe's own reward
-    settings = load_settings(config, set_, flags, chosen.values() if chosen else None)
-    check_reward(settings)
+    with processes.alike(ConfigurationError):
+        if resume and overwrite:
+            raise ConfigurationError(
+                "--resume and --overwrite were both given; wanted one: go on with the run or replace it."
+            )
+        set_ = [*(f"reward_options.{text}" for text in reward_option), *set_]
+        given = given_names(config, set_, flags)
+        chosen = load_recipe(recipe, given.get("method")) if recipe else None
+        if chosen and "reward" in given:
+            chosen = chosen.without("reward_options.")  # they are those of the recipe's own reward
+        settings = load_settings(config, set_, flags, chosen.values() if chosen else None)
+        check_reward(settings)
     if dry_run and settings.writes:
         return _sourced_dry_run(settings, chosen, given, output)
     if name is None:
-        raise ConfigurationError("No name was given for the run; add --name NAME. It becomes a folder in runs/.")
+        with processes.alike():
+            raise ConfigurationError("No name was given for the run; add --name NAME. It becomes a folder in runs/.")
     if dry_run:
         return _dry_run(settings, name, resume, output)
     if settings.writes:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from rankwright import processes
+from rankwright.algorithms.generating import GRPO_MAY_CHANGE
 from rankwright.algorithms.grpo import PromptRows, TRLReward, order_of, prompt_rows
 from rankwright.algorithms.targets import label_order, targets
 from rankwright.backbone import sha256_file
-from rankwright.checkpoints import alone_in
+from rankwright.checkpoints import alone_in, check_same_settings
 from rankwright.cli.build import (
     Splits,
     build_reader,
@@ -99,7 +100,7 @@ def _run_alone(
     if settings.method == "grpo" and ":" in settings.reward:
         answer_reward_of(settings) if settings.asks_reader else written_reward_of(settings, None)  # imported now
     run_id, splits = processes.from_first(lambda: _loaded(settings, folder, resume, overwrite))
-    work = check_run(settings, splits)
+    work = processes.in_each(lambda: check_run(settings, splits))
     if not processes.rank():
         _begin(folder, settings, run_id, passages_text(splits.passages), environment_record(command, name), resume)
     say(f"{len(splits.train)} training, {len(splits.dev)} dev, {len(splits.test)} test questions; run folder {folder}")
@@ -110,10 +111,11 @@ def _run_alone(
     with _reader(settings, run_id) as reader:
         tuned = work.tuned(folder, resume, reader)
     if tuned.stopped:
-        raise LimitReachedError(
-            f"--max-hours {settings.budget.hours:g} is over at step {tuned.steps}. All is saved there: go on by the "
-            "same command with --resume and a higher limit."
-        )
+        with processes.alike():
+            raise LimitReachedError(
+                f"--max-hours {settings.budget.hours:g} is over at step {tuned.steps}. All is saved there: go on by "
+                "the same command with --resume and a higher limit."
+            )
     if ranked:
         say(f"The {ranked} test questions are ranked by the trained model.")
     after = processes.from_first(lambda: work.values(tuned.model, splits.test))
@@ -487,7 +489,10 @@ def _loaded(settings: RunSettings, folder: Path, resume: bool, overwrite: bool) 
     Raises:
         RankwrightError: the run cannot begin; before that is paid, as far as it shows.
     """
-    run_id, _ = run_id_of(folder, resume, overwrite)
+    run_id, before = run_id_of(folder, resume, overwrite)
+    if resume:  # before its first checkpoint a run's settings stand nowhere else
+        now = without_speed(json.loads(json.dumps(settings_tree(settings))))
+        check_same_settings(_lasting(before), _lasting(now), folder)
 
     def before_paying(plain: Splits, asked: Sequence[str]) -> None:
         check_questions(settings, plain)
@@ -503,6 +508,11 @@ def _loaded(settings: RunSettings, folder: Path, resume: bool, overwrite: bool) 
     splits = load_splits(settings, run_id, known, before_paying=before_paying)
     _check_limits(settings, splits, run_id)
     return run_id, splits
+
+
+def _lasting(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree of settings, less those of GRPO that may change between sessions."""
+    return {**tree, "grpo": {name: value for name, value in tree["grpo"].items() if name not in GRPO_MAY_CHANGE}}
 
 
 def _check_limits(settings: RunSettings, splits: Splits, run_id: str, ahead: int | None = None) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
+from weakref import WeakSet
 
 from rankwright.data.fields import Row, object_of, shown
 from rankwright.data.problems import OR_SKIP, Problem, RowError
@@ -175,9 +176,12 @@ def replace_text(path: Path, text: str) -> None:
         stream.write(text.encode())
 
 
+_held: WeakSet[IO[Any]] = WeakSet()
+
+
 def take_lock(stream: IO[Any]) -> bool:
-    """Whether nobody else holds a file, which is then held until the stream is closed or the process dies. Where the
-    system has no such locks, or the disk none, nobody looks."""
+    """Whether nobody else holds a file, which is then held until the stream is closed or the process dies; a forked
+    child finds it closed. Where the system has no such locks, or the disk none, nobody looks."""
     try:
         import fcntl
     except ImportError:  # not on Windows
@@ -188,7 +192,18 @@ def take_lock(stream: IO[Any]) -> bool:
         return False
     except OSError:
         pass
+    _held.add(stream)
     return True
+
+
+def _let_go() -> None:
+    """A forked child would hold the file on after its parent was killed: they share what is open."""
+    for stream in _held:
+        stream.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager
