@@ -22,12 +22,13 @@ from rankwright.diagnosis import (
     NUMBERS,
     Diagnosis,
     DiagnosisSettings,
+    _judged,
     _Question,
     diagnose,
     sample_questions,
 )
 from rankwright.errors import ConfigurationError, DataError, ReaderError
-from rankwright.evaluation import FirstStage, GoldFirst, evaluate
+from rankwright.evaluation import FirstStage, GoldFirst, Score, evaluate
 from rankwright.llms.cache import CachedLLM, ReadStore
 from rankwright.readers import CachedReader, LLMReader
 from rankwright.rewards import answer_reward
@@ -217,6 +218,20 @@ def test_the_best_of_many_lucky_orders_is_no_headroom() -> None:
     top = [replace(example, candidates=(DOCUMENTS[7], *WITHOUT_SEVEN)) for example in examples(60)]
     settled = diagnose(top, Says(lucky), F1)  # gold first is what the first stage has, so nothing is open
     assert (settled.means["gold_headroom"][:3], settled.verdict) == ((0.0, 0.0, 0.0), "limit: data")
+
+
+@pytest.mark.parametrize(
+    ("gold", "verdict"),
+    [((-0.01, 0.01), "limit: data"), ((-0.01, 0.03), "undecided"), ((0.005, 0.015), "training can pay")],
+)
+def test_a_small_headroom_of_marked_passages_is_a_limit_only_where_it_may_be_none(
+    gold: tuple[float, float], verdict: str
+) -> None:
+    """Marked passages first are one order of many: that they earn more is no luck, and the best earns more yet."""
+    found = diagnose(examples(40), ToyReader(), F1, reference=Reference())
+    headroom, between = Score(0.05, 0.03, 0.07, 40), Score(sum(gold) / 2, *gold, 40)
+    means = {**found.means, "headroom": headroom, "gold_headroom": between}
+    assert _judged(means, found.settings)[0] == verdict
 
 
 def test_a_second_read_takes_the_luck_out_of_the_best_order() -> None:
