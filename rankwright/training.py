@@ -14,7 +14,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
@@ -488,7 +488,9 @@ class FeedbackTrainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Forward and backward pass of one batch."""
-        with WideAttention():
+        # PyTorch turns the mode off in the backward pass, which would compute attention again in another precision.
+        again = any(getattr(module, "gradient_checkpointing", False) for module in self._policy.modules())
+        with nullcontext() if again else WideAttention():
             return super().training_step(*args, **kwargs)
 
     def compute_loss(

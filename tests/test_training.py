@@ -484,6 +484,19 @@ def test_in_bf16_attention_stays_in_fp32(tmp_path: Path) -> None:
     assert set(seen.dtypes) == {torch.float32}
 
 
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_in_bf16_activations_may_be_computed_again(reentrant: bool, tmp_path: Path) -> None:
+    policy = wide_cross_encoder()
+    start = copy.deepcopy(policy)
+    policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    config = TrainConfig(epochs=1, batch_size=4, trainer={"bf16": True, "use_cpu": True})
+    algorithm = RRPO(RRPOConfig(samples=2, train_k=1), ToyReader(), answer_reward("f1"))
+    train(policy, start, algorithm, padded_examples(8), config, tmp_path)
+    assert not same(policy.state_dict(), start.state_dict())
+
+
 def test_resume_refuses_other_settings_and_names_them(tmp_path: Path) -> None:
     run(tmp_path)
     with pytest.raises(ResumeError, match=r"loop\.learning_rate is 0\.1, but the run .* began with 0\.3"):
