@@ -17,6 +17,8 @@ MINIMUM_READS = 50
 MAX_FAILED_READS = 0.01
 """Above this share a report is refused, unless more is allowed: its means are over those that could be read. Training
 has a limit of its own, `rrpo.max_failed_reads`, since it leaves out what needs a failed read."""
+MEND_REWARD = "Mend what it asks and go on with --resume; where its own file changes, begin anew with --overwrite"
+"""What to do about a reward without values: the file of a user's function is among what a run does not change."""
 
 
 Prefix = tuple[str, tuple[int, ...]]
@@ -159,15 +161,17 @@ def check_failed_reads(
         )
 
 
-def check_missing_rewards(reward: Reward, missing: int, answers: int, allowed: float) -> None:
-    """Stops the run where a larger share of the recent answers than allowed got no reward, for which no reader is to
-    blame.
+def check_missing_rewards(
+    reward: Reward, missing: int, answers: int, allowed: float, kind: str, go_on: str = MEND_REWARD
+) -> None:
+    """Stops the run where a larger share of the answers than allowed got no reward, for which no reader is to blame;
+    `kind` tells the user which answers were counted, `go_on` what to do.
 
     Raises:
         RewardError: too many have none.
     """
     if missing > allowed * answers:
         raise RewardError(
-            f"Reward '{reward.name}' gave no value for {missing} of {answers} recent answers; at most {allowed:.0%} "
-            "may lack one. Mend the reward and go on with --resume: all answers are kept."
+            f"Reward '{reward.name}' gave no value for {missing} of {answers} {kind}; at most {allowed:.0%} may lack "
+            f"one. {go_on}: all answers are kept."
         )

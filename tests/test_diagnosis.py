@@ -27,7 +27,7 @@ from rankwright.diagnosis import (
     diagnose,
     sample_questions,
 )
-from rankwright.errors import ConfigurationError, DataError, ReaderError
+from rankwright.errors import ConfigurationError, DataError, ReaderError, RewardError
 from rankwright.evaluation import FirstStage, GoldFirst, Score, evaluate
 from rankwright.llms.cache import CachedLLM, ReadStore
 from rankwright.readers import CachedReader, LLMReader
@@ -532,6 +532,15 @@ def test_too_many_failed_reads_end_it_early_and_what_was_read_is_kept(tmp_path: 
     assert mended.means == clean.means
     assert mended.reader_calls + mended.cache_hits == clean.reader_calls
     assert mended.cache_hits > 0.9 * kept  # without half of its answers the search had gone other ways
+
+
+def test_a_reward_without_values_is_not_the_readers_fault() -> None:
+    reward = Priced(lambda q, ids: math.nan if chance(q) < 0.5 else chance(q, ids))
+    with pytest.raises(RewardError, match=r"^Reward 'priced' gave no value for \d+ of \d+ announced answers.*command"):
+        diagnose(examples(100), READER, reward)
+    with pytest.raises(RewardError, match=r"no value for \d+ of \d+ answers; at most 1%"):
+        diagnose(examples(2), READER, Priced(lambda _, ids: float("7" in ids) if ids else math.nan), orders=200)
+    assert diagnose(examples(40), READER, reward, max_failed=1.0).failed_reads > 100
 
 
 def test_a_few_questions_are_judged_by_the_reads_that_were_made() -> None:

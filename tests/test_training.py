@@ -37,6 +37,7 @@ from rankwright.errors import (
     ModelError,
     ReaderError,
     ResumeError,
+    RewardError,
     StorageError,
     TrainingError,
 )
@@ -810,6 +811,31 @@ def test_when_every_read_fails_nothing_moves(tmp_path: Path, good: int) -> None:
     train(policy, reference, algorithm, examples(20), config, tmp_path, callbacks=[Remember()])
     assert len(seen) == 6
     assert [torch.equal(*pair) for pair in itertools.pairwise(seen)] == [False] * good + [True] * (5 - good)
+
+
+class Worthless:
+    """A reward that never has a value."""
+
+    name = "worthless"
+
+    def __call__(self, outcomes: Sequence[Outcome]) -> list[RewardValue]:
+        return [RewardValue(None)] * len(outcomes)
+
+
+def test_a_reward_without_values_on_dev_is_not_the_readers_fault(tmp_path: Path) -> None:
+    """Dev is scored before the first step, so that a reward that never works is met here."""
+    policy = ToyPolicy()
+    algorithm = RRPO(RRPOConfig(), ToyReader(), Worthless())
+    score = dev_scorer(examples(60), ToyReader(), Worthless(), 3)
+    with pytest.raises(RewardError, match=r"^Reward 'worthless' gave no value for 60 of 60 dev answers; at most 10%"):
+        train(policy, copy.deepcopy(policy), algorithm, examples(20), LOOP, tmp_path, score_dev=score)
+    half = dev_scorer(examples(4), ToyReader(fail_every=2), Worthless(), 3)
+    with pytest.raises(RewardError, match=r"no value for 2 of 2 dev answers; at most 50%.*begin anew with --overwrite"):
+        half(policy)
+    for reader, found in ((ToyReader(), "0 reads failed, 4 answers have no value"), (FailsAfter(0), "4 reads failed")):
+        whatever = dev_scorer(examples(4), reader, Worthless(), 3, max_failed_reads=1.0)
+        with pytest.raises(TrainingError, match=rf"None of the 4 dev questions has a reward \({found}"):
+            whatever(policy)
 
 
 @pytest.mark.parametrize(

@@ -262,7 +262,7 @@ class RRPO:
         if (reads := len(self.recent)) >= MINIMUM_READS:
             check_failed_reads(self.reader, reads - sum(self.recent), reads, allowed, "recent reads")
         if (answers := len(self.valued)) >= MINIMUM_READS:
-            check_missing_rewards(self.reward, answers - sum(self.valued), answers, allowed)
+            check_missing_rewards(self.reward, answers - sum(self.valued), answers, allowed, "recent answers")
         return readings
 
     def _values(
