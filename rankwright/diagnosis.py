@@ -28,7 +28,7 @@ from rankwright.errors import ConfigurationError
 from rankwright.evaluation import FirstStage, Progress, Score, check_examples, digest_of, rank_with, tell_nobody
 from rankwright.metrics.answer import CLOSED_ANSWERS, contains_answer, normalise
 from rankwright.metrics.significance import bootstrap_interval
-from rankwright.reading import MAX_FAILED_READS, check_failed_reads, read_prefixes
+from rankwright.reading import MAX_FAILED_READS, check_failed_reads, check_missing_rewards, read_prefixes
 from rankwright.types import Example, Ranking, Reader, Reranker, Reward
 
 Order = tuple[int, ...]
@@ -230,7 +230,7 @@ def diagnose(
         second_reader: for a reader that may answer the same context differently: reads the reference's and the best
             order once more. No cache may give it the first answer.
         max_reader_calls: fewer questions are read where all of them could cost more.
-        max_failed: largest share of reads that may fail.
+        max_failed: largest share of reads that may fail, and of answers that may lack a reward.
         seed: of questions, sampled orders and bootstrap.
         set_name, retriever: parts of the signature that only the caller knows.
         resamples: of the bootstrap.
@@ -242,6 +242,7 @@ def diagnose(
         DataError: no questions, repeated ids, a question without candidates or answers.
         ModelError: the reference's scores are not finite.
         ReaderError: more reads failed than `max_failed` allows.
+        RewardError: more answers have no reward than that.
     """
     reference = reference or FirstStage()
     settings = DiagnosisSettings(
@@ -441,7 +442,9 @@ class _Reads:
         """query_id -> order -> reward; None where the read or the reward failed."""
         self.paid = 0
         self.hits = 0
+        self.unanswered = 0
         self.failed = 0
+        """Those that are not answered, and answers without a reward."""
 
     def ask(self, wanted: Iterable[tuple[Example, Order]]) -> None:
         """Reads those that were not read yet, all in one call of the reader."""
@@ -456,15 +459,20 @@ class _Reads:
             self.of[query_id][order] = value
         self.paid += readings.paid
         self.hits += readings.hits
+        self.unanswered += len(readings.outcomes) - len(readings.valued)
         self.failed += readings.failed
-        self._check(self._bound, "announced reads")
+        self._check(self._bound, self._bound, "announced ")
 
     def check(self) -> None:
-        """Raises a ReaderError where too many of the reads that were made failed."""
-        self._check(sum(map(len, self.of.values())), "reads")
+        """Raises a ReaderError where too many of the reads that were made failed, a RewardError where too many answers
+        have no reward."""
+        reads = sum(map(len, self.of.values()))
+        self._check(reads, reads - self.unanswered)
 
-    def _check(self, reads: int, kind: str) -> None:
-        check_failed_reads(self._reader, self.failed, reads, self._max_failed, kind, "run the same command again")
+    def _check(self, reads: int, answers: int, which: str = "") -> None:
+        missing, allowed, again = self.failed - self.unanswered, self._max_failed, "run the same command again"
+        check_failed_reads(self._reader, self.unanswered, reads, allowed, f"{which}reads", again)
+        check_missing_rewards(self._reward, missing, answers, allowed, f"{which}answers", f"Mend it and {again}")
 
 
 def _read(batch: Sequence[_Question], top_k: int, reads: _Reads, second: _Reads | None) -> None:

@@ -3,49 +3,60 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from rankwright.errors import ReaderError, RewardError
 from rankwright.metrics.answer import f1, sub_em
-from rankwright.types import Answer, Context, Example, Outcome, Reader, Reward
+from rankwright.types import Answer, Context, Example, Outcome, Reader, ReadResult, Reward
 
 MINIMUM_READS = 50
 """Fewer reads say little about the share that fails."""
 MAX_FAILED_READS = 0.01
 """Above this share a report is refused, unless more is allowed: its means are over those that could be read. Training
 has a limit of its own, `rrpo.max_failed_reads`, since it leaves out what needs a failed read."""
+MEND_REWARD = "Mend what it asks and go on with --resume; where its own file changes, begin anew with --overwrite"
+"""What to do about a reward without values: the file of a user's function is among what a run does not change."""
+
+
+Prefix = tuple[str, tuple[int, ...]]
+"""A query_id and candidate positions in reading order."""
 
 
 @dataclass(frozen=True)
 class Readings:
     """Rewards of all prefixes that were asked for, each distinct one read once."""
 
-    rewards: dict[tuple[str, tuple[int, ...]], float | None]
-    """(query_id, candidate positions in reading order) -> reward; None where the read or the reward failed."""
-    paid: int
-    """Reader calls made."""
-    hits: int
-    """Answers that came from the cache."""
-    asked: tuple[bool, ...]
-    """Of each reading that no cache answered: whether the reader did."""
-    valued: tuple[bool, ...]
-    """Of each answer: whether it has a reward."""
+    outcomes: Mapping[Prefix, Outcome]
+    """What the reader made of each, in the order in which they were read."""
+    rewards: Mapping[Prefix, float | None]
+    """None where the read or the reward failed; in that order, too."""
     holdout: tuple[float | None, ...]
-    """The hold-out metric of each, in the order of `rewards`."""
+    """The hold-out metric of each, likewise."""
 
-    def __add__(self, others: Readings) -> Readings:
-        """Both, where no prefix was asked for twice."""
-        return Readings(
-            {**self.rewards, **others.rewards},
-            self.paid + others.paid,
-            self.hits + others.hits,
-            self.asked + others.asked,
-            self.valued + others.valued,
-            self.holdout + others.holdout,
-        )
+    @property
+    def paid(self) -> int:
+        """Reader calls made."""
+        return sum(result.paid for result in self._results)
+
+    @property
+    def hits(self) -> int:
+        """Answers that came from the cache."""
+        return len(self._results) - len(self.asked)
+
+    @property
+    def asked(self) -> tuple[bool, ...]:
+        """Of each reading that no cache answered: whether the reader did."""
+        answered = ((isinstance(result, Answer), result.paid) for result in self._results)
+        return tuple(known for known, paid in answered if paid or not known)
+
+    @property
+    def valued(self) -> tuple[bool, ...]:
+        """Of each answer: whether it has a reward."""
+        pairs = zip(self._results, self.rewards.values(), strict=True)
+        return tuple(value is not None for result, value in pairs if isinstance(result, Answer))
 
     @property
     def failed(self) -> int:
@@ -57,37 +68,42 @@ class Readings:
         """Correlation of reward and hold-out metric over all readings."""
         return agreement(list(self.rewards.values()), self.holdout)
 
+    @property
+    def _results(self) -> list[ReadResult]:
+        return [outcome.result for outcome in self.outcomes.values()]
 
-def read_prefixes(prefixes: Iterable[tuple[Example, tuple[int, ...]]], reader: Reader, reward: Reward) -> Readings:
+
+NOTHING_READ = Readings({}, {}, ())
+
+
+def read_prefixes(
+    prefixes: Iterable[tuple[Example, tuple[int, ...]]], reader: Reader, reward: Reward, before: Readings = NOTHING_READ
+) -> Readings:
     """Asks the reader about each distinct prefix and prices the answers.
 
     Args:
         prefixes: example and the candidate positions read, in order; the empty prefix is a reading without documents.
         reader: asked once, with all contexts together.
         reward: is given all readings of a question together.
+        before: earlier readings, to which the new ones are added; none of them is read again. Those of a question that
+            is read further are priced again, since a reward may compare what it is given of a question.
     """
-    distinct = {(example.query.query_id, chosen): example for example, chosen in prefixes}
+    wanted = {(example.query.query_id, chosen): example for example, chosen in prefixes}
+    distinct = {key: example for key, example in wanted.items() if key not in before.outcomes}
     contexts = [
         Context(example.query, tuple(example.candidates[i] for i in chosen))
         for (_, chosen), example in distinct.items()
     ]
     results = reader.answer(contexts) if contexts else []
-    outcomes = [
-        Outcome(example, context, result, len(chosen), query_id)
-        for ((query_id, chosen), example), context, result in zip(distinct.items(), contexts, results, strict=True)
-    ]
-    values = priced(outcomes, reward)
+    new = {
+        key: Outcome(example, context, result, len(context.documents), key[0])
+        for (key, example), context, result in zip(distinct.items(), contexts, results, strict=True)
+    }
+    outcomes, further = {**before.outcomes, **new}, {query_id for query_id, _ in new}
+    together = {key: outcome for key, outcome in outcomes.items() if key[0] in further}
+    values = dict(zip(together, priced(list(together.values()), reward), strict=True))
     holdout = holdout_metric(reward)
-    answered = [isinstance(result, Answer) for result in results]
-    uncached = [not known or result.paid for known, result in zip(answered, results, strict=True)]
-    return Readings(
-        dict(zip(distinct, values, strict=True)),
-        paid=sum(result.paid for result in results),
-        hits=len(results) - sum(uncached),
-        asked=tuple(known for known, new in zip(answered, uncached, strict=True) if new),
-        valued=tuple(value is not None for value, known in zip(values, answered, strict=True) if known),
-        holdout=tuple(holdout(outcome) for outcome in outcomes),
-    )
+    return Readings(outcomes, {**before.rewards, **values}, before.holdout + tuple(map(holdout, new.values())))
 
 
 def priced(outcomes: Sequence[Outcome], reward: Reward) -> list[float | None]:
@@ -145,15 +161,17 @@ def check_failed_reads(
         )
 
 
-def check_missing_rewards(reward: Reward, missing: int, answers: int, allowed: float) -> None:
-    """Stops the run where a larger share of the recent answers than allowed got no reward, for which no reader is to
-    blame.
+def check_missing_rewards(
+    reward: Reward, missing: int, answers: int, allowed: float, kind: str, go_on: str = MEND_REWARD
+) -> None:
+    """Stops the run where a larger share of the answers than allowed got no reward, for which no reader is to blame;
+    `kind` tells the user which answers were counted, `go_on` what to do.
 
     Raises:
         RewardError: too many have none.
     """
     if missing > allowed * answers:
         raise RewardError(
-            f"Reward '{reward.name}' gave no value for {missing} of {answers} recent answers; at most {allowed:.0%} "
-            "may lack one. Mend the reward and go on with --resume: all answers are kept."
+            f"Reward '{reward.name}' gave no value for {missing} of {answers} {kind}; at most {allowed:.0%} may lack "
+            f"one. {go_on}: all answers are kept."
         )

@@ -14,7 +14,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
@@ -62,7 +62,14 @@ from rankwright.errors import (
     TrainingError,
 )
 from rankwright.metrics.ranking import has_relevant, ranking_metrics
-from rankwright.reading import MINIMUM_READS, check_failed_reads, holdout_metric, priced
+from rankwright.reading import (
+    MEND_REWARD,
+    MINIMUM_READS,
+    check_failed_reads,
+    check_missing_rewards,
+    holdout_metric,
+    priced,
+)
 from rankwright.rerankers.ranking import Scorer
 from rankwright.types import Answer, Context, Example, Outcome, Reader, RerankRequest, Reward
 
@@ -488,7 +495,9 @@ class FeedbackTrainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Forward and backward pass of one batch."""
-        with WideAttention():
+        # PyTorch turns the mode off in the backward pass, which would compute attention again in another precision.
+        again = any(getattr(module, "gradient_checkpointing", False) for module in self._policy.modules())
+        with nullcontext() if again else WideAttention():
             return super().training_step(*args, **kwargs)
 
     def compute_loss(
@@ -999,12 +1008,14 @@ def dev_scorer(
         reader: answers from the first top_k.
         reward: prices the answers.
         top_k: documents the reader sees.
-        max_failed_reads: a larger share of reads without a reward is an error, or the few that are left would choose
-            the weights. With fewer than 50 dev questions half of them may fail in any case.
+        max_failed_reads: a larger share of failed reads is an error, and so is one of answers without a reward, or the
+            few that are left would choose the weights. With fewer than 50 dev questions half of them may fail in any
+            case.
 
     Raises (when called):
         ReaderError: more reads failed than allowed.
-        TrainingError: no read succeeded.
+        RewardError: more answers have no reward than allowed.
+        TrainingError: there is no reward at all.
     """
 
     holdout = holdout_metric(reward)
@@ -1022,10 +1033,14 @@ def dev_scorer(
         values = priced(outcomes, reward)
         good = [value for value in values if value is not None]
         allowed = max_failed_reads if len(values) >= MINIMUM_READS else max(0.5, max_failed_reads)
-        check_failed_reads(reader, len(values) - len(good), len(values), allowed, "dev reads")
+        answers = sum(isinstance(result, Answer) for result in results)
+        check_failed_reads(reader, len(results) - answers, len(results), allowed, "dev reads")
+        check_missing_rewards(reward, answers - len(good), answers, allowed, "dev answers")
         if not good:
             raise TrainingError(
-                f"None of the {len(values)} dev reads gave a reward; see the reader's errors above and --resume."
+                f"None of the {len(results)} dev questions has a reward ({len(results) - answers} reads failed, "
+                f"{answers} answers have no value); wanted one at least. "
+                f"{MEND_REWARD if answers else 'Mend the reader and go on with --resume'}: all answers are kept."
             )
         held_out = [value for value in map(holdout, outcomes) if value is not None]
         hits = sum(isinstance(result, Answer) and not result.paid for result in results)
@@ -1101,6 +1116,7 @@ def train(
         TrainingError: nothing to train on; scores, loss or gradient were no finite numbers for SKIPPED_IN_A_ROW steps,
             or scores on dev after a step; or an alarm went off and `config.stop_on_alarm` is set.
         ReaderError: too many reads failed.
+        RewardError: too many answers have no reward.
         ResumeError: the settings changed, the folder holds another run, or the checkpoint with the best weights is
             damaged.
         StorageError: the folder cannot be written, or another process trains in it.

@@ -26,6 +26,7 @@ from rankwright.expansion import Query2Doc
 from rankwright.llms.cache import ReadStore
 from rankwright.llms.http import OPENAI_URL
 from rankwright.prompts import ask_for_passage, load_prompt
+from rankwright.prompts.ranking import PROMPT_FILE
 from rankwright.rerankers import load
 from rankwright.retrieval import BM25
 from rankwright.types import CompletionFailed
@@ -244,6 +245,28 @@ def test_eval_compares_on_expanded_candidates_and_its_reader_sees_the_question_a
     assert not any("tends" in text for text in read)
     name = next(run for run in ledger() if run.endswith("/expansion"))
     assert (ledger()[name], ledger()[name.removesuffix("/expansion")]) == ((12, 0), (12, 0))
+
+
+def test_eval_looks_at_its_models_before_expansion_is_paid_for(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    Path("writer").mkdir()
+    for name in ("config.json", PROMPT_FILE):
+        Path("writer", name).write_text("{}")
+    with endpoint() as (url, asked):
+        command = ["eval", "first-stage", *FILES, "--depth", "2", "--top-k", "2", "--expand-with", url]
+        for more, words in (
+            (["./nowhere"], "Model folder './nowhere' does not exist"),
+            (["writer"], "Model 'writer' is a language model that writes its ranking"),
+            (["--llm", "runs/none"], "Model folder 'runs/none' does not exist"),
+            (["--llm", OPENAI_URL, "--llm-model", "m"], f"Key for {OPENAI_URL} is missing"),
+            (["--llm", url], f"Language model {url} was given without a model name"),
+        ):
+            assert run([*command, "--expand-model", "m", *more]) in (2, 4, 5)
+            assert words in " ".join(capsys.readouterr().err.split()), more
+    assert not asked
+    assert not Path("runs").exists()
 
 
 def test_diagnose_expands_the_questions_that_it_reads_once_nothing_speaks_against_it(

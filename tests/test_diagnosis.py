@@ -22,12 +22,13 @@ from rankwright.diagnosis import (
     NUMBERS,
     Diagnosis,
     DiagnosisSettings,
+    _judged,
     _Question,
     diagnose,
     sample_questions,
 )
-from rankwright.errors import ConfigurationError, DataError, ReaderError
-from rankwright.evaluation import FirstStage, GoldFirst, evaluate
+from rankwright.errors import ConfigurationError, DataError, ReaderError, RewardError
+from rankwright.evaluation import FirstStage, GoldFirst, Score, evaluate
 from rankwright.llms.cache import CachedLLM, ReadStore
 from rankwright.readers import CachedReader, LLMReader
 from rankwright.rewards import answer_reward
@@ -217,6 +218,20 @@ def test_the_best_of_many_lucky_orders_is_no_headroom() -> None:
     top = [replace(example, candidates=(DOCUMENTS[7], *WITHOUT_SEVEN)) for example in examples(60)]
     settled = diagnose(top, Says(lucky), F1)  # gold first is what the first stage has, so nothing is open
     assert (settled.means["gold_headroom"][:3], settled.verdict) == ((0.0, 0.0, 0.0), "limit: data")
+
+
+@pytest.mark.parametrize(
+    ("gold", "verdict"),
+    [((-0.01, 0.01), "limit: data"), ((-0.01, 0.03), "undecided"), ((0.005, 0.015), "training can pay")],
+)
+def test_a_small_headroom_of_marked_passages_is_a_limit_only_where_it_may_be_none(
+    gold: tuple[float, float], verdict: str
+) -> None:
+    """Marked passages first are one order of many: that they earn more is no luck, and the best earns more yet."""
+    found = diagnose(examples(40), ToyReader(), F1, reference=Reference())
+    headroom, between = Score(0.05, 0.03, 0.07, 40), Score(sum(gold) / 2, *gold, 40)
+    means = {**found.means, "headroom": headroom, "gold_headroom": between}
+    assert _judged(means, found.settings)[0] == verdict
 
 
 def test_a_second_read_takes_the_luck_out_of_the_best_order() -> None:
@@ -517,6 +532,15 @@ def test_too_many_failed_reads_end_it_early_and_what_was_read_is_kept(tmp_path: 
     assert mended.means == clean.means
     assert mended.reader_calls + mended.cache_hits == clean.reader_calls
     assert mended.cache_hits > 0.9 * kept  # without half of its answers the search had gone other ways
+
+
+def test_a_reward_without_values_is_not_the_readers_fault() -> None:
+    reward = Priced(lambda q, ids: math.nan if chance(q) < 0.5 else chance(q, ids))
+    with pytest.raises(RewardError, match=r"^Reward 'priced' gave no value for \d+ of \d+ announced answers.*command"):
+        diagnose(examples(100), READER, reward)
+    with pytest.raises(RewardError, match=r"no value for \d+ of \d+ answers; at most 1%"):
+        diagnose(examples(2), READER, Priced(lambda _, ids: float("7" in ids) if ids else math.nan), orders=200)
+    assert diagnose(examples(40), READER, reward, max_failed=1.0).failed_reads > 100
 
 
 def test_a_few_questions_are_judged_by_the_reads_that_were_made() -> None:

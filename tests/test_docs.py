@@ -69,6 +69,7 @@ def test_the_check_of_commands_finds_lines_without_a_backslash() -> None:
 def test_the_api_page_is_what_the_docstrings_say() -> None:
     page = build.API_PAGE.read_text(encoding="utf-8") if build.API_PAGE.exists() else ""
     assert page == build.api_page(), "docs/api.md is out of date; run `make docs` and commit it"
+    assert not re.search(r"^ +(Args|Raises|Returns)\b.*:$", page, re.MULTILINE), "a docstring is indented unevenly"
 
 
 def test_the_command_line_page_is_what_help_says() -> None:

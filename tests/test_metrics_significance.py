@@ -116,6 +116,14 @@ def test_groups_change_their_sign_together() -> None:
     assert paired_permutation_test(differences, clusters_Q=alone) == paired_permutation_test(differences)
 
 
+def test_groups_that_cancel_out_are_no_difference() -> None:
+    values, groups = [0.1, 0.2, -0.3] * 14, [i // 3 for i in range(42)]  # 0.1 + 0.2 - 0.3 is 5.6e-17
+    assert paired_permutation_test(values, clusters_Q=groups) == 1.0
+    assert bootstrap_interval(values, clusters_Q=groups) == (0.0, 0.0)
+    small = [1e-3 if i % 3 else 0.0 for i in range(42)]
+    assert paired_permutation_test(small, clusters_Q=groups) < 0.001
+
+
 def test_an_interval_over_groups_is_wider_where_their_questions_are_alike() -> None:
     rng = np.random.default_rng(0)
     of_group = rng.normal(0.1, 1.0, 60)

@@ -240,6 +240,37 @@ def test_where_the_first_samples_earn_the_same_the_others_are_not_read() -> None
     assert whole.metrics["spared_share"] == 0 < spared.metrics["spared_share"] <= 2 * 4 / 18
 
 
+class Place:
+    """Pays an answer the share of its question's answers that `number` prices lower."""
+
+    name = "place"
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+
+    def __call__(self, outcomes: Sequence[Outcome]) -> list[RewardValue]:
+        self.calls.append([o.group_id for o in outcomes])
+        prices = [(o.group_id, number(tuple(d.doc_id for d in o.context.documents))) for o in outcomes]
+        of = {query_id: [price for q, price in prices if q == query_id] for query_id, _ in prices}
+        return [RewardValue(sum(other < price for other in of[q]) / len(of[q])) for q, price in prices]
+
+
+def test_a_reward_that_compares_is_given_both_rounds_of_a_question_together() -> None:
+    """One candidate leaves nothing to compare, so that its question is spared and priced once."""
+    rows, scores = questions(9, 1, 9), scores_for(questions(9, 1, 9))
+    flat = torch.where(torch.isfinite(scores), 0.0, scores)
+    found = {}
+    for first in (0, 2):
+        reward = Place()
+        config = RRPOConfig(samples=6, read_first=first, baseline="group")
+        found[first] = RRPO(config, EchoReader(), reward).collect(flat, scores, rows, 0), reward.calls
+    (whole, _), (in_rounds, calls) = found[0], found[2]
+    assert in_rounds.metrics["spared_share"] == whole.metrics["spared_share"] == 0
+    assert torch.equal(in_rounds.advantages_QSA, whole.advantages_QSA)
+    assert in_rounds.metrics["reader_calls"] == whole.metrics["reader_calls"]
+    assert [set(call) for call in calls] == [{"q0", "q1", "q2"}, {"q0", "q2"}]
+
+
 def test_without_the_read_of_no_document_the_gradient_is_the_same() -> None:
     rows, found = questions(9, 2), []
     scores, reference = scores_for(rows), scores_for(rows, seed=1)
@@ -537,7 +568,8 @@ def test_a_reward_without_values_stops_the_run_and_the_reader_is_not_blamed(paid
     """Also where all answers come from the cache, of which no read counts."""
     rows = questions(*[6] * 8)
     algorithm = RRPO(RRPOConfig(max_failed_reads=0.5), EchoReader(paid=paid), Price(lambda ids: None))
-    with pytest.raises(RewardError, match=r"^Reward 'price' gave no value for (\d+) of \1 recent answers; at most 50%"):
+    wanted = r"^Reward 'price' gave no value for (\d+) of \1 recent answers; at most 50%.* file changes, .*--overwrite"
+    with pytest.raises(RewardError, match=wanted):
         algorithm.collect(scores_for(rows), scores_for(rows), rows, 0)
     half = RRPO(RRPOConfig(max_failed_reads=0.5), EchoReader(), Price(lambda ids: 1.0 if len(ids) < 3 else None))
     half.collect(scores_for(rows), scores_for(rows), rows, 0)

@@ -37,6 +37,7 @@ from rankwright.errors import (
     ModelError,
     ReaderError,
     ResumeError,
+    RewardError,
     StorageError,
     TrainingError,
 )
@@ -484,6 +485,19 @@ def test_in_bf16_attention_stays_in_fp32(tmp_path: Path) -> None:
     assert set(seen.dtypes) == {torch.float32}
 
 
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_in_bf16_activations_may_be_computed_again(reentrant: bool, tmp_path: Path) -> None:
+    policy = wide_cross_encoder()
+    start = copy.deepcopy(policy)
+    policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    config = TrainConfig(epochs=1, batch_size=4, trainer={"bf16": True, "use_cpu": True})
+    algorithm = RRPO(RRPOConfig(samples=2, train_k=1), ToyReader(), answer_reward("f1"))
+    train(policy, start, algorithm, padded_examples(8), config, tmp_path)
+    assert not same(policy.state_dict(), start.state_dict())
+
+
 def test_resume_refuses_other_settings_and_names_them(tmp_path: Path) -> None:
     run(tmp_path)
     with pytest.raises(ResumeError, match=r"loop\.learning_rate is 0\.1, but the run .* began with 0\.3"):
@@ -797,6 +811,31 @@ def test_when_every_read_fails_nothing_moves(tmp_path: Path, good: int) -> None:
     train(policy, reference, algorithm, examples(20), config, tmp_path, callbacks=[Remember()])
     assert len(seen) == 6
     assert [torch.equal(*pair) for pair in itertools.pairwise(seen)] == [False] * good + [True] * (5 - good)
+
+
+class Worthless:
+    """A reward that never has a value."""
+
+    name = "worthless"
+
+    def __call__(self, outcomes: Sequence[Outcome]) -> list[RewardValue]:
+        return [RewardValue(None)] * len(outcomes)
+
+
+def test_a_reward_without_values_on_dev_is_not_the_readers_fault(tmp_path: Path) -> None:
+    """Dev is scored before the first step, so that a reward that never works is met here."""
+    policy = ToyPolicy()
+    algorithm = RRPO(RRPOConfig(), ToyReader(), Worthless())
+    score = dev_scorer(examples(60), ToyReader(), Worthless(), 3)
+    with pytest.raises(RewardError, match=r"^Reward 'worthless' gave no value for 60 of 60 dev answers; at most 10%"):
+        train(policy, copy.deepcopy(policy), algorithm, examples(20), LOOP, tmp_path, score_dev=score)
+    half = dev_scorer(examples(4), ToyReader(fail_every=2), Worthless(), 3)
+    with pytest.raises(RewardError, match=r"no value for 2 of 2 dev answers; at most 50%.*begin anew with --overwrite"):
+        half(policy)
+    for reader, found in ((ToyReader(), "0 reads failed, 4 answers have no value"), (FailsAfter(0), "4 reads failed")):
+        whatever = dev_scorer(examples(4), reader, Worthless(), 3, max_failed_reads=1.0)
+        with pytest.raises(TrainingError, match=rf"None of the 4 dev questions has a reward \({found}"):
+            whatever(policy)
 
 
 @pytest.mark.parametrize(

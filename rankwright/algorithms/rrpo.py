@@ -40,7 +40,14 @@ from rankwright.maths.policy_gradient import (
     leave_one_out_baseline,
     sampled_kl,
 )
-from rankwright.reading import MINIMUM_READS, Readings, check_failed_reads, check_missing_rewards, read_prefixes
+from rankwright.reading import (
+    MINIMUM_READS,
+    NOTHING_READ,
+    Readings,
+    check_failed_reads,
+    check_missing_rewards,
+    read_prefixes,
+)
 from rankwright.types import Example, Reader, Reward
 
 RECENT_READS = 300
@@ -123,14 +130,16 @@ class RRPO:
     ) -> Rollout:
         """Samples S rankings per question and has the reader answer after each of their first K documents.
 
-            Args:
-                scores_QD: the policy's scores, -inf on padding.
-                reference_scores_QD: the frozen reference's.
-                examples: the questions, in the order of the rows.
-                rollout_number: counts rollouts of the run; part of the key of the noise.
+        Args:
+            scores_QD: the policy's scores, -inf on padding.
+            reference_scores_QD: the frozen reference's.
+            examples: the questions, in the order of the rows.
+            rollout_number: counts rollouts of the run; part of the key of the noise.
 
-            Raises:
-        XX: a reward below 0 with scale question.
+        Raises:
+            ReaderError: more of the recent reads failed than `max_failed_reads` allows.
+            RewardError: more of the recent answers have no reward than it allows.
+            ConfigurationError: a reward below 0 with scale question.
         """
         config = self.config
         scores_QD = scores_QD.detach().float() / config.temperature
@@ -241,19 +250,19 @@ class RRPO:
         spared_QS = alike_Q[:, None] & (torch.arange(self.config.samples) >= first)
         read_QSK = torch.where(spared_QS[:, :, None].to(actions_QSK.device), greedy_Q1K, actions_QSK)
         others = prefixes_of(examples, read_QSK[:, first:], lengths_QA)
-        return readings + self._ask(
-            [(e, p) for e, p in others if (e.query.query_id, p) not in readings.rewards]
-        ), read_QSK
+        return self._ask(others, readings), read_QSK
 
-    def _ask(self, prefixes: Sequence[tuple[Example, tuple[int, ...]]]) -> Readings:
-        """Readings of prefixes; stops the run where too many of the recent ones failed or got no reward."""
-        readings, allowed = read_prefixes(prefixes, self.reader, self.reward), self.config.max_failed_reads
-        self.recent.extend(readings.asked)
-        self.valued.extend(readings.valued)
+    def _ask(self, prefixes: Sequence[tuple[Example, tuple[int, ...]]], before: Readings = NOTHING_READ) -> Readings:
+        """Readings of prefixes, with those of before; stops the run where too many of the recent ones failed or got no
+        reward."""
+        readings = read_prefixes(prefixes, self.reader, self.reward, before)
+        allowed = self.config.max_failed_reads
+        self.recent.extend(readings.asked[len(before.asked) :])
+        self.valued.extend(readings.valued[len(before.valued) :])
         if (reads := len(self.recent)) >= MINIMUM_READS:
             check_failed_reads(self.reader, reads - sum(self.recent), reads, allowed, "recent reads")
         if (answers := len(self.valued)) >= MINIMUM_READS:
-            check_missing_rewards(self.reward, answers - sum(self.valued), answers, allowed)
+            check_missing_rewards(self.reward, answers - sum(self.valued), answers, allowed, "recent answers")
         return readings
 
     def _values(

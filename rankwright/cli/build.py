@@ -158,16 +158,25 @@ def check_reader(settings: ReaderSettings) -> None:
     Raises:
         RankwrightError: it cannot.
     """
-    from rankwright.llms.endpoint import bare_place, check_name
     from rankwright.prompts import load_prompt
 
-    if settings.reader in ("embedded", "none"):
-        return
-    load_prompt(settings.prompt)
+    if settings.reader not in ("embedded", "none"):
+        load_prompt(settings.prompt)
+        check_llm(settings)
+
+
+def check_llm(settings: ReaderSettings, role: Role = READER) -> None:
+    """The same of a language model in any role.
+
+    Raises:
+        RankwrightError: it cannot be made.
+    """
+    from rankwright.llms.endpoint import bare_place, check_name
+
     if settings.is_endpoint:
-        _endpoint(settings, READER)
+        _endpoint(settings, role)
     else:
-        _check_local(settings, READER)
+        _check_local(settings, role)
         check_name(bare_place(settings.reader))
 
 

@@ -126,7 +126,10 @@ def diagnose(
     ),
     on_bad_row: BadRow = typer.Option(BadRow.error, help="Stop at a bad row, or leave it out and count it."),
     max_failed_reads: float = typer.Option(
-        MAX_FAILED_READS, min=0, max=1, help="Largest share of failed reads; above it nothing is reported."
+        MAX_FAILED_READS,
+        min=0,
+        max=1,
+        help="Largest share of failed reads, and of answers without a reward; above it nothing is reported.",
     ),
     seed: int = typer.Option(0, min=0, max=LARGEST_SEED, help="Seed of questions, sampled orders and intervals."),
     device: str = typer.Option("cpu", help="Torch device of models and local readers."),

@@ -54,7 +54,7 @@ from rankwright.cli.settings import (
 from rankwright.errors import ConfigurationError
 from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, PairedTest, evaluate, verdict
 from rankwright.reading import MAX_FAILED_READS
-from rankwright.rerankers import REFERENCE
+from rankwright.rerankers import REFERENCE, check_named, refuse_writer
 from rankwright.rerankers.ranking import Scorer
 from rankwright.types import Example, Reader, Reranker
 
@@ -277,6 +277,7 @@ def run_evaluation(
         )
     check_expansion(expansion, reader_settings.reader, data_settings.retriever)
     checked_device(device)
+    _check_models(names, llms)
     dataset = load_one(str(data), data_settings, need_answers=reader_settings.reader != "none")
     run = command_run("eval")
     examples, first_stage = with_first_stage(
@@ -379,6 +380,19 @@ def _check_scoring(models: Sequence[str], backend: str, windows: str | None) -> 
             f"{given} was given without a MODEL that scores, and says nothing of other rankings; wanted one. Name a "
             "folder, or leave it out."
         )
+
+
+def _check_models(names: Sequence[str], llms: Mapping[str, LLMSettings]) -> None:
+    """Whether they can be opened, as far as shows without loading one: query expansion is paid for before that."""
+    from rankwright.cli.build import check_llm
+    from rankwright.cli.llm import LLM_ROLE
+
+    for name in names:
+        if name in llms:
+            check_llm(llms[name].endpoint, LLM_ROLE)
+        elif name not in (FirstStage.name, GoldFirst.name):
+            check_named(name)
+            refuse_writer(name)
 
 
 def _computed(rankers: Mapping[str, Reranker]) -> dict[str, str]:

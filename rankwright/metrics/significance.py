@@ -16,6 +16,8 @@ from rankwright.errors import ConfigurationError
 
 _CELLS_AT_ONCE = 2_000_000
 """Resampled values held in memory together: 16 MB for each of the few arrays that are made of them."""
+_ROUNDING = 1e-12
+"""Share of the absolute values below which their sum is rounding."""
 
 
 def paired_permutation_test(
@@ -129,17 +131,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def _by_cluster(
     values: NDArray[np.float64], clusters_Q: ArrayLike, caller: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sum and number of the values of each group."""
+    """Sum and number of the values of each group; where they cancel out to rounding, as 0.1 + 0.2 - 0.3 does, the sum
+    is 0."""
     clusters = np.asarray(clusters_Q)
     if clusters.shape != values.shape:
         raise ConfigurationError(
             f"{caller} was given clusters of shape {clusters.shape} for {values.size} questions; give one for each."
         )
     numbers = np.unique(clusters, return_inverse=True)[1]
-    sums, sizes = np.zeros((2, numbers.max() + 1))
-    np.add.at(sums, numbers, values)
-    np.add.at(sizes, numbers, 1.0)
-    return sums, sizes
+    sums, sizes, absolute = (np.bincount(numbers, weights) for weights in (values, None, np.abs(values)))
+    return np.where(np.abs(sums) > _ROUNDING * absolute, sums, 0.0), sizes.astype(np.float64)
 
 
 def _at_once(width: int) -> int:
