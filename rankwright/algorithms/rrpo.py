@@ -123,14 +123,16 @@ class RRPO:
     ) -> Rollout:
         """Samples S rankings per question and has the reader answer after each of their first K documents.
 
-            Args:
-                scores_QD: the policy's scores, -inf on padding.
-                reference_scores_QD: the frozen reference's.
-                examples: the questions, in the order of the rows.
-                rollout_number: counts rollouts of the run; part of the key of the noise.
+        Args:
+            scores_QD: the policy's scores, -inf on padding.
+            reference_scores_QD: the frozen reference's.
+            examples: the questions, in the order of the rows.
+            rollout_number: counts rollouts of the run; part of the key of the noise.
 
-            Raises:
-        XX: a reward below 0 with scale question.
+        Raises:
+            ReaderError: more of the recent reads failed than `max_failed_reads` allows.
+            RewardError: more of the recent answers have no reward.
+            ConfigurationError: a reward below 0 with scale question.
         """
         config = self.config
         scores_QD = scores_QD.detach().float() / config.temperature
