@@ -56,8 +56,8 @@ check: $(ALL_INSTALLED) ## lint, formatting, types, import floors
 	$(BIN)/lint-imports
 
 GATES = $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist load $(PYTEST_ARGS)
-# S1 and S2 put a server under load: the clients and the server need both cores.
-LOADED := tests/gates/test_gate_s1.py
+# S1 and S2 put a server under load, and C2 a client: the clients and the server need both cores.
+LOADED := tests/gates/test_gate_s1.py tests/gates/test_gate_c2.py
 QUICK := $(filter-out tests/gates/test_gate_alarms.py $(LOADED),$(wildcard tests/gates/test_gate_*.py))
 ALONE = $(BIN)/python -m pytest -m gates $(PYTEST_ARGS)
 

@@ -6,6 +6,8 @@
 
 A question without a script, and one whose script is used up, is answered with "answer to QUESTION".
 
+    with reader_apart({"q1": ["hang"]}) as address:     # in a process of its own
+
     ChaosReader(tokens=lambda question: [{"yes": -0.1, "no": -2.3}])
 
 answers requests for log probabilities with these tokens, the first of each position being the one written; without
@@ -19,14 +21,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
 import socket
 import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import formatdate
+from multiprocessing.connection import Connection
 from typing import Any
 
 
@@ -143,6 +148,28 @@ class ChaosReader:
         if seen.fault == "ok" and self._tokens and seen.body.get("logprobs") is not None:
             fault = with_logprobs(self._tokens(seen.question), seen.body)
         await fault(self, seen, writer)
+
+
+@contextmanager
+def reader_apart(script: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """The address of one in a process of its own, which takes no time from its client's; nobody sees its ledger."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve_apart, args=(script, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield ours.recv()
+    finally:
+        ours.close()
+        process.join(20)
+
+
+def _serve_apart(script: Mapping[str, Sequence[str]], mouth: Connection) -> None:
+    """Until the other end is closed."""
+    with ChaosReader(script) as server, suppress(EOFError):
+        mouth.send(server.base_url)
+        mouth.recv()
 
 
 Fault = Callable[[ChaosReader, Seen, asyncio.StreamWriter], Awaitable[None]]

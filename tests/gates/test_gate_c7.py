@@ -1,5 +1,5 @@
-"""Gate C7: a whole training run over a reader behind HTTP, killed 200 times and resumed, pays no stored answer twice
-and ends with the bytes of a run that nobody killed."""
+"""Gate C7: a whole training run with query expansion over a reader behind HTTP, killed 200 times and resumed, pays no
+stored answer twice and ends with the bytes of a run that nobody killed: model, checkpoints, comparison, report."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 import shutil
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -35,8 +36,10 @@ PLACES = [
     "rankwright.cli.run:_begin_folder",
     "rankwright.cli.run:write_results",
 ]
-COUNTS = {"reader_calls", "cache_hits", "seconds", "seconds_by_part"}
-"""What result.json may have otherwise: the second time an answer comes from the cache."""
+COUNTS = {"cache_hits", "seconds", "seconds_by_part"}
+"""What result.json may have otherwise: the second time an answer comes from the cache. Paid calls are as many."""
+COUNTED = rb'"(eval_)?(reader_calls|cache_hits)": [\d.]+'
+OF_A_CHECKPOINT = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
 
 GATE = "tests/gates/test_gate_c7.py"
 MUTANTS = [
@@ -69,8 +72,13 @@ class SlowServer(Server):
             time.sleep(SETTLED)
 
     def asked(self, since: int = 0) -> list[str]:
-        """Prompts of the run; the first call of a run that begins is its own each time."""
-        return [prompt for prompt in self.prompts[since:] if "The number of this run" not in prompt]
+        """Prompts of the run."""
+        return [nameless(prompt) for prompt in self.prompts[since:]]
+
+
+def nameless(text: str) -> str:
+    """Without the name that a run gives itself, which its first call asks about and config.json holds."""
+    return re.sub(r"\ba-[0-9a-f]{8}\b", "a-NAME", text)
 
 
 def world(folder: Path) -> Path:
@@ -87,27 +95,48 @@ def world(folder: Path) -> Path:
 def session(folder: Path, address: str, *points: Point) -> Job:
     """The command, resumed where there is something to resume."""
     resume = ["--resume"] if (folder / "runs/a/config.json").exists() else []
-    arguments = command(address, *resume, **{"reader.concurrency": str(CONCURRENCY)})
+    settings = {
+        "reader.concurrency": str(CONCURRENCY),
+        "data.retriever": "bm25",
+        "data.depth": "3",
+        "data.eval_depth": "6",
+    }
+    expansion = {"expansion.llm": address, "expansion.model": "writer"}
+    arguments = command(address, *resume, **settings, **expansion)
     return Job(run_command, folder, arguments, points=points)
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """What a run came to, less what may differ."""
+    """All that a run came to, less what may differ: times, and who gave the answers, the reader or the cache."""
     run = folder / "runs/a"
     result = json.loads((run / "result.json").read_text("utf-8"))
-    found: dict[str, Any] = {
+    names = ["expansions.jsonl", "environment.json", *(f"model/{path.name}" for path in (run / "model").iterdir())]
+    names += [f"{path.name}/{file}" for path in run.glob("checkpoint-*") for file in OF_A_CHECKPOINT]
+    assert {"model/model.safetensors", "model/README.md"} < set(names)
+    metrics = (run / "metrics.jsonl").read_bytes()
+    return {
+        **{name: (run / name).read_bytes() for name in names},
+        "config": nameless((run / "config.json").read_text("utf-8")),
         "result": {name: value for name, value in result.items() if name not in COUNTS},
-        "metrics": uncounted((run / "metrics.jsonl").read_bytes()),
+        "metrics": re.sub(COUNTED, b"", metrics),
+        "reads": [reads_of(json.loads(line)) for line in metrics.splitlines()],
         "evaluation": re.sub(rb'"paid": (true|false)', b"", (run / "evaluation.json").read_bytes()),
+        "report": untimed((run / "report.html").read_text("utf-8"), result),
     }
-    model = {path.name: path.read_bytes() for path in (run / "model").iterdir() if path.name != "README.md"}
-    assert "model.safetensors" in model
-    return {**found, **model}
 
 
-def uncounted(metrics: bytes) -> bytes:
-    """Without who gave the answers, the reader or the cache."""
-    return re.sub(rb'"(eval_)?(reader_calls|cache_hits)": [\d.]+', b"", metrics)
+def reads_of(row: Mapping[str, float]) -> list[float]:
+    """How many answers a line of the metrics has of the reader and the cache together."""
+    return [row.get(f"{of}reader_calls", 0) + row.get(f"{of}cache_hits", 0) for of in ("", "eval_")]
+
+
+def untimed(report: str, result: Mapping[str, Any]) -> str:
+    """Without the numbers in which results may differ."""
+    assert f"{result['reader_calls']}</b><span>paid reader calls ({result['cache_hits']} from cache)" in report
+    report = re.sub(r"\(\d+ from cache\)", "", report)
+    report = re.sub(r"<b>[^<]*(?=</b><span>training<)", "", report)
+    term = r'<dt><bdi class="data">(cache_hits|seconds|seconds_by_part\.\w+)</bdi></dt>'
+    return re.sub(term + r'<dd><bdi class="data">[\d.]+</bdi></dd>', "", report)
 
 
 @dataclass
@@ -132,13 +161,13 @@ class Usual:
 
 
 def run_whole(folder: Path, address: str, server: SlowServer) -> Usual:
-    """Twice, once with calls counted."""
+    """Twice, first with calls counted; it starts the process from which all are forked, which takes time of its own."""
+    counted = session(world(folder / "counted"), address, *map(Point, PLACES))
+    assert not counted.end()
+    before = len(server.prompts)
     plain = session(world(folder / "whole"), address)
     assert not plain.end()
     seconds = time.monotonic() - plain.started
-    before = len(server.prompts)
-    counted = session(world(folder / "counted"), address, *map(Point, PLACES))
-    assert not counted.end()
     assert outcome(folder / "counted") == outcome(folder / "whole")
     prompts = server.asked(before)
     assert len(prompts) == len(set(prompts)) > CONCURRENCY * 10
@@ -153,7 +182,7 @@ def run_killed(
     stored, sessions, in_flight = set[str](), list[set[str]](), list[set[str]]()
     while True:
         before = len(server.prompts)
-        place = draw.choice(["", *PLACES])
+        place = draw.choice(PLACES) if draw.random() < 0.5 else ""
         points = [Point(place, draw.randint(1, max(1, usual.calls[place] // 2)))] if place else []
         job = session(folder, address, *points)
         if not place:
@@ -164,7 +193,7 @@ def run_killed(
         sessions.append(set(asked))
         assert len(asked) == len(sessions[-1]), "a session asks twice"
         assert not stored & sessions[-1], "what was stored is paid for again"
-        stored.update(job.words("stored"))
+        stored.update(map(nameless, job.words("stored")))
         if not was_killed:
             break
         in_flight.append(sessions[-1] - stored)

@@ -1,5 +1,10 @@
-"""Gate F5: secrets that are planted wherever one may stand are in nothing that training, evaluation, upload and crashes
-leave behind at debug logging: logs, configs, checkpoints, cache, HTML, tracebacks, arguments of children."""
+"""Gate F5: secrets that are planted wherever one may stand are in nothing that training, its dry run, query expansion,
+evaluation, diagnosis, upload and crashes leave behind at debug logging: logs, configs, checkpoints, cache, HTML,
+tracebacks, arguments of children.
+
+Keys come from variables (of the reader, another reader, the expansion, the hub). In an argument, a config file or a URL
+a secret is refused, so no command runs with one there; what the refusal leaves behind is searched, too.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,6 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
-from itertools import count
 from pathlib import Path
 
 import pytest
@@ -24,6 +28,7 @@ pytestmark = [pytest.mark.gates, pytest.mark.timeout(600)]
 SECRETS = {
     "environment": "sk-proj-environment-4711",  # OPENAI_API_KEY
     "header": "sk-proj-header-4712",  # of another variable; sent, and said again by the server
+    "expansion": "sk-proj-expansion-4717",  # of a third variable, which the expansion alone uses
     "command line": "sk-proj-commandline-4713",
     "config file": "sk-proj-configfile-4714",
     "URL": "url-password-4715",
@@ -68,11 +73,12 @@ rankwright.algorithms.RRPO.loss = crash
 """
 
 
-def answer(request: BaseHTTPRequestHandler, numbers: Iterator[int]) -> None:
+def answer(request: BaseHTTPRequestHandler, headers: list[str]) -> None:
     """A chat endpoint that answers; every third request it refuses, and repeats the header that it was sent."""
     body_of(request)
-    if next(numbers) % 3 == 2:
-        said = f"I do not like {request.headers.get('authorization')}"
+    headers.append(request.headers.get("authorization", ""))
+    if len(headers) % 3 == 0:
+        said = f"I do not like {headers[-1]}"
         reply(request, {"error": {"message": said, "type": "invalid_request_error", "code": None}}, 400)
         return
     choice = {"index": 0, "message": {"role": "assistant", "content": "word11"}, "finish_reason": "stop"}
@@ -106,13 +112,14 @@ class Desk:
 
 
 @contextmanager
-def desk(folder: Path) -> Iterator[tuple[Desk, str]]:
-    """A place to work with all secrets about, and the address of the reader."""
-    hub, numbers = FakeHub(), count()
-    with hub.running() as hub_address, serving(lambda request: answer(request, numbers)) as address:
+def desk(folder: Path, headers: list[str]) -> Iterator[tuple[Desk, str]]:
+    """A place to work with all secrets about, and the address of the reader, which notes what it is sent."""
+    hub = FakeHub()
+    with hub.running() as hub_address, serving(lambda request: answer(request, headers)) as address:
         environment = {
             "OPENAI_API_KEY": SECRETS["environment"],
             "SECOND_KEY": SECRETS["header"],
+            "THIRD_KEY": SECRETS["expansion"],
             "HF_TOKEN": SECRETS["hub"],
             "HF_ENDPOINT": hub_address,
             "HF_HOME": str(folder / "hub"),
@@ -129,10 +136,16 @@ def desk(folder: Path) -> Iterator[tuple[Desk, str]]:
         yield Desk(folder, environment), f"{address}/v1"
 
 
+def expanding(url: str) -> list[str]:
+    """Query expansion, with a key of its own."""
+    settings = ["--set", "expansion.api_key_env=THIRD_KEY", "--set", "expansion.max_failed=1"]
+    return ["--retriever", "bm25", "--expand-with", url, "--expand-model", "writer", *settings]
+
+
 def training(name: str, url: str, *more: str) -> list[str]:
-    """A short training from the reader's answers."""
+    """A short training from the reader's answers; the candidates are given unless `more` has an expansion."""
+    more = more if "--retriever" in more else ("--retriever", "given", *more)
     settings = {
-        "data.retriever": "given",
         "data.dev_share": "0.25",
         "data.test_share": "0.25",
         "loop.batch_size": "2",
@@ -145,23 +158,29 @@ def training(name: str, url: str, *more: str) -> list[str]:
 
 
 def test_what_commands_leave_behind_holds_no_secret(tmp_path: Path) -> None:
-    with desk(tmp_path) as (at, url):
-        evaluation = ["eval", "first-stage", "tiny", "--data", "q.jsonl", "--retriever", "given", "--reader", url]
-        evaluation += ["--reader-model", "stub", "--max-failed-reads", "1", "--api-key-env", "SECOND_KEY"]
+    headers: list[str] = []
+    with desk(tmp_path, headers) as (at, url):
+        reader = ["--reader", url, "--reader-model", "stub", "--max-failed-reads", "1", "--api-key-env", "SECOND_KEY"]
+        evaluation = ["eval", "first-stage", "tiny", "--data", "q.jsonl", "--retriever", "given", *reader]
+        diagnosis = ["diagnose", "--data", "q.jsonl", "--model", "tiny", *reader, *expanding(url)]
         ended = [
-            at.run(*training("first", url)),
+            at.run(*training("first", url, *expanding(url))),
             at.run(*evaluation, "--cache", "other.sqlite", "--save", "e.json", "--report", "e.html"),
             at.run("report", "runs/first"),
             at.run("push", "runs/first", "owner/doors", "--private"),
+            at.run(*training("dry", url, *expanding(url), "--cache", "fourth.sqlite", "--dry-run")),
+            at.run(*diagnosis, "--cache", "fifth.sqlite"),
             at.run(*training("crash", url), before=CRASH_IN_TRAINING),
             at.run(*evaluation, "--cache", "third.sqlite", before=CRASH_IN_THE_CLIENT),
+            at.run(*diagnosis, "--cache", "sixth.sqlite", before=CRASH_IN_THE_CLIENT),
         ]
     said = [result.stdout + result.stderr for result in ended]
-    assert [result.returncode for result in ended[:4]] == [0] * 4
-    assert [result.returncode for result in ended[4:]] == [6] * 2
-    assert all("Traceback" in text and "RuntimeError: crashed" in text for text in said[4:])
-    assert all("DEBUG:" in text for text in (said[0], said[1], said[5]))
-    assert "I do not like Bearer ***" in said[0]
+    assert [result.returncode for result in ended] == [0] * 6 + [6] * 3
+    assert all("Traceback" in text and "RuntimeError: crashed" in text for text in said[6:])
+    assert all("DEBUG:" in said[i] for i in (0, 1, 5, 7, 8))
+    assert all("I do not like Bearer ***" in said[i] for i in (0, 5))
+    assert (tmp_path / "runs/first/expansions.jsonl").exists()
+    assert set(headers) == {f"Bearer {SECRETS[name]}" for name in ("environment", "header", "expansion")}
     assert found(tmp_path) == []
 
 

@@ -25,6 +25,8 @@ pytestmark = [pytest.mark.gates, pytest.mark.timeout(1800)]
 KILLS = tries(full=200, quick=25)
 SAVING = "rankwright.training:FeedbackTrainer._save_checkpoint"
 FILE_CALLS = frozenset({"open", "mkdir", "write", "fsync", "replace", "rename", "unlink", "rmdir", "close"})
+WAYS = ("at a call", "at a file", "by the clock")
+"""Of killing."""
 IN_A_CHECKPOINT = {
     "algorithm.json",
     "model.safetensors",
@@ -94,6 +96,11 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> Usual:
     )
 
 
+def is_saving(job: Job) -> bool:
+    """Whether it had begun to save and not ended when it last spoke."""
+    return len(job.words(ENTERED)) > len(job.words(LEFT))
+
+
 def killed(folder: Path, how: str, draw: random.Random, usual: Usual) -> Job:
     """One session of a run, which is killed unless it ends before the moment that was drawn."""
     if how == "at a call":
@@ -110,24 +117,29 @@ def killed(folder: Path, how: str, draw: random.Random, usual: Usual) -> Job:
 
 def test_a_run_killed_inside_saving_goes_on(tmp_path: Path, usual: Usual, capsys: pytest.CaptureFixture[str]) -> None:
     draw, kills, runs = random.Random(2), Counter[str](), 0
-    worst = 0
+    worst = missed = 0
     while kills.total() < KILLS:
         folder, said = tmp_path / f"run-{runs}", []
         while True:
-            how = draw.choice(["at a call", "at a file", "by the clock"])
+            how = draw.choice(WAYS)
             job = killed(folder, how, draw, usual)
             was_killed = job.end()
             said += job.said
             if not was_killed:
                 break
-            kills[how] += 1
+            kills[how] += is_saving(job)
+            missed += not is_saving(job)
             worst = max(worst, loss_of(folder, said))
         assert job.words("result") == [usual.result]
         assert (folder / "metrics.jsonl").read_bytes() == usual.metrics
         runs += 1
     assert worst > 0, "no kill cost anything"
+    assert min(kills[how] for how in WAYS) > KILLS // 10
     with capsys.disabled():
-        print(f"\nT2: {kills.total()} kills in {runs} runs ({dict(kills)}), at most {worst} steps lost")
+        print(
+            f"\nT2: {kills.total()} kills inside saving in {runs} runs ({dict(kills)}), {missed} beside it, "
+            f"at most {worst} steps lost"
+        )
 
 
 def loss_of(folder: Path, said: list[Any]) -> int:

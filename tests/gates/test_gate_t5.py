@@ -1,5 +1,9 @@
 """Gate T5: numbers that are none, planted in rewards, log-probabilities, gradients and activations, never reach a
-weight; each such step is left out and counted, and the fifth in a row ends the run."""
+weight; each such step is left out and counted, and the fifth in a row ends the run.
+
+A reward that is none is a failed read: its samples teach nothing and the step is made with the others. So it has the
+limit of failed reads, by their share (`rrpo.max_failed_reads`), and no count of steps; that ends the run no later.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import copy
 import itertools
 import math
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +23,7 @@ from transformers import TrainerCallback
 
 from rankwright.algorithms import RRPO, RRPOConfig, Supervised, rrpo
 from rankwright.algorithms.config import TrainConfig
-from rankwright.errors import TrainingError
+from rankwright.errors import RewardError, TrainingError
 from rankwright.rewards import answer_reward
 from rankwright.training import train
 from rankwright.types import Outcome, RewardValue
@@ -61,8 +66,8 @@ class Planter(TrainerCallback):
 
     name = "f1"
 
-    def __init__(self, plan: Planned) -> None:
-        self.plan = plan
+    def __init__(self, plan: Planned, every: int) -> None:
+        self.plan, self.every = plan, every
         self.place, self.number = "", 0.0
         self.policy, self.inner = tiny_policy(0), answer_reward("f1")
         self.weights: list[Tensor] = [self._weights()]
@@ -96,10 +101,10 @@ class Planter(TrainerCallback):
         return slope.index_fill(1, torch.tensor([3]), self.number) if self.place == "gradient" else slope
 
     def __call__(self, outcomes: Sequence[Outcome]) -> list[RewardValue]:
-        """The reward; one of three is planted."""
+        """The reward; one of `every` is planted."""
         values = self.inner(outcomes)
         if self.place == "reward":
-            values[::3] = [RewardValue(self.number)] * len(values[::3])
+            values[:: self.every] = [RewardValue(self.number)] * len(values[:: self.every])
         return values
 
     def logprobs(self, scores_QD: Tensor, actions_QSK: Tensor) -> Tensor:
@@ -115,9 +120,15 @@ class Planter(TrainerCallback):
 
 
 def run(
-    folder: Path, name: str, plan: Planned, monkeypatch: pytest.MonkeyPatch, steps: int = STEPS
-) -> tuple[Planter, TrainingError | None]:
-    planter, config = Planter(plan), TRAINERS[name]
+    folder: Path,
+    name: str,
+    plan: Planned,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: int = STEPS,
+    config: RRPOConfig | None = None,
+    every: int = 3,
+) -> tuple[Planter, TrainingError | RewardError | None]:
+    planter, config = Planter(plan, every), config or TRAINERS[name]
     monkeypatch.setattr(rrpo, "step_logprobs", planter.logprobs)
     algorithm = RRPO(config, ToyReader(), planter, seed=1) if config else Supervised()
     trainer = {"max_steps": steps, "warmup_steps": 0, "lr_scheduler_type": "constant"}
@@ -129,7 +140,7 @@ def run(
     ]
     try:
         train(planter.policy, reference, algorithm, teaching, loop, folder, callbacks=[planter])
-    except TrainingError as error:
+    except (TrainingError, RewardError) as error:
         return planter, error
     return planter, None
 
@@ -176,6 +187,31 @@ def test_the_fifth_in_a_row_ends_the_run(
     assert all(torch.isfinite(weights).all() for weights in planter.weights)
 
 
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("every", [1, 3], ids=["all", "one of three"])
+def test_planted_rewards_end_the_run_by_the_limit_of_failed_reads(
+    tmp_path: Path, every: int, number: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the default limit: not at the first such step, since the last 300 answers count, and before the fifth."""
+    begin, config = 15, RRPOConfig(train_k=2, samples=3)
+    plan = {begin + i: ("reward", number) for i in range(5)}
+    planter, error = run(tmp_path, "window", plan, monkeypatch, 30, config, every)
+    assert isinstance(error, RewardError)
+    assert re.search(r"gave no value for \d+ of 300 recent answers; at most 10% may lack one", str(error))
+    assert 1 <= len(planter.weights) - begin < 5
+    assert all(torch.isfinite(weights).all() for weights in planter.weights)
+
+
+def test_steps_without_any_reward_move_no_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all reads may fail, five of them in a row end nothing: the run goes on with the rewards that follow."""
+    plan = {3 + i: ("reward", number) for i, number in enumerate((*NUMBERS, math.nan, math.inf))}
+    planter, error = run(tmp_path, "window", plan, monkeypatch, steps=10, every=1)
+    assert error is None
+    moved = [not torch.equal(*pair) for pair in itertools.pairwise(planter.weights)]
+    assert moved == [step not in plan for step in range(1, 11)]
+    assert {row["step"] for row in rows_of(tmp_path) if row.get("failed_reads")} == plan.keys()
+
+
 GATE = "tests/gates/test_gate_t5.py"
 MUTANTS = [
     Mutant(
@@ -198,5 +234,19 @@ MUTANTS = [
         file="rankwright/reading.py",
         old="return value if value is not None and math.isfinite(value) else None",
         new="return value",
+    ),
+    Mutant(
+        gate="T5",
+        tests=f"{GATE}::test_planted_rewards_end_the_run_by_the_limit_of_failed_reads",
+        file="rankwright/algorithms/rrpo.py",
+        old="if (answers := len(self.valued)) >= MINIMUM_READS:",
+        new="if (answers := len(self.valued)) < 0:",
+    ),
+    Mutant(
+        gate="T5",
+        tests=f"{GATE}::test_steps_without_any_reward_move_no_weight",
+        file="rankwright/training.py",
+        old="        self._taught = self._taught or rollout.teaches\n",
+        new="        self._taught = True\n",
     ),
 ]

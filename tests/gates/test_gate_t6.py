@@ -20,6 +20,7 @@ from rankwright.training import requests_of, train
 from rankwright.types import Answer, Context, Example, ReadFailed
 from tests.gates.mutants import Mutant
 from tests.gates.sizes import FULL, tries
+from tests.gates.test_gate_t7 import advantages_of, critic_value, standardised
 from tests.planted import Believer, questions, tiny_policy
 from tests.toy import ToyPolicy, ToyReader, examples
 
@@ -112,39 +113,48 @@ def cosine(one: Tensor, two: Tensor) -> float:
     return torch.nn.functional.cosine_similarity(one.double(), two.double(), 0).item()
 
 
-@pytest.mark.parametrize("form", ["question", "GRPO", "RLOO"])
-def test_failed_samples_are_missing_from_the_baseline_and_have_no_advantage(form: str) -> None:
-    """One document a ranking, so that a failed read concerns one sample alone; advantages by plain loops over the
-    samples that were read."""
-    rows, config = questions(QUESTIONS, 8, 0), RRPOConfig(train_k=1, samples=6, max_failed_reads=1.0, **FORMS[form])
+@pytest.mark.parametrize("train_k", [1, 3])
+@pytest.mark.parametrize("form", FORMS)
+def test_failed_samples_are_missing_from_the_baseline_and_have_no_advantage(form: str, train_k: int) -> None:
+    """Advantages by gate T7's plain loops over the samples that were read. Where a later or an earlier read, or one of
+    the baseline's, is needed and failed, there is none either."""
+    rows = questions(QUESTIONS, 8, 0)
+    config = RRPOConfig(train_k=train_k, samples=6, max_failed_reads=1.0, **FORMS[form])
     with torch.no_grad():
         scores_QD = tiny_policy(0)(requests_of(rows))
-    whole, reader = Believer(), Unreliable(FAILING)
-    rollout = RRPO(config, reader, answer_reward("f1"), seed=0).collect(scores_QD, scores_QD, rows, 0)
-    twin, failed = Unreliable(FAILING), 0
+    algorithm = RRPO(config, Unreliable(FAILING), answer_reward("f1"), seed=0)
+    critic = copy.deepcopy(algorithm.critic)  # the rollout is valued before the critic learns from it
+    rollout = algorithm.collect(scores_QD, scores_QD, rows, 0)
+    lengths = [train_k] if config.action == "ranking" else range(1, train_k + 1)
+    twin = Unreliable(FAILING)
     twin.visit = 1
-    for q, row in enumerate(rows):
-        contexts = [Context(row.query, (row.candidates[a[0]],)) for a in rollout.actions_QSK[q].tolist()]
-        lost = [twin._fails(context) for context in contexts]
-        paid = [None if gone else float(whole.read(c) == "seven") for gone, c in zip(lost, contexts, strict=True)]
-        failed += sum(lost)
-        known = [value for value in paid if value is not None]
-        for s, value in enumerate(paid):
-            advantage, valid = rollout.advantages_QSA[q, s, 0].item(), bool(rollout.valid_QSA[q, s, 0])
-            others = [other for i, other in enumerate(paid) if i != s and other is not None]
-            assert valid == (value is not None and (form != "RLOO" or bool(others)))
-            if value is None or not valid:
-                assert advantage == 0.0
-                continue
-            mean = sum(known) / len(known)
-            deviation = math.sqrt(sum((r - mean) ** 2 for r in known) / len(known))
-            wanted = {
-                "question": (value - mean) / mean if mean else 0.0,
-                "GRPO": (value - mean) / deviation if deviation > 1e-9 else 0.0,
-                "RLOO": value - sum(others) / len(others) if others else 0.0,
-            }[form]
-            assert advantage == pytest.approx(wanted, abs=1e-6)
-    assert failed > 0.2 * 6 * QUESTIONS
+    tables, raw = [], []
+    for row, scores, rankings in zip(rows, scores_QD.tolist(), rollout.actions_QSK.tolist(), strict=True):
+        best = sorted(range(len(scores)), key=lambda d, scores=scores: -scores[d])
+        *table, greedy = ([paid(twin, row, ranking[:t]) for t in lengths] for ranking in (*rankings, best))
+        steps = range(len(lengths))
+        learned = [[critic_value(critic, scores, ranking, a) for a in steps] for ranking in rankings if critic]
+        tables.append(table)
+        raw.append(advantages_of(config, table, greedy, learned))
+    wanted = standardised(config, raw, False) if config.scale == "window" else raw
+    exact = 5e-5 if critic else 2e-7
+    failed = used = 0
+    for q, s, a in itertools.product(*map(range, rollout.advantages_QSA.shape)):
+        advantage, valid = rollout.advantages_QSA[q, s, a].item(), bool(rollout.valid_QSA[q, s, a])
+        lost = [math.isnan(sample[a]) for sample in tables[q]]
+        assert valid == (not math.isnan(raw[q][s][a]))
+        assert advantage == pytest.approx(wanted[q][s][a] if valid else 0.0, rel=exact, abs=exact)
+        assert not lost[s] or (advantage == 0.0 and not valid)
+        failed += lost[s]
+        used += valid and any(lost)
+    assert failed > 0.2 * rollout.valid_QSA.numel()
+    assert used > 0.05 * rollout.valid_QSA.numel()
+
+
+def paid(reader: Unreliable, row: Example, chosen: Sequence[int]) -> float:
+    """What a reading earns; NaN where it fails."""
+    context = Context(row.query, tuple(row.candidates[i] for i in chosen))
+    return math.nan if reader._fails(context) else float(reader.read(context) == "seven")
 
 
 class Dies(ToyReader):
@@ -190,6 +200,13 @@ MUTANTS = [
         file="rankwright/maths/policy_gradient.py",
         old="(rewards_QSK - first_Q1K).nanmean(1, keepdim=True)\n",
         new="(rewards_QSK.nan_to_num() - first_Q1K).mean(1, keepdim=True)\n",
+    ),
+    Mutant(
+        gate="T6",
+        tests=f"{GATE}::test_failed_samples_are_missing_from_the_baseline_and_have_no_advantage",
+        file="rankwright/maths/policy_gradient.py",
+        old="self.values.extend(advantages_QSK[valid_QSK].double().tolist())",
+        new="self.values.extend(advantages_QSK.flatten().double().tolist())",
     ),
     Mutant(
         gate="T6",
