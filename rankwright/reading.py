@@ -16,7 +16,8 @@ MINIMUM_READS = 50
 """Fewer reads say little about the share that fails."""
 MAX_FAILED_READS = 0.01
 """Above this share a report is refused, unless more is allowed: its means are over those that could be read. Training
-has a limit of its own, `rrpo.max_failed_reads`, since it leaves out what needs a failed read."""
+has a limit of its own, `rrpo.max_failed_reads`, since it leaves out what needs a failed read; the comparison at its end
+is a report."""
 
 
 @dataclass(frozen=True)

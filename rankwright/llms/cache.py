@@ -262,7 +262,7 @@ class ReadStore:
         query = "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
         found: dict[str, str] = {}
 
-        def create_or_add(connection: sqlite3.Connection) -> None:
+        def create_if_empty(connection: sqlite3.Connection) -> None:
             found.update(connection.execute(query).fetchall())
             for statement in () if found else TABLES.values():
                 connection.execute(statement)
@@ -271,7 +271,7 @@ class ReadStore:
 
         # In one write transaction, so that of many processes opening a new file exactly one creates the tables. It also
         # tells at once whether the file can be written at all.
-        _in_transaction(connection, create_or_add)
+        _in_transaction(connection, create_if_empty)
         if found and found not in (TABLES, BEFORE_CHECKSUMS):
             if TABLES.keys().isdisjoint(found):
                 raise StorageError(
