@@ -236,9 +236,9 @@ The same as flags: `--data questions.jsonl --corpus passages.jsonl --depth 10 --
 A name that is not in these tables is an error, so that a misspelt setting is not ignored. The run folder keeps the
 whole tree in `config.json`. `--resume` wants the same settings again, except those of reader and expansion that decide
 how fast answers come and not which (`cache`, `concurrency`, `requests_per_minute`, `tokens_per_minute`, `api_key_env`,
-`price_input`, `price_output`, `deadline`, `attempt_timeout`, `max_retries`), `rrpo.max_failed_reads`,
-`expansion.max_failed`, `loop.stop_on_alarm`, of GRPO `completions_per_pass`, `completions_at_once`, `generation` and
-`max_failed_rewards`, and all of `budget`."""
+`price_input`, `price_output`, `deadline`, `attempt_timeout`, `max_retries`), `max_failed_reads`,
+`rrpo.max_failed_reads`, `expansion.max_failed`, `loop.stop_on_alarm`, of GRPO `completions_per_pass`,
+`completions_at_once`, `generation` and `max_failed_rewards`, and all of `budget`."""
 
 ARGUMENTS_INTRODUCTION = """`loop.trainer` takes these arguments of
 [transformers.TrainingArguments](https://huggingface.co/docs/transformers/main_classes/trainer#transformers.TrainingArguments),

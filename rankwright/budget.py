@@ -229,28 +229,30 @@ class Budget:
         return self._too_many(spent, other_calls, bill, what) or self._too_dear(spent, other_price, bill, what)
 
     def _too_many(self, spent: LedgerTotals, other: int, bill: Bill, what: str) -> str | None:
-        limit, wanted = self.limits.reader_calls, spent.calls + other + bill.calls
+        limit, wanted = self.limits.reader_calls, spent.calls + spent.damaged + other + bill.calls
         if not limit or wanted <= limit:
             return None
         besides = f" and {other} besides (query expansion)" if other else ""
+        besides += f" and perhaps {spent.damaged} that are damaged rows of the ledger" if spent.damaged else ""
         return (
             f"The run has made {spent.calls} reader calls{besides} and {what} may make {bill.calls} more; wanted at "
             f"most {limit} in all (--max-reader-calls; {wanted} would do for that)."
         )
 
     def paid(self, spent: LedgerTotals) -> float:
-        """Their price; an attempt of unknown price counts as the dearest there can be."""
-        if not spent.unpriced_attempts:
+        """Their price; an attempt of unknown price counts as the dearest there can be, and so does a damaged row."""
+        unknown = spent.unpriced_attempts + spent.damaged
+        if not unknown:
             return spent.known_price
-        return spent.known_price + spent.unpriced_attempts * self._price(self.costs.longest_read, spent.highest_price)
+        return spent.known_price + unknown * self._price(self.costs.longest_read, spent.highest_price)
 
     def _too_dear(self, spent: LedgerTotals, other: float, bill: Bill, what: str) -> str | None:
         limit = self.limits.cost
         if not limit:
             return None
         paid, unknown = self.paid(spent) + other, ""
-        if spent.unpriced_attempts:
-            unknown = f" ({spent.unpriced_calls} calls of unknown price counted as the dearest there can be)"
+        if unpriced := spent.unpriced_calls + spent.damaged:
+            unknown = f" ({unpriced} calls of unknown price counted as the dearest there can be)"
         next_price = self._price(bill, spent.highest_price)
         if paid + next_price <= limit:
             return None

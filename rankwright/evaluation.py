@@ -298,9 +298,16 @@ class Evaluation:
             rows.append({"model": name, **reads, **self.scores[name]})
         return rows
 
+    def counted_reads(self) -> dict[str, dict[str, int]]:
+        """`n_ok` and `n_failed` of the models whose rankings were read, by name."""
+        read = {name: result for name, result in self.models.items() if result.reads}
+        return {
+            "n_ok": {name: result.n_ok for name, result in read.items()},
+            "n_failed": {name: result.n_failed for name, result in read.items()},
+        }
+
     def to_json(self) -> dict[str, Any]:
         """The object that `rankwright eval --output json` prints as one line."""
-        read = {name: result for name, result in self.models.items() if result.reads}
         return {
             "set": self.settings.set_name,
             "n": self.n,
@@ -315,8 +322,7 @@ class Evaluation:
                 for name, row in self.scores.items()
             },
             "n_labelled": self.n - len(queries_without_relevant(*_labels(self.examples))),
-            "n_ok": {name: result.n_ok for name, result in read.items()},
-            "n_failed": {name: result.n_failed for name, result in read.items()},
+            **self.counted_reads(),
             **({"taken": {name: dict(counts) for name, counts in self.taken.items()}} if self.taken else {}),
             **({"computed": dict(self.computed)} if self.computed else {}),
         }

@@ -16,7 +16,8 @@ MINIMUM_READS = 50
 """Fewer reads say little about the share that fails."""
 MAX_FAILED_READS = 0.01
 """Above this share a report is refused, unless more is allowed: its means are over those that could be read. Training
-has a limit of its own, `rrpo.max_failed_reads`, since it leaves out what needs a failed read."""
+has a limit of its own, `rrpo.max_failed_reads`, since it leaves out what needs a failed read; the comparison at its end
+is a report."""
 MEND_REWARD = "Mend what it asks and go on with --resume; where its own file changes, begin anew with --overwrite"
 """What to do about a reward without values: the file of a user's function is among what a run does not change."""
 

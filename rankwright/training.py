@@ -832,7 +832,10 @@ class Bell(TrainerCallback):
         if processes.rank():
             return
         with _writing(self.path):
-            replace_text(self.path, "".join(map(_line_of, self.watch.alarms)))
+            if self.watch.alarms:
+                replace_text(self.path, "".join(map(_line_of, self.watch.alarms)))
+            else:
+                self.path.unlink(missing_ok=True)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         alarms = self.watch.see({"step": state.global_step, **(logs or {})})

@@ -222,6 +222,19 @@ def test_hours_end_training_when_they_are_over() -> None:
     assert limited.reads([Context(Query("a", "?"), ())], "all") is None
 
 
+def test_a_damaged_row_of_the_ledger_counts_as_a_call_of_the_run() -> None:
+    spent = replace(NOTHING, calls=2, damaged=1)
+    assert budget(spent, reader_calls=4).refusal(Bill(1), "all") is None
+    refused = budget(spent, reader_calls=3).refusal(Bill(1), "all")
+    assert refused is not None
+    assert "has made 2 reader calls and perhaps 1 that are damaged rows of the ledger" in refused
+    prices = Prices(100_000.0, 0.0)  # 0.1 a token
+    assert budget(spent, prices, cost=1.1).refusal(Bill(1, 1, 0), "all") is None
+    refused = budget(spent, prices, cost=1.0).refusal(Bill(1, 1, 0), "all")
+    assert refused is not None
+    assert "has cost 1.0000 (1 calls of unknown price counted" in refused
+
+
 def test_a_ledger_that_lost_calls_is_no_ground_for_more() -> None:
     sums = iter([replace(NOTHING, calls=5), replace(NOTHING, calls=4)])
     limited = Budget(BudgetConfig(reader_calls=100), costs(), FREE, lambda: next(sums))

@@ -160,13 +160,15 @@ def test_a_comparison_that_fails_costs_nothing_of_the_training(
 
     with monkeypatch.context() as patch:
         patch.setattr("rankwright.cli.run.evaluate", failing)
-        assert run([*command, "--set", "rrpo.max_failed_reads=0.25"]) == 6
+        assert run([*command, "--max-failed-reads", "0.25"]) == 6
     found = capsys.readouterr().err
     assert "at most 0.25 may." in found
-    assert "with --resume makes the comparison" in found
+    assert "with --resume makes the comparison (--max-failed-reads SHARE lets more reads fail)" in found
     assert len(load("runs/a/model").rerank("door", ["a", "b"]).doc_ids) == 2
-    assert run([*command, "--resume", "--set", "rrpo.max_failed_reads=0.5"]) == 0
-    assert json.loads(Path("runs/a/result.json").read_text())["steps"] == 3
+    assert run([*command, "--resume", "--max-failed-reads", "0.5"]) == 0
+    result = json.loads(Path("runs/a/result.json").read_text())
+    assert result["steps"] == 3
+    assert (result["n_ok"], result["n_failed"]) == ({}, {})  # without a reader
 
 
 class Moody:
@@ -247,7 +249,7 @@ def test_the_demo_ends_with_the_next_step_unless_the_model_is_worse(
     documents = (Document("a", "Nothing."), Document("b", "It is here."))
     evaluation = evaluate({"first-stage": FirstStage()}, [Example(Query("q", "Where?"), documents, (), {"b": 1})])
     numbers = dict.fromkeys(("reference", "trained", "delta", "ci_low", "ci_high", "p_value", "seconds"), 0.5)
-    counts = {"n": 1, "reader_calls": 1, "cache_hits": 0, "skipped": 0}
+    counts = {"n": 1, "reader_calls": 1, "cache_hits": 0, "skipped": 0, "n_failed": {}}
     counts |= {"dev_best": 0.5, "best_step": 0 if verdict == "not shown" else 7}
     alarm = {"name": "drift", "step": 7, "seen": "x", "wanted": "y", "cause": "z", "knob": "t"}
     result = {"verdict": verdict, "metric": "F1", "signature": "F1|set:x", "alarms": [alarm], **numbers, **counts}

@@ -19,7 +19,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from rankwright.errors import ReaderError, StorageError
-from rankwright.llms.cache import CachedLLM, LedgerEntry, ReadStore, content_key, request_key
+from rankwright.llms.cache import (
+    BEFORE_CHECKSUMS,
+    LEDGER_COLUMNS,
+    CachedLLM,
+    LedgerEntry,
+    ReadStore,
+    content_key,
+    request_key,
+)
 from rankwright.llms.calls import Call, CallsReport, collect
 from rankwright.llms.http import HTTPLLM
 from rankwright.types import Completion, CompletionFailed, CompletionResult, LLMRequest
@@ -196,6 +204,81 @@ def test_a_row_whose_checksum_does_not_fit_is_a_miss_and_counted(path: Path) -> 
         store.write(lambda c: c.execute("UPDATE answers SET key = 'd' WHERE key = 'b'") and None)
         assert store.get_many("abcd") == {"c": {"text": "right"}}
         assert store.damaged == 2
+
+
+def test_a_call_whose_checksum_does_not_fit_is_in_no_sum_and_told(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    calls = [LedgerEntry(run, "m", "ok", 1, 10, 2, 1) for run in "abab"]
+    with ReadStore(path) as store:
+        store.put_many({"k": {"text": "x"}}, calls)
+        assert store.ledger.totals().price_text == "4.0000"
+        store.write(lambda c: c.execute("UPDATE ledger SET price = 0.5 WHERE id = 1") and None)
+        store.write(lambda c: c.execute("UPDATE ledger SET run = 'c' WHERE id = 4") and None)
+    with ReadStore(path) as store:
+        a, b, both = (store.ledger.totals(run) for run in ("a", "b", None))
+        assert store.ledger.runs() == ["b", "a"]
+        assert [(found.calls, found.known_price, found.damaged) for found in (a, b, both)] == [
+            (1, 1.0, 2),
+            (1, 1.0, 2),
+            (2, 2.0, 2),
+        ]
+        assert (a.price, a.price_text) == (None, "1.0000 + unknown price of 2 damaged")
+        assert store.get_many("k") == {"k": {"text": "x"}}
+        store.put_many({}, calls)
+        assert store.ledger.totals("a").calls == 3
+    (warning,) = caplog.records
+    assert "has 2 damaged rows; they are in no sum" in warning.getMessage()
+
+
+def test_a_ledger_that_has_lost_rows_is_damage(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As a page's header does that names fewer rows; the checksums of the others fit."""
+    with ReadStore(path) as store:
+        store.put_many({}, [LedgerEntry("a", "m", "ok", 1, 10, 2, 0.5) for _ in range(12)])
+        ((page,),) = store.read("SELECT rootpage FROM sqlite_master WHERE name = 'ledger'")
+    raw = bytearray(path.read_bytes())
+    raw[(page - 1) * 4096 + 4] ^= 4  # 12 rows, says the header, and then 8
+    path.write_bytes(raw)
+    with ReadStore(path) as store:
+        assert store.ledger.totals().calls == 0
+    (warning,) = caplog.records
+    assert "is damaged (" in warning.getMessage()
+    (aside,) = path.parent.glob("reads.sqlite.damaged-*")
+    assert aside.read_bytes() == bytes(raw)
+
+
+def test_a_ledger_of_before_checksums_counts_as_it_stands(path: Path) -> None:
+    path.parent.mkdir()
+    with sqlite3.connect(path) as connection:
+        for statement in BEFORE_CHECKSUMS.values():
+            connection.execute(statement)
+        row = ("2026-01-01T00:00:00.000+00:00", "a", "m", 2, 10, None, 1, "ok")
+        connection.execute(f"INSERT INTO ledger ({LEDGER_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+    connection.close()
+    for calls in (1, 2):  # opened for the first time, and again
+        with ReadStore(path) as store:
+            found = store.ledger.totals("a")
+            assert (found.calls, found.known_price, found.damaged) == (calls, 1.0, 0)
+            store.put_many({}, [LedgerEntry("a", "m", "ok")])
+    assert [file.name for file in path.parent.iterdir()] == ["reads.sqlite"]
+    with ReadStore(path) as store:
+        store.write(lambda c: c.execute("UPDATE ledger SET attempts = 1 WHERE id = 1") and None)
+        assert store.ledger.totals("a").damaged == 1
+
+
+@pytest.mark.parametrize("bit", range(8))
+def test_table_definitions_with_a_flipped_bit_are_damage(path: Path, bit: int) -> None:
+    """With the highest one the message of SQLite is no UTF-8."""
+    with ReadStore(path) as store:
+        store.put_many({"k": {"text": "x"}})
+    whole = path.read_bytes()
+    for place in range(whole.index(b"CREATE TABLE ledger"), 4096, 9):
+        raw = bytearray(whole)
+        raw[place] ^= 1 << bit
+        path.write_bytes(raw)
+        with ReadStore(path) as store:
+            store.put_many({"new": {"text": "y"}})
+            found = store.get_many(["k", "new"])
+            assert (found.pop("new"), found.pop("k", {"text": "x"}), found) == ({"text": "y"}, {"text": "x"}, {})
+    assert list(path.parent.glob("reads.sqlite.damaged-*"))
 
 
 def test_a_file_of_another_kind_stays_as_it_is(tmp_path: Path) -> None:

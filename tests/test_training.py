@@ -1161,6 +1161,13 @@ def test_a_loss_that_is_no_number_costs_its_step_alone(tmp_path: Path) -> None:
     assert alarms_told(tmp_path) == [("not_a_number", 3)]
 
 
+def test_a_resumed_run_without_alarms_has_no_file_of_them(tmp_path: Path) -> None:
+    learn_labels(ToyPolicy(), Supervised(), tmp_path)
+    (tmp_path / "alarms.jsonl").write_text("damage\n", "utf-8")
+    learn_labels(ToyPolicy(), Supervised(), tmp_path, resume=True)
+    assert not (tmp_path / "alarms.jsonl").exists()
+
+
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_loss_that_is_no_number_leaves_the_weights_as_they_were(tmp_path: Path, accumulation: int) -> None:
     """With two passes a step the other one is left out with it."""

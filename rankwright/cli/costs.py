@@ -185,7 +185,8 @@ def check_ledger(settings: RunSettings, store: ReadStore, run_id: str, folder: P
     if checkpoint is None:
         return
     made = json.loads((checkpoint / ALGORITHM_STATE).read_text(encoding="utf-8"))["totals"]["reader_calls"]
-    known = store.ledger.totals(run_id).calls
+    totals = store.ledger.totals(run_id)
+    known = totals.calls + totals.damaged
     if known < made:
         raise ResumeError(
             f"The run in {folder} has made {made:.0f} reader calls, but the ledger in {settings.reader.cache} knows of "

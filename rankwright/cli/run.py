@@ -376,8 +376,8 @@ def _resumable() -> Iterator[None]:
         yield
     except ReaderError as error:
         raise ReaderError(
-            f"{error} The model is trained and saved; the same command with --resume makes the comparison (--set "
-            "rrpo.max_failed_reads=SHARE lets more reads fail)."
+            f"{error} The model is trained and saved; the same command with --resume makes the comparison "
+            "(--max-failed-reads SHARE lets more reads fail)."
         ) from error
 
 
@@ -571,10 +571,14 @@ HOW_FAST = (
 """Settings of reader and expansion that may change between sessions: they decide how fast answers come, not which."""
 
 
+MAY_CHANGE = ("budget", "max_failed_reads")
+"""Settings that say when a run stops or is not reported, and nothing of what it comes to."""
+
+
 def without_speed(tree: Mapping[str, Any]) -> dict[str, Any]:
     """A tree of settings, less those that may change between sessions."""
     return {
-        **{name: part for name, part in tree.items() if name != "budget" and (part or name != "reward_options")},
+        **{name: part for name, part in tree.items() if name not in MAY_CHANGE and (part or name != "reward_options")},
         "reader": {name: value for name, value in tree["reader"].items() if name not in HOW_FAST},
         "expansion": {n: value for n, value in tree["expansion"].items() if n not in (*HOW_FAST, "max_failed")},
         "loop": {name: value for name, value in tree["loop"].items() if name != "stop_on_alarm"},
@@ -674,7 +678,7 @@ def _compare(
             set_name=splits.name,
             retriever=splits.retriever,
             skipped=splits.skipped,
-            max_failed=settings.rrpo.max_failed_reads,
+            max_failed=settings.max_failed_reads,
             progress=progress,
         )
     # Models that put equal passages first share one read, which must count once.
@@ -718,6 +722,7 @@ def _result(settings: RunSettings, evaluation: Evaluation, trained: Any, calls: 
         "reader_calls": calls,
         "cache_hits": hits,
         "skipped": evaluation.settings.skipped,
+        **evaluation.counted_reads(),
         "seconds": round(trained.seconds, 1),
         "seconds_by_part": {part: round(seconds, 1) for part, seconds in trained.seconds_by_part.items()},
         "steps": trained.steps,
@@ -788,6 +793,9 @@ def show(outcome: RunOutcome, next_step: str = "") -> None:
     say(
         f"Reader calls {result['reader_calls']}, cache hits {result['cache_hits']}, training {result['seconds']:.0f} s."
     )
+    for name, count in result["n_failed"].items():
+        if count:
+            say(f"{name}: {count} of {outcome.evaluation.n} reads failed; they are missing from its means.")
     if result["skipped"]:
         say(f"{result['skipped']} bad rows were skipped.")
     if result["alarms"]:

@@ -26,6 +26,7 @@ from rankwright.llms.endpoint import SECRET_NAME, check_sampling_names, checked_
 from rankwright.llms.local import DEFAULT_NEW_TOKENS
 from rankwright.prompts.passage import checked_template
 from rankwright.readers.llm import SAMPLING
+from rankwright.reading import MAX_FAILED_READS
 from rankwright.rewards import needs_reader
 
 _STRICT = ConfigDict(extra="forbid")
@@ -316,6 +317,9 @@ class RunSettings:
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     top_k: int = 3
     """Passages that the reader sees on dev and test."""
+    max_failed_reads: float = MAX_FAILED_READS
+    """Largest share of failed reads in the comparison at the end; above it nothing is reported, and the model is kept.
+    Training has rrpo.max_failed_reads."""
     seed: int = 0
     """Order of questions, sampling noise, splits, resampling, random start of LoRA updates."""
 
@@ -326,6 +330,7 @@ class RunSettings:
             self,
             {
                 "top_k": (1 <= self.top_k <= depth, f"1 to {depth}, the candidates of a question (data.eval_depth)"),
+                "max_failed_reads": share(self.max_failed_reads),
                 "seed": (0 <= self.seed <= LARGEST_SEED, f"0 to {LARGEST_SEED}"),
             },
         )

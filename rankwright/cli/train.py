@@ -266,6 +266,11 @@ def train(
         None, help="The same for the price of its calls; needs --price-input and --price-output for an endpoint."
     ),
     max_hours: float | None = typer.Option(None, help="Hours of training, over all sessions. Default 0: no limit."),
+    max_failed_reads: float | None = typer.Option(
+        None,
+        help="Largest share of failed reads in the comparison at the end; above it nothing is reported, and the model "
+        "is kept. Default 0.01.",
+    ),
     epochs: float | None = typer.Option(None, help="Passes over the training questions. Default 2."),
     learning_rate: float | None = typer.Option(None, help="Peak learning rate. Default 2e-5."),
     seed: int | None = typer.Option(None, help="Order of questions, sampling noise, splits. Default 0."),
@@ -323,6 +328,7 @@ def train(
         "budget.reader_calls": max_reader_calls,
         "budget.cost": max_cost,
         "budget.hours": max_hours,
+        "max_failed_reads": max_failed_reads,
         "reward": reward,
         "loop.epochs": epochs,
         "loop.learning_rate": learning_rate,

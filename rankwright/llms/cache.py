@@ -1,8 +1,8 @@
 """Answers are kept: one SQLite file, shared by all runs, that holds every answer once and a ledger of every call.
 
 Exact match only. A key is the sha256 of everything that can change the answer; a value is JSON with a checksum that
-binds it to its key, so a damaged row is a miss and never a wrong answer. Failures, refusals and texts cut at the length
-limit are not answers and are not stored.
+binds it to its key, so a damaged row is a miss and never a wrong answer. A damaged call of the ledger is counted beside
+the sums. Failures, refusals and texts cut at the length limit are not answers and are not stored.
 """
 
 from __future__ import annotations
@@ -37,13 +37,17 @@ KEYS_PER_QUERY = 500
 REQUESTS_PER_CHUNK = 64
 """For an LLM that reports only whole batches: so many answers are at risk when the process is killed."""
 
-TABLES = {
+LEDGER_COLUMNS = "time, run, model, attempts, input_tokens, output_tokens, price, outcome"
+LEDGER_CHECKSUM = "checksum TEXT NOT NULL DEFAULT ''"
+BEFORE_CHECKSUMS = {
     "answers": "CREATE TABLE answers (key TEXT PRIMARY KEY, value TEXT NOT NULL, checksum TEXT NOT NULL)",
     "ledger": (
         "CREATE TABLE ledger (id INTEGER PRIMARY KEY, time TEXT NOT NULL, run TEXT NOT NULL, model TEXT NOT NULL, "
         "attempts INTEGER NOT NULL, input_tokens INTEGER, output_tokens INTEGER, price REAL, outcome TEXT NOT NULL)"
     ),
 }
+"""Of files that were begun when the calls of the ledger had no checksums."""
+TABLES = {**BEFORE_CHECKSUMS, "ledger": f"{BEFORE_CHECKSUMS['ledger'][:-1]}, {LEDGER_CHECKSUM})"}
 
 
 def content_key(kind: str, content: Mapping[str, Any]) -> str:
@@ -97,17 +101,21 @@ class LedgerTotals:
     """Requests that were sent for them; each may have been billed."""
     highest_price: float
     """Of one call, among those whose price is known; 0 where there are none."""
+    damaged: int = 0
+    """Rows of the whole ledger that are not as they were written: calls, of this run or another, that are in no sum."""
 
     @property
     def price(self) -> float | None:
         """The whole price, or None if it is not known of every call."""
-        return None if self.unpriced_calls else self.known_price
+        return None if self.unpriced_calls or self.damaged else self.known_price
 
     @property
     def price_text(self) -> str:
-        """For people: "0.0150", "unknown", or "0.0150 + unknown price of 3 calls"."""
-        if self.unpriced_calls and self.known_price:
-            return f"{price_text(self.known_price)} + unknown price of {self.unpriced_calls} calls"
+        """For people: "0.0150", "unknown", "0.0150 + unknown price of 3 calls", or "... of 3 calls and 1 damaged"."""
+        unknown = [f"{self.unpriced_calls} calls"] * bool(self.unpriced_calls)
+        unknown += [f"{self.damaged} damaged"] * bool(self.damaged)
+        if unknown and (self.known_price or self.damaged):
+            return f"{price_text(self.known_price)} + unknown price of {' and '.join(unknown)}"
         return price_text(self.price)
 
 
@@ -179,7 +187,11 @@ class ReadStore:
 
     def read(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of one query."""
-        return self._guarded(lambda connection: connection.execute(query, values).fetchall())
+        return self.look(lambda connection: connection.execute(query, values).fetchall())
+
+    def look(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
+        """What `work` reads; it may be done twice, where the file turns out to be damaged."""
+        return self._guarded(work)
 
     def write(self, work: Callable[[sqlite3.Connection], None]) -> None:
         """Runs `work` in one transaction: all of it is stored, or nothing."""
@@ -190,7 +202,7 @@ class ReadStore:
         with self._lock:
             try:
                 return work(self._connected())
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 if not _means_damage(error, self.path):
                     raise self._cannot_use(error) from error
                 if not _may_be_a_database(self.path):
@@ -254,11 +266,13 @@ class ReadStore:
             found.update(connection.execute(query).fetchall())
             for statement in () if found else TABLES.values():
                 connection.execute(statement)
+            if found == BEFORE_CHECKSUMS:
+                add_checksums(connection)
 
         # In one write transaction, so that of many processes opening a new file exactly one creates the tables. It also
         # tells at once whether the file can be written at all.
         _in_transaction(connection, create_if_empty)
-        if found and found != TABLES:
+        if found and found not in (TABLES, BEFORE_CHECKSUMS):
             if TABLES.keys().isdisjoint(found):
                 raise StorageError(
                     f"File '{self.path}' is a database of another program (tables {', '.join(sorted(found))}); "
@@ -298,34 +312,89 @@ class Ledger:
 
     def __init__(self, store: ReadStore):
         self._store = store
+        self._checked: sqlite3.Connection | None = None
+        self._damaged = 0
 
     def write(self, connection: sqlite3.Connection, entries: Sequence[LedgerEntry]) -> None:
         """Enters calls within an open transaction."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        rows = [
+            (now, e.run, e.model, e.attempts, e.input_tokens, e.output_tokens, _as_stored(e.price), e.outcome)
+            for e in entries
+        ]
         connection.executemany(
-            "INSERT INTO ledger (time, run, model, attempts, input_tokens, output_tokens, price, outcome) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            [(now, e.run, e.model, e.attempts, e.input_tokens, e.output_tokens, e.price, e.outcome) for e in entries],
+            f"INSERT INTO ledger ({LEDGER_COLUMNS}, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [(*row, _digits(row)) for row in rows],
         )
 
     def runs(self) -> list[str]:
         """Names of the runs in the ledger, in order of their first call."""
-        query = "SELECT run FROM ledger GROUP BY run ORDER BY MIN(id)"
-        return [row[0] for row in self._store.read(query)]
+        return self._store.look(lambda connection: list(dict.fromkeys(row[1] for row in self._sound_rows(connection))))
 
     def totals(self, run: str | None = None) -> LedgerTotals:
         """Sums over one run, or over all."""
-        query = (
-            "SELECT COUNT(*), TOTAL(attempts), TOTAL(outcome <> 'ok'), TOTAL(input_tokens), TOTAL(output_tokens), "
-            "TOTAL(input_tokens IS NULL OR output_tokens IS NULL), TOTAL(price IS NULL), "
-            "TOTAL(attempts * (price IS NULL)), TOTAL(price), MAX(IFNULL(price, 0)) FROM ledger"
-        )
+        return self._store.look(lambda connection: _summed(self._sound_rows(connection, run), self._damaged))
+
+    def _sound_rows(self, connection: sqlite3.Connection, run: str | None = None) -> list[tuple[Any, ...]]:
+        """Rows that are as they were written, in order of time; what is damaged is counted and told once."""
+        if self._checked is not connection:
+            # A checksum guards what stands in a row, and this the rows that the pages no longer point to.
+            (found,) = connection.execute("PRAGMA quick_check(ledger)").fetchone()
+            if found != "ok":
+                raise _Damaged(found)
+            self._damaged = sum(not _fits(row) for row in connection.execute(_LEDGER_ROWS))
+            self._checked = connection
+            if self._damaged:
+                log.warning(
+                    "Ledger of read cache '%s' has %d damaged rows; they are in no sum, so there were more calls.",
+                    self._store.path,
+                    self._damaged,
+                )
         where, values = ("", ()) if run is None else (" WHERE run = ?", (run,))
-        row = self._store.read(query + where, values)[0]
-        calls, attempts, failed, inputs, outputs, uncounted, unpriced, unpriced_attempts = map(int, row[:8])
-        return LedgerTotals(
-            calls, attempts, failed, inputs, outputs, uncounted, row[8], unpriced, unpriced_attempts, row[9] or 0.0
-        )
+        return [row for row in connection.execute(f"{_LEDGER_ROWS}{where} ORDER BY id", values) if _fits(row)]
+
+
+_LEDGER_ROWS = f"SELECT {LEDGER_COLUMNS}, checksum FROM ledger"
+
+
+def add_checksums(connection: sqlite3.Connection) -> None:
+    """Gives the calls of a ledger that has none their checksums, as they stand there."""
+    connection.execute(f"ALTER TABLE ledger ADD COLUMN {LEDGER_CHECKSUM}")
+    rows = connection.execute(f"SELECT id, {LEDGER_COLUMNS} FROM ledger").fetchall()
+    connection.executemany("UPDATE ledger SET checksum = ? WHERE id = ?", [(_digits(row), id) for id, *row in rows])
+
+
+def _fits(row: Sequence[Any]) -> bool:
+    return row[-1] == _digits(row[:-1])
+
+
+def _digits(row: Sequence[Any]) -> str:
+    """Of the checksum as many as tell damage, since a ledger has many short rows."""
+    return _checksum(*row)[:16]
+
+
+def _as_stored(price: float | None) -> float | None:
+    """Of a price of 1 SQLite keeps 1.0, which has another checksum."""
+    return None if price is None else float(price)
+
+
+def _summed(rows: Iterable[tuple[Any, ...]], damaged: int) -> LedgerTotals:
+    calls = attempts = failed = inputs = outputs = uncounted = unpriced = unpriced_attempts = 0
+    known = highest = 0.0
+    for _, _, _, sent, read, written, price, outcome, _ in rows:
+        calls += 1
+        attempts += sent
+        failed += outcome != "ok"
+        inputs += read or 0
+        outputs += written or 0
+        uncounted += read is None or written is None
+        unpriced += price is None
+        unpriced_attempts += sent * (price is None)
+        known += price or 0.0
+        highest = max(highest, price or 0.0)
+    return LedgerTotals(
+        calls, attempts, failed, inputs, outputs, uncounted, known, unpriced, unpriced_attempts, highest, damaged
+    )
 
 
 class CachedLLM:
@@ -463,8 +532,9 @@ class _Damaged(sqlite3.DatabaseError):
     """The file is a read cache whose content SQLite accepts and we do not."""
 
 
-def _means_damage(error: sqlite3.DatabaseError, path: Path) -> bool:
-    if isinstance(error, _Damaged):
+def _means_damage(error: sqlite3.DatabaseError | UnicodeDecodeError, path: Path) -> bool:
+    # Messages of SQLite repeat the table definitions, and Python cannot raise one that is no UTF-8.
+    if isinstance(error, _Damaged | UnicodeDecodeError):
         return True
     code = getattr(error, "sqlite_errorcode", None)
     if code is None:
@@ -505,8 +575,8 @@ def _in_transaction(connection: sqlite3.Connection, work: Callable[[sqlite3.Conn
         raise
 
 
-def _checksum(key: Any, value: Any) -> str:
-    return hashlib.sha256(f"{key}\n{value}".encode("utf-8", "replace")).hexdigest()
+def _checksum(*values: Any) -> str:
+    return hashlib.sha256("\n".join(map(str, values)).encode("utf-8", "replace")).hexdigest()
 
 
 def _inode(path: Path) -> int | None:

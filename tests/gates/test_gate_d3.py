@@ -8,7 +8,7 @@ import json
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from rankwright.cli.hub import model_folder
 from rankwright.cli.manage import written_report
 from rankwright.cli.run import run_id_of, without_speed
 from rankwright.errors import DataError, ModelError, RankwrightError, ResumeError
-from rankwright.llms.cache import LedgerEntry, ReadStore
+from rankwright.llms.cache import LedgerEntry, LedgerTotals, ReadStore
 from rankwright.manifests import damaged_files
 from rankwright.rerankers import load
 from rankwright.rewards import answer_reward
@@ -39,11 +39,34 @@ pytestmark = [pytest.mark.gates, pytest.mark.timeout(1800)]
 
 CUTS = tries(full=500, quick=60)
 FLIPS = tries(full=500, quick=60)
+SHARE = tries(full=100, quick=10) / 100
+"""Of the bytes of the cache's pages that are flipped one after the other."""
 
 GATE = "tests/gates/test_gate_d3.py"
 MUTANTS = [
     Mutant(
         "D3", f"{GATE}::test_cache", "rankwright/llms/cache.py", "if checksum == _checksum(key, value):", "if checksum:"
+    ),
+    Mutant(
+        "D3",
+        f"{GATE}::test_cache",
+        "rankwright/llms/cache.py",
+        "    return row[-1] == _digits(row[:-1])",
+        "    return True",
+    ),
+    Mutant(
+        "D3",
+        f"{GATE}::test_cache",
+        "rankwright/llms/cache.py",
+        '            if found != "ok":',
+        "            if not found:",
+    ),
+    Mutant(
+        "D3",
+        f"{GATE}::test_cache",
+        "rankwright/llms/cache.py",
+        "except (sqlite3.DatabaseError, UnicodeDecodeError) as error:",
+        "except sqlite3.DatabaseError as error:",
     ),
     Mutant(
         "D3",
@@ -116,31 +139,58 @@ def damages(draw: random.Random, files: Sequence[Path]) -> list[tuple[Path, byte
 # --- cache
 
 
+PAGE, HEADER = 4096, 8
+"""Bytes of a page of SQLite and of its header; the first page has the table definitions."""
+
+
+def flipped_pages(draw: random.Random, whole: bytes) -> Iterator[bytes]:
+    """The file with one bit flipped in bytes of its first page and of the ledger's: the highest one, which leaves no
+    UTF-8, and any."""
+    ledger = whole.index(b"ledger-run") // PAGE * PAGE
+    for place in (*range(PAGE), *range(ledger, ledger + PAGE)):
+        tried = place % PAGE < HEADER or (whole[place] and draw.random() < SHARE)
+        for bit in {7, draw.randrange(8)} if tried else ():
+            raw = bytearray(whole)
+            raw[place] ^= 1 << bit
+            yield bytes(raw)
+
+
+def calls_of(store: ReadStore) -> dict[str | None, LedgerTotals]:
+    """What the ledger says of each run and of all."""
+    return {run: store.ledger.totals(run) for run in (*store.ledger.runs(), None)}
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_cache(tmp_path: Path, told: Told) -> None:
-    """No wrong answer; and the store takes new ones at once."""
+    """No wrong answer, and no other sum of calls and prices without a word; and the store takes new ones at once."""
     wanted = {f"key{number}": {"text": f"answer {number} " * 20} for number in range(40)}
     whole = tmp_path / "whole.sqlite"
     with ReadStore(whole) as store:
-        store.put_many(wanted, [LedgerEntry("run", "m", "ok", 1, 10, 2, 0.5)])
-    found = Counter[str]()
-    for number, (_, _, damaged) in enumerate(damages(random.Random(4), [whole])):
+        runs = [f"ledger-run-{number % 3}" for number in range(24)]
+        store.put_many(wanted, [LedgerEntry(run, "m", "ok", 1, 10, 2, 0.5) for run in runs])
+        calls = calls_of(store)
+    draw, found = random.Random(4), Counter[str]()
+    anywhere = [damaged for _, _, damaged in damages(draw, [whole])]
+    for number, damaged in enumerate((*anywhere, *flipped_pages(draw, whole.read_bytes()))):
         path = tmp_path / f"{number}" / "reads.sqlite"
         path.parent.mkdir()
         path.write_bytes(damaged)
         with ReadStore(path) as store:
-            got = store.get_many(wanted)
+            got, counted = store.get_many(wanted), calls_of(store)
             assert got.items() <= wanted.items() if not got else all(wanted[key] == got[key] for key in got)
             store.put_many({"new": {"text": "y"}})
             assert store.get_many(["new"]) == {"new": {"text": "y"}}
             aside = list(path.parent.glob("*.damaged-*"))
-            found["set aside" if aside else "rows missed" if got != wanted else "no row hit"] += 1
+            if not aside and counted != calls:
+                assert counted[None].damaged == calls[None].calls - counted[None].calls > 0
+                found["calls missed and told"] += 1
+            else:
+                found["set aside" if aside else "rows missed" if got != wanted else "no row hit"] += 1
             for old in aside:
                 assert old.suffix.startswith(".damaged-") or old.name.endswith("-journal")
         shutil.rmtree(path.parent)
-    assert found["set aside"] > 0
-    assert found["rows missed"] > 0
-    told(f"cache: {dict(found)}, 0 wrong answers")
+    assert min(found["set aside"], found["rows missed"], found["calls missed and told"]) > 0
+    told(f"cache: {dict(found)}, 0 wrong answers, 0 wrong sums")
 
 
 # --- checkpoints and the log of a run

@@ -151,6 +151,7 @@ def training(name: str, url: str, *more: str) -> list[str]:
         "loop.batch_size": "2",
         "loop.eval_steps": "1",
         "rrpo.max_failed_reads": "1",
+        "max_failed_reads": "1",
     }
     named = [text for setting, value in settings.items() for text in ("--set", f"{setting}={value}")]
     reader = ["--reader", url, "--reader-model", "stub"]
