@@ -227,8 +227,9 @@ def trained(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_checkpoints_and_log(tmp_path: Path, told: Told) -> None:
-    """A finished run is taken up again: it comes to the same or is refused."""
+def test_checkpoints_and_log(tmp_path: Path, told: Told, caplog: pytest.LogCaptureFixture) -> None:
+    """A finished run is taken up again: it comes to the same or is refused, and damage to what it reads is noticed:
+    told of, or written anew. Of checkpoints it reads the newest and the best one."""
     torch.set_num_threads(1)
     whole = tmp_path / "whole"
     true = trained(whole)
@@ -242,9 +243,17 @@ def test_checkpoints_and_log(tmp_path: Path, told: Told) -> None:
         shutil.copytree(whole, copied)
         name = path.relative_to(whole)
         (copied / name).write_bytes(damaged)
+        caplog.clear()
         try:
             assert trained(copied) == true, f"{name} is wrong"
-            found["made again"] += 1
+            warned = any(name.parts[0] in record.getMessage() for record in caplog.records)
+            written = not (copied / name).exists() or (copied / name).read_bytes() != damaged
+            if warned or written:
+                found["made again"] += 1
+            else:
+                read = ("metrics.jsonl", newest.name, f"checkpoint-{best}")
+                assert name.parts[0] not in read, f"damage to {name} was not noticed"
+                found["not read"] += 1
         except ResumeError:
             assert f"checkpoint-{best}" == name.parts[0], f"{name} need not stop the run"
             found["refused"] += 1
@@ -256,6 +265,11 @@ def test_checkpoints_and_log(tmp_path: Path, told: Told) -> None:
 # --- records of a run
 
 
+def expanding(address: str, *more: str) -> list[str]:
+    """A run whose questions are expanded by its reader's model."""
+    return command(address, "--expand-with", "reader", *more, **{"data.retriever": "bm25"})
+
+
 @pytest.fixture
 def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a run that the command line made. Its questions name their answers, which sets an alarm off."""
@@ -264,7 +278,7 @@ def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_rows(tmp_path / "q.jsonl", leaking)
     make_model(tmp_path / "tiny")
     with endpoint() as (address, _):
-        assert run(command(address)) in (0, 8)
+        assert run(expanding(address)) in (0, 8)
     return tmp_path / "runs" / "a"
 
 
@@ -277,7 +291,10 @@ def outcome_of(work: Callable[[], object], refusals: type[RankwrightError]) -> s
     return "taken"
 
 
-RECORDS = {"config.json", "environment.json", "metrics.jsonl", "alarms.jsonl", "evaluation.json", "result.json"}
+RECORDS = {
+    *("config.json", "environment.json", "expansions.jsonl"),
+    *("metrics.jsonl", "alarms.jsonl", "evaluation.json", "result.json"),
+}
 UNGUARDED = {"manifest.json", "report.html", "model/README.md"}
 """The list itself, what is made of the rest, and the card, which people may change."""
 
@@ -331,7 +348,7 @@ def test_settings_of_a_run_to_resume(finished: Path, capsys: pytest.CaptureFixtu
     assert found.keys() == {"refused", "went on as it began"}
     assert found["refused"] > CUTS
     # By the command, with the server that is gone: its answers are in the cache.
-    given = command(begun["reader"]["reader"], "--resume")
+    given = expanding(begun["reader"]["reader"], "--resume")
     assert run(given) in (0, 8)
     config.write_bytes(config.read_bytes().replace(run_id.encode(), run_id[:-1].encode()))
     capsys.readouterr()
