@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import rankwright
 from rankwright import processes
+from rankwright.algorithms.generating import GRPO_MAY_CHANGE
 from rankwright.budget import Budget
 from rankwright.checkpoints import alone_in, check_same_settings, make_folder, write_manifest
 from rankwright.cli.build import (
@@ -166,7 +167,7 @@ def _prepared(
     folder = run_folder(name)
     checked_device(settings.model.device)
     reward = answer_reward_of(settings)
-    run_id = _run_id(folder, settings, resume, overwrite)
+    run_id = checked_run_id(folder, settings, resume, overwrite)
 
     def before_paying(*_: object) -> None:
         _check_start(settings)
@@ -410,7 +411,7 @@ def run_folder(name: str) -> Path:
     return RUNS / name
 
 
-def _run_id(folder: Path, settings: RunSettings, resume: bool, overwrite: bool) -> str:
+def checked_run_id(folder: Path, settings: RunSettings, resume: bool, overwrite: bool) -> str:
     """Name under which the run's calls stand in the ledger; of one to resume after a look at its settings, which before
     its first checkpoint stand nowhere else.
 
@@ -583,6 +584,7 @@ def without_speed(tree: Mapping[str, Any]) -> dict[str, Any]:
         "expansion": {n: value for n, value in tree["expansion"].items() if n not in (*HOW_FAST, "max_failed")},
         "loop": {name: value for name, value in tree["loop"].items() if name != "stop_on_alarm"},
         "rrpo": {name: value for name, value in tree["rrpo"].items() if name != "max_failed_reads"},
+        "grpo": {name: value for name, value in tree["grpo"].items() if name not in GRPO_MAY_CHANGE},
     }
 
 

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from rankwright import processes
-from rankwright.algorithms.generating import GRPO_MAY_CHANGE
 from rankwright.algorithms.grpo import PromptRows, TRLReward, order_of, prompt_rows
 from rankwright.algorithms.targets import label_order, targets
 from rankwright.backbone import sha256_file
-from rankwright.checkpoints import alone_in, check_same_settings
+from rankwright.checkpoints import alone_in
 from rankwright.cli.build import (
     Splits,
     build_reader,
@@ -39,6 +38,7 @@ from rankwright.cli.run import (
     REFERENCE_ROW,
     RUN_ID,
     TRAINED_ROW,
+    checked_run_id,
     clear_outcome,
     environment_record,
     expansion_record,
@@ -46,7 +46,6 @@ from rankwright.cli.run import (
     keep_id,
     rankers,
     run_folder,
-    run_id_of,
     teller,
     tested,
     verdict_line,
@@ -489,10 +488,7 @@ def _loaded(settings: RunSettings, folder: Path, resume: bool, overwrite: bool) 
     Raises:
         RankwrightError: the run cannot begin; before that is paid, as far as it shows.
     """
-    run_id, before = run_id_of(folder, resume, overwrite)
-    if resume:  # before its first checkpoint a run's settings stand nowhere else
-        now = without_speed(json.loads(json.dumps(settings_tree(settings))))
-        check_same_settings(_lasting(before), _lasting(now), folder)
+    run_id = checked_run_id(folder, settings, resume, overwrite)
 
     def before_paying(plain: Splits, asked: Sequence[str]) -> None:
         check_questions(settings, plain)
@@ -508,11 +504,6 @@ def _loaded(settings: RunSettings, folder: Path, resume: bool, overwrite: bool) 
     splits = load_splits(settings, run_id, known, before_paying=before_paying)
     _check_limits(settings, splits, run_id)
     return run_id, splits
-
-
-def _lasting(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A tree of settings, less those of GRPO that may change between sessions."""
-    return {**tree, "grpo": {name: value for name, value in tree["grpo"].items() if name not in GRPO_MAY_CHANGE}}
 
 
 def _check_limits(settings: RunSettings, splits: Splits, run_id: str, ahead: int | None = None) -> None:
