@@ -24,12 +24,26 @@ PATIENCE = timedelta(days=7)
 """The others wait while the first process reads."""
 
 
+LAUNCHER = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What every launcher of several processes sets, beside WORLD_SIZE."""
+
+
 def meet(device: str) -> None:
     """Joins the processes that the launcher started; one that was started alone has nobody to meet, whatever a
-    LOCAL_RANK says that an earlier launcher may have left."""
+    LOCAL_RANK says that an earlier launcher may have left.
+
+    Raises:
+        ConfigurationError: a WORLD_SIZE above 1 without what else a launcher sets.
+    """
     if _have_met():
         return
     if started() > 1:
+        if missing := [name for name in LAUNCHER if not os.environ.get(name)]:
+            raise ConfigurationError(
+                f"Environment variable WORLD_SIZE is {os.environ['WORLD_SIZE']!r}, but not set: {', '.join(missing)}; "
+                "wanted all that launchers of several processes set (torchrun, accelerate launch). Unset WORLD_SIZE "
+                "where there is no launcher."
+            )
         from accelerate import PartialState
 
         PartialState(cpu=device == "cpu", timeout=PATIENCE)

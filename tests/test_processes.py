@@ -229,6 +229,16 @@ def test_a_launcher_that_says_no_number_is_named(
     assert told.startswith(f"rankwright: Environment variable {name} is {value!r}; wanted a whole number from ")
 
 
+def test_several_processes_without_their_launcher_are_named(
+    doors: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run_command(["train", *SETTINGS, "--name", "two", "--reader", "none", "--method", "supervised"]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "WORLD_SIZE is '2', but not set: RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT; wanted" in told
+    assert not (doors / "two").exists()
+
+
 @pytest.mark.parametrize(
     ("error", "code", "told"),
     [
