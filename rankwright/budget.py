@@ -199,7 +199,7 @@ class Budget:
         """Why training may not go on to the end of its next rollout; None where it may."""
         limit = self.limits.hours
         if limit and ahead.seconds >= limit * 3600:
-            return f"Training has taken {ahead.seconds / 3600:.2f} hours; wanted at most {limit:g} (--max-hours)."
+            return f"Training has taken {ahead.seconds / 3600:.3g} hours; wanted at most {limit:g} (--max-hours)."
         return self.refusal(self.costs.ahead(ahead), "the next step")
 
     def reads(self, contexts: Iterable[Context], what: str) -> str | None:
@@ -257,8 +257,8 @@ class Budget:
         if paid + next_price <= limit:
             return None
         return (
-            f"The run has cost {paid:.4f}{unknown} and {what} may cost {next_price:.4f} more; wanted at most {limit:g} "
-            f"in all (--max-cost; {_rounded_up(paid + next_price)} would do for that)."
+            f"The run has cost {_shown(paid)}{unknown} and {what} may cost {_shown(next_price)} more; wanted at "
+            f"most {limit:g} in all (--max-cost; {_rounded_up(paid + next_price)} would do for that)."
         )
 
     def _price(self, bill: Bill, highest: float) -> float:
@@ -267,6 +267,15 @@ class Budget:
         return max(math.inf if by_tokens is None else by_tokens, bill.calls * highest)
 
 
+def _decimals(price: float) -> int:
+    return 4 if price >= 0.01 or not price else 7
+
+
+def _shown(price: float) -> str:
+    return f"{price:.{_decimals(price)}f}"
+
+
 def _rounded_up(price: float) -> str:
-    """With four decimals, never less."""
-    return f"{math.ceil(price * 10_000) / 10_000:.4f}" if price < math.inf else "more than can be said"
+    """With as many decimals as are shown, never less."""
+    unit = 10 ** _decimals(price)
+    return _shown(math.ceil(price * unit) / unit) if price < math.inf else "more than can be said"

@@ -471,7 +471,8 @@ class _Reads:
 
     def _check(self, reads: int, answers: int, which: str = "") -> None:
         missing, allowed, again = self.failed - self.unanswered, self._max_failed, "run the same command again"
-        check_failed_reads(self._reader, self.unanswered, reads, allowed, f"{which}reads", again)
+        more = f"{again} (--max-failed-reads SHARE lets more fail)"
+        check_failed_reads(self._reader, self.unanswered, reads, allowed, f"{which}reads", more)
         check_missing_rewards(self._reward, missing, answers, allowed, f"{which}answers", f"Mend it and {again}")
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from rankwright.algorithms import RRPO, RRPOConfig
 from rankwright.algorithms.config import TrainConfig
-from rankwright.budget import FREE, Ahead, Bill, Budget, BudgetConfig, Costs, total
+from rankwright.budget import FREE, Ahead, Bill, Budget, BudgetConfig, Costs, _rounded_up, _shown, total
 from rankwright.errors import ConfigurationError, LimitReachedError, StorageError
 from rankwright.llms.cache import LedgerEntry, LedgerTotals, ReadStore
 from rankwright.llms.calls import Prices, input_tokens_at_most, output_limit
@@ -218,7 +218,7 @@ def test_unknown_prices_and_endless_answers_allow_nothing() -> None:
 def test_hours_end_training_when_they_are_over() -> None:
     limited = budget(hours=0.5)
     assert limited.training(Ahead([], 0, 1799.9)) is None
-    assert limited.training(Ahead([], 0, 1800.0)) == "Training has taken 0.50 hours; wanted at most 0.5 (--max-hours)."
+    assert limited.training(Ahead([], 0, 1800.0)) == "Training has taken 0.5 hours; wanted at most 0.5 (--max-hours)."
     assert limited.reads([Context(Query("a", "?"), ())], "all") is None
 
 
@@ -457,3 +457,7 @@ def test_a_run_that_has_ended_is_not_asked(tmp_path: Path) -> None:
     config = TrainConfig(epochs=1, batch_size=4, eval_steps=2)
     once(tmp_path, ToyReader(), RRPOConfig(), config)
     assert once(tmp_path, ToyReader(), RRPOConfig(), config, lambda _: "No.", resume=True).steps == math.ceil(11 / 4)
+
+
+def test_a_small_limit_of_cost_is_not_rounded_away() -> None:
+    assert (_shown(0.00012), _rounded_up(0.00012341), _rounded_up(0.0100001)) == ("0.0001200", "0.0001235", "0.0101")

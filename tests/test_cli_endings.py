@@ -64,7 +64,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:
         job.send_signal(signal.SIGINT)
         said = job.stderr.read()
         assert "Interrupted. What was read and saved is kept" in said
-        assert "Of rerank --out the batch in work is lost, and scored again." in said
+        assert "with --out the same command goes on, and scores the batch in work again." in said
         assert job.wait(20) == 130
 
 

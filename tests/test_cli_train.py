@@ -203,6 +203,13 @@ def test_a_run_that_a_broken_reader_stopped_goes_on_when_it_is_mended(
     assert (result["steps"], result["metric"], result["n"]) == (3, "F1", 3)
 
 
+def test_an_address_without_its_scheme_is_named_also_beside_a_model(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*command, "--method", "rrpo", "--reader", "localhost:9/v1", "--reader-model", "m"]) == 2
+    assert "For a server write http://localhost:9/v1." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("cached", [False, True])
 def test_an_endpoint_that_is_down_leaves_the_earlier_run(
     command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cached: bool

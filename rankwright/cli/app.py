@@ -56,10 +56,12 @@ def _root(context: typer.Context, version: bool = typer.Option(False, "--version
 
 SHARED = ("train", "demo")
 """Verbs whose work several processes share."""
-INTERRUPTED = (
-    "Interrupted. What was read and saved is kept; train goes on with --resume, rerank --out with the same command, "
-    "the others from the cache. Of rerank --out the batch in work is lost, and scored again."
-)
+INTERRUPTED = "Interrupted. What was read and saved is kept; "
+GO_ON = {
+    "train": "the same command with --resume goes on, and without it where training had not begun.",
+    "rerank": "with --out the same command goes on, and scores the batch in work again.",
+}
+"""Verb -> what to do after Ctrl-C."""
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -70,7 +72,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
             console.quiet, sys.stdout = True, None
         result = app(list(arguments) if arguments is not None else None, standalone_mode=False)
         if result == 130:  # what Typer makes of Ctrl-C
-            return _fail(INTERRUPTED, 130, told=True)
+            return _interrupted(arguments)
         write_out("")  # what others printed is still buffered
         return result if isinstance(result, int) else 0
     except RankwrightError as error:
@@ -83,7 +85,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         )
         return _fail(str(missing), missing.exit_code)
     except KeyboardInterrupt:
-        return _fail(INTERRUPTED, 130, told=True)
+        return _interrupted(arguments)
     except typer.Exit as stop:
         return stop.exit_code
     except typer.Abort:
@@ -108,6 +110,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
             return code
         traceback.print_exc()
         return _fail(f"Unexpected {type(error).__name__}: {error}. Please report it with the lines above.", 6)
+
+
+def _interrupted(arguments: Sequence[str] | None) -> int:
+    verb = next(iter(sys.argv[1:] if arguments is None else arguments), "")
+    go_on = GO_ON.get(verb, "the same command begins again, with every answer that is in the cache.")
+    return _fail(INTERRUPTED + go_on, 130, told=True)
 
 
 def _fail(message: str, code: int, *, told: bool = False) -> int:

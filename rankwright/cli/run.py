@@ -37,7 +37,7 @@ from rankwright.cli.expansion import PASSAGES_FILE, expansion_run, passages_text
 from rankwright.cli.rewards import answer_reward_of
 from rankwright.cli.settings import RunSettings, settings_tree
 from rankwright.data.files import replace_text
-from rankwright.errors import ConfigurationError, ReaderError, ResumeError, StorageError
+from rankwright.errors import ConfigurationError, ReaderError, ResourceNotFoundError, ResumeError, StorageError
 from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, PairedTest, digest_of, evaluate, verdict
 from rankwright.manifests import MANIFEST, MODEL, damaged_files
 from rankwright.metrics.ranking import has_relevant
@@ -359,8 +359,9 @@ def _check_answers(reader: Any, run_id: str) -> None:
     (result,) = reader.answer([first_context(run_id)])
     if isinstance(result, ReadFailed):
         raise ReaderError(
-            f"Reader '{reader.name}' did not answer a first call ({result.reason}); wanted an answer before training "
-            "begins. Nothing in the run folder was changed: correct the cause and run again."
+            f"Reader '{reader.name}' did not answer a first call ({result.reason}); wanted an answer before "
+            "training begins. No earlier run was touched: see whether the server runs and the address is right, and "
+            "give the same command again."
         )
 
 
@@ -433,7 +434,8 @@ def run_id_of(folder: Path, resume: bool, overwrite: bool) -> tuple[str, dict[st
 
     Raises:
         ConfigurationError: there is a run, and it is to be neither resumed nor replaced.
-        ResumeError: there is none to resume, or its config.json is damaged.
+        ResourceNotFoundError: there is none to resume.
+        ResumeError: its config.json is damaged.
     """
     config, kept = folder / "config.json", folder / RUN_ID
     if resume:
@@ -459,7 +461,9 @@ def keep_id(folder: Path, run_id: str) -> None:
 
 def _resumed(config: Path) -> tuple[str, dict[str, Any]]:
     if not config.exists():
-        raise ResumeError(f"Run folder {config.parent} holds no run to resume; leave --resume out to start one.")
+        raise ResourceNotFoundError(
+            f"Run folder {config.parent} holds no run to resume; leave --resume out to start one."
+        )
     if damaged := {MANIFEST, *BEGUN_WITH}.intersection(damaged_records(config.parent)):
         raise ResumeError(
             f"File {config.parent / min(damaged)} is damaged (it is not as the run left it); wanted the settings that "

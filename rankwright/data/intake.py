@@ -148,7 +148,7 @@ class Intake:
             raise RowError(
                 f"question '{query_id}' has no answer",
                 "at least one accepted answer, because a reader is asked",
-                "Add answers, or evaluate without a reader (--reader none).",
+                "Add answers, or leave the reader out: eval --reader none, train --method supervised --reader none.",
             )
         if self._need_candidates and not example.candidates:
             raise RowError(

@@ -142,6 +142,15 @@ def _check_folder(path: Path) -> None:
         )
 
 
+def check_scheme(name: str) -> None:
+    """Raises ConfigurationError where a model's name is an address without http://."""
+    if _HOST_AND_PORT.fullmatch(name):
+        raise ConfigurationError(
+            f"Model '{name}' looks like a server's address without its scheme; wanted a folder, a hub name or a base "
+            f"URL. For a server write http://{name.removesuffix('/v1').rstrip('/')}/v1."
+        )
+
+
 def check_name(name: str) -> None:
     """Whether a name can be a model's. Names of the hub are NAME or OWNER/NAME; to seek any other there takes a minute
     where there is no connection, and ends with a puzzling message.
@@ -156,11 +165,7 @@ def check_name(name: str) -> None:
     if path.exists():
         _check_folder(path)
         return
-    if _HOST_AND_PORT.fullmatch(name):
-        raise ConfigurationError(
-            f"Model '{name}' looks like a server's address without its scheme; wanted a folder, a hub name or a base "
-            f"URL. For a server write http://{name.removesuffix('/v1').rstrip('/')}/v1."
-        )
+    check_scheme(name)
     if name.startswith(("/", ".", "~", "runs/")) or len(path.parts) > 2:
         there = next(parent for parent in (*path.parents, Path("/")) if parent.exists())
         lost = path.relative_to(there).parts[0]

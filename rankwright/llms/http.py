@@ -40,7 +40,9 @@ FIRST_BACKOFF = 0.5
 CONNECT_SECONDS = 10.0
 GRACE_SECONDS = 10.0
 """How long calls in flight may still end when the run has to stop: their answers are paid for."""
-AGAIN = "Then run the same command again (train: with --resume): answers in the cache are kept."
+AGAIN = (
+    "Then run the same command again (train: with --resume, once training has begun): answers in the cache are kept."
+)
 CHARACTERS_PER_TOKEN = 4
 """Rough estimate for the tokens-per-minute limit; corrected as soon as the server has counted."""
 TAKEN_NAMES = frozenset({"model", "messages", "prompt", "echo", "stream", "n"})
@@ -262,9 +264,10 @@ class HTTPLLM:
             reply = replies.too_long(f"http {status}{said}")
         else:
             reply = replies.refused(status, retry_after_seconds(error.response.headers, time.time()))
-        if not reply.retry and status not in self._told:
+        if (not reply.retry or status >= 500) and status not in self._told:
             self._told.add(status)
-            log.warning("%s refuses a request (http %d%s); such calls count as failed.", self.name, status, said)
+            then = "are tried again" if reply.retry else "count as failed"
+            log.warning("%s refuses a request (http %d%s); such calls %s.", self.name, status, said, then)
         return reply
 
     def _quote(self, error: openai.APIStatusError) -> str:
