@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from rankwright.algorithms.config import at_least, require
 from rankwright.errors import StorageError
-from rankwright.llms.calls import Prices
+from rankwright.llms.calls import Prices, price_decimals, price_text
 from rankwright.types import Context, Document, Example
 
 if TYPE_CHECKING:
@@ -257,8 +257,8 @@ class Budget:
         if paid + next_price <= limit:
             return None
         return (
-            f"The run has cost {_shown(paid)}{unknown} and {what} may cost {_shown(next_price)} more; wanted at "
-            f"most {limit:g} in all (--max-cost; {_rounded_up(paid + next_price)} would do for that)."
+            f"The run has cost {price_text(paid)}{unknown} and {what} may cost {price_text(next_price)} more; wanted "
+            f"at most {limit:g} in all (--max-cost; {_rounded_up(paid + next_price)} would do for that)."
         )
 
     def _price(self, bill: Bill, highest: float) -> float:
@@ -267,15 +267,7 @@ class Budget:
         return max(math.inf if by_tokens is None else by_tokens, bill.calls * highest)
 
 
-def _decimals(price: float) -> int:
-    return 4 if price >= 0.01 or not price else 7
-
-
-def _shown(price: float) -> str:
-    return f"{price:.{_decimals(price)}f}"
-
-
 def _rounded_up(price: float) -> str:
     """With as many decimals as are shown, never less."""
-    unit = 10 ** _decimals(price)
-    return _shown(math.ceil(price * unit) / unit) if price < math.inf else "more than can be said"
+    unit = 10 ** price_decimals(price)
+    return price_text(math.ceil(price * unit) / unit) if price < math.inf else "more than can be said"

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from rankwright.algorithms import RRPO, RRPOConfig
 from rankwright.algorithms.config import TrainConfig
-from rankwright.budget import FREE, Ahead, Bill, Budget, BudgetConfig, Costs, _rounded_up, _shown, total
+from rankwright.budget import FREE, Ahead, Bill, Budget, BudgetConfig, Costs, _rounded_up, total
 from rankwright.errors import ConfigurationError, LimitReachedError, StorageError
 from rankwright.llms.cache import LedgerEntry, LedgerTotals, ReadStore
-from rankwright.llms.calls import Prices, input_tokens_at_most, output_limit
+from rankwright.llms.calls import Prices, input_tokens_at_most, output_limit, price_text
 from rankwright.readers import CachedReader
 from rankwright.rewards import answer_reward
 from rankwright.training import Schedule, TrainResult, dev_scorer, train
@@ -460,4 +460,8 @@ def test_a_run_that_has_ended_is_not_asked(tmp_path: Path) -> None:
 
 
 def test_a_small_limit_of_cost_is_not_rounded_away() -> None:
-    assert (_shown(0.00012), _rounded_up(0.00012341), _rounded_up(0.0100001)) == ("0.0001200", "0.0001235", "0.0101")
+    assert (price_text(0.00012), _rounded_up(0.00012341), _rounded_up(0.0100001)) == (
+        "0.0001200",
+        "0.0001235",
+        "0.0101",
+    )

@@ -176,7 +176,7 @@ def test_retrieve_finds_more_and_shows_the_query(data: Path, capsys: pytest.Capt
     told = one_line(said.out)
     assert (told["questions"], told["failed_expansions"]) == (len(KEEPERS), 0)
     assert told["retriever"].startswith(f"bm25+query2doc(m@{url},prompt=query2doc-1,n=5,")
-    assert "Expansion calls 12 (0 failed), price 0.0001; they stand in kept.sqlite as retrieve-" in said.err
+    assert "Expansion calls 12 (0 failed), price 0.0001440; they stand in kept.sqlite as retrieve-" in said.err
     assert f"For example '{question(10)}' with 'name10 tends the beacon.'" in said.err
     rows = [json.loads(line) for line in Path("out.jsonl").read_text("utf-8").splitlines()]
     searched = [" ".join([question(k)] * 5 + [f"name{k} tends the beacon."]) for k in KEEPERS]

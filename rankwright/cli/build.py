@@ -144,10 +144,10 @@ def _local(settings: ReaderSettings, device: str, role: Role) -> LocalLLM | VLLM
 
 
 def _check_local(settings: ReaderSettings, role: Role) -> None:
-    from rankwright.llms.endpoint import check_scheme
-
-    check_scheme(settings.reader)
     if settings.model:
+        from rankwright.llms.endpoint import check_scheme
+
+        check_scheme(settings.reader)
         raise ConfigurationError(
             f"{role.what} {settings.reader} is a model on this machine, but '{settings.model}' was given as model of "
             f"an endpoint. Leave {role.model_flag} out, or give the endpoint's base URL as {role.place_flag}."

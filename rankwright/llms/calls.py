@@ -120,4 +120,9 @@ def output_limit(sampling: Mapping[str, float | int | str]) -> int | None:
 
 def price_text(price: float | None) -> str:
     """A price for people: "unknown" if it is not known."""
-    return "unknown" if price is None else f"{price:.4f}"
+    return "unknown" if price is None else f"{price:.{price_decimals(price)}f}"
+
+
+def price_decimals(price: float) -> int:
+    """Four, and more where those would show little or nothing of it."""
+    return 4 if price >= 0.01 or not price else 7
