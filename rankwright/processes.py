@@ -6,11 +6,13 @@ With one process every function here is what it would be without this module.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
+from threading import Timer
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rankwright.errors import ConfigurationError, RankwrightError, TrainingError
@@ -18,11 +20,16 @@ from rankwright.errors import ConfigurationError, RankwrightError, TrainingError
 if TYPE_CHECKING:
     from torch import Tensor
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 PATIENCE = timedelta(days=7)
 """The others wait while the first process reads."""
 
+
+TOLD_AFTER = 20.0
+"""Seconds of waiting for the others before that is told: launchers need some."""
 
 LAUNCHER = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What every launcher of several processes sets, beside WORLD_SIZE."""
@@ -46,9 +53,24 @@ def meet(device: str) -> None:
             )
         from accelerate import PartialState
 
-        PartialState(cpu=device == "cpu", timeout=PATIENCE)
+        with _telling_of_the_wait():
+            PartialState(cpu=device == "cpu", timeout=PATIENCE)
     elif "MASTER_ADDR" not in os.environ:
         os.environ.pop("LOCAL_RANK", None)  # accelerate would look for others, of whom nothing tells
+
+
+@contextmanager
+def _telling_of_the_wait() -> Iterator[None]:
+    """Or a process that was started alone, with all that a launcher sets, would wait for days without a word."""
+    words = "Waiting for all %s processes of WORLD_SIZE at %s:%s. Where no launcher started them, unset WORLD_SIZE."
+    place = (os.environ[name] for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+    timer = Timer(TOLD_AFTER, logger.warning, (words, *place))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def started() -> int:

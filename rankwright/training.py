@@ -18,6 +18,8 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
@@ -79,6 +81,10 @@ WEIGHTS = "model.safetensors"
 DAYS_7 = 7 * 24 * 3600
 METRICS = "metrics.jsonl"
 ALARMS = "alarms.jsonl"
+COUNTED = ("reader_calls", "cache_hits", "failed_reads")
+"""What is summed up over steps and evaluations on dev."""
+CUT = ("pairs_seen", "pairs_cut", "first_cut")
+"""What a policy that counts its cut pairs has counted, for the share of all sessions."""
 SKIPPED_IN_A_ROW = 5
 """Steps without finite numbers after which the run ends: one may be an accident of a batch, these are not."""
 
@@ -137,6 +143,9 @@ class TrainResult:
     checkpoint and a break is not among them (the second time it is a cache hit); the cache's ledger has every call."""
     cache_hits: int
     """Answers that the cache gave, those on dev included."""
+    failed_reads: int
+    """Reads of the steps and of dev that count, over all sessions, which brought nothing to learn from: no answer, or
+    one without a reward."""
     seconds: float
     """Time spent training, over all sessions of the run."""
     seconds_by_part: Mapping[str, float]
@@ -285,7 +294,7 @@ class FeedbackTrainer(Trainer):
         self.reference = reference.eval().requires_grad_(False)
         self.algorithm = algorithm
         self.score_dev = score_dev
-        self.totals = {"reader_calls": 0.0, "cache_hits": 0.0, "seconds": 0.0}
+        self.totals = {**dict.fromkeys(COUNTED, 0.0), "seconds": 0.0}
         self.parts = {"forward": 0.0, "reference": 0.0, "collect": 0.0, "dev": 0.0}
         self.session_start = time.monotonic()
         self._reference_scores: dict[str, Tensor] = {}
@@ -583,7 +592,7 @@ class FeedbackTrainer(Trainer):
         if "loss" in logs:
             for name, values in self._logged.items():
                 finite = [value for value in values if math.isfinite(value)]
-                summed = name in ("reader_calls", "cache_hits", "failed_reads", "masked_steps", "skipped_steps")
+                summed = name in (*COUNTED, "masked_steps", "skipped_steps")
                 logs[name] = sum(finite) if summed else (sum(finite) / len(finite) if finite else float("nan"))
             self._logged.clear()
         super().log(logs, start_time)
@@ -592,7 +601,7 @@ class FeedbackTrainer(Trainer):
         """Dev metrics of the current policy, named eval_*; also written to the log."""
         with self._timed("dev"):
             metrics = processes.from_first(self._score_dev)
-        for name in ("reader_calls", "cache_hits"):
+        for name in COUNTED:
             self.totals[name] += metrics.get(f"eval_{name}", 0.0)
         if self.state.global_step == 0:
             # Weights that are never better than these are not worth having.
@@ -653,6 +662,7 @@ class FeedbackTrainer(Trainer):
                 "parts": self.parts,
                 "logged": self._logged,
                 "skipped_in_a_row": self._skipped_in_a_row,
+                "cut": {name: getattr(self._policy, name) for name in CUT if hasattr(self._policy, name)},
             }
             (inner / ALGORITHM_STATE).write_text(json.dumps(state), encoding="utf-8")
             write_manifest(inner)
@@ -699,6 +709,8 @@ class FeedbackTrainer(Trainer):
         self.parts.update(state["parts"])
         self._logged = {name: list(values) for name, values in state["logged"].items()}
         self._skipped_in_a_row = state["skipped_in_a_row"]
+        for name, value in state.get("cut", {}).items():
+            setattr(self._policy, name, value)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_weights(self._policy, Path(resume_from_checkpoint))
@@ -893,6 +905,21 @@ def _keep_to_one_device(arguments: TrainingArguments, device: torch.device) -> N
     if device.type == "cuda" and arguments.device.type == "cuda":
         torch.cuda.set_device(device)
         vars(arguments)["_setup_devices"] = device  # where the property `device` keeps its value
+
+
+def check_arguments(config: TrainConfig, device: str) -> None:
+    """Whether a Trainer, its optimizer and its schedule can be made with these settings, tried on a model of one
+    weight; nothing is left of it.
+
+    Raises:
+        ConfigurationError: training arguments that do not go together, or want what is not installed.
+    """
+    policy, reference = (nn.Linear(1, 1, device=torch.device(device)) for _ in range(2))
+    rows: list[Any] = [None] * (config.batch_size * config.accumulation)
+    algorithm: Any = SimpleNamespace(inner_epochs=1)
+    with TemporaryDirectory() as folder:
+        trainer = FeedbackTrainer(policy, reference, algorithm, rows, None, config, Path(folder), "", 0)
+        trainer.create_optimizer_and_scheduler(trainer.args.max_steps)
 
 
 def _training_arguments(
@@ -1186,6 +1213,7 @@ def train(
         dev_best=trainer.state.best_metric if score_dev else None,
         reader_calls=int(trainer.totals["reader_calls"]),
         cache_hits=int(trainer.totals["cache_hits"]),
+        failed_reads=int(trainer.totals["failed_reads"]),
         seconds=seconds,
         seconds_by_part=dict(trainer.parts),
         alarms=tuple(bell.watch.alarms),

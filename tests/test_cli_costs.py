@@ -24,6 +24,14 @@ from tests.tiny_lm import make_chain_model
 
 HERE = {"data.retriever": "given", "data.dev_share": "0.25", "data.test_share": "0.25", "loop.eval_steps": "2"}
 PRICES = ("--price-input", "1000", "--price-output", "2000")
+REFUSED_ARGUMENTS = {
+    "optim": "nobody",
+    "lr_scheduler_type": "nobody",
+    "fp16": "true",
+    "report_to": "nobody",
+    "lr_scheduler_kwargs": "{nobody: 1}",
+}
+"""What transformers alone knows to be wrong."""
 
 
 class Server:
@@ -253,7 +261,10 @@ def test_a_run_under_a_limit_keeps_its_ledger(here: Path, capsys: pytest.Capture
         )
         assert len(server.prompts) == made
         assert run(command(address, "--resume", "--cache", "other.sqlite")) in (0, 8)
-        capsys.readouterr()
+        warned = re.search(r"Warning: .* has made (\d+) reader calls, but .* knows of 0", capsys.readouterr().err)
+        result = json.loads(Path("runs/a/result.json").read_text("utf-8"))
+        assert warned
+        assert result["reader_calls"] == spent(cache="other.sqlite").calls + int(warned[1]) <= len(server.prompts)
         assert run(command(address, "--max-reader-calls", "90", "--resume", "--cache", "other.sqlite")) == 2
         assert re.search(r"has made \d+ reader calls, but .* knows of [1-9]\d*; wanted", capsys.readouterr().err)
 
@@ -428,9 +439,35 @@ def test_a_dry_run_is_of_a_whole_run(here: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(
-    "settings", [{"data.train": "none.jsonl"}, {"model.name": "nothing-here"}, {"reward": "none:here"}]
+    "settings",
+    [
+        {"data.train": "none.jsonl"},
+        {"model.name": "nothing-here"},
+        {"reward": "none:here"},
+        *({f"loop.trainer.{name}": value} for name, value in REFUSED_ARGUMENTS.items()),
+    ],
+    ids=str,
 )
 def test_a_dry_run_finds_what_the_run_would_be_refused_for(here: Path, settings: Mapping[str, str]) -> None:
     before = files(here)
     assert run([*command("http://127.0.0.1:9/v1", "--dry-run"), *(f"--set={k}={v}" for k, v in settings.items())]) > 1
     assert files(here) == before
+
+
+@pytest.mark.parametrize("name", REFUSED_ARGUMENTS)
+def test_training_arguments_are_refused_before_the_first_call(
+    here: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    with endpoint() as (address, server):
+        assert run(command(address, **{f"loop.trainer.{name}": REFUSED_ARGUMENTS[name]})) == 2
+    assert server.prompts == []
+    assert name in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_a_dry_run_is_refused_where_there_is_a_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = [*command("none"), "--method", "supervised"]
+    assert run(labels) == 0
+    assert run([*labels, "--dry-run"]) == 2
+    assert "Run folder runs/a already holds a run" in capsys.readouterr().err
+    assert run([*labels, "--dry-run", "--overwrite"]) == 0

@@ -190,6 +190,43 @@ class Moody:
         return [Answer(texts[0].split()[-1].strip(".") if texts else "") for texts in found]
 
 
+def test_a_run_that_was_broken_off_before_it_began_to_train_begins_anew(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("rankwright.cli.run._train", interrupted)
+        assert run(command) == 130
+    kept = Path("runs/a/run_id").read_text("utf-8").strip()
+    assert not Path("runs/a/config.json").exists()
+    assert run([*command, "--resume", "--seed", "7"]) == 0  # nothing was trained that this would belie
+    assert "broken off before it began to train: it begins anew" in " ".join(capsys.readouterr().err.split())
+    assert json.loads(Path("runs/a/config.json").read_text("utf-8"))["run_id"] == kept
+
+
+def test_failed_reads_of_training_are_counted_over_all_sessions(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Deaf(Moody):
+        """Does not answer about one training question."""
+
+        def answer(self, contexts: Sequence[Context]) -> list[ReadResult]:
+            found = zip(contexts, super().answer(contexts), strict=True)
+            return [ReadFailed("http 503") if c.query.text == asked else result for c, result in found]
+
+    whole = settings_from({"data": {"train": "q.jsonl", "retriever": "given", "dev_share": 0.25, "test_share": 0.25}})
+    asked = load_splits(whole).train[0].query.text
+    monkeypatch.setattr("rankwright.cli.run.build_reader", lambda *_: Deaf(math.inf))
+    learning = [*command, "--method", "rrpo", "--reader", "embedded"]
+    assert run(learning) in (0, 8)
+    result = json.loads(Path("runs/a/result.json").read_text("utf-8"))
+    logged = [json.loads(line) for line in Path("runs/a/metrics.jsonl").read_text("utf-8").splitlines()]
+    assert result["failed_reads"] == sum(row.get("failed_reads", 0) for row in logged) > 0
+    told = f"In training and on dev {result['failed_reads']} reads failed or got no reward"
+    assert told in " ".join(capsys.readouterr().err.split())
+    assert run([*learning, "--resume"]) in (0, 8)
+    assert json.loads(Path("runs/a/result.json").read_text("utf-8"))["failed_reads"] == result["failed_reads"]
+
+
 def test_a_run_that_a_broken_reader_stopped_goes_on_when_it_is_mended(
     command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -371,6 +408,21 @@ def test_passages_that_are_too_long_and_rows_that_were_skipped_are_told(
     assert "raise --set model.max_length" in captured.err
     assert "1 bad rows were skipped." in captured.err
     assert f"Signature {result['signature']}" in captured.err
+
+
+def test_the_share_of_cut_pairs_is_of_all_sessions(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One side alone is too long, so that each session would see another share."""
+    whole = settings_from({"data": {"train": "q.jsonl", "retriever": "given", "dev_share": 0.25, "test_share": 0.25}})
+    test = {example.query.text for example in load_splits(whole).test}
+    long = rows()
+    for row in long:
+        row["candidates"][0]["text"] *= 1 if row["question"] in test else 20
+    write_rows(Path("q.jsonl"), long)
+    assert run(command) == 0
+    share = json.loads(Path("runs/a/result.json").read_text("utf-8"))["pairs_cut"]
+    assert 0 < share < 1
+    assert run([*command, "--resume"]) == 0  # the comparison alone
+    assert json.loads(Path("runs/a/result.json").read_text("utf-8"))["pairs_cut"] == share
 
 
 def test_a_corpus_of_one_passage_is_nothing_to_rank(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -315,6 +315,7 @@ def test_a_dry_run_refuses_what_the_run_would(command: list[str], capsys: pytest
         (["--set", "loop.batch_size=13"], "A generation takes 13 questions", "--set loop.batch_size=12,"),
         (["--set", "loop.accumulation=5"], "A generation takes 20 questions", "--set loop.batch_size=2,"),
         (three, "A generation has 8 completions", "wanted a multiple of 3"),
+        (["--set", "loop.trainer.optim=nobody"], "Training argument optim is 'nobody'", "wanted one of"),
         (["--model", "bare"], "has no chat template", "wanted one"),
         (["--model", "empty"], "Model 'empty' has no tokenizer that opens", "save_pretrained"),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -165,6 +166,9 @@ def test_the_command_trains_in_several_processes_as_in_one(doors: Path) -> None:
             done = launched(*asked, count=count)
             assert done.stderr.count("The trained model ") == 1, done.stderr[-3000:]
             results.append(json.loads(done.stdout))
+            assert ("; 2 processes" in done.stderr) == (count == 2)
+            environment = json.loads((doors / "runs" / name / "environment.json").read_text("utf-8"))
+            assert environment["processes"] == count
             prompts.append(sorted(server.prompts))
     one, two = results
     assert [p for p in prompts[0] if "this run" not in p] == [p for p in prompts[1] if "this run" not in p]
@@ -189,7 +193,14 @@ def test_a_verb_that_shares_nothing_is_refused_in_several(
     """Each process would pay for all of it."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run_command([verb, "first-stage"] if verb == "eval" else [verb, "--data", "q.jsonl"]) == 2
-    assert f"rankwright {verb} was started in 2 processes" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"rankwright {verb} was started in 2 processes" in told
+    assert "or unset WORLD_SIZE where there is none" in told
+
+
+def test_the_doctor_looks_at_a_machine_whatever_a_launcher_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run_command(["doctor"]) == 0
 
 
 @pytest.mark.parametrize("variables", [{"RANK": "1"}, {"RANK": "", "WORLD_SIZE": "1"}, {"LOCAL_RANK": "3"}])
@@ -237,6 +248,24 @@ def test_several_processes_without_their_launcher_are_named(
     told = capsys.readouterr().err.splitlines()[-1]
     assert "WORLD_SIZE is '2', but not set: RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT; wanted" in told
     assert not (doors / "two").exists()
+
+
+def test_a_process_that_waits_for_nobody_says_so() -> None:
+    """With all that a launcher sets it would wait for days."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    code = "from rankwright import processes as p; p.TOLD_AFTER = 0.1; p.meet('cpu')"
+    launcher = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    environment = {**os.environ, **launcher, "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stderr is not None
+        told = next((line for line in waiting.stderr if line.startswith("Waiting")), "")
+        waiting.kill()
+    assert told.strip() == (
+        f"Waiting for all 2 processes of WORLD_SIZE at 127.0.0.1:{port}. Where no launcher started them, unset "
+        "WORLD_SIZE."
+    )
 
 
 @pytest.mark.parametrize(

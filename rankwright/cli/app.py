@@ -46,11 +46,12 @@ def _root(context: typer.Context, version: bool = typer.Option(False, "--version
         write_out(f"{rankwright.__version__}\n")
         raise typer.Exit
     verb, started = context.invoked_subcommand, processes.started()
-    if started > 1 and verb not in (None, *SHARED):
+    if started > 1 and verb not in (None, "doctor", *SHARED):
         with processes.alike():
             raise ConfigurationError(
                 f"rankwright {verb} was started in {started} processes (WORLD_SIZE), each of which would do and pay "
-                f"for all of it; wanted one. Only {' and '.join(SHARED)} share their work: leave the launcher out."
+                f"for all of it; wanted one. Only {' and '.join(SHARED)} share their work: leave the launcher out, or "
+                "unset WORLD_SIZE where there is none."
             )
 
 

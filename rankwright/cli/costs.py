@@ -11,6 +11,7 @@ from typing import Any
 from rankwright.budget import Bill, Budget, Costs
 from rankwright.checkpoints import ALGORITHM_STATE, newest_checkpoint
 from rankwright.cli.build import Splits
+from rankwright.cli.common import say
 from rankwright.cli.expansion import expansion_run, language_model
 from rankwright.cli.settings import ReaderSettings, RunSettings
 from rankwright.errors import ConfigurationError, LimitReachedError, ResumeError
@@ -172,24 +173,31 @@ def stop_if(refusal: str | None, next_step: str) -> None:
         raise LimitReachedError(f"{refusal} {next_step}")
 
 
-def check_ledger(settings: RunSettings, store: ReadStore, run_id: str, folder: Path) -> None:
-    """Whether a run that goes on under a limit still has its ledger, as it has not in another cache, or in one that was
-    damaged and begun anew.
+def check_ledger(settings: RunSettings, store: ReadStore, run_id: str, folder: Path) -> int:
+    """Calls that a run has made which the ledger does not have, as in another cache, or in one that was damaged and
+    begun anew; says so where there are any, for their answers are paid for again.
 
     Raises:
-        ResumeError: it made calls that the ledger does not have.
+        ResumeError: there are some, and the run has a limit that they count toward.
     """
-    if not (settings.budget.reader_calls or settings.budget.cost):
-        return
     checkpoint = newest_checkpoint(folder)
     if checkpoint is None:
-        return
-    made = json.loads((checkpoint / ALGORITHM_STATE).read_text(encoding="utf-8"))["totals"]["reader_calls"]
+        return 0
+    made = int(json.loads((checkpoint / ALGORITHM_STATE).read_text(encoding="utf-8"))["totals"]["reader_calls"])
     totals = store.ledger.totals(run_id)
     known = totals.calls + totals.damaged
-    if known < made:
+    if known >= made:
+        return 0
+    found = (
+        f"The run in {folder} has made {made} reader calls, but the ledger in {settings.reader.cache} knows of {known}"
+    )
+    if settings.budget.reader_calls or settings.budget.cost:
         raise ResumeError(
-            f"The run in {folder} has made {made:.0f} reader calls, but the ledger in {settings.reader.cache} knows of "
-            f"{known}; wanted the cache that it began with to keep its limits. Name that one with --cache, or go on "
+            f"{found}; wanted the cache that it began with to keep its limits. Name that one with --cache, or go on "
             "without --max-reader-calls and --max-cost."
         )
+    say(
+        f"Warning: {found}. Name the cache that it began with (--cache), or what it has read is read and paid for "
+        "again."
+    )
+    return made - known

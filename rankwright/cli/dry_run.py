@@ -25,7 +25,7 @@ from rankwright.cli.costs import (
     tokens_at_most,
 )
 from rankwright.cli.rewards import answer_reward_of
-from rankwright.cli.run import first_context, learning, policy_of, rankers, run_folder
+from rankwright.cli.run import first_context, learning, policy_of, rankers
 from rankwright.cli.settings import RunSettings
 from rankwright.evaluation import READS_AT_ONCE
 from rankwright.types import Context, Document, Example, Query
@@ -60,9 +60,8 @@ def forecast(settings: RunSettings, name: str) -> Forecast:
     Raises:
         RankwrightError: what the run itself would be refused for, as far as it shows before the first step.
     """
-    from rankwright.training import Schedule, usable_examples
+    from rankwright.training import Schedule, check_arguments, usable_examples
 
-    run_folder(name)
     say("Dry run: nothing is spent or written.")
     checked_device(settings.model.device)
     reward = answer_reward_of(settings)
@@ -70,6 +69,7 @@ def forecast(settings: RunSettings, name: str) -> Forecast:
     splits = load_splits(settings, instead=Longest)
     reader: Any = build_reader(settings.reader, None, "", settings.model.device)
     algorithm, _ = learning(settings, splits, reader, reward)
+    check_arguments(settings.loop, settings.model.device)
     examples = usable_examples(splits.train)
     if not settings.expansion.wanted:  # what expansion finds is not known here
         algorithm.check(examples)

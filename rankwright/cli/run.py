@@ -106,13 +106,13 @@ def run_training(
     """
     processes.meet(settings.model.device)
     if processes.rank():
-        return _helped(settings, name, resume)
+        return _helped(settings, name)
     with contextlib.ExitStack() as stack:
         with processes.telling() as tell:
             stack.enter_context(alone_in(run_folder(name)))
             run = _prepared(stack, settings, name, splits, resume, overwrite, command)
-            tell((run.splits, run.deciding))
-        if not resume:
+            tell((run.splits, run.deciding, run.resume))
+        if not run.resume:
             say(f"The {len(run.splits.dev)} dev questions are ranked by the starting weights first.")
         trained = _train(run)
         say(f"The {len(run.splits.test)} test questions are ranked by both models.")
@@ -129,7 +129,10 @@ class _Run:
     settings: RunSettings
     folder: Path
     run_id: str
+    calls_elsewhere: int
+    """Calls that a ledger has which is not this session's."""
     resume: bool
+    """Whether there is anything to go on from."""
     environment: Mapping[str, Any]
     splits: Splits
     store: ReadStore
@@ -164,30 +167,35 @@ def _prepared(
     command: str,
 ) -> _Run:
     """All that comes before training; the store of answers is closed by the stack."""
+    from rankwright.training import check_arguments
+
     folder = run_folder(name)
     checked_device(settings.model.device)
     reward = answer_reward_of(settings)
+    resume = resume and has_begun(folder)
     run_id = checked_run_id(folder, settings, resume, overwrite)
 
     def before_paying(*_: object) -> None:
         _check_start(settings)
+        check_arguments(settings.loop, settings.model.device)
         keep_id(folder, run_id)
 
     known = read_passages(folder) if resume else None
     splits = splits or load_splits(settings, run_id, known, before_paying=before_paying)
+    check_arguments(settings.loop, settings.model.device)
     make_folder(folder)
     environment = environment_record(command, name)
+    together = f"; {processes.count()} processes" if processes.count() > 1 else ""
     say(
         f"{len(splits.train)} training, {len(splits.dev)} dev and {len(splits.test)} test questions; run folder "
-        f"{folder}"
+        f"{folder}{together}"
     )
     _warn_of_few(splits)
     store = stack.enter_context(open_store(settings.reader.cache))
     reader = build_reader(settings.reader, store, run_id, settings.model.device)
     algorithm, score_dev = learning(settings, splits, reader, reward)
     budget = run_budget(settings, splits, reader, algorithm, len(rankers(splits, None, None)), store, run_id)
-    if resume:
-        check_ledger(settings, store, run_id, folder)
+    elsewhere = check_ledger(settings, store, run_id, folder) if resume else 0
     if reader is not None:
         stack.enter_context(_summed_up(store, settings.reader.cache, run_id))
     if settings.reader.is_endpoint and not resume:
@@ -198,10 +206,12 @@ def _prepared(
         keep_id(folder, run_id)
         _check_answers(reader, run_id)
     reference, policy = starting_model(settings), policy_of(settings)
+    keep_id(folder, run_id)  # dev is read next, which may be broken off
     return _Run(
         settings=settings,
         folder=folder,
         run_id=run_id,
+        calls_elsewhere=elsewhere,
         resume=resume,
         environment=environment,
         splits=splits,
@@ -242,7 +252,7 @@ def _finished(run: _Run, trained: TrainResult) -> RunOutcome:
     tell_of_cut(run.policy, "Split long passages, or raise --set model.max_length as far as the model goes.")
     tell_of_reader_cut(run.reader)
     result = {
-        **_result(settings, evaluation, trained, totals.calls, trained.cache_hits + hits),
+        **_result(settings, evaluation, trained, totals.calls + run.calls_elsewhere, trained.cache_hits + hits),
         "price": totals.price_text if settings.reader.reader not in ("embedded", "none") else "0",
         "expansion": expansion_record(splits, run.store, run.run_id),
         "pairs_cut": round(run.policy.share_cut, 4),
@@ -256,12 +266,12 @@ def _finished(run: _Run, trained: TrainResult) -> RunOutcome:
     return RunOutcome(folder, result, evaluation, WORSE_EXIT_CODE if result["verdict"] == "worse" else 0)
 
 
-def _helped(settings: RunSettings, name: str, resume: bool) -> RunOutcome:
+def _helped(settings: RunSettings, name: str) -> RunOutcome:
     """What a process other than the first does: its share of the questions. Data, reader, cache and files are the first
     one's, and so is the outcome."""
     from rankwright.training import train
 
-    splits, deciding = processes.heard()
+    splits, deciding, resume = processes.heard()
     reader = None if settings.reader.reader == "none" else _ReadElsewhere()
     algorithm, score_dev = learning(settings, splits, reader, answer_reward_of(settings))
     reference, policy = starting_model(settings), policy_of(settings)
@@ -424,6 +434,18 @@ def checked_run_id(folder: Path, settings: RunSettings, resume: bool, overwrite:
         now = json.loads(json.dumps(settings_tree(settings)))
         check_same_settings(before, without_speed(now), folder)
     return run_id
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether there may be a run to resume. One that was broken off before it began to train has left no more than its
+    name, under which its calls stand: it begins anew, and says so."""
+    if (folder / "config.json").exists() or not (folder / RUN_ID).is_file():
+        return True
+    say(
+        f"The run in {folder} was broken off before it began to train: it begins anew. What it has read is in the "
+        "cache."
+    )
+    return False
 
 
 def run_id_of(folder: Path, resume: bool, overwrite: bool) -> tuple[str, dict[str, Any]]:
@@ -727,6 +749,7 @@ def _result(settings: RunSettings, evaluation: Evaluation, trained: Any, calls: 
         **tested(test),
         "reader_calls": calls,
         "cache_hits": hits,
+        "failed_reads": trained.failed_reads,
         "skipped": evaluation.settings.skipped,
         **evaluation.counted_reads(),
         "seconds": round(trained.seconds, 1),
@@ -753,6 +776,7 @@ def environment_record(command: str, name: str) -> dict[str, Any]:
         "rankwright": rankwright.__version__,
         "python": sys.version.split()[0],
         "platform": platform.platform(),
+        "processes": processes.count(),
         "packages": packages,
     }
 
@@ -799,6 +823,11 @@ def show(outcome: RunOutcome, next_step: str = "") -> None:
     say(
         f"Reader calls {result['reader_calls']}, cache hits {result['cache_hits']}, training {result['seconds']:.0f} s."
     )
+    if result["failed_reads"]:
+        say(
+            f"In training and on dev {result['failed_reads']} reads failed or got no reward; nothing was learned from "
+            "them."
+        )
     for name, count in result["n_failed"].items():
         if count:
             say(f"{name}: {count} of {outcome.evaluation.n} reads failed; they are missing from its means.")

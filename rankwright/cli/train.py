@@ -293,7 +293,7 @@ def train(
 
     A run that reaches --max-reader-calls, --max-cost or --max-hours ends with exit code 9 and goes on with --resume.
     """
-    from rankwright.cli.run import run_training, show
+    from rankwright.cli.run import run_folder, run_id_of, run_training, show
 
     flags = {
         "method": method,
@@ -348,6 +348,8 @@ def train(
             chosen = chosen.without("reward_options.")  # they are those of the recipe's own reward
         settings = load_settings(config, set_, flags, chosen.values() if chosen else None)
         check_reward(settings)
+    if dry_run and name and not resume:
+        run_id_of(run_folder(name), resume, overwrite)  # refused here as the run itself would be
     if dry_run and settings.writes:
         return _sourced_dry_run(settings, chosen, given, output)
     if name is None:

@@ -43,6 +43,7 @@ from rankwright.cli.run import (
     environment_record,
     expansion_record,
     file_of_reward,
+    has_begun,
     keep_id,
     rankers,
     run_folder,
@@ -98,7 +99,7 @@ def _run_alone(
     """The run, in a folder that no other process writes."""
     if settings.method == "grpo" and ":" in settings.reward:
         answer_reward_of(settings) if settings.asks_reader else written_reward_of(settings, None)  # imported now
-    run_id, splits = processes.from_first(lambda: _loaded(settings, folder, resume, overwrite))
+    run_id, splits, resume = processes.from_first(lambda: _loaded(settings, folder, resume, overwrite))
     work = processes.in_each(lambda: check_run(settings, splits))
     if not processes.rank():
         _begin(folder, settings, run_id, passages_text(splits.passages), environment_record(command, name), resume)
@@ -143,7 +144,10 @@ def check_run(settings: RunSettings, splits: Splits) -> _Work:
     Raises:
         RankwrightError: something does.
     """
+    from rankwright.training import check_arguments
+
     check_questions(settings, splits)
+    check_arguments(settings.loop, settings.model.device)
     work = _Work.of(settings, splits)
     work.check()
     return work
@@ -482,16 +486,21 @@ class _Elsewhere:
         raise AssertionError("Only the first process reads.")
 
 
-def _loaded(settings: RunSettings, folder: Path, resume: bool, overwrite: bool) -> tuple[str, Splits]:
-    """Name of the run's calls in the ledger, and its questions, for which query expansion is paid here.
+def _loaded(settings: RunSettings, folder: Path, resume: bool, overwrite: bool) -> tuple[str, Splits, bool]:
+    """Name of the run's calls in the ledger, its questions, for which query expansion is paid here, and whether there
+    is anything to go on from.
 
     Raises:
         RankwrightError: the run cannot begin; before that is paid, as far as it shows.
     """
+    resume = resume and has_begun(folder)
     run_id = checked_run_id(folder, settings, resume, overwrite)
 
     def before_paying(plain: Splits, asked: Sequence[str]) -> None:
+        from rankwright.training import check_arguments
+
         check_questions(settings, plain)
+        check_arguments(settings.loop, settings.model.device)
         _check_limits(settings, plain, run_id, len(asked))
         _prompt(settings, _tokenizer(settings.model.name))
         if settings.method == "grpo":
@@ -503,7 +512,7 @@ def _loaded(settings: RunSettings, folder: Path, resume: bool, overwrite: bool) 
     known = read_passages(folder) if resume else None
     splits = load_splits(settings, run_id, known, before_paying=before_paying)
     _check_limits(settings, splits, run_id)
-    return run_id, splits
+    return run_id, splits, resume
 
 
 def _check_limits(settings: RunSettings, splits: Splits, run_id: str, ahead: int | None = None) -> None:
