@@ -213,6 +213,16 @@ def test_retrieve_searches_as_asked_where_a_passage_fails_and_stops_where_too_ma
     assert sorted(ledger().values()) == [(2, 0), (2, 2), (12, 2)]
 
 
+def test_a_refused_key_costs_one_call(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with ChaosReader({shipped_message(keeper): ["401"] for keeper in KEEPERS}) as server:
+        command = ["retrieve", *FILES, "--out", "out.jsonl", "--expand-with", server.base_url, "--expand-model", "m"]
+        assert run(command) == 6
+        assert len(server.ledger) == 1
+    told = capsys.readouterr().err
+    assert "refused the key" in told
+    assert "Expansion calls 1 (1 failed)" in told
+
+
 def test_without_expansion_retrieve_writes_what_it_wrote(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["retrieve", *FILES, "--out", "out.jsonl", "--output", "json"]) == 0
     told = one_line(capsys.readouterr().out)
