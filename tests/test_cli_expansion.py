@@ -344,6 +344,9 @@ def training(url: str, *more: str) -> list[str]:
     return [*command, "--epochs", "1", "--depth", "3", "--eval-depth", "3", *sets, *expansion, *more]
 
 
+UNKNOWN = {"price": None, "known_price": 0.0, "unpriced_calls": 12}
+
+
 def test_train_searches_with_expanded_queries_and_says_so_everywhere(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -352,7 +355,7 @@ def test_train_searches_with_expanded_queries_and_says_so_everywhere(
         assert run(training(url)) in (0, 8)
         assert len(asked) == len(KEEPERS)
     result = json.loads(Path("runs/a/result.json").read_text())
-    assert result["expansion"] == {"questions": 12, "failed": 0, "calls": 12, "price": "unknown"}
+    assert result["expansion"] == {"questions": 12, "failed": 0, "calls": 12, **UNKNOWN}
     assert result["reader_calls"] == 0
     assert f"|retriever:bm25+query2doc(m@{url},prompt=query2doc-1," in result["signature"]
     stored = json.loads(Path("runs/a/config.json").read_text())
@@ -394,7 +397,8 @@ def test_calls_of_expansion_count_toward_the_limits(data: Path, capsys: pytest.C
         enough = re.findall(r"--max-cost; ([\d.]+) would do", refused)[0]
         assert run(training(url, *PRICED, "--max-cost", enough, "--max-reader-calls", "12")) in (0, 8)
     result = json.loads(Path("runs/a/result.json").read_text())
-    assert result["expansion"]["price"] == f"{12 * (10 * 1000 + 2 * 2000) / 1e6:.4f}"
+    assert result["expansion"]["price"] == pytest.approx(12 * (10 * 1000 + 2 * 2000) / 1e6)
+    assert result["expansion"]["unpriced_calls"] == 0
 
 
 def test_a_reader_has_what_expansion_left(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

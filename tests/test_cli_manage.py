@@ -276,21 +276,27 @@ def test_info_sums_up_and_says_unknown(cache: Path, capsys: pytest.CaptureFixtur
         "input_tokens": 200,
         "output_tokens": 40,
         "uncounted_calls": 1,
-        "price": "0.5000 + unknown price of 1 calls",
+        "price": None,
+        "known_price": 0.5,
+        "unpriced_calls": 1,
     }
     assert run(["cache", "info", "--cache", str(cache)]) == 0
-    assert "The tokens of 1 calls are unknown" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "The tokens of 1 calls are unknown" in told
+    assert "0.5000 + unknown price of 1 calls" in told
 
 
 def test_runs_are_listed_apart(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["cache", "runs", "--cache", str(cache), "--output", "json"]) == 0
     runs = one_line(capsys.readouterr().out)["runs"]
-    assert [(row["run"], row["calls"], row["price"]) for row in runs] == [
-        ("first", 2, "0.5000"),
-        ("second", 1, "unknown"),
+    assert [(row["run"], row["calls"], row["price"], row["unpriced_calls"]) for row in runs] == [
+        ("first", 2, 0.5, 0),
+        ("second", 1, None, 1),
     ]
     assert run(["cache", "runs", "--cache", str(cache)]) == 0
-    assert "unknown" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "0.5000" in told
+    assert "unknown" in told
 
 
 @pytest.mark.parametrize(("flags", "calls"), [([], 3), (["--ledger"], 0)])

@@ -239,10 +239,10 @@ def cache_info(
         totals = store.ledger.totals()
         record = {"path": str(cache), "bytes": cache.stat().st_size, "answers": len(store), **_sums(totals)}
     if output is OutputKind.json:
-        emit(record)
+        emit({**record, **totals.price_record})
         return
     table = Table(show_header=False)
-    for name, value in (*record.items(),):
+    for name, value in {**record, "price": totals.price_text}.items():
         table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
     print_out(table)
     if totals.uncounted_calls:
@@ -255,19 +255,20 @@ def cache_runs(
 ) -> None:
     """Calls, tokens and price of every run, the earliest first."""
     with _opened(cache) as store:
-        sums = {run: _sums(store.ledger.totals(run)) for run in store.ledger.runs()}
+        runs = {run: store.ledger.totals(run) for run in store.ledger.runs()}
     if output is OutputKind.json:
-        emit({"path": str(cache), "runs": [{"run": run, **record} for run, record in sums.items()]})
+        rows = [{"run": run, **_sums(totals), **totals.price_record} for run, totals in runs.items()]
+        emit({"path": str(cache), "runs": rows})
         return
-    if not sums:
+    if not runs:
         print_out(f"The ledger of {cache} is empty.")
         return
     table = Table()
     table.add_column("run", overflow="fold")
-    for name in next(iter(sums.values())):
+    for name in (*_sums(next(iter(runs.values()))), "price"):
         table.add_column(name.replace("_", " "), justify="right")
-    for run, record in sums.items():
-        table.add_row(run, *(f"{value:,}" if isinstance(value, int) else str(value) for value in record.values()))
+    for run, totals in runs.items():
+        table.add_row(run, *(f"{value:,}" for value in _sums(totals).values()), totals.price_text)
     print_out(table)
 
 
@@ -316,7 +317,8 @@ def _opened(path: Path) -> ReadStore:
     return ReadStore(path)
 
 
-def _sums(totals: LedgerTotals) -> dict[str, int | str]:
+def _sums(totals: LedgerTotals) -> dict[str, int]:
+    """All but the price, which has words for people and numbers for machines."""
     return {
         "calls": totals.calls,
         "attempts": totals.attempts,
@@ -324,7 +326,6 @@ def _sums(totals: LedgerTotals) -> dict[str, int | str]:
         "input_tokens": totals.input_tokens,
         "output_tokens": totals.output_tokens,
         "uncounted_calls": totals.uncounted_calls,
-        "price": totals.price_text,
     }
 
 

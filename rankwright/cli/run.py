@@ -243,7 +243,7 @@ def _finished(run: _Run, trained: TrainResult) -> RunOutcome:
     tell_of_reader_cut(run.reader)
     result = {
         **_result(settings, evaluation, trained, totals.calls, trained.cache_hits + hits),
-        "price": totals.price_text if settings.reader.reader not in ("embedded", "none") else "0",
+        **totals.price_record,
         "expansion": expansion_record(splits, run.store, run.run_id),
         "pairs_cut": round(run.policy.share_cut, 4),
         "reader_tokens_cut": round(getattr(run.reader, "share_cut", 0.0), 4),
@@ -322,7 +322,7 @@ def expansion_record(splits: Splits, store: ReadStore, run_id: str) -> dict[str,
         "questions": len(splits.passages),
         "failed": failed,
         "calls": totals.calls,
-        "price": totals.price_text,
+        **totals.price_record,
     }
 
 
