@@ -396,6 +396,27 @@ def test_what_is_missing_comes_with_the_command_that_installs_it(
     text = capsys.readouterr().out
     assert re.search(r"optional\W+peft", text)
     assert re.search(r"MISSING\W+accelerate", text)
+    assert 'train --lora-rank needs peft; run pip install "rankwright[train]".' in text
+    assert text.splitlines()[-1] == "Missing: torch (train), accelerate (train)."
+
+
+def test_a_verb_that_lacks_its_packages_is_named_with_what_installs_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed, missing = metadata.version, {"uvicorn", "fastapi", "onnxruntime", "onnx"}
+
+    def version(name: str) -> str:
+        if name in missing:
+            raise metadata.PackageNotFoundError(name)
+        return installed(name)
+
+    monkeypatch.setattr(examination.metadata, "version", version)
+    assert run(["doctor", "--cache", str(tmp_path / "reads.sqlite")]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert 'serve needs fastapi, uvicorn; run pip install "rankwright[serve]".' in lines
+    assert 'export needs onnx; run pip install "rankwright[export]".' in lines
+    assert 'an export, or --backend onnx, needs onnxruntime; run pip install "rankwright[onnx]".' in lines
+    assert lines[-1] == "Everything that demo, train, eval and rerank need by default is here."
 
 
 def test_a_package_with_an_extra_is_judged_by_its_own_version_and_by_what_the_extra_brings(

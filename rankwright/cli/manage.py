@@ -337,7 +337,7 @@ def doctor(
     output: OutputKind = typer.Option(OutputKind.text, help="json prints one line on standard output."),
 ) -> int:
     """What is installed here and works, what is missing and how to get it, and what was never tested."""
-    from rankwright.cli.examination import TESTED, UNTESTED, examine
+    from rankwright.cli.examination import TESTED, UNTESTED, examine, lacking
 
     checks = examine(cache)
     ok = all(check.ok or not check.required for check in checks)
@@ -370,5 +370,11 @@ def doctor(
     for line in UNTESTED:
         print_out(f"  {line}")
     missing = [check.name for check in checks if check.required and not check.ok]
-    print_out(f"Missing: {', '.join(missing)}." if missing else "Everything that the verbs need is here.")
+    lines = list(lacking(checks))
+    if lines:
+        print_out("Not possible here yet:")
+    for line in lines:
+        print_out(f"  {line}")
+    enough = "demo, train, eval and rerank need by default" if lines else "the verbs need"
+    print_out(f"Missing: {', '.join(missing)}." if missing else f"Everything that {enough} is here.")
     return 0 if ok else MISSING_EXIT_CODE
