@@ -86,6 +86,14 @@ def with_wrong_values(path: Path, mean: object = 0.5, grade: object = 1) -> dict
     return packed
 
 
+def test_a_run_that_is_not_there_is_told_with_those_that_are(
+    run_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run_folder.parent)
+    assert run(["report", "second"]) == 4
+    assert capsys.readouterr().err.endswith("eval --save. Finished runs beside it: first.\n")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "code", "message"),
     [
@@ -156,6 +164,7 @@ def test_a_model_that_is_worse_or_has_no_card_is_announced(tmp_path: Path, capsy
     [
         ("own er/name", 2, "Repository is 'own er/name'"),
         ("a/b/c", 2, "wanted OWNER/NAME"),
+        ("name", 2, "Repository is 'name' (it has no owner); wanted OWNER/NAME"),
         ("a/b", 2, "no Hugging Face token"),
     ],
 )

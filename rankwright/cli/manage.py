@@ -169,7 +169,7 @@ def stored_evaluation(source: Path) -> Evaluation:
 def _runs_beside(source: Path) -> str:
     """The finished runs in the folder where one was sought."""
     found = sorted(run.parent.name for run in source.parent.glob("*/evaluation.json"))
-    return f" {source.parent} has {', '.join(found[:10])}." if found else " Check the path."
+    return f" Finished runs beside it: {', '.join(found[:10])}." if found else " Check the path."
 
 
 def _json_object(path: Path) -> Mapping[str, Any]:
