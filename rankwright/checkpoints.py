@@ -148,8 +148,9 @@ def remove_after(folder: Path, step: int = -1) -> None:
         shutil.rmtree(path)
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint; damaged ones are passed over with a warning. None where there are none at all.
+def newest_checkpoint(folder: Path, *, warn: bool = True) -> Path | None:
+    """The newest complete checkpoint; damaged ones are passed over, with a warning unless another look gives that. None
+    where there are none at all.
 
     Raises:
         ResumeError: there are some, but none is complete.
@@ -157,7 +158,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     passed: list[str] = []
     for path in reversed(sorted_checkpoints(folder)):
         if is_complete(path):
-            if passed:
+            if passed and warn:
                 logger.warning(
                     "Damaged or unreadable in %s: %s; the run goes on from %s.", folder, ", ".join(passed), path.name
                 )

@@ -268,9 +268,10 @@ def diagnose(
     if announce is not None:
         announce(len(chosen), bound)
     told = progress or tell_nobody
+    reads = _Reads(reader, reward, bound, max_failed)
+    reads.ask([(chosen[0], _NO_DOCUMENTS)])  # before the ranking, which may take long: a refused key is known at once
     rankings = rank_with(reference.name, reference, chosen, told)
     asked = [_Question(example, rankings[example.query.query_id], settings) for example in chosen]
-    reads = _Reads(reader, reward, bound, max_failed)
     second = None if second_reader is None else _Reads(second_reader, reward, 2 * len(asked), max_failed)
     for start in range(0, len(asked), _QUESTIONS_AT_ONCE):
         batch = asked[start : start + _QUESTIONS_AT_ONCE]
@@ -347,8 +348,8 @@ def affordable(costs: Sequence[int], limit: int | None) -> int:
     count = len(costs) if limit is None else sum(total <= limit for total in itertools.accumulate(costs))
     if costs and not count:
         raise ConfigurationError(
-            f"max_reader_calls is {limit}, but one question may cost {costs[0]} reader calls; wanted at least that, "
-            f"and about {MINIMUM_QUESTIONS * costs[0]} for a verdict. Raise it, or lower orders and samples."
+            f"--max-reader-calls is {limit}, but one question may cost {costs[0]} reader calls; wanted at least that, "
+            f"and about {MINIMUM_QUESTIONS * costs[0]} for a verdict. Raise it, or lower --orders and --samples."
         )
     return count
 

@@ -27,7 +27,6 @@ T = TypeVar("T")
 PATIENCE = timedelta(days=7)
 """The others wait while the first process reads."""
 
-
 TOLD_AFTER = 20.0
 """Seconds of waiting for the others before that is told: launchers need some."""
 

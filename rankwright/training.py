@@ -15,10 +15,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any, Protocol
 
@@ -914,12 +913,14 @@ def check_arguments(config: TrainConfig, device: str) -> None:
     Raises:
         ConfigurationError: training arguments that do not go together, or want what is not installed.
     """
+    processes.meet(torch.device(device).type)
+    _training_arguments(config, Path(), True, torch.device(device).type)
+    untracked = replace(config, trainer={**config.trainer, "report_to": "none"})  # a tracker may begin when it is made
     policy, reference = (nn.Linear(1, 1, device=torch.device(device)) for _ in range(2))
     rows: list[Any] = [None] * (config.batch_size * config.accumulation)
     algorithm: Any = SimpleNamespace(inner_epochs=1)
-    with TemporaryDirectory() as folder:
-        trainer = FeedbackTrainer(policy, reference, algorithm, rows, None, config, Path(folder), "", 0)
-        trainer.create_optimizer_and_scheduler(trainer.args.max_steps)
+    trainer = FeedbackTrainer(policy, reference, algorithm, rows, lambda _: {}, untracked, Path(), "", 0)
+    trainer.create_optimizer_and_scheduler(trainer.args.max_steps)
 
 
 def _training_arguments(

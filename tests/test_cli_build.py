@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 
 from rankwright.cli.app import run
-from rankwright.cli.build import Splits, build_reader, counted_store, load_splits, open_store
+from rankwright.cli.build import (
+    Splits,
+    _without_overlap,
+    build_reader,
+    checked_device,
+    counted_store,
+    load_splits,
+    open_store,
+)
 from rankwright.cli.run import _compare, run_folder
 from rankwright.cli.settings import (
     ReaderSettings,
@@ -41,6 +49,27 @@ def test_train_names_a_device_that_is_not_there(
     code = run(["train", "--name", "a", "--data", "questions.jsonl", "--device", "abacus"])
     assert (code, "Device is 'abacus'" in capsys.readouterr().err) == (2, True)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_device_that_is_not_there_is_told_without_pytorchs_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def empty(*_: object, **__: object) -> None:
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    monkeypatch.setattr("torch.empty", empty)
+    with pytest.raises(ConfigurationError, match=r"^Device is 'cuda', which PyTorch cannot use here; wanted cpu\."):
+        checked_device("cuda")
+
+
+def test_a_question_in_two_files_stays_in_the_last_and_both_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = (Example(Query(text, text), (), ("a",)) for text in ("one", "two"))
+    kept = _without_overlap({"test": [one], "dev": [one, two], "train": [one, two]})
+    assert kept == {"test": [one], "dev": [two], "train": []}
+    assert capsys.readouterr().err.splitlines() == [
+        "1 questions left out of dev: they stand in test, too.",
+        "2 questions left out of train: they stand in dev or test, too.",
+    ]
 
 
 def test_a_price_for_one_direction_is_refused(tmp_path: Path) -> None:
@@ -165,6 +194,14 @@ def test_a_refused_demo_leaves_the_earlier_one(
     assert run(["demo", *options]) in (2, 4)
     assert message in capsys.readouterr().err
     assert earlier.read_text() == "{}"
+
+
+@pytest.mark.parametrize("flag", ["--retriever", "--on-bad-row"])
+def test_a_choice_that_there_is_not_is_named_by_its_flag(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "--name", "a", "--data", "q.jsonl", flag, "foo"]) == 2
+    told = capsys.readouterr().err
+    assert flag in told
+    assert "foo" in told
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,7 @@ def test_a_good_file_is_described(questions: Path, capsys: pytest.CaptureFixture
     assert run(["validate", str(questions), *corpus_of(questions), "--output", "json"]) == 0
     expected = {
         "ok": True,
+        "unchecked": "",
         "questions": QUESTIONS,
         "passages": 3 * QUESTIONS,
         "with_answers": QUESTIONS,
@@ -126,6 +127,13 @@ def test_a_good_file_is_described(questions: Path, capsys: pytest.CaptureFixture
     text = capsys.readouterr().out
     assert "No problems." in text
     assert str(3 * QUESTIONS) in text
+
+
+def test_what_could_not_be_checked_is_said(questions: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["validate", str(questions)]) == 0
+    assert "No problems in the questions. There are no passages: they could not be" in capsys.readouterr().out
+    assert run(["validate", str(questions), "--output", "json"]) == 0
+    assert one_line(capsys.readouterr().out)["unchecked"].endswith("Give --corpus FILE.")
 
 
 def bad_rows(path: Path, count: int) -> Path:

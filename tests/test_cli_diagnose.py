@@ -89,6 +89,20 @@ def test_nothing_is_sent_before_the_bound_is_told(data: Path) -> None:
     assert done.stdout == ""
 
 
+def test_a_wrong_key_costs_one_call_and_no_ranking(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rank_with(*_: object) -> None:
+        raise AssertionError("The key was not tried first.")
+
+    monkeypatch.setattr("rankwright.diagnosis.rank_with", rank_with)
+    with key_reader(status=401) as url:
+        assert run(diagnosing(data, url)) == 6
+    told = capsys.readouterr().err
+    assert "refused the key" in told
+    assert "Reader calls 1 (1 failed)" in told
+
+
 def test_text_ends_with_the_verdict(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with key_reader() as url:
         assert run(diagnosing(data, url)) == 0
@@ -107,7 +121,7 @@ def test_fewer_calls_read_fewer_questions(data: Path, capsys: pytest.CaptureFixt
     assert (found["n"], found["bound"], found["verdict"]) == (10, 40, "undecided")
     assert found["reader_calls"] <= 40
     assert "Diagnosis reads 10 questions instead of 48, because of --max-reader-calls" in told
-    assert "max_reader_calls is 3, but one question may cost 4" in capsys.readouterr().err
+    assert "--max-reader-calls is 3, but one question may cost 4" in capsys.readouterr().err
 
 
 def test_the_price_is_told_before_and_is_a_bound(
@@ -164,7 +178,7 @@ def test_the_embedded_reader_on_a_few_questions_of_the_demo(
     ("arguments", "message"),
     [
         (["--reader", "none"], "--reader none"),
-        (["--top-k", "11"], "top_k 11 above depth 10"),
+        (["--top-k", "11"], "--top-k 11 above --depth 10"),
         (["--samples", "1"], "--samples"),
         (["--reward", "f2"], "Reward 'f2' is unknown"),
         (["--device", "abacus"], "Device is 'abacus'"),

@@ -139,6 +139,8 @@ def test_text_shows_scores_tests_and_signatures(data: Path, capsys: pytest.Captu
     text = capsys.readouterr().out
     for part in ("0.500 [0.500, 0.500]", "+0.500 [+0.500, +0.500]", "Holm p", "better", "nDCG@10|set:doors|"):
         assert part in text
+    assert "recall@10" in text
+    assert "recall@20" not in text  # of three candidates
     assert text.splitlines()[-1].startswith("gold-first is BETTER than first-stage: nDCG@10 +0.500")
 
 

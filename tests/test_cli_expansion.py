@@ -213,6 +213,16 @@ def test_retrieve_searches_as_asked_where_a_passage_fails_and_stops_where_too_ma
     assert sorted(ledger().values()) == [(2, 0), (2, 2), (12, 2)]
 
 
+def test_a_refused_key_costs_one_call(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with ChaosReader({shipped_message(keeper): ["401"] for keeper in KEEPERS}) as server:
+        command = ["retrieve", *FILES, "--out", "out.jsonl", "--expand-with", server.base_url, "--expand-model", "m"]
+        assert run(command) == 6
+        assert len(server.ledger) == 1
+    told = capsys.readouterr().err
+    assert "refused the key" in told
+    assert "Expansion calls 1 (1 failed)" in told
+
+
 def test_without_expansion_retrieve_writes_what_it_wrote(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["retrieve", *FILES, "--out", "out.jsonl", "--output", "json"]) == 0
     told = one_line(capsys.readouterr().out)
@@ -334,6 +344,9 @@ def training(url: str, *more: str) -> list[str]:
     return [*command, "--epochs", "1", "--depth", "3", "--eval-depth", "3", *sets, *expansion, *more]
 
 
+UNKNOWN = {"price": None, "known_price": 0.0, "unpriced_calls": 12}
+
+
 def test_train_searches_with_expanded_queries_and_says_so_everywhere(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -342,7 +355,7 @@ def test_train_searches_with_expanded_queries_and_says_so_everywhere(
         assert run(training(url)) in (0, 8)
         assert len(asked) == len(KEEPERS)
     result = json.loads(Path("runs/a/result.json").read_text())
-    assert result["expansion"] == {"questions": 12, "failed": 0, "calls": 12, "price": "unknown"}
+    assert result["expansion"] == {"questions": 12, "failed": 0, "calls": 12, **UNKNOWN}
     assert result["reader_calls"] == 0
     assert f"|retriever:bm25+query2doc(m@{url},prompt=query2doc-1," in result["signature"]
     stored = json.loads(Path("runs/a/config.json").read_text())
@@ -384,7 +397,8 @@ def test_calls_of_expansion_count_toward_the_limits(data: Path, capsys: pytest.C
         enough = re.findall(r"--max-cost; ([\d.]+) would do", refused)[0]
         assert run(training(url, *PRICED, "--max-cost", enough, "--max-reader-calls", "12")) in (0, 8)
     result = json.loads(Path("runs/a/result.json").read_text())
-    assert result["expansion"]["price"] == f"{12 * (10 * 1000 + 2 * 2000) / 1e6:.4f}"
+    assert result["expansion"]["price"] == pytest.approx(12 * (10 * 1000 + 2 * 2000) / 1e6)
+    assert result["expansion"]["unpriced_calls"] == 0
 
 
 def test_a_reader_has_what_expansion_left(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,6 +86,14 @@ def with_wrong_values(path: Path, mean: object = 0.5, grade: object = 1) -> dict
     return packed
 
 
+def test_a_run_that_is_not_there_is_told_with_those_that_are(
+    run_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run_folder.parent)
+    assert run(["report", "second"]) == 4
+    assert capsys.readouterr().err.endswith("eval --save. Finished runs beside it: first.\n")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "code", "message"),
     [
@@ -156,6 +164,7 @@ def test_a_model_that_is_worse_or_has_no_card_is_announced(tmp_path: Path, capsy
     [
         ("own er/name", 2, "Repository is 'own er/name'"),
         ("a/b/c", 2, "wanted OWNER/NAME"),
+        ("name", 2, "Repository is 'name' (it has no owner); wanted OWNER/NAME"),
         ("a/b", 2, "no Hugging Face token"),
     ],
 )
@@ -276,21 +285,27 @@ def test_info_sums_up_and_says_unknown(cache: Path, capsys: pytest.CaptureFixtur
         "input_tokens": 200,
         "output_tokens": 40,
         "uncounted_calls": 1,
-        "price": "0.5000 + unknown price of 1 calls",
+        "price": None,
+        "known_price": 0.5,
+        "unpriced_calls": 1,
     }
     assert run(["cache", "info", "--cache", str(cache)]) == 0
-    assert "The tokens of 1 calls are unknown" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "The tokens of 1 calls are unknown" in told
+    assert "0.5000 + unknown price of 1 calls" in told
 
 
 def test_runs_are_listed_apart(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["cache", "runs", "--cache", str(cache), "--output", "json"]) == 0
     runs = one_line(capsys.readouterr().out)["runs"]
-    assert [(row["run"], row["calls"], row["price"]) for row in runs] == [
-        ("first", 2, "0.5000"),
-        ("second", 1, "unknown"),
+    assert [(row["run"], row["calls"], row["price"], row["unpriced_calls"]) for row in runs] == [
+        ("first", 2, 0.5, 0),
+        ("second", 1, None, 1),
     ]
     assert run(["cache", "runs", "--cache", str(cache)]) == 0
-    assert "unknown" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "0.5000" in told
+    assert "unknown" in told
 
 
 @pytest.mark.parametrize(("flags", "calls"), [([], 3), (["--ledger"], 0)])
@@ -390,6 +405,27 @@ def test_what_is_missing_comes_with_the_command_that_installs_it(
     text = capsys.readouterr().out
     assert re.search(r"optional\W+peft", text)
     assert re.search(r"MISSING\W+accelerate", text)
+    assert 'train --lora-rank needs peft; run pip install "rankwright[train]".' in text
+    assert text.splitlines()[-1] == "Missing: torch (train), accelerate (train)."
+
+
+def test_a_verb_that_lacks_its_packages_is_named_with_what_installs_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed, missing = metadata.version, {"uvicorn", "fastapi", "onnxruntime", "onnx"}
+
+    def version(name: str) -> str:
+        if name in missing:
+            raise metadata.PackageNotFoundError(name)
+        return installed(name)
+
+    monkeypatch.setattr(examination.metadata, "version", version)
+    assert run(["doctor", "--cache", str(tmp_path / "reads.sqlite")]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert 'serve needs fastapi, uvicorn; run pip install "rankwright[serve]".' in lines
+    assert 'export needs onnx; run pip install "rankwright[export]".' in lines
+    assert 'an export, or --backend onnx, needs onnxruntime; run pip install "rankwright[onnx]".' in lines
+    assert lines[-1] == "Everything that demo, train, eval and rerank need by default is here."
 
 
 def test_a_package_with_an_extra_is_judged_by_its_own_version_and_by_what_the_extra_brings(

@@ -118,6 +118,20 @@ def test_an_unknown_verb_or_option_ends_with_2(capsys: pytest.CaptureFixture[str
     assert "--format" in capsys.readouterr().err  # the nearest known option is named
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "wanted"),
+    [("--depth", "x", "integer"), ("--questions", "0", "1"), ("--retriever", "foo", "bm25")],
+)
+def test_a_wrong_value_is_named_with_its_option_and_what_is_wanted(
+    option: str, value: str, wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["diagnose", "--data", "q.jsonl", option, value]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert value in last
+    assert wanted in last
+    assert option in last
+
+
 def test_the_time_left_follows_the_pace_since_the_work_was_first_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     from rankwright.cli import common
 

@@ -455,7 +455,8 @@ def test_a_resume_goes_on_with_the_passages_of_query_expansion_that_the_run_bega
         assert len(server.ledger) == 20
         assert Path("runs/a/expansions.jsonl").read_bytes() == before
         result = json.loads(Path("runs/a/result.json").read_text())
-        assert result["expansion"] == {"questions": 20, "failed": 1, "calls": 20, "price": "unknown"}
+        unknown = {"price": None, "known_price": 0.0, "unpriced_calls": 20}
+        assert result["expansion"] == {"questions": 20, "failed": 1, "calls": 20, **unknown}
         assert run(expanding(command, server, "a", "--expand-with", "none", "--expand-model", "", "--overwrite")) == 9
     assert not Path("runs/a/expansions.jsonl").exists()
 

@@ -455,7 +455,8 @@ def test_fewer_questions_are_read_for_fewer_calls_and_they_are_a_part_of_more() 
     cost = few.settings.reads_per_question(8)
     assert (few.n, more.n, few.bound) == (500 // cost, 700 // cost, 500 // cost * cost)
     assert few.values["best_order"].items() <= more.values["best_order"].items()
-    with pytest.raises(ConfigurationError, match=rf"max_reader_calls is 5, but one question may cost {cost} .*verdict"):
+    wanted = rf"--max-reader-calls is 5, but one question may cost {cost} .*verdict.* lower --orders and --samples"
+    with pytest.raises(ConfigurationError, match=wanted):
         diagnose(world(40, 8), READER, Priced(chance), max_reader_calls=5)
 
 

@@ -222,6 +222,7 @@ def test_a_call_whose_checksum_does_not_fit_is_in_no_sum_and_told(path: Path, ca
             (2, 2.0, 2),
         ]
         assert (a.price, a.price_text) == (None, "1.0000 + unknown price of 2 damaged")
+        assert a.price_record == {"price": None, "known_price": 1.0, "unpriced_calls": 2}
         assert store.get_many("k") == {"k": {"text": "x"}}
         store.put_many({}, calls)
         assert store.ledger.totals("a").calls == 3

@@ -175,9 +175,42 @@ def test_what_all_calls_would_meet_stops_at_once(fault: str, error: type[Excepti
     assert raised.value.__context__ is None  # the SDK's error holds the request, and with it the key
 
 
+@pytest.mark.parametrize("status", [401, 402, 403, 404, 405])
+def test_a_refusal_of_all_calls_costs_one_of_them(status: int) -> None:
+    """Whatever the concurrency: the first call of all goes alone."""
+    paths: list[str] = []
+
+    def refuse(request: BaseHTTPRequestHandler) -> None:
+        body_of(request)
+        paths.append(request.path)
+        reply(request, {"error": {"message": "no"}}, status)
+
+    with serving(refuse) as url:
+        llm = HTTPLLM("m", url, concurrency=16)
+        for _ in range(2):
+            with pytest.raises((ReaderError, BudgetExceededError), match=f"http {status}: no"):
+                llm.complete([ask(f"q{number}") for number in range(40)])
+    assert len(paths) == 2
+
+
+def test_only_the_first_call_goes_alone_and_not_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rankwright.llms.http.ALONE_SECONDS", 0.1)
+    with ChaosReader({"slow": ["hang"]}) as server:
+        finished: list[Call] = []
+        llm = client(server, concurrency=4, deadline=1.0, max_retries=0)
+        llm.complete_each([ask("slow"), ask("q1")], finished.extend)
+        assert [call.index for call in finished] == [1, 0]
+    with ChaosReader(seconds=0.3) as server:
+        monkeypatch.setattr("rankwright.llms.http.ALONE_SECONDS", 60.0)
+        llm = client(server, concurrency=4)
+        llm.complete([ask("q0")])
+        llm.complete([ask(f"q{number}") for number in range(4)])
+        assert server.most_in_flight == 4
+
+
 def test_calls_in_flight_may_end_when_the_run_stops() -> None:
     questions = [f"q{number}" for number in range(50)]
-    with ChaosReader({"q0": ["402"]}, seconds=0.05) as server:
+    with ChaosReader({"q3": ["402"]}, seconds=0.05) as server:  # not the first, which goes alone
         answered: list[Call] = []
         with pytest.raises(BudgetExceededError):
             client(server, concurrency=5).complete_each([ask(question) for question in questions], answered.extend)

@@ -6,8 +6,10 @@ import contextlib
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 import typer
+from pydantic import ValidationError
 
 import rankwright
 from rankwright import processes
@@ -107,10 +109,18 @@ def run(arguments: Sequence[str] | None = None) -> int:
         # Typer's own usage errors know how to show themselves.
         show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
         if callable(show) and isinstance(code, int):
+            _name_value(error)
             show()
             return code
         traceback.print_exc()
         return _fail(f"Unexpected {type(error).__name__}: {error}. Please report it with the lines above.", 6)
+
+
+def _name_value(error: Any) -> None:
+    """Puts the value found before what Typer says of the one wanted: pydantic's sentence, most often without it."""
+    if isinstance(error.__cause__, ValidationError):
+        found = repr(error.__cause__.errors()[0]["input"])
+        error.message = error.message if found in error.message else f"{found}. {error.message}"
 
 
 def _interrupted(arguments: Sequence[str] | None) -> int:

@@ -222,10 +222,13 @@ def checked_device(name: str) -> str:
     try:
         torch.empty(0, device=torch.device(name))
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).split("\n")[0]
+        kinds = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        here = [kind for kind, there in kinds.items() if there]
+        # PyTorch's own words say something only where such a device is there.
+        reason = str(error).split("\n")[0] if name.partition(":")[0] in here else ""
         raise ConfigurationError(
-            f"Device is '{name}', which PyTorch cannot use here ({reason}); wanted for example cpu, cuda or mps. "
-            "See rankwright doctor."
+            f"Device is '{name}', which PyTorch cannot use here{f' ({reason})' if reason else ''}; wanted "
+            f"{' or '.join(here)}. Give another --device; rankwright doctor lists them all."
         ) from error
     return name
 
@@ -450,11 +453,11 @@ def _without_overlap(parts: Mapping[str, Sequence[Example]]) -> dict[str, list[E
     """No question may train or choose a model and be its test, too: it stays in the last of train, dev and test."""
     seen: set[str] = set()
     kept = {}
-    for name in ("test", "dev", "train"):
+    for name, others in (("test", ""), ("dev", "test"), ("train", "dev or test")):
         texts = [" ".join(example.query.text.lower().split()) for example in parts[name]]
         kept[name] = [example for example, text in zip(parts[name], texts, strict=True) if text not in seen]
         if len(kept[name]) < len(parts[name]):
-            say(f"{len(parts[name]) - len(kept[name])} questions left out of {name}: they stand in dev or test, too.")
+            say(f"{len(parts[name]) - len(kept[name])} questions left out of {name}: they stand in {others}, too.")
         seen.update(texts)
     return kept
 

@@ -234,8 +234,11 @@ def score_text(score: Score | None) -> str:
 
 
 def shown_metrics(evaluation: Evaluation, width: int) -> list[str]:
-    """A narrow terminal shows the metrics that decide; the JSON and the report have them all."""
-    return [m for m in evaluation.metrics if width >= 140 or m in ("EM", "F1", "nDCG@10") or m.startswith("hit@")]
+    """A narrow terminal shows the metrics that decide, and none shows recall@20 of lists that end before: it is
+    recall@10 once more. The JSON and the report have them all."""
+    longest = max((len(example.candidates) for example in evaluation.examples), default=0)
+    metrics = [m for m in evaluation.metrics if m != "recall@20" or longest > 10]
+    return [m for m in metrics if width >= 140 or m in ("EM", "F1", "nDCG@10") or m.startswith("hit@")]
 
 
 def score_table(evaluation: Evaluation, width: int | None = None) -> Table:

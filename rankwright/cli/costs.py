@@ -173,21 +173,21 @@ def stop_if(refusal: str | None, next_step: str) -> None:
         raise LimitReachedError(f"{refusal} {next_step}")
 
 
-def check_ledger(settings: RunSettings, store: ReadStore, run_id: str, folder: Path) -> int:
-    """Calls that a run has made which the ledger does not have, as in another cache, or in one that was damaged and
-    begun anew; says so where there are any, for their answers are paid for again.
+def check_ledger(settings: RunSettings, store: ReadStore, run_id: str, folder: Path) -> None:
+    """Whether a run that goes on still has its ledger, as it has not in another cache, or in one that was damaged and
+    begun anew; warns where it has not, for what it has read is paid for again.
 
     Raises:
-        ResumeError: there are some, and the run has a limit that they count toward.
+        ResumeError: it made calls that the ledger does not have, and has a limit that they count toward.
     """
-    checkpoint = newest_checkpoint(folder)
+    checkpoint = newest_checkpoint(folder, warn=False)  # training warns
     if checkpoint is None:
-        return 0
+        return
     made = int(json.loads((checkpoint / ALGORITHM_STATE).read_text(encoding="utf-8"))["totals"]["reader_calls"])
     totals = store.ledger.totals(run_id)
     known = totals.calls + totals.damaged
     if known >= made:
-        return 0
+        return
     found = (
         f"The run in {folder} has made {made} reader calls, but the ledger in {settings.reader.cache} knows of {known}"
     )
@@ -197,7 +197,6 @@ def check_ledger(settings: RunSettings, store: ReadStore, run_id: str, folder: P
             "without --max-reader-calls and --max-cost."
         )
     say(
-        f"Warning: {found}. Name the cache that it began with (--cache), or what it has read is read and paid for "
+        f"Warning: {found}. Name the cache that has all of them (--cache), or what it has read is read and paid for "
         "again."
     )
-    return made - known

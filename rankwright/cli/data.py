@@ -173,7 +173,7 @@ def retrieve(
         emit(counts)
     else:
         print_out(
-            f"{len(dataset.examples)} questions of {dataset.name} ({dataset.skipped} bad rows skipped, "
+            f"{dataset.name}: {len(dataset.examples)} questions ({dataset.skipped} bad rows skipped, "
             f"{dataset.unjudged} without labels left out), {counts['depth']} candidates each of {len(searched)} "
             f"passages by {counts['retriever']}: {out or 'not written'}"
         )
@@ -284,7 +284,7 @@ def _print_report(report: ValidationReport) -> None:
     if report.questions and report.problems:
         print_out("Verbs that use the file leave bad rows out with --on-bad-row skip.")
     if report.ok:
-        print_out("No problems.")
+        print_out(f"No problems in the questions. {report.unchecked}" if report.unchecked else "No problems.")
     elif not report.problems:
         print_out("No usable question. Check that --format is the format of the file.")
 

@@ -229,8 +229,8 @@ def run_diagnosis(
         )
     if top_k > data_settings.depth:  # said before models are loaded
         raise ConfigurationError(
-            f"Diagnosis has top_k {top_k} above depth {data_settings.depth}; the reader can only see candidates. "
-            "Raise --depth."
+            f"Diagnosis has --top-k {top_k} above --depth {data_settings.depth}; the reader can only see candidates. "
+            "Raise --depth or lower --top-k."
         )
     if repeat_reads and reader_settings.reader == "embedded":
         raise ConfigurationError(

@@ -8,7 +8,7 @@ import re
 import sqlite3
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from importlib import metadata
@@ -83,6 +83,11 @@ class Package:
     seen_by: str = ""
     """Distribution that an extra in brackets of `name` brings: it must be there too, in any version."""
 
+    @property
+    def shown(self) -> str:
+        """The name of its check."""
+        return f"{self.name} ({self.extra})" if self.extra else self.name
+
 
 PACKAGES = (
     Package("bm25s", "0.2.6"),
@@ -127,6 +132,27 @@ PACKAGES = (
     Package("mteb", "2.20", "mteb", required=False),
 )
 
+NEEDED_BY: Mapping[str, str] = {
+    "train": "train --lora-rank",  # the rest of it is required
+    "grpo": "train --method grpo",
+    "serve": "serve",
+    "onnx": "an export, or --backend onnx,",
+    "export": "export",
+    "rouge": "--reward rouge_l",
+    "ray": "rerank --ray",
+    "vllm": "--reader vllm:NAME",
+}
+"""Extra -> what of the command line cannot do without it."""
+
+
+def lacking(checks: Iterable[Check]) -> Iterator[str]:
+    """For each extra with a package that is not there: who needs it, and how to get it."""
+    missing = {check.name for check in checks if not check.ok and not check.required}
+    for extra, user in NEEDED_BY.items():
+        names = [package.name for package in PACKAGES if package.extra == extra and package.shown in missing]
+        if names:
+            yield f'{user} needs {", ".join(names)}; run pip install "rankwright[{extra}]".'
+
 
 def examine(cache: Path) -> list[Check]:
     """All checks, in the order in which they are shown. Nothing is fetched and nothing stays changed."""
@@ -157,7 +183,7 @@ def _python() -> Check:
 
 
 def _package(package: Package) -> Check:
-    name = f"{package.name} ({package.extra})" if package.extra else package.name
+    name = package.shown
     hint = (
         f'pip install "rankwright[{package.extra}]"'
         if package.extra

@@ -54,6 +54,8 @@ def check_repo_id(repo_id: str) -> None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
+    if "/" not in repo_id:
+        raise ConfigurationError(f"Repository is '{repo_id}' (it has no owner); wanted OWNER/NAME.")
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:

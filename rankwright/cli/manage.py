@@ -169,7 +169,7 @@ def stored_evaluation(source: Path) -> Evaluation:
 def _runs_beside(source: Path) -> str:
     """The finished runs in the folder where one was sought."""
     found = sorted(run.parent.name for run in source.parent.glob("*/evaluation.json"))
-    return f" {source.parent} has {', '.join(found[:10])}." if found else " Check the path."
+    return f" Finished runs beside it: {', '.join(found[:10])}." if found else " Check the path."
 
 
 def _json_object(path: Path) -> Mapping[str, Any]:
@@ -239,10 +239,10 @@ def cache_info(
         totals = store.ledger.totals()
         record = {"path": str(cache), "bytes": cache.stat().st_size, "answers": len(store), **_sums(totals)}
     if output is OutputKind.json:
-        emit(record)
+        emit({**record, **totals.price_record})
         return
     table = Table(show_header=False)
-    for name, value in (*record.items(),):
+    for name, value in {**record, "price": totals.price_text}.items():
         table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
     print_out(table)
     if totals.uncounted_calls:
@@ -255,19 +255,20 @@ def cache_runs(
 ) -> None:
     """Calls, tokens and price of every run, the earliest first."""
     with _opened(cache) as store:
-        sums = {run: _sums(store.ledger.totals(run)) for run in store.ledger.runs()}
+        runs = {run: store.ledger.totals(run) for run in store.ledger.runs()}
     if output is OutputKind.json:
-        emit({"path": str(cache), "runs": [{"run": run, **record} for run, record in sums.items()]})
+        rows = [{"run": run, **_sums(totals), **totals.price_record} for run, totals in runs.items()]
+        emit({"path": str(cache), "runs": rows})
         return
-    if not sums:
+    if not runs:
         print_out(f"The ledger of {cache} is empty.")
         return
     table = Table()
     table.add_column("run", overflow="fold")
-    for name in next(iter(sums.values())):
+    for name in (*_sums(next(iter(runs.values()))), "price"):
         table.add_column(name.replace("_", " "), justify="right")
-    for run, record in sums.items():
-        table.add_row(run, *(f"{value:,}" if isinstance(value, int) else str(value) for value in record.values()))
+    for run, totals in runs.items():
+        table.add_row(run, *(f"{value:,}" for value in _sums(totals).values()), totals.price_text)
     print_out(table)
 
 
@@ -316,7 +317,8 @@ def _opened(path: Path) -> ReadStore:
     return ReadStore(path)
 
 
-def _sums(totals: LedgerTotals) -> dict[str, int | str]:
+def _sums(totals: LedgerTotals) -> dict[str, int]:
+    """All but the price, which has words for people and numbers for machines."""
     return {
         "calls": totals.calls,
         "attempts": totals.attempts,
@@ -324,7 +326,6 @@ def _sums(totals: LedgerTotals) -> dict[str, int | str]:
         "input_tokens": totals.input_tokens,
         "output_tokens": totals.output_tokens,
         "uncounted_calls": totals.uncounted_calls,
-        "price": totals.price_text,
     }
 
 
@@ -336,7 +337,7 @@ def doctor(
     output: OutputKind = typer.Option(OutputKind.text, help="json prints one line on standard output."),
 ) -> int:
     """What is installed here and works, what is missing and how to get it, and what was never tested."""
-    from rankwright.cli.examination import TESTED, UNTESTED, examine
+    from rankwright.cli.examination import TESTED, UNTESTED, examine, lacking
 
     checks = examine(cache)
     ok = all(check.ok or not check.required for check in checks)
@@ -369,5 +370,11 @@ def doctor(
     for line in UNTESTED:
         print_out(f"  {line}")
     missing = [check.name for check in checks if check.required and not check.ok]
-    print_out(f"Missing: {', '.join(missing)}." if missing else "Everything that the verbs need is here.")
+    lines = list(lacking(checks))
+    if lines:
+        print_out("Not possible here yet:")
+    for line in lines:
+        print_out(f"  {line}")
+    enough = "demo, train, eval and rerank need by default" if lines else "the verbs need"
+    print_out(f"Missing: {', '.join(missing)}." if missing else f"Everything that {enough} is here.")
     return 0 if ok else MISSING_EXIT_CODE

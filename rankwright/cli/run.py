@@ -10,7 +10,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,8 +67,7 @@ RECORDS = (*BEGUN_WITH, "metrics.jsonl", "alarms.jsonl", "evaluation.json", "res
 it has those of the first three, and of the model once that is trained. While they are being written there is none, so
 that a kill makes no file look damaged."""
 RUN_ID = "run_id"
-"""Of a run that has paid for calls and not begun to train: the name that they have in the ledger. Then config.json has
-it."""
+"""Of a run that has not begun to train: the name that its calls have in the ledger. Then config.json has it."""
 CARD = "README.md"
 REFERENCE_ROW, TRAINED_ROW = "reference", "trained"
 
@@ -129,8 +128,6 @@ class _Run:
     settings: RunSettings
     folder: Path
     run_id: str
-    calls_elsewhere: int
-    """Calls that a ledger has which is not this session's."""
     resume: bool
     """Whether there is anything to go on from."""
     environment: Mapping[str, Any]
@@ -167,8 +164,6 @@ def _prepared(
     command: str,
 ) -> _Run:
     """All that comes before training; the store of answers is closed by the stack."""
-    from rankwright.training import check_arguments
-
     folder = run_folder(name)
     checked_device(settings.model.device)
     reward = answer_reward_of(settings)
@@ -176,13 +171,12 @@ def _prepared(
     run_id = checked_run_id(folder, settings, resume, overwrite)
 
     def before_paying(*_: object) -> None:
-        _check_start(settings)
-        check_arguments(settings.loop, settings.model.device)
+        _check_beginning(settings)
         keep_id(folder, run_id)
 
     known = read_passages(folder) if resume else None
     splits = splits or load_splits(settings, run_id, known, before_paying=before_paying)
-    check_arguments(settings.loop, settings.model.device)
+    _check_beginning(settings)
     make_folder(folder)
     environment = environment_record(command, name)
     together = f"; {processes.count()} processes" if processes.count() > 1 else ""
@@ -195,7 +189,8 @@ def _prepared(
     reader = build_reader(settings.reader, store, run_id, settings.model.device)
     algorithm, score_dev = learning(settings, splits, reader, reward)
     budget = run_budget(settings, splits, reader, algorithm, len(rankers(splits, None, None)), store, run_id)
-    elsewhere = check_ledger(settings, store, run_id, folder) if resume else 0
+    if resume:
+        check_ledger(settings, store, run_id, folder)
     if reader is not None:
         stack.enter_context(_summed_up(store, settings.reader.cache, run_id))
     if settings.reader.is_endpoint and not resume:
@@ -206,12 +201,11 @@ def _prepared(
         keep_id(folder, run_id)
         _check_answers(reader, run_id)
     reference, policy = starting_model(settings), policy_of(settings)
-    keep_id(folder, run_id)  # dev is read next, which may be broken off
+    keep_id(folder, run_id)  # what is broken off before config.json is written can be resumed, too
     return _Run(
         settings=settings,
         folder=folder,
         run_id=run_id,
-        calls_elsewhere=elsewhere,
         resume=resume,
         environment=environment,
         splits=splits,
@@ -249,11 +243,12 @@ def _finished(run: _Run, trained: TrainResult) -> RunOutcome:
         write_manifest(folder, (*BEGUN_WITH, *model_files(folder)))
     evaluation, hits = _compare(settings, splits, run.reader, run.reference, run.policy, run.check_comparison)
     totals = run.store.ledger.totals(run.run_id)
+    lost = max(0, trained.reader_calls - totals.calls - totals.damaged)  # to a ledger that is not this session's
     tell_of_cut(run.policy, "Split long passages, or raise --set model.max_length as far as the model goes.")
     tell_of_reader_cut(run.reader)
     result = {
-        **_result(settings, evaluation, trained, totals.calls + run.calls_elsewhere, trained.cache_hits + hits),
-        "price": totals.price_text if settings.reader.reader not in ("embedded", "none") else "0",
+        **_result(settings, evaluation, trained, totals.calls + lost, trained.cache_hits + hits),
+        **replace(totals, damaged=totals.damaged + lost).price_record,
         "expansion": expansion_record(splits, run.store, run.run_id),
         "pairs_cut": round(run.policy.share_cut, 4),
         "reader_tokens_cut": round(getattr(run.reader, "share_cut", 0.0), 4),
@@ -332,7 +327,7 @@ def expansion_record(splits: Splits, store: ReadStore, run_id: str) -> dict[str,
         "questions": len(splits.passages),
         "failed": failed,
         "calls": totals.calls,
-        "price": totals.price_text,
+        **totals.price_record,
     }
 
 
@@ -442,8 +437,8 @@ def has_begun(folder: Path) -> bool:
     if (folder / "config.json").exists() or not (folder / RUN_ID).is_file():
         return True
     say(
-        f"The run in {folder} was broken off before it began to train: it begins anew. What it has read is in the "
-        "cache."
+        f"The run in {folder} was broken off before it began to train: it begins anew, with the answers that the "
+        "cache has."
     )
     return False
 
@@ -530,6 +525,18 @@ def _train(run: _Run) -> TrainResult:
             on_step=teller(tell, reads * questions, algorithm.inner_epochs),
             may_go_on=run.budget.training,
         )
+
+
+def _check_beginning(settings: RunSettings) -> None:
+    """Whether a run can begin, as far as model and training arguments show before anything is loaded or paid for.
+
+    Raises:
+        RankwrightError: it cannot.
+    """
+    from rankwright.training import check_arguments
+
+    _check_start(settings)
+    check_arguments(settings.loop, settings.model.device)
 
 
 def _check_start(settings: RunSettings) -> None:

@@ -14,7 +14,9 @@ import typer
 from rankwright import processes
 from rankwright.cli.common import (
     FORMAT_HELP,
+    BadRow,
     OutputKind,
+    RetrieverKind,
     command_line,
     emit,
     say,
@@ -231,7 +233,9 @@ def train(
         None, help="Train LoRA updates of this rank; 0 trains all weights. Default 0."
     ),
     template: str | None = typer.Option(None, help="Joins {title} and {text}; saved with the model."),
-    retriever: str | None = typer.Option(None, help="bm25, or given: candidates as in the data. Default bm25."),
+    retriever: RetrieverKind | None = typer.Option(
+        None, help="bm25, or given: candidates as in the data. Default bm25."
+    ),
     depth: int | None = typer.Option(None, help="Candidates per training question. Default 10."),
     eval_depth: int | None = typer.Option(None, help="Candidates per dev and test question. Default 20."),
     top_k: int | None = typer.Option(None, help="Passages that the reader sees on dev and test. Default 3."),
@@ -275,7 +279,7 @@ def train(
     learning_rate: float | None = typer.Option(None, help="Peak learning rate. Default 2e-5."),
     seed: int | None = typer.Option(None, help="Order of questions, sampling noise, splits. Default 0."),
     device: str | None = typer.Option(None, help="Torch device. Default cpu."),
-    on_bad_row: str | None = typer.Option(
+    on_bad_row: BadRow | None = typer.Option(
         None, help="error stops at a bad row, skip leaves it out and counts it. Default error."
     ),
     config: Path | None = typer.Option(None, help="YAML file with settings (docs/settings.md)."),
@@ -306,10 +310,10 @@ def train(
         "data.dev_qrels": dev_qrels,
         "data.test_qrels": test_qrels,
         "data.topics": topics,
-        "data.retriever": retriever,
+        "data.retriever": retriever and retriever.value,
         "data.depth": depth,
         "data.eval_depth": eval_depth,
-        "data.on_bad_row": on_bad_row,
+        "data.on_bad_row": on_bad_row and on_bad_row.value,
         "expansion.llm": expand_with,
         "expansion.model": expand_model,
         "model.name": model,
@@ -348,8 +352,8 @@ def train(
             chosen = chosen.without("reward_options.")  # they are those of the recipe's own reward
         settings = load_settings(config, set_, flags, chosen.values() if chosen else None)
         check_reward(settings)
-    if dry_run and name and not resume:
-        run_id_of(run_folder(name), resume, overwrite)  # refused here as the run itself would be
+        if dry_run and name and not resume:
+            run_id_of(run_folder(name), resume, overwrite)  # refused as the run itself would be
     if dry_run and settings.writes:
         return _sourced_dry_run(settings, chosen, given, output)
     if name is None:

@@ -147,7 +147,7 @@ def check_run(settings: RunSettings, splits: Splits) -> _Work:
     from rankwright.training import check_arguments
 
     check_questions(settings, splits)
-    check_arguments(settings.loop, settings.model.device)
+    check_arguments(settings.loop, checked_device(settings.model.device))
     work = _Work.of(settings, splits)
     work.check()
     return work

@@ -4,9 +4,9 @@
      "candidates": [{"doc_id": "d1", "title": "...", "text": "...", "score": 7.5}], "relevance": {"d1": 1},
      "order": ["d1"], "thoughts": "[1] names the keeper."}
 
-Only `question` is required. A row without query_id is named by a hash of its question, a candidate without doc_id by a
-hash of its title and text; a candidate may be a plain string. `score` is the first stage's, `order` and `thoughts` a
-teacher's.
+Only `question` is required; `answer`, a text or a list, is read as `answers`. A row without query_id is named by a hash
+of its question, a candidate without doc_id by a hash of its title and text; a candidate may be a plain string. `score`
+is the first stage's, `order` and `thoughts` a teacher's.
 """
 
 from __future__ import annotations

@@ -60,9 +60,19 @@ class ValidationReport:
         """True where at least one question is usable and no row is bad."""
         return self.questions > 0 and not self.problems
 
+    @property
+    def unchecked(self) -> str:
+        """What could not be checked, and the next step; empty where all was."""
+        if self.passages or not self.questions:
+            return ""
+        return (
+            "There are no passages: they could not be checked, nor whether answers and labels are among them. Give "
+            "--corpus FILE."
+        )
+
     def as_dict(self) -> dict[str, object]:
         """Plain values for JSON output."""
-        return {"ok": self.ok, **dataclasses.asdict(self)}
+        return {"ok": self.ok, "unchecked": self.unchecked, **dataclasses.asdict(self)}
 
 
 def validate(

@@ -110,6 +110,16 @@ class LedgerTotals:
         return None if self.unpriced_calls or self.damaged else self.known_price
 
     @property
+    def price_record(self) -> dict[str, float | int | None]:
+        """For machines: the whole price, or None; what is known of it; and of how many calls it is not known, rows that
+        are damaged among them."""
+        return {
+            "price": self.price,
+            "known_price": self.known_price,
+            "unpriced_calls": self.unpriced_calls + self.damaged,
+        }
+
+    @property
     def price_text(self) -> str:
         """For people: "0.0150", "unknown", "0.0150 + unknown price of 3 calls", or "... of 3 calls and 1 damaged"."""
         unknown = [f"{self.unpriced_calls} calls"] * bool(self.unpriced_calls)

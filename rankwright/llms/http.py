@@ -40,6 +40,8 @@ FIRST_BACKOFF = 0.5
 CONNECT_SECONDS = 10.0
 GRACE_SECONDS = 10.0
 """How long calls in flight may still end when the run has to stop: their answers are paid for."""
+ALONE_SECONDS = 2.0
+"""How long the first call of all goes alone: a refusal comes back in a moment, and whoever takes longer is at work."""
 AGAIN = (
     "Then run the same command again (train: with --resume, once training has begun): answers in the cache are kept."
 )
@@ -119,6 +121,11 @@ class HTTPLLM:
     def name(self) -> str:
         """Model and address, to which another dialect than chat adds its own: it has other answers."""
         return f"{self.model}@{self.base_url}" if self.api == "chat" else f"{self.model}@{self._address}"
+
+    @property
+    def knows_server(self) -> bool:
+        """Whether the server has given a response that stops nothing: neither key nor address is refused."""
+        return self._breaker.answered
 
     @property
     def _address(self) -> str:
@@ -247,9 +254,9 @@ class HTTPLLM:
                 f"{self.name} refused the key (http {status}{said}; {found}); wanted one with access to model "
                 f"'{self.model}'. Put it into {self.api_key_env}, or name another variable with --api-key-env."
             )
-        if status == 404:
+        if status in (404, 405):
             raise ReaderError(
-                f"{self.name} does not exist (http 404{said}); wanted a server that knows model '{self.model}' at "
+                f"{self.name} does not exist (http {status}{said}); wanted a server that knows model '{self.model}' at "
                 f"{self._address}. Check the model name and the address."
             )
         if 300 <= status < 400:
@@ -353,10 +360,15 @@ class _Batch:
         self._finished = 0
         self._on_calls = on_calls
         self._stopping = asyncio.Event()
+        self._opened = asyncio.Event()
+        """Set as soon as the calls behind the first may be sent."""
 
     async def run(self) -> None:
+        if self._llm.knows_server:
+            self._opened.set()
         async with self._llm.client() as client:
-            workers = [asyncio.create_task(self._work(client)) for _ in range(min(self._llm.concurrency, self._total))]
+            count = min(self._llm.concurrency, self._total)
+            workers = [asyncio.create_task(self._work(client, first=not number)) for number in range(count)]
             try:
                 finished, running = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
                 self._stopping.set()
@@ -369,19 +381,30 @@ class _Batch:
         for worker in finished:
             worker.result()
 
-    async def _work(self, client: openai.AsyncOpenAI) -> None:
-        for index, request in self._todo:
-            spent: list[Reply] = []
-            try:
-                call = await self._llm.call(client, index, request, self._stopping, spent)
-            except BaseException:  # an error that stops the run, or cancelled by one or by Ctrl-C
-                self._report_aborted(index, spent)
-                raise
-            if call is not None:
-                self._report(call)
-                self._llm.note_usefulness(request, call.result)
-            if self._stopping.is_set():
-                return
+    async def _work(self, client: openai.AsyncOpenAI, *, first: bool) -> None:
+        if not first:
+            await _pause(ALONE_SECONDS, self._opened)
+        try:
+            for index, request in self._todo:
+                if self._stopping.is_set():
+                    return
+                await self._call(client, index, request)
+                self._opened.set()
+        except BaseException:  # an error that stops the run, or cancelled by one or by Ctrl-C
+            self._stopping.set()  # before those that wait for the first call go on
+            self._opened.set()
+            raise
+
+    async def _call(self, client: openai.AsyncOpenAI, index: int, request: LLMRequest) -> None:
+        spent: list[Reply] = []
+        try:
+            call = await self._llm.call(client, index, request, self._stopping, spent)
+        except BaseException:
+            self._report_aborted(index, spent)
+            raise
+        if call is not None:
+            self._report(call)
+            self._llm.note_usefulness(request, call.result)
 
     def _report_aborted(self, index: int, spent: Sequence[Reply]) -> None:
         """What was sent may be billed, whatever became of it."""
@@ -423,11 +446,11 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
             raise
 
 
-async def _pause(seconds: float, stopping: asyncio.Event) -> None:
-    """Sleeps, unless the run stops in the meantime."""
+async def _pause(seconds: float, ended: asyncio.Event) -> None:
+    """Sleeps, unless the event comes in the meantime."""
     if seconds > 0:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stopping.wait(), seconds)
+            await asyncio.wait_for(ended.wait(), seconds)
 
 
 def _loop_is_running() -> bool:
