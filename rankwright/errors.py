@@ -4,8 +4,8 @@ Messages are one sentence with subject, value found, value wanted and next actio
 `Candidate list of query 'q17' is empty; retrieval returned 0 documents. Raise --depth or check the index path.`
 
 Each class carries the exit code that the command line ends with (docs/cli.md): 2 bad arguments, 3 missing prerequisite,
-4 missing resource, 5 invalid data, 6 provider or runtime failure, 7 partial success, 8 trained model worse than its
-reference, 9 a limit of the user's was reached.
+4 missing resource, 5 invalid data, 6 provider or runtime failure, 7 partial success, 8 a model worse than its
+reference or baseline, 9 a limit of the user's was reached.
 """
 
 from __future__ import annotations

@@ -144,6 +144,36 @@ def test_text_shows_scores_tests_and_signatures(data: Path, capsys: pytest.Captu
     assert text.splitlines()[-1].startswith("gold-first is BETTER than first-stage: nDCG@10 +0.500")
 
 
+def test_questions_of_a_saved_evaluation_are_ranked_as_they_were(
+    data: Path, flat: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With candidates, labels and names of set and first stage; not deeper than they are."""
+    saved = data.with_name("saved.json")
+    searched = ("--data", data, "--reader", "none", "--depth", 5)
+    before = evaluated(capsys, "first-stage", *searched, "--save", saved)
+    found = evaluated(capsys, "first-stage", flat, "--data", saved, "--format", "evaluation", "--reader", "none")
+    assert found["signature"] == before["signature"]
+    assert "|depth:5|" in found["signature"]
+    assert found["models"][flat] == found["models"]["first-stage"] == before["models"]["first-stage"]
+
+
+@pytest.mark.parametrize("flag", ["--corpus", "--qrels", "--topics", "--expand-with", "--expand-model"])
+def test_what_a_saved_evaluation_has_is_not_given_again(
+    flag: str, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["eval", "first-stage", "--data", "saved.json", "--format", "evaluation", flag, "given"]) == 2
+    assert f"{flag} was given with --format evaluation" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_template_of_the_run_is_for_torch(uneven: str, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = data.with_name("config.json")
+    config.write_text(json.dumps({"model": {"name": uneven, "template": "{text}"}}), "utf-8")
+    command = ["eval", uneven, "--data", str(data), *GIVEN, "--config", str(config)]
+    assert run([*command, "--backend", "packed"]) == 2
+    assert "has template '{text}' in --config" in " ".join(capsys.readouterr().err.split())
+    assert run(command) == 0
+
+
 def test_report_and_saved_file_are_written(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page, saved = data.parent / "out" / "page.html", data.parent / "out" / "saved.json"
     evaluated(capsys, "first-stage", "gold-first", "--data", data, *GIVEN, "--report", page, "--save", saved)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 import json
 import math
 import re
+import shlex
+import shutil
 import statistics
 import sys
 from collections import Counter
@@ -36,7 +39,7 @@ from rankwright.rerankers import choice, load
 from rankwright.rewards import resolve_reward
 from rankwright.training import requests_of
 from rankwright.types import Answer, Context, Document, Example, Query, ReadFailed, ReadResult
-from tests.cli_kit import make_model, rows, write_rows
+from tests.cli_kit import key_reader, make_model, one_line, rows, write_rows
 from tests.tiny_causal import WORDS, save_causal
 from tests.training_kit import held_elsewhere
 
@@ -95,6 +98,76 @@ def test_a_run_with_a_damaged_weight_is_refused_until_its_model_is_made_again(
     assert run([*command, "--resume"]) in (0, 8)
     assert weights.read_bytes() == whole
     assert [run(verb) for verb in OPENED] == [0] * len(OPENED)
+
+
+def pasted(page: Path) -> list[list[str]]:
+    """The commands of a report, as a shell takes them."""
+    section = page.read_text("utf-8").partition('id="reproduce"')[2]
+    return [shlex.split(html.unescape(text)) for text in re.findall(r"<pre>(.*?)</pre>", section, re.DOTALL)]
+
+
+def check_same_comparison(comparison: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The command gives every figure of runs/a, intervals, tests and signatures among them."""
+    capsys.readouterr()
+    assert run([*comparison, "--output", "json"]) in (0, 8)
+    found = one_line(capsys.readouterr().out)
+    del found["signatures"]
+    stored = json.dumps(Evaluation.load("runs/a/evaluation.json").to_json())
+    assert found == json.loads(stored.replace('"reference"', '"tiny"').replace('"trained"', '"runs/a/model"'))
+
+
+OUTCOME = ("reference", "trained", "delta", "ci_low", "p_value", "n", "steps", "best_step", "dev_best", "signature")
+
+
+def test_the_commands_of_a_report_train_and_compare_again(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run's own length and template are the reference's, too; the test questions are drawn by its seed."""
+    own = ["--seed", "3", "--set", "model.max_length=13", "--template", "{title} {title} is {text}"]
+    monkeypatch.setattr("sys.argv", ["rankwright", *command, *own, "--learning-rate", "0.1"])
+    assert run() in (0, 8)
+    begun, training, comparison = pasted(Path("runs/a/report.html"))
+    assert begun == sys.argv
+    check_same_comparison(comparison[1:], capsys)
+    assert training[-2:] == ["--name", "a-again"]
+    assert run(training[1:]) in (0, 8)
+    first, again = (json.loads(Path(f"runs/{name}/result.json").read_text()) for name in ("a", "a-again"))
+    assert [first[name] for name in OUTCOME] == [again[name] for name in OUTCOME]
+    assert run(["report", "runs/a", "--out", "elsewhere.html"]) == 0
+    assert pasted(Path("elsewhere.html")) == [begun, training, comparison]
+
+
+def test_with_corpus_endpoint_and_query_expansion_the_commands_of_a_report_work_too(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    passages = [passage for row in rows() for passage in row["candidates"]]
+    write_rows(Path("corpus.jsonl"), passages)
+    write_rows(Path("q.jsonl"), [{name: row[name] for name in ("query_id", "question", "answers")} for row in rows()])
+    with key_reader() as address:
+        reads = ["--reader", address, "--reader-model", "stub", "--expand-with", "reader"]
+        searched = ["--set", "data.retriever=bm25", "--corpus", "corpus.jsonl", "--eval-depth", "5", "--top-k", "2"]
+        assert run([*command, "--method", "rrpo", *reads, *searched]) in (0, 8)
+        _, training, comparison = pasted(Path("runs/a/report.html"))
+        check_same_comparison(comparison[1:], capsys)
+        assert run(training[1:]) in (0, 8)
+    first, again = (json.loads(Path(f"runs/{name}/result.json").read_text()) for name in ("a", "a-again"))
+    assert [first[name] for name in OUTCOME] == [again[name] for name in OUTCOME]
+    assert again["reader_calls"] == 1  # the first one, whether the endpoint answers: the cache has all others
+
+
+def test_a_finished_run_needs_its_checkpoints_for_a_resume_alone(command: list[str]) -> None:
+    """As docs/costs.md says of what may be deleted."""
+    assert run(command) in (0, 8)
+    before = json.loads(Path("runs/a/result.json").read_text())
+    for checkpoint in Path("runs/a").glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    assert [run(verb) for verb in OPENED] == [0] * len(OPENED)
+    assert run(["eval", "tiny", "runs/a", "--data", "runs/a", "--format", "evaluation", "--reader", "none"]) == 0
+    assert run(["compare", "runs/a", "runs/a", "--before-model", "reference"]) in (0, 8)
+    assert run([*command, "--resume"]) in (0, 8)
+    again = json.loads(Path("runs/a/result.json").read_text())
+    assert [again[name] for name in OUTCOME] == [before[name] for name in OUTCOME]
+    assert list(Path("runs/a").glob("checkpoint-*"))  # it was trained anew
 
 
 def test_without_a_checkpoint_a_resume_compares_settings_too(

@@ -3,9 +3,11 @@ thousand weights in the ranking language."""
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +113,12 @@ def check_records(result: dict[str, Any], capsys: pytest.CaptureFixture[str]) ->
     assert run(["report", "runs/a", "--out", "again.html"]) == 0
     assert run(["compare", "runs/a", "runs/a", "--before-model", "reference", "--output", "json"]) in (0, 8)
     assert one_line(capsys.readouterr().out)["delta"] == pytest.approx(result["delta"])
+    section = Path("again.html").read_text("utf-8").partition('id="reproduce"')[2]
+    *_, comparison = (shlex.split(html.unescape(text)) for text in re.findall(r"<pre>(.*?)</pre>", section, re.DOTALL))
+    assert run([*comparison[1:], "--output", "json"]) in (0, 8)
+    found = one_line(capsys.readouterr().out)["models"]
+    assert found["runs/a/model"]["nDCG@10"] == pytest.approx(result["trained"])
+    assert found["start"]["nDCG@10"] == pytest.approx(result["reference"])
 
 
 def test_a_run_that_another_process_makes_is_refused_before_anything_is_read(

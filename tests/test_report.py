@@ -14,6 +14,7 @@ import pytest
 from rankwright.errors import ConfigurationError, StorageError
 from rankwright.evaluation import Evaluation, FirstStage, evaluate
 from rankwright.reporting import write_report
+from rankwright.reporting.again import commands
 from rankwright.reporting.charts import curves, ticks
 from rankwright.reporting.markup import escape, join, quoted, shortened, signed, tag
 from tests.report_kit import (
@@ -156,6 +157,46 @@ def test_secrets_are_left_out(tmp_path: Path) -> None:
     assert "hush" not in html
     assert "64" in html
     assert "https://host/v1" in html
+
+
+@pytest.mark.parametrize(
+    ("environment", "begun", "again"),
+    [
+        (
+            {"command": "rankwright train --name a --data q.jsonl", "processes": 2},
+            "torchrun --nproc-per-node 2 -m rankwright.cli train --name a --data q.jsonl",
+            "torchrun --nproc-per-node 2 -m rankwright.cli train --config runs/a/config.json --name a-again",
+        ),
+        (
+            {"command": "rankwright demo --shuffle-answers --resume", "processes": 1},
+            "rankwright demo --shuffle-answers --resume",
+            "rankwright demo --shuffle-answers --config runs/a/config.json --name a-again",
+        ),
+        (
+            {"command": "rankwright.train('a', ...)"},
+            "rankwright.train('a', ...)",
+            "rankwright train --config runs/a/config.json --name a-again",
+        ),
+    ],
+)
+def test_a_run_is_made_again_as_it_was_started(environment: dict[str, Any], begun: str, again: str) -> None:
+    config = {"model": {"name": "tiny", "device": "cuda"}, "max_failed_reads": 0.2}
+    run = {"config": config, "environment": environment, "folder": "runs/a"}
+    evaluation = make_evaluation()
+    (said, first), (_, second), (_, third) = commands(evaluation, run)
+    assert (first, second) == (begun, again)
+    assert ("in 2 processes" in said) == ("torchrun" in begun)
+    assert third.endswith("--max-failed-reads 0.2 --device cuda")
+
+
+def test_a_comparison_is_made_again_by_its_own_command_or_by_one_with_gaps() -> None:
+    evaluation = make_evaluation()
+    assert [c for _, c in commands(evaluation, {"environment": {"command": "rankwright eval a b"}})] == [
+        "rankwright eval a b"
+    ]
+    ((_, general),) = commands(evaluation, {})
+    assert "--data FILE" in general
+    assert "--reader READER" in general
 
 
 def test_values_that_are_no_numbers_leave_gaps_in_curves_not_errors() -> None:

@@ -2,7 +2,7 @@
 
 Standard output carries results only, everything else goes to standard error. Exit codes: 0 done (better, or no
 difference shown), 2 wrong arguments, 3 something to install, 4 something not found, 5 bad data or model, 6 reader or
-runtime failed, 7 done in part, 8 the trained model is worse than its reference, 9 stopped before a limit that was set
+runtime failed, 7 done in part, 8 a model is worse than its reference or baseline, 9 stopped before a limit that was set
 (`--max-reader-calls`, `--max-cost`, `--max-hours`), 130 interrupted.
 """
 

@@ -233,7 +233,13 @@ def checked_device(name: str) -> str:
     return name
 
 
-def build_reranker(name: str, device: str = "cpu", backend: str = "torch", windows: Windows | None = None) -> Reranker:
+def build_reranker(
+    name: str,
+    device: str = "cpu",
+    backend: str = "torch",
+    windows: Windows | None = None,
+    max_length: int | None = None,
+) -> Reranker:
     """`first-stage`, `reference`, a hub name, or a folder: of a model, of an export, or of a run that holds one. Of
     what is cut `tell_of_cut` tells in the end."""
     if name == FirstStage.name:
@@ -245,7 +251,7 @@ def build_reranker(name: str, device: str = "cpu", backend: str = "torch", windo
     if not is_export(name):  # which needs neither torch nor transformers
         quiet_bars()
         checked_device(device)
-    scorer = load(name, backend, device=device, windows=windows)
+    scorer = load(name, backend, device=device, windows=windows, max_length=max_length)
     scorer.warns_of_cut = False
     return scorer
 

@@ -10,7 +10,7 @@ from rankwright.cli.build import Splits
 from rankwright.cli.common import score_text
 from rankwright.cli.settings import RunSettings
 from rankwright.evaluation import Evaluation, FirstStage
-from rankwright.reporting import unchanged, without_secrets
+from rankwright.reporting import unchanged
 
 USE = """## Use
 
@@ -114,7 +114,7 @@ def tuned_card(
         evaluation: start and tuned model on the test questions; None where they were not compared.
         result: the content of result.json.
         outcome: the last word of the run.
-        command: how to repeat the run.
+        command: how to repeat the run, without secrets.
         kind: of the prompt.
     """
     data, window = Path(settings.data.train).name or splits.name, settings.generating.window
@@ -137,7 +137,7 @@ def tuned_card(
         "the weights after the last step.\n",
         f"Learning rate {loop.learning_rate:g}, {loop.batch_size * loop.accumulation} questions a step, LoRA rank "
         f"{settings.model.lora_rank} (0: all weights), seed {settings.seed}.\n",
-        f"```\n{without_secrets(command)}\n```\n",
+        f"```\n{command}\n```\n",
         "## Before and after\n",
         *compared,
         f"{outcome}\n",

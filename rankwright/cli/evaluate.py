@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 from rich.table import Table
@@ -46,10 +46,12 @@ from rankwright.cli.settings import (
     NO_EXPANSION,
     DataSettings,
     ExpansionSettings,
+    ModelSettings,
     ReaderSettings,
     check_expansion,
     load_expansion_settings,
     load_reader_settings,
+    load_start,
 )
 from rankwright.errors import ConfigurationError
 from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, PairedTest, evaluate, verdict
@@ -81,6 +83,12 @@ Reader and query expansion of a training run, with all their settings, on other 
     rankwright eval reference runs/first --data other.jsonl \
       --config runs/first/config.json
 
+The comparison at the end of a run, made again:
+
+    rankwright eval first-stage reference runs/first/model \
+      --data runs/first --format evaluation \
+      --config runs/first/config.json --baseline reference
+
 Did GRPO help? A trained language model against the one it began as, both with the prompt of the training, by relevance
 labels; calls, sequential depth and unreadable answers are told beside the scores:
 
@@ -96,6 +104,10 @@ An LLM reads; its answers and their price are kept in the cache:
 """
 
 
+SAVED_FORMAT = "evaluation"
+"""--format of questions whose candidates an earlier evaluation has kept."""
+
+
 def register(app: typer.Typer) -> None:
     """Adds the verb."""
     app.command("eval", epilog=EXAMPLES)(compare)
@@ -109,7 +121,11 @@ def compare(
         "Language models are given by --llm.",
     ),
     data: Path = typer.Option(..., "--data", help="Questions: file or folder in one of the formats."),
-    format: str = typer.Option("jsonl", "--format", help=FORMAT_HELP),
+    format: str = typer.Option(
+        "jsonl",
+        "--format",
+        help=f"{FORMAT_HELP} Or {SAVED_FORMAT}: questions and candidates of a run folder, or of a file of --save.",
+    ),
     qrels: Path | None = typer.Option(None, help="Relevance labels (TREC or BEIR); they choose the questions."),
     topics: Path | None = typer.Option(None, help="Questions of a TREC run; else topics* or queries* beside it."),
     corpus: Path | None = typer.Option(None, help="Passages to retrieve from; without it, those of the data file."),
@@ -158,7 +174,7 @@ def compare(
     config: Path | None = typer.Option(
         None,
         help="YAML file, or config.json of a run, whose settings of reader and query expansion are taken: those of "
-        "that training.",
+        "that training. The model that it started from is opened as there (model.max_length, model.template).",
     ),
     set_: list[str] = typer.Option(
         [],
@@ -169,8 +185,8 @@ def compare(
     on_bad_row: BadRow = typer.Option(BadRow.error, help="Stop at a bad row, or leave it out and count it."),
     baseline: str | None = typer.Option(
         None,
-        help="The MODEL that all others are tested against, else all pairs are. Exit code 8 if one is worse than it, "
-        "or, where none is named, than reference.",
+        help="The MODEL that all others are tested against, else all pairs are. Exit code 8 if a model is worse than "
+        "it, or, where none is named, than reference; first-stage and gold-first may be.",
     ),
     gold_first: bool = typer.Option(False, "--gold-first", help="Add a row with labelled passages put first."),
     max_failed_reads: float = typer.Option(
@@ -190,6 +206,16 @@ def compare(
     """Compare models on the same questions and candidates: scores with intervals, paired tests, a signature."""
     from rankwright.reporting import write_report
 
+    if format == SAVED_FORMAT:
+        _refuse_search(
+            {
+                "--corpus": corpus,
+                "--qrels": qrels,
+                "--topics": topics,
+                "--expand-with": expand_with,
+                "--expand-model": expand_model,
+            }
+        )
     data_settings = DataSettings(
         format=format,
         corpus=str(corpus or ""),
@@ -219,7 +245,8 @@ def compare(
         data,
         data_settings,
         load_reader_settings(config, of_reader, flags),
-        load_expansion_settings(config, of_reader, flags),
+        NO_EXPANSION if format == SAVED_FORMAT else load_expansion_settings(config, of_reader, flags),
+        start=load_start(config),
         llms=_language_models(llm, llm_model, asked, of_llm, cache),
         top_k=top_k,
         baseline=baseline,
@@ -252,6 +279,7 @@ def run_evaluation(
     reader_settings: ReaderSettings,
     expansion: ExpansionSettings = NO_EXPANSION,
     *,
+    start: ModelSettings | None = None,
     llms: Mapping[str, LLMSettings] | None = None,
     top_k: int = 3,
     baseline: str | None = None,
@@ -261,10 +289,10 @@ def run_evaluation(
     windows: WindowsName | None = None,
     max_failed_reads: float = MAX_FAILED_READS,
 ) -> Evaluation:
-    """The models, by name, on the questions of one file; `data_settings.depth` candidates each. `llms` are language
-    models that rank, by name; `backend` and `windows` are of the others."""
-    from rankwright.cli.build import against_cuts, checked_device, command_run, load_one, tell_of_cut
-    from rankwright.cli.expansion import with_first_stage
+    """The models, by name, on the questions of one file; `data_settings.depth` candidates each. `start` says how the
+    model of that name is opened; `llms` are language models that rank, by name; `backend` and `windows` are of the
+    others."""
+    from rankwright.cli.build import against_cuts, checked_device, command_run, tell_of_cut
     from rankwright.cli.llm import CountingReranker, told
 
     llms = llms or {}
@@ -278,16 +306,13 @@ def run_evaluation(
     check_expansion(expansion, reader_settings.reader, data_settings.retriever)
     checked_device(device)
     _check_models(names, llms)
-    dataset = load_one(str(data), data_settings, need_answers=reader_settings.reader != "none")
     run = command_run("eval")
-    examples, first_stage = with_first_stage(
-        dataset.examples, dataset.corpus, data_settings, expansion, reader_settings, run, device
-    )
+    asked = _questions(data, data_settings, expansion, reader_settings, run, device)
     with contextlib.ExitStack() as stack:
         rankers = {
             name: stack.enter_context(_language_model(llms[name], device, max_failed_reads))
             if name in llms
-            else _ranker(name, examples, device, backend, windows)
+            else _ranker(name, asked.examples, device, backend, windows, start or ModelSettings())
             for name in names
         }
         opened = stack.enter_context(_opened_reader(reader_settings, run, device))
@@ -297,15 +322,15 @@ def run_evaluation(
             ranker.on_progress = progress
         evaluation = evaluate(
             rankers,
-            examples,
+            asked.examples,
             reader=opened,
             top_k=top_k,
-            depth=data_settings.depth,
+            depth=asked.depth,
             baseline=baseline,
             seed=seed,
-            set_name=dataset.name,
-            retriever=first_stage,
-            skipped=dataset.skipped,
+            set_name=asked.set_name,
+            retriever=asked.retriever,
+            skipped=asked.skipped,
             max_failed=max_failed_reads,
             progress=progress,
         )
@@ -313,6 +338,47 @@ def run_evaluation(
         tell_of_cut(ranker, against_cuts(ranker))
     taken = {name: {"reranker": ranker.name, **told(ranker.total)} for name, ranker in counted.items()}
     return replace(evaluation, taken=taken, computed=_computed(rankers))
+
+
+class _Questions(NamedTuple):
+    """What is ranked, and what a signature says of it."""
+
+    examples: Sequence[Example]
+    set_name: str
+    retriever: str
+    skipped: int
+    depth: int
+
+
+def _questions(
+    data: Path,
+    settings: DataSettings,
+    expansion: ExpansionSettings,
+    reader: ReaderSettings,
+    run: str,
+    device: str,
+) -> _Questions:
+    """Questions with candidates: of a data file, or those that an earlier evaluation had."""
+    from rankwright.cli.build import load_one
+    from rankwright.cli.expansion import with_first_stage
+    from rankwright.cli.manage import stored_evaluation
+
+    if settings.format == SAVED_FORMAT:
+        stored = stored_evaluation(data)
+        of = stored.settings
+        return _Questions(stored.examples, of.set_name, of.retriever, of.skipped, min(settings.depth, of.depth))
+    dataset = load_one(str(data), settings, need_answers=reader.reader != "none")
+    examples, first_stage = with_first_stage(dataset.examples, dataset.corpus, settings, expansion, reader, run, device)
+    return _Questions(examples, dataset.name, first_stage, dataset.skipped, settings.depth)
+
+
+def _refuse_search(given: Mapping[str, object]) -> None:
+    """Candidates and labels that are known are not sought."""
+    if named := [flag for flag, value in given.items() if value is not None]:
+        raise ConfigurationError(
+            f"{named[0]} was given with --format {SAVED_FORMAT}, which has its candidates and labels; wanted one of "
+            "both. Leave it out, or name the file that the questions came from."
+        )
 
 
 _OF_READER = ("reader.", "expansion.")
@@ -400,10 +466,29 @@ def _computed(rankers: Mapping[str, Reranker]) -> dict[str, str]:
     return {name: ranker.name for name, ranker in rankers.items() if isinstance(ranker, Scorer) and "|" in ranker.name}
 
 
-def _ranker(name: str, examples: Sequence[Example], device: str, backend: str, windows: WindowsName | None) -> Reranker:
+def _ranker(
+    name: str,
+    examples: Sequence[Example],
+    device: str,
+    backend: str,
+    windows: WindowsName | None,
+    start: ModelSettings,
+) -> Reranker:
     from rankwright.cli.build import build_reranker
 
-    return GoldFirst(examples) if name == GoldFirst.name else build_reranker(name, device, backend, windows)
+    if name == GoldFirst.name:
+        return GoldFirst(examples)
+    if name != start.name:
+        return build_reranker(name, device, backend, windows)
+    ranker: Any = build_reranker(name, device, backend, windows, start.max_length or None)
+    if start.template and ranker.template != start.template:
+        if backend != "torch" or windows:
+            raise ConfigurationError(
+                f"Model {name} has template {start.template!r} in --config, which --backend {backend} and --windows "
+                "do not take; wanted that of the model's folder. Leave them out."
+            )
+        ranker.template = start.template
+    return ranker
 
 
 @contextlib.contextmanager

@@ -126,7 +126,7 @@ def written_report(source: Path, out: Path | None) -> Path:
         out or source / "report.html",
         evaluation,
         title=f"Run {source.resolve().name}",
-        run={name: values for name, values in run.items() if values},
+        run={"folder": str(source), **{name: values for name, values in run.items() if values}},
         metrics=_metrics(source / "metrics.jsonl"),
     )
 

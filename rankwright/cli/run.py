@@ -340,7 +340,8 @@ def write_results(folder: Path, name: str, evaluation: Evaluation | None, card: 
     replace_text(folder / "result.json", json.dumps(run["result"], indent=2) + "\n")
     if evaluation is not None:
         metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        write_report(folder / "report.html", evaluation, title=f"Run {name}", run=run, metrics=metrics)
+        told = {**run, "folder": str(folder)}
+        write_report(folder / "report.html", evaluation, title=f"Run {name}", run=told, metrics=metrics)
     write_manifest(folder, (*RECORDS, *model_files(folder)))
 
 

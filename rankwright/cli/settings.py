@@ -397,6 +397,7 @@ class RunSettings:
 
 
 _RUN = TypeAdapter(RunSettings)
+_MODEL = TypeAdapter(ModelSettings)
 _PARTS: Mapping[str, TypeAdapter[Any]] = {
     "reader": TypeAdapter(ReaderSettings),
     "expansion": TypeAdapter(ExpansionSettings),
@@ -457,6 +458,12 @@ def load_expansion_settings(
 ) -> ExpansionSettings:
     """The expansion's part alone, as load_reader_settings."""
     return _load_part("expansion", config, assignments, flags)
+
+
+def load_start(config: Path | None) -> ModelSettings:
+    """How a training run opens the model that it starts from; without a file as every model is opened."""
+    stored = _read_yaml(config) if config else {}
+    return validated(_MODEL, stored.get("model") or {}, "model.")
 
 
 def _load_part(name: str, config: Path | None, assignments: Sequence[str], flags: Mapping[str, Any]) -> Any:

@@ -119,7 +119,9 @@ def demo(
         False, help="Control: train with every question's answers exchanged for another's; nothing may be gained."
     ),
     cache: Cache = None,
-    config: Path | None = typer.Option(None, help="YAML file with settings that replace the demo's."),
+    config: Path | None = typer.Option(
+        None, help="YAML file, or config.json of a demo, with settings that replace the demo's."
+    ),
     set_: list[str] = typer.Option([], "--set", help="NAME=VALUE, for example --set rrpo.samples=8; may be repeated."),
     name: str = typer.Option(DEMO_NAME, help="Run folder below runs/; an earlier one is replaced."),
     resume: bool = typer.Option(False, help="Go on with a demo that was broken off; do not replace it."),
@@ -156,7 +158,7 @@ def run_demo(
     checked_device(settings.model.device)
     splits = demo_splits(settings, shuffle_answers=shuffle_answers)
     say("Demo: a knowledge base about the invented Sundrel Isles; no relevance label is used in training.")
-    command = command or "rankwright demo"
+    command = command or f"rankwright demo{' --shuffle-answers' * shuffle_answers}"
     return run_training(settings, name, splits=splits, resume=resume, overwrite=not resume, command=command)
 
 
@@ -282,7 +284,9 @@ def train(
     on_bad_row: BadRow | None = typer.Option(
         None, help="error stops at a bad row, skip leaves it out and counts it. Default error."
     ),
-    config: Path | None = typer.Option(None, help="YAML file with settings (docs/settings.md)."),
+    config: Path | None = typer.Option(
+        None, help="YAML file with settings (docs/settings.md), or config.json of a run."
+    ),
     set_: list[str] = typer.Option([], "--set", help="NAME=VALUE for any setting, for example --set rrpo.beta=0.05."),
     resume: bool = typer.Option(False, help="Go on with the run of this name from its last complete checkpoint."),
     overwrite: bool = typer.Option(False, help="Replace an earlier run of this name."),

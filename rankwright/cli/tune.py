@@ -62,6 +62,7 @@ from rankwright.llms.endpoint import check_model_place
 from rankwright.llms.folders import fetched
 from rankwright.metrics.ranking import has_relevant, ranking_metrics
 from rankwright.prompts.ranking import RankingPrompt, load_ranking_prompt
+from rankwright.reporting.again import begun_with
 from rankwright.rerankers.generating import default_sampling
 from rankwright.rewards.pools import ERank
 from rankwright.types import Completion, Example, Ranking, Reader, Scores
@@ -131,7 +132,7 @@ def _run_alone(
     result["expansion"] = processes.from_first(lambda: _expansion(settings, splits, run_id))
     if not processes.rank():
         environment, kind = environment_record(command, name), work.prompt.kind
-        card = tuned_card(settings, splits, evaluation, result, outcome_line(result), environment["command"], kind)
+        card = tuned_card(settings, splits, evaluation, result, outcome_line(result), begun_with(environment), kind)
         record = {"config": settings_tree(settings), "environment": environment, "result": result}
         with writing(folder):
             write_results(folder, name, evaluation, card, record)

@@ -7,8 +7,6 @@ policy (CSP) allows its one style sheet and its one script by hash.
 from __future__ import annotations
 
 import json
-import re
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from rankwright.evaluation import (
 )
 from rankwright.llms.endpoint import SECRET_NAME
 from rankwright.metrics.answer import contains_answer
+from rankwright.reporting.again import commands, without_secrets
 from rankwright.reporting.charts import curves, interval, share_bar
 from rankwright.reporting.markup import Html, join, quoted, shortened, signed, tag, tone
 from rankwright.reporting.parts import VERDICT_RULE, p_phrase, p_text, table, whole_page
@@ -36,9 +35,6 @@ _READ_CHARACTERS = 700
 """Longest piece of a passage that the reader saw; below the cut a line of `_UNREAD_CHARACTERS` has to do."""
 _UNREAD_CHARACTERS = 110
 _PLACES_SHOWN = 10
-
-_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
-_SECRET_FLAG = re.compile(r"(--[\w-]*(?:key|token|secret|password)[\"',=\s]+)[^\s\"',]+", re.IGNORECASE)
 
 
 def write_report(
@@ -58,8 +54,9 @@ def write_report(
         path: The file; missing folders are made.
         title: Heading of the page.
         run: `config`, `environment` and `result`, each a mapping, as the run folder holds them; all optional. The
-            `alarms` of the result become a section of their own. A
-            `command` in the environment, as text or list, is shown as the way to repeat the run. Secrets are left out.
+            `alarms` of the result become a section of their own. A `command` in the environment, as text or list, is
+            shown as what began the run, with its number of `processes`. Given a `config` and a `folder`, which is where
+            the run lies, commands that train and compare again are shown, too. Secrets are left out.
         metrics: The lines of metrics.jsonl, each with a `step`. Curves are drawn for reward, dev scores (`eval_F1`,
             `dev/nDCG@10`, ...), kl, entropy, score_spread and loss, as far as there are any.
         questions: How many of the questions won, and of those lost, are shown.
@@ -467,27 +464,10 @@ def _flat(values: Record, prefix: str = "") -> Iterable[tuple[str, str]]:
             yield name, without_secrets(value if isinstance(value, str) else json.dumps(value, default=str))
 
 
-def without_secrets(text: str) -> str:
-    """A command or setting as others may read it."""
-    return _SECRET_FLAG.sub(r"\1(not-shown)", _USERINFO.sub("", text))
-
-
 def _reproduce(evaluation: Evaluation, run: Record) -> Html:
-    settings = evaluation.settings
     parts = []
-    command = (run.get("environment") or {}).get("command")
-    if command:
-        parts.append(tag("p", "The run behind this page was started with:"))
-        parts.append(tag("pre", without_secrets(command if isinstance(command, str) else shlex.join(command))))
-    models = shlex.join(evaluation.models)
-    retriever = "given" if settings.retriever == "given" else "bm25"
-    reader = "none" if settings.reader == "none" else "READER"
-    again = (
-        f"rankwright eval {models} --data FILE --retriever {retriever} --depth {settings.depth} "
-        f"--top-k {settings.top_k} --reader {reader} --seed {settings.seed}"
-    )
-    parts.append(tag("p", "Compare the models again, with your data file and reader in place of the capitals:"))
-    parts.append(tag("pre", again))
-    note = f"Use rankwright {settings.version}; the same seed draws the same resamples and sign flips."
+    for sentence, command in commands(evaluation, run):
+        parts += [tag("p", sentence), tag("pre", command)]
+    note = f"Use rankwright {evaluation.settings.version}; the same seed draws the same resamples and sign flips."
     parts.append(tag("p", note, class_="soft"))
     return join(parts)
