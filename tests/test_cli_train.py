@@ -289,7 +289,7 @@ def test_failed_reads_of_training_are_counted_over_all_sessions(
     whole = settings_from({"data": {"train": "q.jsonl", "retriever": "given", "dev_share": 0.25, "test_share": 0.25}})
     asked = load_splits(whole).train[0].query.text
     monkeypatch.setattr("rankwright.cli.run.build_reader", lambda *_: Deaf(math.inf))
-    learning = [*command, "--method", "rrpo", "--reader", "embedded"]
+    learning = [*command, "--method", "rrpo", "--reader", "embedded", "--set", "rrpo.max_failed_reads=0.9"]
     assert run(learning) in (0, 8)
     result = json.loads(Path("runs/a/result.json").read_text("utf-8"))
     logged = [json.loads(line) for line in Path("runs/a/metrics.jsonl").read_text("utf-8").splitlines()]
@@ -366,7 +366,7 @@ def test_the_demo_ends_with_the_next_step_unless_the_model_is_worse(
     documents = (Document("a", "Nothing."), Document("b", "It is here."))
     evaluation = evaluate({"first-stage": FirstStage()}, [Example(Query("q", "Where?"), documents, (), {"b": 1})])
     numbers = dict.fromkeys(("reference", "trained", "delta", "ci_low", "ci_high", "p_value", "seconds"), 0.5)
-    counts = {"n": 1, "reader_calls": 1, "cache_hits": 0, "skipped": 0, "n_failed": {}}
+    counts = {"n": 1, "reader_calls": 1, "cache_hits": 0, "skipped": 0, "failed_reads": 0, "n_failed": {}}
     counts |= {"dev_best": 0.5, "best_step": 0 if verdict == "not shown" else 7}
     alarm = {"name": "drift", "step": 7, "seen": "x", "wanted": "y", "cause": "z", "knob": "t"}
     result = {"verdict": verdict, "metric": "F1", "signature": "F1|set:x", "alarms": [alarm], **numbers, **counts}
