@@ -6,6 +6,7 @@ With one process every function here is what it would be without this module.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
@@ -54,8 +55,16 @@ def meet(device: str) -> None:
 
         with _telling_of_the_wait():
             PartialState(cpu=device == "cpu", timeout=PATIENCE)
+        atexit.register(_part)
     elif "MASTER_ADDR" not in os.environ:
         os.environ.pop("LOCAL_RANK", None)  # accelerate would look for others, of whom nothing tells
+
+
+def _part() -> None:
+    """Ends the threads between the processes, of which one that still runs at the end of Python aborts the process,
+    whatever it came to."""
+    if _have_met():
+        _distributed().destroy_process_group()
 
 
 @contextmanager

@@ -52,7 +52,7 @@ MUTANTS = [
     ),
     Mutant("C7", GATE, "rankwright/training.py", "self.algorithm.restore(state[", "dict(state["),
     Mutant(
-        "C7", GATE, "rankwright/llms/http.py", "range(min(self._llm.concurrency, self._total))", "range(self._total)"
+        "C7", GATE, "rankwright/llms/http.py", "count = min(self._llm.concurrency, self._total)", "count = self._total"
     ),
 ]
 
