@@ -29,7 +29,7 @@ from rankwright.evaluation import FirstStage, Progress, Score, check_examples, d
 from rankwright.metrics.answer import CLOSED_ANSWERS, contains_answer, normalise
 from rankwright.metrics.significance import bootstrap_interval
 from rankwright.reading import MAX_FAILED_READS, check_failed_reads, check_missing_rewards, read_prefixes
-from rankwright.types import Example, Ranking, Reader, Reranker, Reward
+from rankwright.types import Context, Example, Ranking, Reader, ReadResult, Reranker, Reward
 
 Order = tuple[int, ...]
 """Candidate positions in reading order; empty for a reading without documents."""
@@ -268,8 +268,8 @@ def diagnose(
     if announce is not None:
         announce(len(chosen), bound)
     told = progress or tell_nobody
-    reads = _Reads(reader, reward, bound, max_failed)
-    reads.ask([(chosen[0], _NO_DOCUMENTS)])  # before the ranking, which may take long: a refused key is known at once
+    # Asked before the ranking, which may take long: a refused key is known at once.
+    reads = _Reads(_AskedBefore(reader, Context(chosen[0].query, ())), reward, bound, max_failed)
     rankings = rank_with(reference.name, reference, chosen, told)
     asked = [_Question(example, rankings[example.query.query_id], settings) for example in chosen]
     second = None if second_reader is None else _Reads(second_reader, reward, 2 * len(asked), max_failed)
@@ -429,6 +429,21 @@ def _with_answer(example: Example) -> list[int]:
     if not answers:
         return []
     return [i for i, document in enumerate(example.candidates) if contains_answer(document.text, answers)]
+
+
+class _AskedBefore:
+    """A reader that has been asked about one context, whose answer waits until it is asked about it."""
+
+    def __init__(self, reader: Reader, context: Context) -> None:
+        self.name = reader.name
+        self._reader, self._context = reader, context
+        (self._result,) = reader.answer([context])
+
+    def answer(self, contexts: Sequence[Context]) -> list[ReadResult]:
+        """One result per context, in order."""
+        others = [context for context in contexts if context != self._context]
+        results = iter(self._reader.answer(others) if others else [])
+        return [self._result if context == self._context else next(results) for context in contexts]
 
 
 class _Reads:

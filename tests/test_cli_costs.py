@@ -264,13 +264,12 @@ def test_a_run_under_a_limit_keeps_its_ledger(here: Path, capsys: pytest.Capture
         warned = re.search(r"Warning: .* has made (\d+) reader calls, but .* knows of 0", capsys.readouterr().err)
         result = json.loads(Path("runs/a/result.json").read_text("utf-8"))
         assert warned
-        assert int(warned[1]) + 6 <= result["reader_calls"] <= len(server.prompts)  # a step at least, and dev
-        assert result["unpriced_calls"] == result["reader_calls"]
+        assert result["reader_calls"] == int(warned[1]) + len(server.prompts) - made
+        assert (result["price"], result["unpriced_calls"]) == (None, result["reader_calls"])
         assert run(command(address, "--resume", "--cache", "other.sqlite")) in (0, 8)
         again = json.loads(Path("runs/a/result.json").read_text("utf-8"))
         assert again["reader_calls"] == result["reader_calls"]
-        assert run(command(address, "--max-reader-calls", "90", "--resume", "--cache", "other.sqlite")) == 2
-        assert re.search(r"has made \d+ reader calls, but .* knows of [1-9]\d*; wanted", capsys.readouterr().err)
+        assert run(command(address, "--max-reader-calls", "90", "--resume", "--cache", "other.sqlite")) in (0, 8)
 
 
 def test_an_unknown_limit_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -147,13 +147,13 @@ def test_text_shows_scores_tests_and_signatures(data: Path, capsys: pytest.Captu
 def test_questions_of_a_saved_evaluation_are_ranked_as_they_were(
     data: Path, flat: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With candidates, labels and names of set and first stage; not deeper than they are."""
+    """With candidates, labels and names of set and first stage; as deep as they were."""
     saved = data.with_name("saved.json")
-    searched = ("--data", data, "--reader", "none", "--depth", 5)
+    searched = ("--data", data, "--reader", "none", "--depth", 25)
     before = evaluated(capsys, "first-stage", *searched, "--save", saved)
     found = evaluated(capsys, "first-stage", flat, "--data", saved, "--format", "evaluation", "--reader", "none")
     assert found["signature"] == before["signature"]
-    assert "|depth:5|" in found["signature"]
+    assert "|depth:25|" in found["signature"]
     assert found["models"][flat] == found["models"]["first-stage"] == before["models"]["first-stage"]
 
 

@@ -16,7 +16,7 @@ from rankwright.cli.expansion import expansion_run, language_model
 from rankwright.cli.settings import ReaderSettings, RunSettings
 from rankwright.errors import ConfigurationError, LimitReachedError, ResumeError
 from rankwright.expansion import SAMPLING, passage_request
-from rankwright.llms.cache import ReadStore
+from rankwright.llms.cache import LedgerEntry, ReadStore
 from rankwright.llms.calls import Prices, input_tokens_at_most
 from rankwright.prompts import load_prompt
 from rankwright.types import Context, Example, Query, Reader
@@ -175,7 +175,8 @@ def stop_if(refusal: str | None, next_step: str) -> None:
 
 def check_ledger(settings: RunSettings, store: ReadStore, run_id: str, folder: Path) -> None:
     """Whether a run that goes on still has its ledger, as it has not in another cache, or in one that was damaged and
-    begun anew; warns where it has not, for what it has read is paid for again.
+    begun anew. Warns where it has not, for what it has read is paid for again, and enters the calls that are missing,
+    so that every sum and limit has them from then on.
 
     Raises:
         ResumeError: it made calls that the ledger does not have, and has a limit that they count toward.
@@ -197,6 +198,9 @@ def check_ledger(settings: RunSettings, store: ReadStore, run_id: str, folder: P
             "without --max-reader-calls and --max-cost."
         )
     say(
-        f"Warning: {found}. Name the cache that has all of them (--cache), or what it has read is read and paid for "
-        "again."
+        f"Warning: {found}. The others are entered there without what they cost: name the cache that has all of them "
+        "(--cache), or what they read is read and paid for again."
     )
+    price = None if settings.reader.is_endpoint else 0.0
+    missing = LedgerEntry(run_id, settings.reader.model or settings.reader.reader, "ok", price=price)
+    store.put_many({}, [missing] * (made - known))

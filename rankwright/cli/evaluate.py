@@ -132,7 +132,9 @@ def compare(
     retriever: RetrieverKind = typer.Option(
         RetrieverKind.bm25, help="bm25 over the corpus, or given: candidates in the order of the data."
     ),
-    depth: int = typer.Option(20, min=1, help="Candidates per question."),
+    depth: int | None = typer.Option(
+        None, min=1, help="Candidates per question. Default 20, or as many as the evaluation had."
+    ),
     top_k: int = typer.Option(3, min=1, help="Passages that the reader sees; the k of hit@k."),
     llm: list[str] = typer.Option(
         [],
@@ -222,7 +224,7 @@ def compare(
         qrels=str(qrels or ""),
         topics=str(topics or ""),
         retriever=retriever.value,
-        depth=depth,
+        depth=depth or _depth(data, format),
         on_bad_row=on_bad_row.value,
     )
     flags = {
@@ -297,6 +299,7 @@ def run_evaluation(
 
     llms = llms or {}
     _check_scoring(models, backend, windows)
+    _check_template(models, start or ModelSettings(), backend, windows)
     names = _checked_names([*models, *llms], baseline)
     if top_k > data_settings.depth:  # said before models are loaded
         raise ConfigurationError(
@@ -366,10 +369,18 @@ def _questions(
     if settings.format == SAVED_FORMAT:
         stored = stored_evaluation(data)
         of = stored.settings
-        return _Questions(stored.examples, of.set_name, of.retriever, of.skipped, min(settings.depth, of.depth))
+        depth = min(settings.depth, of.depth)  # it has no more
+        return _Questions(stored.examples, of.set_name, of.retriever, of.skipped, depth)
     dataset = load_one(str(data), settings, need_answers=reader.reader != "none")
     examples, first_stage = with_first_stage(dataset.examples, dataset.corpus, settings, expansion, reader, run, device)
     return _Questions(examples, dataset.name, first_stage, dataset.skipped, settings.depth)
+
+
+def _depth(data: Path, format: str) -> int:
+    """Candidates per question where none are asked for."""
+    from rankwright.cli.manage import stored_evaluation
+
+    return stored_evaluation(data).settings.depth if format == SAVED_FORMAT else DataSettings.eval_depth
 
 
 def _refuse_search(given: Mapping[str, object]) -> None:
@@ -448,6 +459,15 @@ def _check_scoring(models: Sequence[str], backend: str, windows: str | None) -> 
         )
 
 
+def _check_template(models: Sequence[str], start: ModelSettings, backend: str, windows: str | None) -> None:
+    """That nothing speaks against the template with which --config opens a model."""
+    if start.name in models and start.template and (backend != "torch" or windows):
+        raise ConfigurationError(
+            f"Model {start.name} has template {start.template!r} in --config, which --backend and --windows do not "
+            "take; wanted that of the model's folder. Leave them out."
+        )
+
+
 def _check_models(names: Sequence[str], llms: Mapping[str, LLMSettings]) -> None:
     """Whether they can be opened, as far as shows without loading one: query expansion is paid for before that."""
     from rankwright.cli.build import check_llm
@@ -481,12 +501,7 @@ def _ranker(
     if name != start.name:
         return build_reranker(name, device, backend, windows)
     ranker: Any = build_reranker(name, device, backend, windows, start.max_length or None)
-    if start.template and ranker.template != start.template:
-        if backend != "torch" or windows:
-            raise ConfigurationError(
-                f"Model {name} has template {start.template!r} in --config, which --backend {backend} and --windows "
-                "do not take; wanted that of the model's folder. Leave them out."
-            )
+    if start.template:
         ranker.template = start.template
     return ranker
 

@@ -10,7 +10,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -243,12 +243,11 @@ def _finished(run: _Run, trained: TrainResult) -> RunOutcome:
         write_manifest(folder, (*BEGUN_WITH, *model_files(folder)))
     evaluation, hits = _compare(settings, splits, run.reader, run.reference, run.policy, run.check_comparison)
     totals = run.store.ledger.totals(run.run_id)
-    lost = max(0, trained.reader_calls - totals.calls - totals.damaged)  # to a ledger that is not this session's
     tell_of_cut(run.policy, "Split long passages, or raise --set model.max_length as far as the model goes.")
     tell_of_reader_cut(run.reader)
     result = {
-        **_result(settings, evaluation, trained, totals.calls + lost, trained.cache_hits + hits),
-        **replace(totals, damaged=totals.damaged + lost).price_record,
+        **_result(settings, evaluation, trained, totals.calls, trained.cache_hits + hits),
+        **(totals.price_record if settings.reader.is_endpoint else FREE_RECORD),
         "expansion": expansion_record(splits, run.store, run.run_id),
         "pairs_cut": round(run.policy.share_cut, 4),
         "reader_tokens_cut": round(getattr(run.reader, "share_cut", 0.0), 4),
@@ -807,6 +806,8 @@ def verdict_line(result: Mapping[str, Any]) -> str:
     )
 
 
+FREE_RECORD = {"price": 0.0, "known_price": 0.0, "unpriced_calls": 0}
+"""The price of reads on this machine, whatever a ledger has that others write, too."""
 FEW = 30
 """Questions; below, one answer moves the mean by more than most gains are."""
 

@@ -356,7 +356,7 @@ def train(
             chosen = chosen.without("reward_options.")  # they are those of the recipe's own reward
         settings = load_settings(config, set_, flags, chosen.values() if chosen else None)
         check_reward(settings)
-        if dry_run and name and not resume:
+        if dry_run and name is not None and not resume:
             run_id_of(run_folder(name), resume, overwrite)  # refused as the run itself would be
     if dry_run and settings.writes:
         return _sourced_dry_run(settings, chosen, given, output)
