@@ -179,6 +179,7 @@ def test_without_a_checkpoint_a_resume_compares_settings_too(
     assert f"Setting loop.learning_rate is 0.1, but the run in {broken} began with 2e-05." in found
     assert (broken / "config.json").read_bytes() == before
     assert run([*command, "--resume", "--set", "reader.concurrency=2"]) == 0  # only how fast answers come
+    assert f"There is no checkpoint in {broken}: training begins anew." in capsys.readouterr().err
     result = json.loads((broken / "result.json").read_text())
     assert result["steps"] == 3
     stored = json.loads((broken / "config.json").read_text())

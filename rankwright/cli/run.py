@@ -19,7 +19,7 @@ import rankwright
 from rankwright import processes
 from rankwright.algorithms.generating import GRPO_MAY_CHANGE
 from rankwright.budget import Budget
-from rankwright.checkpoints import alone_in, check_same_settings, make_folder, write_manifest
+from rankwright.checkpoints import alone_in, check_same_settings, make_folder, sorted_checkpoints, write_manifest
 from rankwright.cli.build import (
     Splits,
     build_reader,
@@ -191,6 +191,8 @@ def _prepared(
     budget = run_budget(settings, splits, reader, algorithm, len(rankers(splits, None, None)), store, run_id)
     if resume:
         check_ledger(settings, store, run_id, folder)
+        if not sorted_checkpoints(folder):
+            say(f"There is no checkpoint in {folder}: training begins anew.")
     if reader is not None:
         stack.enter_context(_summed_up(store, settings.reader.cache, run_id))
     if settings.reader.is_endpoint and not resume:

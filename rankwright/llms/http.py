@@ -40,7 +40,7 @@ FIRST_BACKOFF = 0.5
 CONNECT_SECONDS = 10.0
 GRACE_SECONDS = 10.0
 """How long calls in flight may still end when the run has to stop: their answers are paid for."""
-ALONE_SECONDS = 2.0
+ALONE_SECONDS = 0.5
 """How long the first call of all goes alone: a refusal comes back in a moment, and whoever takes longer is at work."""
 AGAIN = (
     "Then run the same command again (train: with --resume, once training has begun): answers in the cache are kept."
