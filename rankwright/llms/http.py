@@ -42,6 +42,8 @@ GRACE_SECONDS = 10.0
 """How long calls in flight may still end when the run has to stop: their answers are paid for."""
 ALONE_SECONDS = 0.5
 """How long the first call of all goes alone: a refusal comes back in a moment, and whoever takes longer is at work."""
+ALONE_SHARE = 0.01
+"""Of the deadline, which that takes at most: calls behind it wait, and are to end in time."""
 AGAIN = (
     "Then run the same command again (train: with --resume, once training has begun): answers in the cache are kept."
 )
@@ -383,7 +385,7 @@ class _Batch:
 
     async def _work(self, client: openai.AsyncOpenAI, *, first: bool) -> None:
         if not first:
-            await _pause(ALONE_SECONDS, self._opened)
+            await _pause(min(ALONE_SECONDS, ALONE_SHARE * self._llm.deadline), self._opened)
         try:
             for index, request in self._todo:
                 if self._stopping.is_set():
