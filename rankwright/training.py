@@ -71,7 +71,7 @@ from rankwright.reading import (
     holdout_metric,
     priced,
 )
-from rankwright.rerankers.ranking import Scorer
+from rankwright.rerankers.ranking import COUNTS, Scorer
 from rankwright.types import Answer, Context, Example, Outcome, Reader, RerankRequest, Reward
 
 logger = logging.getLogger(__name__)
@@ -82,8 +82,6 @@ METRICS = "metrics.jsonl"
 ALARMS = "alarms.jsonl"
 COUNTED = ("reader_calls", "cache_hits", "failed_reads")
 """What is summed up over steps and evaluations on dev."""
-CUT = ("pairs_seen", "pairs_cut", "first_cut")
-"""What a policy that counts its cut pairs has counted, for the share of all sessions."""
 SKIPPED_IN_A_ROW = 5
 """Steps without finite numbers after which the run ends: one may be an accident of a batch, these are not."""
 
@@ -661,7 +659,7 @@ class FeedbackTrainer(Trainer):
                 "parts": self.parts,
                 "logged": self._logged,
                 "skipped_in_a_row": self._skipped_in_a_row,
-                "cut": {name: getattr(self._policy, name) for name in CUT if hasattr(self._policy, name)},
+                "cut": {name: getattr(self._policy, name) for name in COUNTS if hasattr(self._policy, name)},
             }
             (inner / ALGORITHM_STATE).write_text(json.dumps(state), encoding="utf-8")
             write_manifest(inner)

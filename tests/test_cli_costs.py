@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 from rankwright import evaluation
+from rankwright.algorithms.config import TrainConfig
 from rankwright.cli.app import run
 from rankwright.cli.dry_run import _longest
 from rankwright.cli.train import DEMO_FOLDER
 from rankwright.llms.cache import LedgerTotals, ReadStore
+from rankwright.training import check_arguments
 from rankwright.types import Document, Example, Query
 from tests.chaos_reader import ChaosReader
 from tests.cli_kit import body_of, make_model, one_line, reply, rows, serving, write_rows
@@ -466,6 +468,12 @@ def test_training_arguments_are_refused_before_the_first_call(
     assert server.prompts == []
     assert name in capsys.readouterr().err
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("name", ["reduce_lr_on_plateau", "greedy", "cosine_with_restarts", "inverse_sqrt"])
+def test_a_schedule_that_is_made_without_more_passes_the_check(name: str) -> None:
+    """Some want an evaluation, which a run has."""
+    check_arguments(TrainConfig(trainer={"lr_scheduler_type": name}), "cpu")
 
 
 def test_a_dry_run_is_refused_where_there_is_a_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,8 @@ from rankwright.types import Document, Query, Ranking, RerankRequest, Scored, as
 log = logging.getLogger(__name__)
 
 DEFAULT_TEMPLATE = "{title}: {text}"
+COUNTS = ("pairs_seen", "pairs_cut", "first_cut")
+"""What a Scorer has counted so far, by attribute."""
 
 
 def render(template: str, document: Document) -> str:
@@ -98,11 +100,12 @@ class Scorer(ABC):
     @contextlib.contextmanager
     def uncounted(self) -> Iterator[None]:
         """What is scored inside, such as probes that nobody asked for, leaves the counts as they are."""
-        before = self.pairs_seen, self.pairs_cut, self.first_cut
+        before = {name: getattr(self, name) for name in COUNTS}
         try:
             yield
         finally:
-            self.pairs_seen, self.pairs_cut, self.first_cut = before
+            for name, value in before.items():
+                setattr(self, name, value)
 
     def rerank(self, query: str | Query, documents: Sequence[str | Document], top_k: int | None = None) -> Ranking:
         """Orders strings or Documents for one query.
