@@ -206,8 +206,10 @@ def compare(
     save: Path | None = typer.Option(None, help="Write rankings, answers and scores as JSON, for rankwright report."),
 ) -> int:
     """Compare models on the same questions and candidates: scores with intervals, paired tests, a signature."""
+    from rankwright.cli.manage import stored_evaluation
     from rankwright.reporting import write_report
 
+    stored = None
     if format == SAVED_FORMAT:
         _refuse_search(
             {
@@ -218,13 +220,14 @@ def compare(
                 "--expand-model": expand_model,
             }
         )
+        stored = stored_evaluation(data)
     data_settings = DataSettings(
         format=format,
         corpus=str(corpus or ""),
         qrels=str(qrels or ""),
         topics=str(topics or ""),
         retriever=retriever.value,
-        depth=depth or _depth(data, format),
+        depth=depth or (stored.settings.depth if stored else DataSettings.eval_depth),
         on_bad_row=on_bad_row.value,
     )
     flags = {
@@ -247,7 +250,8 @@ def compare(
         data,
         data_settings,
         load_reader_settings(config, of_reader, flags),
-        NO_EXPANSION if format == SAVED_FORMAT else load_expansion_settings(config, of_reader, flags),
+        NO_EXPANSION if stored else load_expansion_settings(config, of_reader, flags),
+        stored=stored,
         start=load_start(config),
         llms=_language_models(llm, llm_model, asked, of_llm, cache),
         top_k=top_k,
@@ -281,7 +285,8 @@ def run_evaluation(
     reader_settings: ReaderSettings,
     expansion: ExpansionSettings = NO_EXPANSION,
     *,
-    start: ModelSettings | None = None,
+    stored: Evaluation | None = None,
+    start: ModelSettings,
     llms: Mapping[str, LLMSettings] | None = None,
     top_k: int = 3,
     baseline: str | None = None,
@@ -291,15 +296,15 @@ def run_evaluation(
     windows: WindowsName | None = None,
     max_failed_reads: float = MAX_FAILED_READS,
 ) -> Evaluation:
-    """The models, by name, on the questions of one file; `data_settings.depth` candidates each. `start` says how the
-    model of that name is opened; `llms` are language models that rank, by name; `backend` and `windows` are of the
-    others."""
+    """The models, by name, on the questions of one file; `data_settings.depth` candidates each, or on those of a
+    `stored` evaluation. `start` says how the model of that name is opened; `llms` are language models that rank, by
+    name; `backend` and `windows` are of the others."""
     from rankwright.cli.build import against_cuts, checked_device, command_run, tell_of_cut
     from rankwright.cli.llm import CountingReranker, told
 
     llms = llms or {}
     _check_scoring(models, backend, windows)
-    _check_template(models, start or ModelSettings(), backend, windows)
+    _check_template(models, start, backend, windows)
     names = _checked_names([*models, *llms], baseline)
     if top_k > data_settings.depth:  # said before models are loaded
         raise ConfigurationError(
@@ -310,12 +315,15 @@ def run_evaluation(
     checked_device(device)
     _check_models(names, llms)
     run = command_run("eval")
-    asked = _questions(data, data_settings, expansion, reader_settings, run, device)
+    if stored:
+        asked = _questions_of(stored, data_settings.depth)
+    else:
+        asked = _questions(data, data_settings, expansion, reader_settings, run, device)
     with contextlib.ExitStack() as stack:
         rankers = {
             name: stack.enter_context(_language_model(llms[name], device, max_failed_reads))
             if name in llms
-            else _ranker(name, asked.examples, device, backend, windows, start or ModelSettings())
+            else _ranker(name, asked.examples, device, backend, windows, start)
             for name in names
         }
         opened = stack.enter_context(_opened_reader(reader_settings, run, device))
@@ -361,26 +369,19 @@ def _questions(
     run: str,
     device: str,
 ) -> _Questions:
-    """Questions with candidates: of a data file, or those that an earlier evaluation had."""
+    """Questions of a data file, with candidates."""
     from rankwright.cli.build import load_one
     from rankwright.cli.expansion import with_first_stage
-    from rankwright.cli.manage import stored_evaluation
 
-    if settings.format == SAVED_FORMAT:
-        stored = stored_evaluation(data)
-        of = stored.settings
-        depth = min(settings.depth, of.depth)  # it has no more
-        return _Questions(stored.examples, of.set_name, of.retriever, of.skipped, depth)
     dataset = load_one(str(data), settings, need_answers=reader.reader != "none")
     examples, first_stage = with_first_stage(dataset.examples, dataset.corpus, settings, expansion, reader, run, device)
     return _Questions(examples, dataset.name, first_stage, dataset.skipped, settings.depth)
 
 
-def _depth(data: Path, format: str) -> int:
-    """Candidates per question where none are asked for."""
-    from rankwright.cli.manage import stored_evaluation
-
-    return stored_evaluation(data).settings.depth if format == SAVED_FORMAT else DataSettings.eval_depth
+def _questions_of(stored: Evaluation, depth: int) -> _Questions:
+    """Those that an earlier evaluation had, with no more candidates than it has."""
+    of = stored.settings
+    return _Questions(stored.examples, of.set_name, of.retriever, of.skipped, min(depth, of.depth))
 
 
 def _refuse_search(given: Mapping[str, object]) -> None:
