@@ -48,6 +48,7 @@ ARMS: dict[str, dict[str, Any] | None] = {
     "... advantage gae": {"advantage": "gae"},
     "... advantage marginal": {"advantage": "marginal"},
     "... KL sampled": {"kl": "sampled"},
+    "... questions without variance skipped": {"skip_unanimous": True},
     "... ratio to the reference": {"ratio_anchor": "reference"},
     "... each rollout used twice": TWICE,
     "... each rollout used twice, ratio to the reference": TWICE | {"ratio_anchor": "reference"},

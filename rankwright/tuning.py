@@ -42,8 +42,9 @@ from rankwright.checkpoints import (
 )
 from rankwright.errors import ConfigurationError, MissingDependencyError, StorageError, TrainingError
 from rankwright.llms.folders import fetched, refuse_adapter, refuse_code
+from rankwright.logbook import METRICS, WRITE_ERRORS, MetricsFile, Teller, write_problem
 from rankwright.maths.ranking_losses import weighted_ranknet_loss
-from rankwright.training import DAYS_7, METRICS, WRITE_ERRORS, MetricsFile, Teller, write_problem
+from rankwright.training import DAYS_7
 
 LOSSES = {"sequence_mean": "grpo", "token_mean": "dapo", "dr_grpo": "dr_grpo"}
 SCALES = {"deviation": "group", "batch": "batch", "none": "none"}

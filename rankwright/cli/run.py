@@ -393,7 +393,7 @@ def _resumable() -> Iterator[None]:
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """What a full disk or a lost folder says, with what to do about it."""
-    from rankwright.training import WRITE_ERRORS, write_problem
+    from rankwright.logbook import WRITE_ERRORS, write_problem
 
     try:
         yield
