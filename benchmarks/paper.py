@@ -420,7 +420,7 @@ def saved_by_cache() -> tuple[str, str]:
     what = (
         f"of all answers that the run asked for, {of_asked:.0%} came from the cache; against the sampled prefixes "
         f"alone, each read anew, it saved {of_naive:.0%} ([calls.md](calls.md)). Two epochs, three steps, four "
-        f"samples, ten candidates, seed {calls.SEED}; held from {HALF:.0%} on, and the paper does not say which is "
+        f"samples, ten candidates, seed {calls.SEEDS[0]}; held from {HALF:.0%} on, and the paper does not say which is "
         "meant"
     )
     held = [round(saved, 6) >= HALF for saved in (of_asked, of_naive)]

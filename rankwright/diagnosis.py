@@ -576,8 +576,9 @@ def _means(values: Mapping[str, Mapping[str, float]], settings: DiagnosisSetting
 
 
 def _judged(means: Mapping[str, Score], settings: DiagnosisSettings) -> tuple[Verdict, str]:
-    """The verdict with its reason: the first rule that applies. Shares are judged by their mean, headroom by its
-    interval, because it is the difference that a training would have to show."""
+    """The verdict with its reason: the first rule that applies. Shares and levels are judged by their
+    mean, with a word where their interval leaves it open; headroom by its interval, because it is the difference that a
+    training would have to show."""
     n = min((means[name].n if name in means else 0 for name in ("headroom", "closed_book", "teaching")), default=0)
     if n < MINIMUM_QUESTIONS:
         return "undecided", (
@@ -588,13 +589,15 @@ def _judged(means: Mapping[str, Score], settings: DiagnosisSettings) -> tuple[Ve
     headroom = means["headroom"]
     if found.mean < LOW_RECALL:
         return "limit: retriever", (
-            f"only {found.mean:.0%} of the questions have a candidate with what they ask for (wanted {LOW_RECALL:.0%}) "
+            f"only {_share(found)} of the questions have a candidate with what they ask for (wanted {LOW_RECALL:.0%}) "
             "and no order can bring up what is not there. Raise the depth, or mend the first stage."
+            f"{_doubt(found, LOW_RECALL)}"
         )
     if closed_book.mean >= HIGH_CLOSED_BOOK:
         return "limit: data", (
-            f"{closed_book.mean:.0%} of the questions are answered as well without documents as with the best order; "
+            f"{_share(closed_book)} of the questions are answered as well without documents as with the best order; "
             "their rewards say nothing about passages. Take questions that the reader cannot answer by heart."
+            f"{_doubt(closed_book, HIGH_CLOSED_BOOK)}"
         )
     if reason := _weak_reader(means):
         return "limit: reader", reason
@@ -617,8 +620,9 @@ def _judged(means: Mapping[str, Score], settings: DiagnosisSettings) -> tuple[Ve
         return "undecided", f"{luck}. Read more questions."
     if teaching.mean < MINIMUM_TEACHING:
         return "limit: data", (
-            f"on only {teaching.mean:.1%} of the questions do {settings.samples} sampled orders earn different "
+            f"on only {_share(teaching)} of the questions do {settings.samples} sampled orders earn different "
             "rewards; the others teach nothing. Take more candidates, or raise rrpo.samples or rrpo.temperature."
+            f"{_doubt(teaching, MINIMUM_TEACHING)}"
         )
     by_gold = "" if gold is None else f", marked passages first {_shown(gold)}"
     return "training can pay", (
@@ -633,13 +637,14 @@ def _weak_reader(means: Mapping[str, Score]) -> str:
     gold, gain = means.get("gold_first"), means.get("passage_gain")
     if gold is not None and gold.mean < LOW_READER:
         return (
-            f"with good passages first it earns {gold.mean:.3f} (wanted {LOW_READER}); a reader must be able to use "
+            f"with good passages first it earns {_level(gold)} (wanted {LOW_READER}); a reader must be able to use "
             "good passages before its answers can teach. Take a stronger reader, or another prompt."
+            f"{_doubt(gold, LOW_READER)}"
         )
     if gain is not None and gain.mean < MINIMUM_HEADROOM:
         return (
             f"good passages give it {_shown(gain)} over no document at all (wanted {MINIMUM_HEADROOM}). Take a "
-            "reader or a prompt that answers from the passages."
+            f"reader or a prompt that answers from the passages.{_doubt(gain, MINIMUM_HEADROOM)}"
         )
     return ""
 
@@ -661,6 +666,20 @@ def _largest_loss(means: Mapping[str, Score], why: str) -> tuple[Verdict, str]:
         f"{why}; {reader:.3f} is lost on questions whose candidates have what they ask for. Take a stronger reader, or "
         "another prompt."
     )
+
+
+def _doubt(score: Score, threshold: float) -> str:
+    """What a mean beyond its threshold leaves open."""
+    open_ = score.ci_low < threshold < score.ci_high
+    return f" The interval holds {threshold:g}: more questions may say otherwise." if open_ else ""
+
+
+def _share(score: Score) -> str:
+    return f"{score.mean:.1%} [{score.ci_low:.1%}, {score.ci_high:.1%}]"
+
+
+def _level(score: Score) -> str:
+    return f"{score.mean:.3f} [{score.ci_low:.3f}, {score.ci_high:.3f}]"
 
 
 def _shown(score: Score) -> str:

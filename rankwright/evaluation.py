@@ -349,7 +349,10 @@ class Evaluation:
         except DataError:
             raise
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            raise DataError(f"File {path} is not an evaluation or is damaged ({error!r}); make it again.") from error
+            raise DataError(
+                f"File {path} is not an evaluation, or is damaged ({error!r}); wanted what rankwright eval --save or "
+                "a run wrote. Make it again; a file of questions has a --format of its own."
+            ) from error
 
 
 def write_whole(path: Path, text: str, what: str) -> None:

@@ -157,6 +157,37 @@ def test_questions_of_a_saved_evaluation_are_ranked_as_they_were(
     assert found["models"][flat] == found["models"]["first-stage"] == before["models"]["first-stage"]
 
 
+def test_the_comparison_of_a_run_is_made_again_as_it_was(
+    data: Path, flat: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """How many passages the reader saw, and the seed, are those of the evaluation where nothing else is asked for."""
+    saved = data.with_name("evaluation.json")
+    asked = ("--reader", "none", "--depth", 4, "--top-k", 2, "--seed", 7)
+    before = evaluated(capsys, flat, "first-stage", "--data", data, *asked, "--save", saved)
+    again = evaluated(capsys, flat, "first-stage", "--data", saved, "--format", "evaluation", "--reader", "none")
+    assert "hit@2" in again["models"]["first-stage"]
+    assert again["signature"] == before["signature"]
+    assert again["tests"] == before["tests"]
+
+
+def test_more_candidates_than_an_evaluation_has_are_not_there(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = data.with_name("saved.json")
+    none = ("--reader", "none")
+    evaluated(capsys, "first-stage", "--data", data, *none, "--depth", 4, "--save", saved)
+    assert run(["eval", "first-stage", "--data", str(saved), "--format", "evaluation", *none, "--depth", "9"]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "The evaluation has 4 candidates a question and --depth 9 asks for more: 4 it is." in told
+
+
+@pytest.mark.parametrize("place", ["", "evaluation.json"])
+def test_a_run_is_read_with_the_format_of_one(place: str, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (data.parent / "evaluation.json").write_text("{}", "utf-8")
+    named = data.parent / place
+    said = failed(capsys, 2, "first-stage", "--data", named, "--reader", "none")
+    assert f"Data {named} holds the comparison of a run, and was to be read as jsonl" in said
+    assert "wanted --format evaluation" in said
+
+
 @pytest.mark.parametrize("flag", ["--corpus", "--qrels", "--topics", "--expand-with", "--expand-model"])
 def test_what_a_saved_evaluation_has_is_not_given_again(
     flag: str, data: Path, capsys: pytest.CaptureFixture[str]

@@ -129,7 +129,7 @@ def test_training_can_pay_where_the_reference_hides_what_the_reader_needs() -> N
 def test_the_retriever_is_the_limit_where_it_finds_nothing() -> None:
     found = diagnose(with_candidates(WITHOUT_SEVEN), ToyReader(), F1, reference=Reference())
     assert found.verdict == "limit: retriever"
-    assert "only 0% of the questions" in found.reason
+    assert "only 0.0% [0.0%, 0.0%] of the questions" in found.reason
     assert (mean(found, "relevant_one"), mean(found, "lost_to_retriever"), mean(found, "lost_to_reader")) == (0, 1, 0)
     assert "gold_first" not in found.means
 
@@ -170,7 +170,7 @@ def test_the_reader_is_the_limit_where_passages_give_it_nothing() -> None:
 def test_the_data_is_the_limit_where_the_reader_knows_the_answers_by_heart() -> None:
     found = diagnose(examples(40), Says(lambda *_: "seven"), F1, reference=Reference())
     assert found.verdict == "limit: data"
-    assert "100% of the questions are answered as well without documents" in found.reason
+    assert "100.0% [100.0%, 100.0%] of the questions are answered as well without documents" in found.reason
 
 
 def test_a_reader_that_answers_nothing_does_not_know_by_heart() -> None:
@@ -232,6 +232,22 @@ def test_a_small_headroom_of_marked_passages_is_a_limit_only_where_it_may_be_non
     headroom, between = Score(0.05, 0.03, 0.07, 40), Score(sum(gold) / 2, *gold, 40)
     means = {**found.means, "headroom": headroom, "gold_headroom": between}
     assert _judged(means, found.settings)[0] == verdict
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict"),
+    [("found", "retriever"), ("closed_book", "data"), ("gold_first", "reader"), ("teaching", "data")],
+)
+def test_a_mean_next_to_its_threshold_says_that_it_is_open(name: str, verdict: str) -> None:
+    """The verdict stands; who reads it may take more questions before a reader or a retriever is thrown away."""
+    found = diagnose(examples(40), ToyReader(), F1, reference=Reference())
+    threshold = {"found": 0.5, "closed_book": 0.5, "gold_first": 0.3, "teaching": 0.05}[name]
+    mean_of = threshold if name == "closed_book" else threshold - 0.002
+    for margin, is_open in ((0.03, True), (0.001, False)):
+        means = {**found.means, name: Score(mean_of, mean_of - margin, mean_of + margin * is_open, 40)}
+        judged, reason = _judged(means, found.settings)
+        assert judged == f"limit: {verdict}"
+        assert (f"The interval holds {threshold:g}: more questions may say otherwise." in reason) == is_open
 
 
 def test_a_second_read_takes_the_luck_out_of_the_best_order() -> None:

@@ -135,7 +135,11 @@ def compare(
     depth: int | None = typer.Option(
         None, min=1, help="Candidates per question. Default 20, or as many as the evaluation had."
     ),
-    top_k: int = typer.Option(3, min=1, help="Passages that the reader sees; the k of hit@k."),
+    top_k: int | None = typer.Option(
+        None,
+        min=1,
+        help="Passages that the reader sees; the k of hit@k. Default 3, or as many as the evaluation had.",
+    ),
     llm: list[str] = typer.Option(
         [],
         help="A language model that ranks too: a local causal LM, a run of --method grpo or sft, or an endpoint's base "
@@ -197,7 +201,12 @@ def compare(
         max=1,
         help="Largest share of failed reads, and of failed calls of a language model; above it nothing is reported.",
     ),
-    seed: int = typer.Option(0, min=0, max=LARGEST_SEED, help="Seed of the bootstrap and of the permutation test."),
+    seed: int | None = typer.Option(
+        None,
+        min=0,
+        max=LARGEST_SEED,
+        help="Seed of the bootstrap and of the permutation test. Default 0, or that of the evaluation.",
+    ),
     device: str = typer.Option("cpu", help="Torch device of models and local readers."),
     backend: Backend = "torch",
     windows: Windows = None,
@@ -221,6 +230,11 @@ def compare(
             }
         )
         stored = stored_evaluation(data)
+    elif _is_of_a_run(data):
+        raise ConfigurationError(
+            f"Data {data} holds the comparison of a run, and was to be read as {format}; wanted --format "
+            f"{SAVED_FORMAT}. Add it."
+        )
     data_settings = DataSettings(
         format=format,
         corpus=str(corpus or ""),
@@ -254,9 +268,9 @@ def compare(
         stored=stored,
         start=load_start(config),
         llms=_language_models(llm, llm_model, asked, of_llm, cache),
-        top_k=top_k,
+        top_k=top_k or (stored.settings.top_k if stored else 3),
         baseline=baseline,
-        seed=seed,
+        seed=seed if seed is not None else stored.settings.seed if stored else 0,
         device=device,
         backend=backend,
         windows=windows.value if windows else None,
@@ -283,18 +297,18 @@ def run_evaluation(
     data: Path,
     data_settings: DataSettings,
     reader_settings: ReaderSettings,
-    expansion: ExpansionSettings = NO_EXPANSION,
+    expansion: ExpansionSettings,
     *,
-    stored: Evaluation | None = None,
+    stored: Evaluation | None,
     start: ModelSettings,
-    llms: Mapping[str, LLMSettings] | None = None,
-    top_k: int = 3,
-    baseline: str | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    backend: str = "torch",
-    windows: WindowsName | None = None,
-    max_failed_reads: float = MAX_FAILED_READS,
+    llms: Mapping[str, LLMSettings],
+    top_k: int,
+    baseline: str | None,
+    seed: int,
+    device: str,
+    backend: str,
+    windows: WindowsName | None,
+    max_failed_reads: float,
 ) -> Evaluation:
     """The models, by name, on the questions of one file; `data_settings.depth` candidates each, or on those of a
     `stored` evaluation. `start` says how the model of that name is opened; `llms` are language models that rank, by
@@ -302,7 +316,6 @@ def run_evaluation(
     from rankwright.cli.build import against_cuts, checked_device, command_run, tell_of_cut
     from rankwright.cli.llm import CountingReranker, told
 
-    llms = llms or {}
     _check_scoring(models, backend, windows)
     _check_template(models, start, backend, windows)
     names = _checked_names([*models, *llms], baseline)
@@ -381,7 +394,14 @@ def _questions(
 def _questions_of(stored: Evaluation, depth: int) -> _Questions:
     """Those that an earlier evaluation had, with no more candidates than it has."""
     of = stored.settings
+    if depth > of.depth:
+        say(f"The evaluation has {of.depth} candidates a question and --depth {depth} asks for more: {of.depth} it is.")
     return _Questions(stored.examples, of.set_name, of.retriever, of.skipped, min(depth, of.depth))
+
+
+def _is_of_a_run(data: Path) -> bool:
+    """Whether it is the folder of a finished run, or its comparison."""
+    return data.name == "evaluation.json" or (data / "evaluation.json").is_file()
 
 
 def _refuse_search(given: Mapping[str, object]) -> None:
