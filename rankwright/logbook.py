@@ -32,6 +32,18 @@ def write_problem(error: BaseException) -> str:
     return getattr(error, "strerror", None) or " ".join(str(error).split())
 
 
+def tell_where_it_goes_on(checkpoint: Path, *, with_answers: bool = False) -> None:
+    """Says once from which checkpoint a run goes on: it may be far behind the last step that was seen.
+
+    Args:
+        checkpoint: its folder.
+        with_answers: whether a reader is asked, whose answers are kept.
+    """
+    if not processes.rank():
+        kept = ", with the answers that the cache has" if with_answers else ""
+        logger.warning("Goes on from %s; any later steps are made again%s.", checkpoint.name, kept)
+
+
 class Teller(TrainerCallback):
     """Passes log entries on to a progress display."""
 

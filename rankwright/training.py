@@ -60,7 +60,16 @@ from rankwright.errors import (
     StorageError,
     TrainingError,
 )
-from rankwright.logbook import ALARMS, METRICS, WRITE_ERRORS, Bell, MetricsFile, Teller, write_problem
+from rankwright.logbook import (
+    ALARMS,
+    METRICS,
+    WRITE_ERRORS,
+    Bell,
+    MetricsFile,
+    Teller,
+    tell_where_it_goes_on,
+    write_problem,
+)
 from rankwright.metrics.ranking import has_relevant, ranking_metrics
 from rankwright.reading import (
     MEND_REWARD,
@@ -147,6 +156,8 @@ class TrainResult:
     the rest is backward, optimizer and checkpoints."""
     alarms: tuple[Alarm, ...] = ()
     """Signs that something went wrong, in the order of their steps."""
+    stopped_early: str | None = None
+    """Why training ended before its last step, as a sentence; None where all steps were made."""
 
 
 class WideAttention(TorchFunctionMode):
@@ -334,10 +345,14 @@ class FeedbackTrainer(Trainer):
             load_weights(self._policy, checkpoint)
             return
         if not self._stops_here():
+            if checkpoint is not None:
+                tell_where_it_goes_on(checkpoint, with_answers=self.algorithm.reads_per_question(2) > 0)
             try:
                 self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             finally:
                 self._unwrap()
+            if (early := self.stopped_early()) and not processes.rank():
+                logger.warning("%s", early)
         if self._refusal:
             with processes.alike():
                 raise LimitReachedError(f"{self._refusal} {self._how_to_go_on()}")
@@ -410,6 +425,16 @@ class FeedbackTrainer(Trainer):
                 better = row["eval_reward"] > best or gainless < 0
                 gainless, best = (0, row["eval_reward"]) if better else (gainless + 1, best)
         return 0 < self.config.patience <= gainless
+
+    def stopped_early(self) -> str | None:
+        """Why the run ended before its last step, if it did; told by the log alone, so a resumed run says the same."""
+        done, planned, patience = self.state.global_step, self.args.max_steps, self.config.patience
+        if done >= planned or not self.out_of_patience():
+            return None
+        evaluations = "1 evaluation" if patience == 1 else f"{patience} evaluations"
+        return (
+            f"Training stopped at step {done} of {planned}: {evaluations} without a better dev reward (loop.patience)."
+        )
 
     def _unwrap(self) -> None:
         """Takes mixed precision off the policy, which is to score as it will be saved."""
@@ -1109,6 +1134,7 @@ def train(
         seconds=seconds,
         seconds_by_part=dict(trainer.parts),
         alarms=tuple(bell.watch.alarms),
+        stopped_early=trainer.stopped_early(),
     )
 
 

@@ -42,7 +42,7 @@ from rankwright.checkpoints import (
 )
 from rankwright.errors import ConfigurationError, MissingDependencyError, StorageError, TrainingError
 from rankwright.llms.folders import fetched, refuse_adapter, refuse_code
-from rankwright.logbook import METRICS, WRITE_ERRORS, MetricsFile, Teller, write_problem
+from rankwright.logbook import METRICS, WRITE_ERRORS, MetricsFile, Teller, tell_where_it_goes_on, write_problem
 from rankwright.maths.ranking_losses import weighted_ranknet_loss
 from rankwright.training import DAYS_7
 
@@ -418,6 +418,8 @@ class _Session:
         if watch.stopped:
             trainer._load_from_checkpoint(str(self.checkpoint))
         else:
+            if self.checkpoint is not None and trainer.state.global_step < trainer.state.max_steps:
+                tell_where_it_goes_on(self.checkpoint)
             trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
         state = trainer.state
         return Tuned(trainer.model.eval(), state.global_step, spent(), tuple(state.log_history), watch.stopped)

@@ -238,6 +238,16 @@ def test_a_choice_that_there_is_not_is_named_by_its_flag(flag: str, capsys: pyte
         ("model.template='{title}'", "lacks {text}"),
         ("model.template='{text} {body}'", "unknown field {body}"),
         ("rrpo.samples={", "is no YAML"),
+        ("rrpo.samples=four", "Setting rrpo.samples is 'four'; wanted a whole number. See docs/settings.md"),
+        ("rrpo.samples=2.5", "Setting rrpo.samples is 2.5; wanted a whole number."),
+        ("rrpo.samples={a: 1}", "Setting rrpo.samples is a group of settings; wanted a whole number."),
+        ("rrpo=3", "Setting rrpo is 3; wanted settings by name, like {name: value}."),
+        ("rrpo.beta=much", "Setting rrpo.beta is 'much'; wanted a number."),
+        ("loop.stop_on_alarm=maybe", "Setting loop.stop_on_alarm is 'maybe'; wanted true or false."),
+        ("model.name=3", "Setting model.name is 3; wanted text."),
+        ("reader.sampling.stop=[a]", "Setting reader.sampling.stop is a list; wanted a number or a whole number or te"),
+        ("reader.api_key_env=8713", "Setting reader.api_key_env is not shown, for it may be a secret; wanted text."),
+        ("method=rpo", "wanted 'rrpo', 'supervised', 'grpo' or 'sft'. Did you mean rrpo? See docs/settings.md"),
         ("reader.prompt=mine.txt", "embedded takes no prompt"),
         ("reader.model=llama", "embedded takes no model name"),
     ],
@@ -376,6 +386,11 @@ def test_the_settings_of_a_run_folder_are_settings(tmp_path: Path) -> None:
     assert load_reader_settings(stored, ["reader.deadline=9"], {}).sampling == {"max_tokens": 9}
     with pytest.raises(ConfigurationError, match=r"top_k, which says nothing here"):
         load_reader_settings(stored, ["top_k=9"], {})
+    with pytest.raises(ConfigurationError, match=r"given rrpo\.samples, which says nothing here; .* --help\.$"):
+        load_reader_settings(stored, ["rrpo.samples=9"], {})
+    stored.write_text('{"reader": 3}', "utf-8")
+    with pytest.raises(ConfigurationError, match=r"^Setting reader is 3; wanted settings by name"):
+        load_reader_settings(stored, [], {})
 
 
 @pytest.fixture

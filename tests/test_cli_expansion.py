@@ -436,7 +436,7 @@ def test_what_a_run_paid_before_it_began_counts_when_it_is_given_again(
             assert len(asked) == 13
         assert "has made 1 reader calls and 12 besides (query expansion) and the next step may make" in said[0]
         assert said[0].splitlines()[-1] == said[1].splitlines()[-1] == said[2].splitlines()[-1]
-        assert "Query expansion asks about 0 questions; 12 more are in the cache." in said[0]
+        assert "writes passages for 0 questions (12 of 12 are in the cache)." in said[0]
         assert len(ledger()) == 2
         assert [path.name for path in Path("runs/a").iterdir() if path.is_file()] == ["run_id"]
         enough = int(re.findall(r"--max-reader-calls; (\d+) would do", said[0])[0])

@@ -537,6 +537,8 @@ def test_a_run_of_a_language_model_is_compared_with_its_start(
         (["first-stage", "--strategy", "topk"], "--strategy was given without --llm"),
         (["first-stage", "--llm-model", "m"], "--llm-model was given without --llm"),
         (["first-stage", "--set", "children=3"], "--set was given children, which says nothing here"),
+        (["first-stage", "--set", "llm.deadline=3"], "--set was given llm.deadline, which says nothing here"),
+        (["first-stage", "--set", "fuse.scale=z-score"], "llm. and those of a strategy go with eval --llm."),
         (["--llm", "folder", "--llm-model", "m"], "--llm-model m was given without an endpoint"),
         (["--llm", "URL", "--llm-model", "m", "--llm-model", "m"], "Language model 'm' was given twice"),
         (["--llm", "URL", "--llm-model", "m", "--set", "llm.prompt=x"], "says nothing of a reranker"),

@@ -137,6 +137,49 @@ def test_the_commands_of_a_report_train_and_compare_again(
     assert pasted(Path("elsewhere.html")) == [begun, training, comparison]
 
 
+def test_a_report_of_a_resumed_run_has_the_command_that_began_it(
+    command: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a fresh folder --resume would be refused."""
+    begun = ["rankwright", *command, "--set", "loop.eval_steps=1"]
+    monkeypatch.setattr("sys.argv", begun)
+    with monkeypatch.context() as patch:
+        patch.setattr("rankwright.cli.run._compare", interrupted)
+        assert run() == 130
+    before = Path("runs/a/environment.json").read_bytes()
+    shutil.rmtree("runs/a/checkpoint-3")
+    monkeypatch.setattr("sys.argv", [*begun, "--resume", "--max-hours", "9"])
+    assert run() in (0, 8)
+    assert Path("runs/a/environment.json").read_bytes() == before
+    assert pasted(Path("runs/a/report.html"))[0] == begun
+    assert "Goes on from checkpoint-2; any later steps are made again.\n" in caplog.text
+
+
+def test_a_resume_that_begins_anew_is_told_as_a_beginning(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["rankwright", *command, "--resume"])
+    Path("runs/a").mkdir(parents=True)
+    Path("runs/a/run_id").write_text("a-1", "utf-8")
+    assert run() in (0, 8)
+    assert pasted(Path("runs/a/report.html"))[0] == ["rankwright", *command]
+
+
+def test_a_run_that_is_out_of_patience_says_so(command: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    """On the screen, in result.json and in the report, resumed or not."""
+    stopped = "Training stopped at step 1 of 3: 1 evaluation without a better dev reward (loop.patience)."
+    impatient = [*command, "--learning-rate", "1e-12", "--set", "loop.eval_steps=1", "--set", "loop.patience=1"]
+    assert run(impatient) == 0
+    assert caplog.messages.count(stopped) == 1
+    first = json.loads(Path("runs/a/result.json").read_text())
+    assert first["stopped_early"] == stopped
+    assert f">{stopped}</bdi></p>" in Path("runs/a/report.html").read_text("utf-8")
+    assert run([*impatient, "--resume"]) == 0
+    assert caplog.messages.count(stopped) == 1
+    again = json.loads(Path("runs/a/result.json").read_text())
+    assert {**again, "seconds": 0} == {**first, "seconds": 0}
+    assert run([*command, "--name", "b"]) in (0, 8)
+    assert json.loads(Path("runs/b/result.json").read_text())["stopped_early"] is None
+
+
 def test_with_corpus_endpoint_and_query_expansion_the_commands_of_a_report_work_too(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -228,7 +228,13 @@ def test_options_of_a_reward_reach_it_and_its_parts_reach_the_log(command: list[
         assert {part: first[part] for part in wanted} == pytest.approx(wanted)
 
 
-def test_a_run_that_is_out_of_time_goes_on(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_is_out_of_time_goes_on(
+    command: list[str],
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.argv", ["rankwright", "train", "--name", "a", "--begun"])
     tune = [*command, "--method", "grpo", "--name", "a", "--epochs", "1", "--reward", "rearank"]
     assert run([*tune, "--max-hours", "0.0000001"]) == 9
     assert "--max-hours 1e-07 is over at step 1" in " ".join(capsys.readouterr().err.split())
@@ -239,8 +245,13 @@ def test_a_run_that_is_out_of_time_goes_on(command: list[str], capsys: pytest.Ca
     assert "grpo.rollouts is 4" in " ".join(capsys.readouterr().err.split())
     assert run([*tune, "--resume", "--max-hours", "0.0000001"]) == 9
     assert "--max-hours 1e-07 is over at step 1" in " ".join(capsys.readouterr().err.split())  # not a step more
+    monkeypatch.setattr("sys.argv", ["rankwright", "train", "--name", "a", "--later", "--resume"])
     assert run([*tune, "--resume"]) in (0, 8)
     assert "3 steps" in capsys.readouterr().err
+    assert "Goes on from checkpoint-1; any later steps are made again.\n" in caplog.text
+    page = Path("runs/a/report.html").read_text("utf-8")
+    assert "rankwright train --name a --begun" in page
+    assert "--later" not in page
 
 
 def test_a_run_without_a_checkpoint_cannot_resume_with_other_settings(

@@ -698,7 +698,21 @@ def test_patience_counts_evaluations_after_the_first(
     tmp_path: Path, patience: int, rewards: list[float], steps: int
 ) -> None:
     config = TrainConfig(epochs=6, batch_size=4, eval_steps=3, patience=patience)
-    assert with_dev(tmp_path, config, rewards).steps == steps
+    result, times = with_dev(tmp_path, config, rewards), "1 evaluation" if patience == 1 else f"{patience} evaluations"
+    assert result.steps == steps
+    assert result.stopped_early == (
+        f"Training stopped at step {steps} of 30: {times} without a better dev reward (loop.patience)."
+        if patience
+        else None
+    )
+
+
+def test_patience_that_is_used_up_at_the_last_step_stops_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = with_dev(tmp_path, TrainConfig(epochs=1, batch_size=4, eval_steps=5, patience=1))
+    assert (result.steps, result.stopped_early) == (5, None)
+    assert "Training stopped" not in caplog.text
 
 
 def test_best_weights_that_are_damaged_are_refused_before_anything_is_paid(
@@ -746,12 +760,18 @@ def test_halves_of_checkpoints_go(tmp_path: Path, resume: bool) -> None:
 def test_patience_goes_through_a_resume(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Two of three evaluations without a gain lie before the break; and what has run out of patience stays so."""
     config = TrainConfig(epochs=6, batch_size=4, eval_steps=2, patience=3)
-    assert with_dev(tmp_path / "whole", config).steps == 6
+    whole = with_dev(tmp_path / "whole", config)
+    assert whole.steps == 6
     with pytest.raises(StoppedError):
         with_dev(tmp_path / "broken", config, callbacks=[stop_at(5)])
+    assert [record.getMessage() for record in caplog.records] == [whole.stopped_early]
     for _ in range(2):
-        assert with_dev(tmp_path / "broken", config, resume=True).steps == 6
+        resumed = with_dev(tmp_path / "broken", config, resume=True)
+        assert (resumed.steps, resumed.stopped_early) == (6, whole.stopped_early)
         assert_same_run(tmp_path / "whole", tmp_path / "broken")
+    goes_on = "Goes on from checkpoint-4; any later steps are made again, with the answers that the cache has."
+    assert [record.getMessage() for record in caplog.records][1:3] == [goes_on, whole.stopped_early]
+    assert len(caplog.records) == 4  # of a run that has ended nothing is told twice
     assert "(6 of 30 steps, loop.patience 3 is used up): nothing is left to train" in caplog.records[-1].getMessage()
 
 

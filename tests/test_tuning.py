@@ -225,7 +225,7 @@ def test_two_processes_price_whole_questions_once(start: Path, tmp_path: Path) -
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2  # one line a generation
 
 
-def test_a_broken_run_goes_on_as_an_unbroken_one(start: Path, tmp_path: Path) -> None:
+def test_a_broken_run_goes_on_as_an_unbroken_one(start: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """At the end of a generation, where the checkpoint is: the same completions, rewards and weights."""
     config = replace(SMALL, beta=0.01, iterations=2)
     loop = replace(LOOP, epochs=2, eval_steps=4)
@@ -234,9 +234,11 @@ def test_a_broken_run_goes_on_as_an_unbroken_one(start: Path, tmp_path: Path) ->
     broken = run(start, tmp_path / "broken", config=config, loop=loop, seconds=0, score=lambda model: {"eval_x": 1.0})
     assert (broken.steps, broken.stopped) == (4, True)
     assert is_complete(tmp_path / "broken" / "checkpoint-4")
+    assert "Goes on" not in caplog.text
     resumed = run(
         start, tmp_path / "broken", config=config, loop=loop, resume=True, score=lambda model: {"eval_x": 1.0}
     )
+    assert caplog.text.count("Goes on from checkpoint-4; any later steps are made again.") == 1
     assert (resumed.steps, resumed.stopped) == (whole.steps, False) == (24, False)
     for name, tensor in weights(whole.model).items():
         assert torch.equal(tensor, weights(resumed.model)[name]), name

@@ -14,6 +14,7 @@ from rankwright.cli.settings import DataSettings, ExpansionSettings, ReaderSetti
 from rankwright.errors import ResumeError
 from rankwright.expansion import SAMPLING, Passage, Query2Doc, passage_request
 from rankwright.llms.cache import CachedLLM
+from rankwright.llms.endpoint import bare_place
 from rankwright.prompts import load_prompt, parse_passage
 from rankwright.retrieval import BM25
 from rankwright.types import CompletionFailed, Document, Example, Query
@@ -59,7 +60,8 @@ def expanded(
         ReaderError: the language model cannot be used, or failed too often.
     """
     prompt, sampling = load_prompt(expansion.prompt, "query2doc"), expansion.sampling or SAMPLING
-    llm = build_llm(language_model(expansion, reader), device, _EXPANSION)
+    asked = language_model(expansion, reader)
+    llm = build_llm(asked, device, _EXPANSION)
     with open_store(reader.cache) as store:
         cached = CachedLLM(llm, store, run=expansion_run(run), accepts=parse_passage)
         texts = [text for text in dict.fromkeys(query.text for query in queries) if text not in (known or {})]
@@ -76,7 +78,10 @@ def expanded(
             max_failed=expansion.max_failed,
             known=known,
         )
-        say(f"Query expansion asks about {len(new)} questions; {len(texts) - len(new)} more are in the cache.")
+        say(
+            f"Query expansion: {asked.model or bare_place(asked.reader)} writes passages for {len(new)} questions "
+            f"({len(texts) - len(new)} of {len(texts)} are in the cache)."
+        )
         try:
             with progress_bars() as progress:
                 first.expand(queries, lambda done, total: progress("expand", done, total))

@@ -39,7 +39,7 @@ from rankwright.cli.settings import RunSettings, settings_tree
 from rankwright.data.files import replace_text
 from rankwright.errors import ConfigurationError, ReaderError, ResourceNotFoundError, ResumeError, StorageError
 from rankwright.evaluation import Evaluation, FirstStage, GoldFirst, PairedTest, digest_of, evaluate, verdict
-from rankwright.manifests import MANIFEST, MODEL, damaged_files
+from rankwright.manifests import ENVIRONMENT, MANIFEST, MODEL, damaged_files
 from rankwright.metrics.ranking import has_relevant
 from rankwright.readers import CachedReader, LLMReader
 from rankwright.reporting import unchanged, write_report
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from rankwright.training import TrainResult
 
 RUNS = Path("runs")
-BEGUN_WITH = ("config.json", "environment.json", PASSAGES_FILE)
+BEGUN_WITH = ("config.json", ENVIRONMENT, PASSAGES_FILE)
 RECORDS = (*BEGUN_WITH, "metrics.jsonl", "alarms.jsonl", "evaluation.json", "result.json")
 """Files of a run folder that manifest.json has the hashes of once the run is finished, with those of its model. Before,
 it has those of the first three, and of the model once that is trained. While they are being written there is none, so
@@ -178,7 +178,7 @@ def _prepared(
     splits = splits or load_splits(settings, run_id, known, before_paying=before_paying)
     _check_beginning(settings)
     make_folder(folder)
-    environment = environment_record(command, name)
+    environment = environment_record(command, folder, resume)
     together = f"; {processes.count()} processes" if processes.count() > 1 else ""
     say(
         f"{len(splits.train)} training, {len(splits.dev)} dev and {len(splits.test)} test questions; run folder "
@@ -304,11 +304,11 @@ def _begin_folder(
         if not resume:
             shutil.rmtree(folder / MODEL, ignore_errors=True)
             (folder / PASSAGES_FILE).unlink(missing_ok=True)
-        if passages:  # before config.json, with which the run can be resumed
+        if passages:  # like the environment before config.json, with which the run can be resumed
             replace_text(folder / PASSAGES_FILE, passages)
+        replace_text(folder / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
         replace_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
         (folder / RUN_ID).unlink(missing_ok=True)
-        replace_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
         write_manifest(folder, BEGUN_WITH)
 
 
@@ -767,13 +767,14 @@ def _result(settings: RunSettings, evaluation: Evaluation, trained: Any, calls: 
         "best_step": trained.best_step,
         "dev_before": trained.dev_before,
         "dev_best": trained.dev_best,
+        "stopped_early": trained.stopped_early,
         "alarms": [asdict(alarm) for alarm in trained.alarms],
         "signature": evaluation.signature,
     }
 
 
-def environment_record(command: str, name: str) -> dict[str, Any]:
-    """What a run keeps of how it was begun, and with which packages."""
+def environment_record(command: str, folder: Path, resume: bool) -> dict[str, Any]:
+    """What a run keeps of how it was begun, and with which packages its last session ran."""
     packages = {}
     for package in ("torch", "transformers", "accelerate", "peft", "trl", "bm25s", "numpy", "openai"):
         try:
@@ -781,13 +782,23 @@ def environment_record(command: str, name: str) -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             packages[package] = "not installed"
     return {
-        "command": command or f"rankwright train --name {name}",
+        "command": command or f"rankwright train --name {folder.name}",
         "rankwright": rankwright.__version__,
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "processes": processes.count(),
         "packages": packages,
+        **(_beginning(folder) if resume else {}),
     }
+
+
+def _beginning(folder: Path) -> dict[str, Any]:
+    """Command and number of processes with which a run began, as far as they are there."""
+    try:
+        kept = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # the present ones have to do
+        return {}
+    return {name: kept[name] for name in ("command", "processes") if isinstance(kept, dict) and name in kept}
 
 
 def verdict_line(result: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -469,11 +470,13 @@ def load_start(config: Path | None) -> ModelSettings:
 def _load_part(name: str, config: Path | None, assignments: Sequence[str], flags: Mapping[str, Any]) -> Any:
     stored = _read_yaml(config) if config else {}
     tree = filled({part: stored.get(part) or {} for part in _PARTS}, assignments, flags)
-    others = sorted(set(tree) - set(_PARTS))
+    others = sorted(given for given in flat(tree) if given.partition(".")[0] not in _PARTS)
     if others:
+        of_training = others[0].partition(".")[0] in settings_tree(RunSettings())
+        where = "" if of_training else " Settings llm. and those of a strategy go with eval --llm."
         raise ConfigurationError(
             f"--set was given {others[0]}, which says nothing here; wanted a name that begins with reader. or "
-            "expansion. The rest has flags of its own: see --help."
+            f"expansion. The rest has flags of its own: see --help.{where}"
         )
     return validated(_PARTS[name], tree[name], f"{name}.")
 
@@ -514,18 +517,52 @@ def validated(adapter: TypeAdapter[Any], tree: Any, prefix: str) -> Any:
     try:
         return adapter.validate_python(tree)
     except ValidationError as error:
-        first = error.errors()[0]
+        found = error.errors()
+        first, path = found[0], _path(found[0])
         own = first.get("ctx", {}).get("error")
         if isinstance(own, ConfigurationError):  # a class refused its values; its sentence is whole
             raise own from None
-        place = prefix + ".".join(str(part) for part in first["loc"])
+        place = (prefix + ".".join(path)).rstrip(".")
         if first["type"] == "unexpected_keyword_argument":
             raise ConfigurationError(
                 f"There is no setting {place}. {_meant(place)}See docs/settings.md for all names and values."
             ) from None  # it repeats the value
+        wanted = " or ".join(dict.fromkeys(_wanted(one) for one in found if _path(one) == path))
         raise ConfigurationError(
-            f"Setting {place}{_shown(first)}: {first['msg']}. See docs/settings.md for all names and values."
+            f"Setting {place} is {_shown(first)}; {f'wanted {wanted}' if wanted else first['msg']}. "
+            f"{_meant_value(first)}See docs/settings.md for all names and values."
         ) from None  # it repeats the value
+
+
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text",
+    "dict": "settings by name, like {name: value}",
+    "dataclass": "settings by name, like {name: value}",
+    "list": "a list, like [value, value]",
+}
+"""How pydantic's types of errors begin -> what is wanted, in words for users."""
+
+
+def _path(error: Mapping[str, Any]) -> list[str]:
+    """Names that lead to a wrong value, without the kinds that pydantic tried where it may be of several."""
+    return [str(part) for part in error["loc"] if part not in ("int", "float", "str", "bool")]
+
+
+def _wanted(error: Mapping[str, Any]) -> str:
+    """In words for users; empty for errors that hardly any setting can have."""
+    if error["type"] == "literal_error":
+        return str(error["ctx"]["expected"])
+    return _KINDS.get(error["type"].partition("_")[0], "")
+
+
+def _meant_value(error: Mapping[str, Any]) -> str:
+    """The allowed value that a wrong one is most like."""
+    allowed = re.findall("'([^']*)'", _wanted(error)) if error["type"] == "literal_error" else []
+    close = difflib.get_close_matches(str(error["input"]), allowed, n=1)
+    return f"Did you mean {close[0]}? " if close else ""
 
 
 def _meant(place: str) -> str:
@@ -545,11 +582,13 @@ def _names(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def _shown(error: Mapping[str, Any]) -> str:
-    """What a wrong setting is, or nothing where by its name it may be a secret."""
+    """What a wrong setting is: its kind alone where it may be long, nothing where by its name it may be a secret."""
     value, names = error.get("input"), [str(part) for part in error["loc"]]
     # A variable's name is no secret, but a key is easily given in its place.
     hidden = any(SECRET_NAME.search(name.removesuffix("_env")) for name in names)
-    return "" if hidden or isinstance(value, Mapping | list) else f" is {value!r}"
+    if isinstance(value, Mapping | list):
+        return "a list" if isinstance(value, list) else "a group of settings"
+    return "not shown, for it may be a secret" if hidden else repr(value)
 
 
 def settings_tree(settings: RunSettings) -> dict[str, Any]:

@@ -60,6 +60,7 @@ from rankwright.errors import LimitReachedError, ModelError
 from rankwright.evaluation import Evaluation, KnownOrder, check_examples, digest_of, evaluate
 from rankwright.llms.endpoint import check_model_place
 from rankwright.llms.folders import fetched
+from rankwright.manifests import ENVIRONMENT
 from rankwright.metrics.ranking import has_relevant, ranking_metrics
 from rankwright.prompts.ranking import RankingPrompt, load_ranking_prompt
 from rankwright.reporting.again import begun_with
@@ -102,8 +103,9 @@ def _run_alone(
         answer_reward_of(settings) if settings.asks_reader else written_reward_of(settings, None)  # imported now
     run_id, splits, resume = processes.from_first(lambda: _loaded(settings, folder, resume, overwrite))
     work = processes.in_each(lambda: check_run(settings, splits))
+    environment = environment_record(command, folder, resume)
     if not processes.rank():
-        _begin(folder, settings, run_id, passages_text(splits.passages), environment_record(command, name), resume)
+        _begin(folder, settings, run_id, passages_text(splits.passages), environment, resume)
     say(f"{len(splits.train)} training, {len(splits.dev)} dev, {len(splits.test)} test questions; run folder {folder}")
     ranked = len(work.labelled(splits.test))
     if ranked and not resume:
@@ -131,7 +133,7 @@ def _run_alone(
     result |= {"seed": settings.seed, "method": settings.method, "prompt": work.prompt.version}
     result["expansion"] = processes.from_first(lambda: _expansion(settings, splits, run_id))
     if not processes.rank():
-        environment, kind = environment_record(command, name), work.prompt.kind
+        kind = work.prompt.kind
         card = tuned_card(settings, splits, evaluation, result, outcome_line(result), begun_with(environment), kind)
         record = {"config": settings_tree(settings), "environment": environment, "result": result}
         with writing(folder):
@@ -571,12 +573,12 @@ def _begin(
     clear_outcome(folder)  # one that is refused, for settings that changed, loses nothing
     for stale in (BEFORE, PASSAGES_FILE):
         (folder / stale).unlink(missing_ok=True)
-    if passages:  # before config.json, with which the run can be resumed
+    if passages:  # like the environment before config.json, with which the run can be resumed
         replace_text(folder / PASSAGES_FILE, passages)
+    replace_text(folder / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
     config = {"run_id": run_id, **settings_tree(settings)}
     replace_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     (folder / RUN_ID).unlink(missing_ok=True)
-    replace_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
 
 
 def _compared(before: _Values, after: _Values, evaluation: Evaluation | None) -> dict[str, Any]:

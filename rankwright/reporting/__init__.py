@@ -72,7 +72,7 @@ def write_report(
         ("scores", "Scores", _scores(evaluation)),
         ("differences", "Differences", _differences(evaluation, test)),
         ("alarms", "Alarms while training", _alarms((run.get("result") or {}).get("alarms") or ())),
-        ("training", "Training", curves(metrics or ())),
+        ("training", "Training", _training(metrics or (), run.get("result") or {})),
         ("questions", "Questions won and lost", _questions(evaluation, test, questions)),
         ("settings", "Settings", _settings(evaluation, run)),
         ("reproduce", "How to reproduce", _reproduce(evaluation, run)),
@@ -325,6 +325,12 @@ def _alarms(alarms: Sequence[Record]) -> Html:
     ]
     note = "Each stands at the step at which it was first seen. An alarm is a sign, no proof."
     return join([tag("p", note, class_="soft"), table(heads, rows)])
+
+
+def _training(metrics: Sequence[Record], result: Record) -> Html:
+    """Curves, and why they end early where they do."""
+    early = result.get("stopped_early")
+    return join([*([tag("p", quoted(early), class_="soft")] if early else []), curves(metrics)])
 
 
 def _questions(evaluation: Evaluation, test: PairedTest | None, limit: int) -> Html:
