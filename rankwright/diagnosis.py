@@ -576,9 +576,9 @@ def _means(values: Mapping[str, Mapping[str, float]], settings: DiagnosisSetting
 
 
 def _judged(means: Mapping[str, Score], settings: DiagnosisSettings) -> tuple[Verdict, str]:
-    """The verdict with its reason: the first rule that applies. Shares and levels are judged by their
-    mean, with a word where their interval leaves it open; headroom by its interval, because it is the difference that a
-    training would have to show."""
+    """The verdict with its reason: the first rule that applies. Shares and levels are judged by their mean, with a
+    word where their interval leaves it open; headroom by its interval, because it is the difference that a training
+    would have to show."""
     n = min((means[name].n if name in means else 0 for name in ("headroom", "closed_book", "teaching")), default=0)
     if n < MINIMUM_QUESTIONS:
         return "undecided", (
@@ -591,13 +591,13 @@ def _judged(means: Mapping[str, Score], settings: DiagnosisSettings) -> tuple[Ve
         return "limit: retriever", (
             f"only {_share(found)} of the questions have a candidate with what they ask for (wanted {LOW_RECALL:.0%}) "
             "and no order can bring up what is not there. Raise the depth, or mend the first stage."
-            f"{_doubt(found, LOW_RECALL)}"
+            f"{_doubt('found', means)}"
         )
     if closed_book.mean >= HIGH_CLOSED_BOOK:
         return "limit: data", (
             f"{_share(closed_book)} of the questions are answered as well without documents as with the best order; "
             "their rewards say nothing about passages. Take questions that the reader cannot answer by heart."
-            f"{_doubt(closed_book, HIGH_CLOSED_BOOK)}"
+            f"{_doubt('closed_book', means)}"
         )
     if reason := _weak_reader(means):
         return "limit: reader", reason
@@ -622,14 +622,14 @@ def _judged(means: Mapping[str, Score], settings: DiagnosisSettings) -> tuple[Ve
         return "limit: data", (
             f"on only {_share(teaching)} of the questions do {settings.samples} sampled orders earn different "
             "rewards; the others teach nothing. Take more candidates, or raise rrpo.samples or rrpo.temperature."
-            f"{_doubt(teaching, MINIMUM_TEACHING)}"
+            f"{_doubt('teaching', means)}"
         )
     by_gold = "" if gold is None else f", marked passages first {_shown(gold)}"
     return "training can pay", (
         f"the best order found earns {_shown(headroom)} more than {settings.reference}{by_gold}, and "
         f"{teaching.mean:.0%} of the questions can teach. Some of the headroom is luck of the search, and training "
         "reaches a part of the rest."
-    )
+    ) + "".join(_doubt(name, means) for name in THRESHOLDS)
 
 
 def _weak_reader(means: Mapping[str, Score]) -> str:
@@ -639,12 +639,12 @@ def _weak_reader(means: Mapping[str, Score]) -> str:
         return (
             f"with good passages first it earns {_level(gold)} (wanted {LOW_READER}); a reader must be able to use "
             "good passages before its answers can teach. Take a stronger reader, or another prompt."
-            f"{_doubt(gold, LOW_READER)}"
+            f"{_doubt('gold_first', means)}"
         )
     if gain is not None and gain.mean < MINIMUM_HEADROOM:
         return (
             f"good passages give it {_shown(gain)} over no document at all (wanted {MINIMUM_HEADROOM}). Take a "
-            f"reader or a prompt that answers from the passages.{_doubt(gain, MINIMUM_HEADROOM)}"
+            f"reader or a prompt that answers from the passages.{_doubt('passage_gain', means)}"
         )
     return ""
 
@@ -668,10 +668,21 @@ def _largest_loss(means: Mapping[str, Score], why: str) -> tuple[Verdict, str]:
     )
 
 
-def _doubt(score: Score, threshold: float) -> str:
-    """What a mean beyond its threshold leaves open."""
-    open_ = score.ci_low < threshold < score.ci_high
-    return f" The interval holds {threshold:g}: more questions may say otherwise." if open_ else ""
+THRESHOLDS = {
+    "found": LOW_RECALL,
+    "closed_book": HIGH_CLOSED_BOOK,
+    "gold_first": LOW_READER,
+    "passage_gain": MINIMUM_HEADROOM,
+    "teaching": MINIMUM_TEACHING,
+}
+
+
+def _doubt(name: str, means: Mapping[str, Score]) -> str:
+    """What a mean on either side of its threshold leaves open."""
+    score, threshold = means.get(name), THRESHOLDS[name]
+    if score is None or not score.ci_low < threshold < score.ci_high:
+        return ""
+    return f" The interval of {name} holds {threshold:g}: more questions may say otherwise."
 
 
 def _share(score: Score) -> str:

@@ -350,7 +350,7 @@ class Evaluation:
             raise
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise DataError(
-                f"File {path} is not an evaluation, or is damaged ({error!r}); wanted what rankwright eval --save or "
+                f"File {path} is not an evaluation or is damaged ({error!r}); wanted what rankwright eval --save or "
                 "a run wrote. Make it again; a file of questions has a --format of its own."
             ) from error
 

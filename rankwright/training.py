@@ -157,7 +157,7 @@ class TrainResult:
     alarms: tuple[Alarm, ...] = ()
     """Signs that something went wrong, in the order of their steps."""
     stopped_early: str | None = None
-    """Why training ended before its last step, as a sentence; None where all steps were made."""
+    """Why training ended before its last step, as a sentence; None where `loop.patience` did not end it."""
 
 
 class WideAttention(TorchFunctionMode):

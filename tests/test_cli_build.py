@@ -241,7 +241,7 @@ def test_a_choice_that_there_is_not_is_named_by_its_flag(flag: str, capsys: pyte
         ("rrpo.samples=four", "Setting rrpo.samples is 'four'; wanted a whole number. See docs/settings.md"),
         ("rrpo.samples=2.5", "Setting rrpo.samples is 2.5; wanted a whole number."),
         ("rrpo.samples={a: 1}", "Setting rrpo.samples is a group of settings; wanted a whole number."),
-        ("rrpo=3", "Setting rrpo is 3; wanted settings by name, like {name: value}."),
+        ("rrpo=3", "Setting rrpo is a number; wanted settings by name, like {name: value}."),
         ("rrpo.beta=much", "Setting rrpo.beta is 'much'; wanted a number."),
         ("loop.stop_on_alarm=maybe", "Setting loop.stop_on_alarm is 'maybe'; wanted true or false."),
         ("model.name=3", "Setting model.name is 3; wanted text."),
@@ -269,7 +269,14 @@ def test_a_value_out_of_range_is_refused_before_anything_is_read(
         ("reader.api_key_env=sk-hush", "Setting api_key_env is not the name of an environment variable"),
         ("expansion.api_key_env=sk-hush", "Setting api_key_env is not the name of an environment variable"),
         ("reader.sampling={api_key: sk-hush}", "Sampling parameter api_key looks like a secret"),
-        ("reader.sampling={extra: {api_key: sk-hush}}", "Setting reader.sampling.extra."),
+        ("reader.sampling={extra: {api_key: sk-hush}}", "Setting reader.sampling.extra is a group of settings;"),
+        ("reader=http://me:sk-hush@host/v1", "Setting reader is text; wanted settings by name"),
+        ("expansion=sk-hush", "Setting expansion is text; wanted settings by name"),
+        ("reader.api=sk-hush", "Setting reader.api is not shown, for it may be a secret; wanted "),
+        ("data.depth=http://me:sk-hush@host", "Setting data.depth is text; wanted a whole number"),
+        ("reader.api_key_env=@sk-hush", "was given what is no YAML (line 1, column 1: found character '@'"),
+        ("reader.api_key_env:@sk-hush", "--set was given a text without =; wanted NAME=VALUE"),
+        ("reader.reader=!!set {sk-hush}", "Setting reader.reader is a value of another kind"),
         ("reader.reader=http://me:sk-hush@host/v1", "holds a user name or password"),
         ("reader.reader=http://me:sk-hush@host:99999/v1", "holds a user name or password"),
         ("reader.reader=http://host/v1?key=sk-hush", "holds a query or fragment"),
@@ -281,6 +288,16 @@ def test_a_secret_among_the_settings_is_refused_and_not_repeated(setting: str, m
     with pytest.raises(ConfigurationError) as raised:
         load_settings(None, [setting], {})
     assert message in str(raised.value)
+    assert "sk-hush" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["run.yaml", "run.json"])
+def test_a_config_file_that_cannot_be_read_is_not_repeated(name: str, tmp_path: Path) -> None:
+    config = tmp_path / name
+    config.write_text("reader:\n  api_key_env: @sk-hush\n", "utf-8")
+    with pytest.raises(ConfigurationError) as raised:
+        load_settings(config, [], {})
+    assert re.search(r"is not valid YAML or JSON \(.*line [12],? column", str(raised.value))
     assert "sk-hush" not in str(raised.value)
 
 
@@ -389,7 +406,7 @@ def test_the_settings_of_a_run_folder_are_settings(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"given rrpo\.samples, which says nothing here; .* --help\.$"):
         load_reader_settings(stored, ["rrpo.samples=9"], {})
     stored.write_text('{"reader": 3}', "utf-8")
-    with pytest.raises(ConfigurationError, match=r"^Setting reader is 3; wanted settings by name"):
+    with pytest.raises(ConfigurationError, match=r"^Setting reader is a number; wanted settings by name"):
         load_reader_settings(stored, [], {})
 
 

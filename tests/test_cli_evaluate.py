@@ -177,11 +177,17 @@ def test_more_candidates_than_an_evaluation_has_are_not_there(data: Path, capsys
     assert run(["eval", "first-stage", "--data", str(saved), "--format", "evaluation", *none, "--depth", "9"]) == 0
     told = " ".join(capsys.readouterr().err.split())
     assert "The evaluation has 4 candidates a question and --depth 9 asks for more: 4 it is." in told
+    asked = ("--data", saved, "--format", "evaluation", *none)
+    said = failed(capsys, 2, "first-stage", *asked, "--depth", 9, "--top-k", 6)
+    assert "top_k 6 above depth 4" in said
+    fewer = evaluated(capsys, "first-stage", *asked, "--depth", 2)
+    assert "hit@2" in fewer["models"]["first-stage"]
 
 
 @pytest.mark.parametrize("place", ["", "evaluation.json"])
 def test_a_run_is_read_with_the_format_of_one(place: str, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (data.parent / "evaluation.json").write_text("{}", "utf-8")
+    for name in ("evaluation.json", "config.json"):
+        (data.parent / name).write_text("{}", "utf-8")
     named = data.parent / place
     said = failed(capsys, 2, "first-stage", "--data", named, "--reader", "none")
     assert f"Data {named} holds the comparison of a run, and was to be read as jsonl" in said

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from rankwright.diagnosis import (
     MINIMUM_QUESTIONS,
     NUMBERS,
+    THRESHOLDS,
     Diagnosis,
     DiagnosisSettings,
     _judged,
@@ -241,13 +242,17 @@ def test_a_small_headroom_of_marked_passages_is_a_limit_only_where_it_may_be_non
 def test_a_mean_next_to_its_threshold_says_that_it_is_open(name: str, verdict: str) -> None:
     """The verdict stands; who reads it may take more questions before a reader or a retriever is thrown away."""
     found = diagnose(examples(40), ToyReader(), F1, reference=Reference())
-    threshold = {"found": 0.5, "closed_book": 0.5, "gold_first": 0.3, "teaching": 0.05}[name]
+    threshold = THRESHOLDS[name]
+    beside = Score(threshold, threshold - 0.03, threshold + 0.03, 40)
+    if name != "closed_book":  # which is a limit from its threshold on
+        judged, reason = _judged({**found.means, name: beside}, found.settings)
+        assert (judged, "more questions may say otherwise" in reason) == ("training can pay", True)
     mean_of = threshold if name == "closed_book" else threshold - 0.002
     for margin, is_open in ((0.03, True), (0.001, False)):
         means = {**found.means, name: Score(mean_of, mean_of - margin, mean_of + margin * is_open, 40)}
         judged, reason = _judged(means, found.settings)
         assert judged == f"limit: {verdict}"
-        assert (f"The interval holds {threshold:g}: more questions may say otherwise." in reason) == is_open
+        assert (f" The interval of {name} holds {threshold:g}: more questions may say otherwise." in reason) == is_open
 
 
 def test_a_second_read_takes_the_luck_out_of_the_best_order() -> None:

@@ -169,7 +169,7 @@ def test_secrets_are_left_out(tmp_path: Path) -> None:
         ),
         (
             {"command": "rankwright demo --shuffle-answers --resume", "processes": 1},
-            "rankwright demo --shuffle-answers --resume",
+            "rankwright demo --shuffle-answers",
             "rankwright demo --shuffle-answers --config runs/a/config.json --name a-again",
         ),
         (

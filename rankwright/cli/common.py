@@ -65,8 +65,8 @@ class BadRow(StrEnum):
 
 
 def command_line() -> str:
-    """The command as typed, for reports; without --resume, which fails where there is no run yet."""
-    return "rankwright " + shlex.join(word for word in sys.argv[1:] if word != "--resume")
+    """The command as typed, for reports."""
+    return "rankwright " + shlex.join(sys.argv[1:])
 
 
 def say(text: str) -> None:

@@ -218,7 +218,7 @@ def compare(
     from rankwright.cli.manage import stored_evaluation
     from rankwright.reporting import write_report
 
-    stored = None
+    stored, most = None, depth or DataSettings.eval_depth
     if format == SAVED_FORMAT:
         _refuse_search(
             {
@@ -230,6 +230,7 @@ def compare(
             }
         )
         stored = stored_evaluation(data)
+        most = _depth_of(stored, depth)
     elif _is_of_a_run(data):
         raise ConfigurationError(
             f"Data {data} holds the comparison of a run, and was to be read as {format}; wanted --format "
@@ -241,7 +242,7 @@ def compare(
         qrels=str(qrels or ""),
         topics=str(topics or ""),
         retriever=retriever.value,
-        depth=depth or (stored.settings.depth if stored else DataSettings.eval_depth),
+        depth=most,
         on_bad_row=on_bad_row.value,
     )
     flags = {
@@ -268,7 +269,7 @@ def compare(
         stored=stored,
         start=load_start(config),
         llms=_language_models(llm, llm_model, asked, of_llm, cache),
-        top_k=top_k or (stored.settings.top_k if stored else 3),
+        top_k=top_k or (min(stored.settings.top_k, most) if stored else 3),
         baseline=baseline,
         seed=seed if seed is not None else stored.settings.seed if stored else 0,
         device=device,
@@ -322,14 +323,15 @@ def run_evaluation(
     if top_k > data_settings.depth:  # said before models are loaded
         raise ConfigurationError(
             f"Evaluation has top_k {top_k} above depth {data_settings.depth}; the reader can only see candidates. "
-            "Raise --depth."
+            "Raise --depth or lower --top-k."
         )
     check_expansion(expansion, reader_settings.reader, data_settings.retriever)
     checked_device(device)
     _check_models(names, llms)
     run = command_run("eval")
     if stored:
-        asked = _questions_of(stored, data_settings.depth)
+        of = stored.settings
+        asked = _Questions(stored.examples, of.set_name, of.retriever, of.skipped, data_settings.depth)
     else:
         asked = _questions(data, data_settings, expansion, reader_settings, run, device)
     with contextlib.ExitStack() as stack:
@@ -391,17 +393,18 @@ def _questions(
     return _Questions(examples, dataset.name, first_stage, dataset.skipped, settings.depth)
 
 
-def _questions_of(stored: Evaluation, depth: int) -> _Questions:
-    """Those that an earlier evaluation had, with no more candidates than it has."""
-    of = stored.settings
-    if depth > of.depth:
-        say(f"The evaluation has {of.depth} candidates a question and --depth {depth} asks for more: {of.depth} it is.")
-    return _Questions(stored.examples, of.set_name, of.retriever, of.skipped, min(depth, of.depth))
+def _depth_of(stored: Evaluation, asked: int | None) -> int:
+    """Candidates per question: as many as are asked for, of those that an earlier evaluation had."""
+    there = stored.settings.depth
+    if asked and asked > there:
+        say(f"The evaluation has {there} candidates a question and --depth {asked} asks for more: {there} it is.")
+    return min(asked or there, there)
 
 
 def _is_of_a_run(data: Path) -> bool:
     """Whether it is the folder of a finished run, or its comparison."""
-    return data.name == "evaluation.json" or (data / "evaluation.json").is_file()
+    folder = data if data.is_dir() else data.parent if data.name == "evaluation.json" else None
+    return folder is not None and all((folder / name).is_file() for name in ("evaluation.json", "config.json"))
 
 
 def _refuse_search(given: Mapping[str, object]) -> None:

@@ -793,12 +793,14 @@ def environment_record(command: str, folder: Path, resume: bool) -> dict[str, An
 
 
 def _beginning(folder: Path) -> dict[str, Any]:
-    """Command and number of processes with which a run began, as far as they are there."""
+    """Command and number of processes with which a run began, as far as they are there and whole; the present ones
+    have to do for the others."""
     try:
         kept = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # the present ones have to do
+    except (OSError, ValueError):
         return {}
-    return {name: kept[name] for name in ("command", "processes") if isinstance(kept, dict) and name in kept}
+    kinds = {"command": str, "processes": int}
+    return {name: kept[name] for name, kind in kinds.items() if isinstance(kept, dict) and type(kept.get(name)) is kind}
 
 
 def verdict_line(result: Mapping[str, Any]) -> str:

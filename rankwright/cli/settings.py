@@ -494,7 +494,8 @@ def filled(tree: dict[str, Any], assignments: Sequence[str], flags: Mapping[str,
     for text in assignments:
         name, sign, value = text.partition("=")
         if not sign:
-            raise ConfigurationError(f"--set was given '{text}'; wanted NAME=VALUE, for example --set rrpo.samples=8.")
+            given = f"'{text}'" if _PLAIN.fullmatch(text) else "a text without ="
+            raise ConfigurationError(f"--set was given {given}; wanted NAME=VALUE, for example --set rrpo.samples=8.")
         _assign(tree, name.strip(), _value(name, value))
     return tree
 
@@ -504,8 +505,17 @@ def _value(name: str, text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigurationError(
-            f"--set {name} was given '{text}', which is no YAML; wanted a value like 8, text or {{a: 1}}. Quote it."
-        ) from error
+            f"--set {name} was given what is no YAML ({_yaml_problem(error)}); wanted a value like 8, text or "
+            "{a: 1}. Quote it."
+        ) from None  # it repeats the value, which may be a secret
+
+
+def _yaml_problem(error: Exception) -> str:
+    """What is wrong and where, without the line itself."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return type(error).__name__ if isinstance(error, yaml.YAMLError) else str(error)
+    mark = error.problem_mark
+    return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
 
 
 def validated(adapter: TypeAdapter[Any], tree: Any, prefix: str) -> Any:
@@ -548,7 +558,7 @@ _KINDS = {
 
 def _path(error: Mapping[str, Any]) -> list[str]:
     """Names that lead to a wrong value, without the kinds that pydantic tried where it may be of several."""
-    return [str(part) for part in error["loc"] if part not in ("int", "float", "str", "bool")]
+    return [str(part) for part in error["loc"] if part not in ("int", "float", "str", "bool", "[key]")]
 
 
 def _wanted(error: Mapping[str, Any]) -> str:
@@ -581,14 +591,31 @@ def _names(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
     return found
 
 
+_FOUND: Mapping[type, str] = {
+    str: "text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+    dict: "a group of settings",
+}
+_PLAIN = re.compile(r"[\w.+-]{1,24}")
+"""Text that is no address and hardly a key."""
+
+
 def _shown(error: Mapping[str, Any]) -> str:
-    """What a wrong setting is: its kind alone where it may be long, nothing where by its name it may be a secret."""
+    """What a wrong setting is: its kind alone where it is no plain value or stands for a whole group, which a key or an
+    address easily does; nothing where by its name it may be a secret."""
     value, names = error.get("input"), [str(part) for part in error["loc"]]
-    # A variable's name is no secret, but a key is easily given in its place.
-    hidden = any(SECRET_NAME.search(name.removesuffix("_env")) for name in names)
-    if isinstance(value, Mapping | list):
-        return "a list" if isinstance(value, list) else "a group of settings"
-    return "not shown, for it may be a secret" if hidden else repr(value)
+    if value is None:
+        return "null"
+    # A variable's name is no secret, but a key is easily given in its place, and in that of reader.api.
+    hidden = any(SECRET_NAME.search(name.removesuffix("_env")) or name == "api" for name in names)
+    if hidden and not isinstance(value, dict | list):
+        return "not shown, for it may be a secret"
+    plain = isinstance(value, bool | int | float) or (isinstance(value, str) and _PLAIN.fullmatch(value))
+    for_group = error["type"].startswith(("dataclass", "dict"))
+    return repr(value) if plain and not for_group else _FOUND.get(type(value), "a value of another kind")
 
 
 def settings_tree(settings: RunSettings) -> dict[str, Any]:
@@ -604,8 +631,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ResourceNotFoundError(f"Config file {path} cannot be read ({error.strerror}). Check the path.") from error
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigurationError(
-            f"Config file {path} is not valid YAML or JSON ({error}). Mend the line named."
-        ) from error
+            f"Config file {path} is not valid YAML or JSON ({_yaml_problem(error)}). Mend the line named."
+        ) from None  # it repeats the line, which may hold a secret
     if tree is None:
         return {}
     if not isinstance(tree, dict):

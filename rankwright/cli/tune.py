@@ -568,6 +568,7 @@ def _begin(
     folder: Path, settings: RunSettings, run_id: str, passages: str, environment: Mapping[str, Any], resume: bool
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    replace_text(folder / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
     if resume:
         return
     clear_outcome(folder)  # one that is refused, for settings that changed, loses nothing
@@ -575,7 +576,6 @@ def _begin(
         (folder / stale).unlink(missing_ok=True)
     if passages:  # like the environment before config.json, with which the run can be resumed
         replace_text(folder / PASSAGES_FILE, passages)
-    replace_text(folder / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
     config = {"run_id": run_id, **settings_tree(settings)}
     replace_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     (folder / RUN_ID).unlink(missing_ok=True)

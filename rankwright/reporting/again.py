@@ -23,9 +23,11 @@ def without_secrets(text: str) -> str:
 
 
 def begun_with(environment: Record) -> str:
-    """The command of an environment.json, with a launcher where there were several processes."""
+    """The command of an environment.json, with a launcher where there were several processes, and without --resume,
+    which fails where there is no run yet."""
     command = environment.get("command") or ""
     text = command if isinstance(command, str) else shlex.join(command)
+    text = text.replace(" --resume", "")
     count = environment.get("processes", 1)
     if count > 1 and text.startswith("rankwright "):
         text = f"torchrun --nproc-per-node {count} -m rankwright.cli {text.removeprefix('rankwright ')}"

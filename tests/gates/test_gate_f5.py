@@ -40,7 +40,7 @@ THIS = "tests/gates/test_gate_f5.py"
 MISPLACED = f"{THIS}::test_a_secret_in_the_wrong_place_is_refused_and_not_repeated"
 MUTANTS = [
     Mutant("F5", THIS, "rankwright/llms/http.py", 'text = text.replace(self._key, "***")', "text = str(text)"),
-    Mutant("F5", MISPLACED, "rankwright/cli/settings.py", 'return "" if hidden or', 'return "" if'),
+    Mutant("F5", MISPLACED, "rankwright/cli/settings.py", "    if hidden and not isinst", "    if 0 and isinst"),
     Mutant("F5", MISPLACED, "rankwright/llms/endpoint.py", 'or (not good and "@" in base_url)', "or False"),
 ]
 
