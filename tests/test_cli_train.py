@@ -26,7 +26,7 @@ from rankwright.checkpoints import newest_checkpoint, step_of
 from rankwright.cli.app import run
 from rankwright.cli.build import Splits, load_splits
 from rankwright.cli.card import _chosen
-from rankwright.cli.run import HOW_FAST, RunOutcome, _deciding, teller
+from rankwright.cli.run import HOW_FAST, RunOutcome, _deciding, environment_record, teller
 from rankwright.cli.settings import settings_from
 from rankwright.cli.train import DEMO_FOLDER, with_exchanged_answers
 from rankwright.data import load_examples
@@ -153,6 +153,26 @@ def test_a_report_of_a_resumed_run_has_the_command_that_began_it(
     assert Path("runs/a/environment.json").read_bytes() == before
     assert pasted(Path("runs/a/report.html"))[0] == begun
     assert "Goes on from checkpoint-2; any later steps are made again.\n" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("kept", "command", "processes"),
+    [
+        ({"command": "rankwright train --name b", "processes": 2}, "rankwright train --name b", 2),
+        ({"command": 5, "processes": "2"}, "now", 1),
+        ({"command": ["rankwright"], "processes": True}, "now", 1),
+        ([], "now", 1),
+        (None, "now", 1),
+    ],
+)
+def test_how_a_run_began_is_taken_from_a_whole_record_alone(
+    kept: Any, command: str, processes: int, tmp_path: Path
+) -> None:
+    """A wrong one would end the run after the work of it."""
+    (tmp_path / "environment.json").write_text("{" if kept is None else json.dumps(kept), "utf-8")
+    found = environment_record("now", tmp_path, resume=True)
+    assert (found["command"], found["processes"]) == (command, processes)
+    assert environment_record("now", tmp_path, resume=False)["command"] == "now"
 
 
 def test_a_resume_that_begins_anew_is_told_as_a_beginning(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

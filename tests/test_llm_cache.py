@@ -411,6 +411,20 @@ def test_a_place_that_cannot_be_written_is_told_at_once(tmp_path: Path, name: st
         ReadStore(tmp_path / name)
 
 
+def test_an_emptied_file_is_told_and_one_that_is_just_begun_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, began in (("new", None), ("old", (0, 0))):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, began)
+        with ReadStore(tmp_path / name) as store:
+            assert store.get_many(["key"]) == {}
+    with ReadStore(tmp_path / "old"):
+        pass  # it holds tables now
+    assert [record.args for record in caplog.records] == [(tmp_path / "old",)]
+    assert "is there and holds nothing (0 bytes)" in caplog.text
+
+
 FULL_DISK = """
 import resource, signal, sys
 from rankwright.errors import StorageError

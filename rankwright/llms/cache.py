@@ -33,6 +33,8 @@ Result = TypeVar("Result")
 
 BUSY_SECONDS = 60.0
 """How long a process waits for its turn to write. Transactions take milliseconds; this is for dozens of writers."""
+JUST_BEGUN = 10.0
+"""Seconds in which a new file may be empty: another process is about to make its tables."""
 KEYS_PER_QUERY = 500
 REQUESTS_PER_CHUNK = 64
 """For an LLM that reports only whole batches: so many answers are at risk when the process is killed."""
@@ -239,6 +241,12 @@ class ReadStore:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise self._cannot_use(error) from error
+        if _was_emptied(self.path):
+            log.warning(
+                "Read cache '%s' is there and holds nothing (0 bytes): answers and calls that it had are gone. A "
+                "new one begins; put a copy of the old one back, if there is one.",
+                self.path,
+            )
         self._inode = _inode(self.path)
         self._connection = self._opened()
         self._owner = os.getpid()
@@ -587,6 +595,14 @@ def _in_transaction(connection: sqlite3.Connection, work: Callable[[sqlite3.Conn
 
 def _checksum(*values: Any) -> str:
     return hashlib.sha256("\n".join(map(str, values)).encode("utf-8", "replace")).hexdigest()
+
+
+def _was_emptied(path: Path) -> bool:
+    """Whether it is a file of no bytes, which SQLite takes for a new one, and no other process is just beginning it."""
+    with contextlib.suppress(OSError):
+        found = path.stat()
+        return found.st_size == 0 and time.time() - found.st_mtime > JUST_BEGUN
+    return False
 
 
 def _inode(path: Path) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import random
 import shutil
 from collections import Counter
@@ -68,6 +69,7 @@ MUTANTS = [
         "except (sqlite3.DatabaseError, UnicodeDecodeError) as error:",
         "except sqlite3.DatabaseError as error:",
     ),
+    Mutant("D3", f"{GATE}::test_cache", "rankwright/llms/cache.py", "if _was_emptied(self.path):", "if False:"),
     Mutant(
         "D3",
         f"{GATE}::test_checkpoints_and_log",
@@ -161,7 +163,7 @@ def calls_of(store: ReadStore) -> dict[str | None, LedgerTotals]:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_cache(tmp_path: Path, told: Told) -> None:
+def test_cache(tmp_path: Path, told: Told, caplog: pytest.LogCaptureFixture) -> None:
     """No wrong answer, and no other sum of calls and prices without a word; and the store takes new ones at once."""
     wanted = {f"key{number}": {"text": f"answer {number} " * 20} for number in range(40)}
     whole = tmp_path / "whole.sqlite"
@@ -171,17 +173,23 @@ def test_cache(tmp_path: Path, told: Told) -> None:
         calls = calls_of(store)
     draw, found = random.Random(4), Counter[str]()
     anywhere = [damaged for _, _, damaged in damages(draw, [whole])]
-    for number, damaged in enumerate((*anywhere, *flipped_pages(draw, whole.read_bytes()))):
+    for number, damaged in enumerate((b"", *anywhere, *flipped_pages(draw, whole.read_bytes()))):
         path = tmp_path / f"{number}" / "reads.sqlite"
         path.parent.mkdir()
         path.write_bytes(damaged)
+        if not damaged:  # nothing in it tells it from a new one, but that it is there, and was before
+            os.utime(path, (0, 0))
         with ReadStore(path) as store:
             got, counted = store.get_many(wanted), calls_of(store)
             assert got.items() <= wanted.items() if not got else all(wanted[key] == got[key] for key in got)
             store.put_many({"new": {"text": "y"}})
             assert store.get_many(["new"]) == {"new": {"text": "y"}}
             aside = list(path.parent.glob("*.damaged-*"))
-            if not aside and counted != calls:
+            if not damaged:
+                assert (got, counted[None].calls, aside) == ({}, 0, [])
+                assert f"Read cache '{path}' is there and holds nothing (0 bytes)" in caplog.text
+                found["emptied and told"] += 1
+            elif not aside and counted != calls:
                 assert counted[None].damaged == calls[None].calls - counted[None].calls > 0
                 found["calls missed and told"] += 1
             else:
