@@ -589,14 +589,14 @@ def _judged(means: Mapping[str, Score], settings: DiagnosisSettings) -> tuple[Ve
     headroom = means["headroom"]
     if found.mean < LOW_RECALL:
         return "limit: retriever", (
-            f"only {_share(found)} of the questions have a candidate with what they ask for (wanted {LOW_RECALL:.0%}) "
-            "and no order can bring up what is not there. Raise the depth, or mend the first stage."
+            f"only {_shown(found, '.1%')} of the questions have a candidate with what they ask for (wanted "
+            f"{LOW_RECALL:.0%}) and no order can bring up what is not there. Raise the depth, or mend the first stage."
             f"{_doubt('found', means)}"
         )
     if closed_book.mean >= HIGH_CLOSED_BOOK:
         return "limit: data", (
-            f"{_share(closed_book)} of the questions are answered as well without documents as with the best order; "
-            "their rewards say nothing about passages. Take questions that the reader cannot answer by heart."
+            f"{_shown(closed_book, '.1%')} of the questions are answered as well without documents as with the best "
+            "order; their rewards say nothing about passages. Take questions that the reader cannot answer by heart."
             f"{_doubt('closed_book', means)}"
         )
     if reason := _weak_reader(means):
@@ -620,7 +620,7 @@ def _judged(means: Mapping[str, Score], settings: DiagnosisSettings) -> tuple[Ve
         return "undecided", f"{luck}. Read more questions."
     if teaching.mean < MINIMUM_TEACHING:
         return "limit: data", (
-            f"on only {_share(teaching)} of the questions do {settings.samples} sampled orders earn different "
+            f"on only {_shown(teaching, '.1%')} of the questions do {settings.samples} sampled orders earn different "
             "rewards; the others teach nothing. Take more candidates, or raise rrpo.samples or rrpo.temperature."
             f"{_doubt('teaching', means)}"
         )
@@ -637,8 +637,8 @@ def _weak_reader(means: Mapping[str, Score]) -> str:
     gold, gain = means.get("gold_first"), means.get("passage_gain")
     if gold is not None and gold.mean < LOW_READER:
         return (
-            f"with good passages first it earns {_level(gold)} (wanted {LOW_READER}); a reader must be able to use "
-            "good passages before its answers can teach. Take a stronger reader, or another prompt."
+            f"with good passages first it earns {_shown(gold, '.3f')} (wanted {LOW_READER}); a reader must be able to "
+            "use good passages before its answers can teach. Take a stronger reader, or another prompt."
             f"{_doubt('gold_first', means)}"
         )
     if gain is not None and gain.mean < MINIMUM_HEADROOM:
@@ -685,13 +685,6 @@ def _doubt(name: str, means: Mapping[str, Score]) -> str:
     return f" The interval of {name} holds {threshold:g}: more questions may say otherwise."
 
 
-def _share(score: Score) -> str:
-    return f"{score.mean:.1%} [{score.ci_low:.1%}, {score.ci_high:.1%}]"
-
-
-def _level(score: Score) -> str:
-    return f"{score.mean:.3f} [{score.ci_low:.3f}, {score.ci_high:.3f}]"
-
-
-def _shown(score: Score) -> str:
-    return f"{score.mean:+.3f} [{score.ci_low:+.3f}, {score.ci_high:+.3f}]"
+def _shown(score: Score, form: str = "+.3f") -> str:
+    """A mean with its interval."""
+    return f"{score.mean:{form}} [{score.ci_low:{form}}, {score.ci_high:{form}}]"
