@@ -147,6 +147,7 @@ def of_model(count: int) -> dict[str, Any]:
 
     def score(found: Any) -> Iterator[Sequence[Ranked]]:
         for batch in found:
+            rankings: Sequence[Ranked] = ()
             for seconds in (alone, inside) if batch.number % 2 else (inside, alone):
                 with seconds:
                     rankings = reranker.rerank_batch(batch.requests)
