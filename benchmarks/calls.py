@@ -61,6 +61,16 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
         "read_first": 1,
         "read_closed_book": False,
     },
+    "each rollout twice, two samples first, none without documents": {
+        "inner_epochs": 2,
+        "read_first": 2,
+        "read_closed_book": False,
+    },
+    "each rollout twice, three samples first, none without documents": {
+        "inner_epochs": 2,
+        "read_first": 3,
+        "read_closed_book": False,
+    },
 }
 """Whole combinations, each run with all seeds and held against the goal."""
 ROWS: dict[str, dict[str, Any]] = {
@@ -77,8 +87,15 @@ ROWS: dict[str, dict[str, Any]] = {
 
 
 def settings_of(row: str) -> dict[str, Any]:
-    """As the protocol takes them."""
-    return {"rrpo": {"train_k": STEPS, "samples": SAMPLES, **ROWS[row]}, "loop": LOOP}
+    """As the protocol takes them. Where a rollout makes several updates, questions are visited less often: all rows
+    take the same number of optimizer steps."""
+    epochs = EPOCHS // updates_of(row)
+    return {"rrpo": {"train_k": STEPS, "samples": SAMPLES, **ROWS[row]}, "loop": {**LOOP, "epochs": epochs}}
+
+
+def updates_of(row: str) -> int:
+    """Optimizer steps of one rollout."""
+    return ROWS[row].get("inner_epochs", 1)
 
 
 def seeds_of(row: str) -> tuple[int, ...]:
@@ -106,22 +123,27 @@ def run(row: str, seed: int) -> dict[str, Any]:
         result = protocol.train_one("rrpo", seed, data, settings, str(folder), cache=own, teacher=reader)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
     sizes = {"questions": len(data["train"]), "dev_questions": len(data["dev"])}
-    return {**result, **sizes, **counted(lines, result["steps"])}
+    return {**result, **sizes, **counted(lines, result["steps"], updates_of(row))}
 
 
-def counted(lines: Sequence[Mapping[str, Any]], steps: int) -> dict[str, Any]:
-    """Of the lines of metrics.jsonl, which are of one step each: calls of each epoch, and (step, calls up to it, dev
-    reward) of every evaluation."""
+def counted(lines: Sequence[Mapping[str, Any]], steps: int, updates: int = 1) -> dict[str, Any]:
+    """Of the lines of metrics.jsonl, which are of one rollout and its `updates` steps each: calls of each epoch's
+    number of steps, and (step, calls up to it, dev reward) of every evaluation."""
     calls = {line["step"]: line["reader_calls"] for line in lines if "reader_calls" in line}
-    if sorted(calls) != list(range(1, steps + 1)):
-        sys.exit(f"metrics.jsonl has {len(calls)} lines of steps; wanted one for each of {steps}. Nothing is kept.")
+    if sorted(calls) != list(range(updates, steps + 1, updates)):
+        sys.exit(
+            f"metrics.jsonl has {len(calls)} lines of rollouts; wanted one for each {updates} of {steps} steps. "
+            "Nothing is kept."
+        )
+
+    def paid(after: int, up_to: int) -> float:
+        return sum(number for step, number in calls.items() if after < step <= up_to)
+
     each = steps // EPOCHS
     dev = [line for line in lines if "eval_reward" in line]
     return {
-        "calls": [sum(calls[epoch * each + step + 1] for step in range(each)) for epoch in range(EPOCHS)],
-        "dev": [
-            [line["step"], sum(calls[step] for step in range(1, line["step"] + 1)), line["eval_reward"]] for line in dev
-        ],
+        "calls": [paid(epoch * each, (epoch + 1) * each) for epoch in range(EPOCHS)],
+        "dev": [[line["step"], paid(0, line["step"]), line["eval_reward"]] for line in dev],
     }
 
 
@@ -235,6 +257,9 @@ def page() -> str:
         f"at every {LOOP['eval_steps']} steps; *until* is what was paid up to the first look that came as near to",
         "naive's best. Naive trains as the exact cache does, because the reader always answers the same. Training in",
         f"bf16 autocast, dev rankings in {protocol.RANKING}.",
+        "",
+        "Where each rollout makes two updates, questions are visited once instead of twice, for as many steps; its two",
+        "epochs are the halves of that.",
         "",
         "In the first epoch each question is met once, so that the same noise at every visit saves nothing there: how",
         "far a row with it is from the one without it in that epoch is how far two runs differ by chance.",

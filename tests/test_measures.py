@@ -62,9 +62,20 @@ def test_calls_are_counted_by_epoch_and_up_to_each_look_at_dev() -> None:
     }
 
 
+def test_calls_of_rollouts_with_two_updates_are_counted_at_their_last_step() -> None:
+    lines = [line for line in lines_of([0, 5, 0, 1], {0: 0.4, 2: 0.5}) if line["step"] % 2 == 0]
+    assert calls.counted(lines, steps=4, updates=2) == {"calls": [5, 1], "dev": [[0, 0, 0.4], [2, 5, 0.5]]}
+
+
+@pytest.mark.parametrize("row", list(calls.ROWS))
+def test_all_rows_take_the_same_number_of_optimizer_steps(row: str) -> None:
+    settings = calls.settings_of(row)
+    assert settings["loop"]["epochs"] * settings["rrpo"].get("inner_epochs", 1) == calls.EPOCHS
+
+
 def test_a_step_without_a_line_is_not_counted_as_free() -> None:
     lines = [line for line in lines_of([7, 5, 3, 1], {}) if line["step"] != 2]
-    with pytest.raises(SystemExit, match="3 lines of steps; wanted one for each of 4"):
+    with pytest.raises(SystemExit, match="3 lines of rollouts; wanted one for each 1 of 4 steps"):
         calls.counted(lines, steps=4)
 
 
