@@ -169,7 +169,7 @@ def test_the_page_of_calls_without_records_has_no_verdict() -> None:
     page = calls.page()
     (head, *rows), (_, *seeds) = parts(page)
     assert {len(row) for row in (head, *rows)} == {9}
-    assert [row[1:] for row in seeds] == [["not run", "", "", "", ""]] * (1 + len(calls.COMBINATIONS))
+    assert [row[1:] for row in seeds] == [["not run", *[""] * 5]] * (1 + len(calls.COMBINATIONS))
     page = page.split("## The goal over seeds")[0]
     assert len(rows) == 1 + len(calls.ROWS)
     assert all(row[1] == "not run" and not any(row[2:]) for row in rows)
@@ -184,32 +184,28 @@ def test_the_page_of_calls_without_records_has_no_verdict() -> None:
 
 
 @pytest.mark.parametrize(
-    ("paid", "best", "found"),
+    ("paid", "best", "behind", "reached", "verdict"),
     [
-        (0.35, (0.49, 0.50, 0.495), ["35.0%", "0.4900, 0.5000, 0.4950", "-1.00, +0.00, -0.50", "-0.50 (0.50)", "met"]),
-        (
-            0.36,
-            (0.5, 0.5, 0.5),
-            ["36.0%", "0.5000, 0.5000, 0.5000", "+0.00, +0.00, +0.00", "+0.00 (0.00)", "missed: calls"],
-        ),
-        (
-            0.3,
-            (0.48, 0.5, 0.504),
-            ["30.0%", "0.4800, 0.5000, 0.5040", "-2.00, +0.00, +0.40", "-0.53 (1.29)", "missed: dev F1"],
-        ),
+        (0.35, (0.49, 0.5, 0.495), ["-1.00, +0.00, -0.50", "-0.50 (0.50)"], "never, 35%, 35%", "met"),
+        (0.36, (0.5, 0.5, 0.5), ["+0.00, +0.00, +0.00", "+0.00 (0.00)"], "36%, 36%, 36%", "missed: calls"),
+        (0.3, (0.48, 0.5, 0.504), ["-2.00, +0.00, +0.40", "-0.53 (1.29)"], "never, 30%, 30%", "missed: dev F1"),
     ],
 )
 @pytest.mark.usefixtures("work")
-def test_the_goal_is_judged_by_the_mean_over_seeds(paid: float, best: tuple[float, ...], found: list[str]) -> None:
+def test_the_goal_is_judged_by_the_mean_over_seeds(
+    paid: float, best: tuple[float, ...], behind: list[str], reached: str, verdict: str
+) -> None:
     row, *others = calls.COMBINATIONS
+    few = round(NAIVE * paid)
     for seed in calls.SEEDS:
         assert all(line[1] == "not run" for line in parts(calls.page())[1][1:]), "no verdict before the last seed"
-        keep(calls.EXACT, record(NAIVE // 2, 0.5), seed)
-        keep(row, record(round(NAIVE * paid), best[seed]), seed)
+        keep(calls.EXACT, record(NAIVE // 2, 0.5, [(26, NAIVE // 2, 0.5)]), seed)
+        keep(row, record(few, best[seed], [(26, few, best[seed])]), seed)
     by_name = {line[0]: line[1:] for line in parts(calls.page())[1]}
-    assert by_name[row] == found
-    assert by_name[calls.EXACT] == ["50.0%", "0.5000, 0.5000, 0.5000", "", "", ""]
-    assert all(by_name[other] == ["not run", "", "", "", ""] for other in others)
+    of_row = ", ".join(f"{value:.4f}" for value in best)
+    assert by_name[row] == [f"{paid:.1%}", of_row, *behind, reached, verdict]
+    assert by_name[calls.EXACT] == ["50.0%", "0.5000, 0.5000, 0.5000", "", "", "50%, 50%, 50%", ""]
+    assert all(by_name[other] == ["not run", *[""] * 5] for other in others)
 
 
 # --- what is kept, and what it was made with ---------------------------------------------------------------------
