@@ -55,17 +55,9 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
         "read_first": 2,
         "read_closed_book": False,
     },
-    "the reference's order, the same noise, two samples first, none without documents": {
-        "read_order": "reference",
-        "noise": "question",
-        "read_first": 2,
-        "read_closed_book": False,
-    },
-    "the reference's order, the same noise, first document shared, two samples first, none without documents": {
-        "read_order": "reference",
-        "noise": "question",
-        "shared_steps": 1,
-        "read_first": 2,
+    "each rollout twice, three samples first, none without documents": {
+        "inner_epochs": 2,
+        "read_first": 3,
         "read_closed_book": False,
     },
 }
@@ -77,17 +69,11 @@ ROWS: dict[str, dict[str, Any]] = {
     "pairs share the first two": {"shared_steps": 2},
     "the same noise, first document shared": {"noise": "question", "shared_steps": 1},
     "the same noise, first two shared": {"noise": "question", "shared_steps": 2},
-    "read in the reference's order": {"read_order": "reference"},
     "two samples first": {"read_first": 2},
     "the same noise, first two shared, two samples first": {"noise": "question", "shared_steps": 2, "read_first": 2},
     "the same noise, one sample first, none without documents": {
         "noise": "question",
         "read_first": 1,
-        "read_closed_book": False,
-    },
-    "each rollout twice, three samples first, none without documents": {
-        "inner_epochs": 2,
-        "read_first": 3,
         "read_closed_book": False,
     },
     **COMBINATIONS,

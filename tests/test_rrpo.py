@@ -240,41 +240,6 @@ def test_where_the_first_samples_earn_the_same_the_others_are_not_read() -> None
     assert whole.metrics["spared_share"] == 0 < spared.metrics["spared_share"] <= 2 * 4 / 18
 
 
-@pytest.mark.parametrize("settings", [{}, {"shared_steps": 1}, {"read_first": 2}, {"action": "ranking"}], ids=str)
-def test_in_the_references_order_prefixes_of_the_same_documents_are_one_read(settings: dict[str, Any]) -> None:
-    rows, reader = questions(5, 2, 4), EchoReader()
-    reference = scores_for(rows, seed=1)
-    flat = torch.where(torch.isfinite(reference), 0.0, reference)
-    config = RRPOConfig(samples=6, read_order="reference", baseline="none", scale="none", **settings)
-    rollout = RRPO(config, reader, Price(number)).collect(flat, reference, rows, 0)
-    whole = config.action == "ranking"
-    wanted = set()
-    for q, row in enumerate(rows):
-        steps = min(3, len(row.candidates))
-        order = greedy_ids(reference[q], len(row.candidates))
-        lengths = [steps] if whole else range(1, steps + 1)
-        rankings = [ids_of(ranking, steps) for ranking in rollout.actions_QSK[q].tolist()]
-        read = [[tuple(sorted(ranking[:t], key=order.index)) for t in lengths] for ranking in rankings]
-        wanted |= {(row.query.query_id, ids) for ranking in read for ids in ranking}
-        wanted |= {(row.query.query_id, order[:t]) for t in [0, *lengths]}
-        for s, prices in enumerate([[number(ids) for ids in ranking] for ranking in read]):
-            expected = anchored(prices, [0.0] * len(prices))
-            assert rollout.advantages_QSA[q, s, : len(expected)].tolist() == pytest.approx(expected)
-    assert len(reader.asked) == len(set(reader.asked)), "each set once"
-    assert set(reader.asked) == wanted
-
-
-def test_in_the_references_order_few_candidates_have_few_different_prefixes() -> None:
-    rows = questions(4)
-    flat = torch.zeros(1, 4)
-    calls = {}
-    for order in ("ranking", "reference"):
-        algorithm = RRPO(RRPOConfig(samples=512, read_order=order), EchoReader(), Price(number))
-        calls[order] = algorithm.collect(flat, scores_for(rows), rows, 0).metrics["reader_calls"]
-        assert calls[order] == algorithm.reads_per_question(4)
-    assert calls == {"ranking": 4 + 12 + 24 + 1, "reference": 4 + 6 + 4 + 1}
-
-
 class Place:
     """Pays an answer the share of its question's answers that `number` prices lower."""
 
@@ -762,7 +727,6 @@ def test_the_window_goes_through_a_checkpoint() -> None:
         ("samples", 0),
         ("noise", "fixed"),
         ("shared_steps", 3),
-        ("read_order", "first-stage"),
         ("read_first", 4),
         ("action", "step"),
         ("baseline", "mean"),

@@ -102,9 +102,6 @@ class RRPOConfig:
     """So many first documents each two samples of a question have in common, which are read once. Each ranking is still
     drawn from the policy, but two of a pair are not independent, and where samples are compared with each other (group,
     leave_one_out) what they share teaches less. Ours."""
-    read_order: Literal["ranking", "reference"] = "ranking"
-    """Order in which the first documents of a sampled ranking are read: its own, or that of the reference's ranking, in
-    which prefixes of the same documents are one read. Ours."""
     read_first: int = 0
     """So many sampled rankings of a question are read first, beside the reference's; where all of them earn the same at
     every position, the others are taken to earn that too and are not read. 0 reads all. Ours."""
@@ -162,7 +159,6 @@ class RRPOConfig:
                 "samples": at_least(1, self.samples),
                 "noise": one_of(self.noise, "rollout", "question"),
                 "shared_steps": (0 <= self.shared_steps < self.train_k, f"0 to {self.train_k - 1}, below rrpo.train_k"),
-                "read_order": one_of(self.read_order, "ranking", "reference"),
                 "read_first": (0 <= self.read_first < self.samples, f"0 to {self.samples - 1}, below rrpo.samples"),
                 "read_closed_book": one_of(self.read_closed_book, True, False),
                 "action": one_of(self.action, "document", "ranking"),

@@ -23,40 +23,22 @@ def prefix_lengths(taken_QK: Tensor, whole: bool) -> Tensor:
 
 
 def prefixes_of(
-    examples: Sequence[Example], actions_QSK: Tensor, lengths_QA: Tensor, places_QD: Tensor | None = None
+    examples: Sequence[Example], actions_QSK: Tensor, lengths_QA: Tensor
 ) -> list[tuple[Example, tuple[int, ...]]]:
-    """Every prefix of every ranking that is read.
-
-    Args:
-        places_QD: the place that each candidate has among those that are read together; None keeps the ranking's.
-    """
+    """Every prefix of every ranking that is read."""
     result = []
-    for q, (example, lengths) in enumerate(zip(examples, lengths_QA.tolist(), strict=True)):
-        places = None if places_QD is None else places_QD[q].tolist()
-        rankings = actions_QSK[q].tolist()
-        result += [(example, _as_read(ranking[:t], places)) for ranking in rankings for t in lengths if t]
+    for example, rankings, lengths in zip(examples, actions_QSK.tolist(), lengths_QA.tolist(), strict=True):
+        result += [(example, tuple(ranking[:t])) for ranking in rankings for t in lengths if t]
     return result
 
 
-def rewards_tensor(
-    examples: Sequence[Example],
-    actions_QSK: Tensor,
-    lengths_QA: Tensor,
-    readings: Readings,
-    places_QD: Tensor | None = None,
-) -> Tensor:
-    """rewards_QSA in float64: NaN where the read failed, 0 for actions that do not exist; `places_QD` as for the
-    prefixes that were read."""
+def rewards_tensor(examples: Sequence[Example], actions_QSK: Tensor, lengths_QA: Tensor, readings: Readings) -> Tensor:
+    """rewards_QSA in float64: NaN where the read failed, 0 for actions that do not exist."""
     rewards = torch.zeros(*actions_QSK.shape[:2], lengths_QA.shape[-1], dtype=torch.float64)
     for q, (example, lengths) in enumerate(zip(examples, lengths_QA.tolist(), strict=True)):
-        places = None if places_QD is None else places_QD[q].tolist()
         for s, ranking in enumerate(actions_QSK[q].tolist()):
             for a, length in enumerate(lengths):
                 if length:
-                    value = readings.rewards[example.query.query_id, _as_read(ranking[:length], places)]
+                    value = readings.rewards[example.query.query_id, tuple(ranking[:length])]
                     rewards[q, s, a] = torch.nan if value is None else value
     return rewards
-
-
-def _as_read(chosen: list[int], places: list[int] | None) -> tuple[int, ...]:
-    return tuple(chosen if places is None else sorted(chosen, key=places.__getitem__))

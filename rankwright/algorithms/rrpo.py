@@ -26,7 +26,6 @@ from rankwright.maths.plackett_luce import (
     entropy,
     greedy_rankings,
     gumbel_noise,
-    places,
     sample_rankings,
     step_logprobs,
     step_mask,
@@ -118,8 +117,7 @@ class RRPO:
         unless `read_closed_book` leaves that out."""
         config = self.config
         lengths = [min(config.train_k, candidates)] if config.action == "ranking" else range(1, config.train_k + 1)
-        orders = math.comb if config.read_order == "reference" else math.perm
-        return sum(min(self._different(t) + 1, orders(candidates, t)) for t in lengths) + config.read_closed_book
+        return sum(min(self._different(t) + 1, math.perm(candidates, t)) for t in lengths) + config.read_closed_book
 
     def _different(self, length: int) -> int:
         """Prefixes of that length that the samples can have."""
@@ -155,10 +153,9 @@ class RRPO:
         taken_QK = step_mask(scores_QD, config.train_k)
         lengths_QA = prefix_lengths(taken_QK, whole=config.action == "ranking")
         taken_QA = lengths_QA > 0
-        places_QD = places(reference_scores_QD) if config.read_order == "reference" else None
-        readings, read_QSK = self._read(examples, actions_QSK, greedy_Q1K, lengths_QA, places_QD)
-        rewards_QSA = rewards_tensor(examples, read_QSK, lengths_QA, readings, places_QD).to(scores_QD.device)
-        greedy_Q1A = rewards_tensor(examples, greedy_Q1K, lengths_QA, readings, places_QD).to(scores_QD.device)
+        readings, read_QSK = self._read(examples, actions_QSK, greedy_Q1K, lengths_QA)
+        rewards_QSA = rewards_tensor(examples, read_QSK, lengths_QA, readings).to(scores_QD.device)
+        greedy_Q1A = rewards_tensor(examples, greedy_Q1K, lengths_QA, readings).to(scores_QD.device)
         no_document = [readings.rewards.get((query_id, ())) for query_id in query_ids]
         no_document_Q = torch.tensor([torch.nan if v is None else v for v in no_document], dtype=torch.float64)
         kept_Q = self._kept(rewards_QSA, no_document_Q.to(scores_QD.device))
@@ -238,26 +235,21 @@ class RRPO:
         return logprobs_QSK.sum(-1, keepdim=True) if self.config.action == "ranking" else logprobs_QSK
 
     def _read(
-        self,
-        examples: Sequence[Example],
-        actions_QSK: Tensor,
-        greedy_Q1K: Tensor,
-        lengths_QA: Tensor,
-        places_QD: Tensor | None,
+        self, examples: Sequence[Example], actions_QSK: Tensor, greedy_Q1K: Tensor, lengths_QA: Tensor
     ) -> tuple[Readings, Tensor]:
         """The prefixes of the samples and of the reference's ranking, and each question without documents. Also the
         rankings whose rewards the samples get: their own, or the reference's where `read_first` spares them."""
         first = self.config.read_first or self.config.samples
         at_once_QRK = torch.cat([actions_QSK[:, :first], greedy_Q1K], 1)
         closed_book = [(example, ()) for example in examples if self.config.read_closed_book]
-        readings = self._ask([*prefixes_of(examples, at_once_QRK, lengths_QA, places_QD), *closed_book])
+        readings = self._ask([*prefixes_of(examples, at_once_QRK, lengths_QA), *closed_book])
         if first == self.config.samples:
             return readings, actions_QSK
-        rewards_QRA = rewards_tensor(examples, at_once_QRK, lengths_QA, readings, places_QD)
+        rewards_QRA = rewards_tensor(examples, at_once_QRK, lengths_QA, readings)
         alike_Q = (rewards_QRA == rewards_QRA[:, :1]).all(2).all(1)  # a failed read is NaN, which is like nothing
         spared_QS = alike_Q[:, None] & (torch.arange(self.config.samples) >= first)
         read_QSK = torch.where(spared_QS[:, :, None].to(actions_QSK.device), greedy_Q1K, actions_QSK)
-        others = prefixes_of(examples, read_QSK[:, first:], lengths_QA, places_QD)
+        others = prefixes_of(examples, read_QSK[:, first:], lengths_QA)
         return self._ask(others, readings), read_QSK
 
     def _ask(self, prefixes: Sequence[tuple[Example, tuple[int, ...]]], before: Readings = NOTHING_READ) -> Readings:

@@ -104,16 +104,6 @@ def greedy_rankings(scores_QD: Tensor, steps: int) -> Tensor:
     return _first(scores_QD.detach(), step_mask(scores_QD, steps), steps)
 
 
-def places(scores_QD: Tensor) -> Tensor:
-    """places_QD: the place of each document in the ranking by scores, from 0, ties in input order.
-
-    >>> places(torch.tensor([[1.0, 3.0, 3.0]])).tolist()
-    [[2, 0, 1]]
-    """
-    check_shapes(scores_QD="Q D")
-    return torch.sort(scores_QD.detach(), dim=-1, descending=True, stable=True).indices.argsort(-1)
-
-
 def _first(keys: Tensor, taken: Tensor, steps: int) -> Tensor:
     order = torch.sort(keys, dim=-1, descending=True, stable=True).indices[..., :steps]
     if order.shape[-1] < steps:
