@@ -541,8 +541,9 @@ def test_a_run_of_a_language_model_is_compared_with_its_start(
         (["first-stage", "--set", "fuse.scale=z-score"], "llm. and those of a strategy go with eval --llm."),
         (["--llm", "folder", "--llm-model", "m"], "--llm-model m was given without an endpoint"),
         (["--llm", "URL", "--llm-model", "m", "--llm-model", "m"], "Language model 'm' was given twice"),
-        (["--llm", "URL", "--llm-model", "m", "--set", "llm.prompt=x"], "says nothing of a reranker"),
+        (["--llm", "URL", "--llm-model", "m", "--set", "llm.prompt=x"], "--set was given llm.prompt, which says"),
         (["--llm", "URL", "--llm-model", "m", "--set", "widow=3"], "Strategy sliding was given 'widow'"),
+        (["--llm", "URL", "--llm-model", "m", "--set", "rrpo.a=3"], "sampling.NAME, fuse.scale and llm.NAME."),
         (["--llm", "URL"], "Language model http://"),
     ],
 )

@@ -80,6 +80,8 @@ def llm_settings(
     fuse: float | None,
     assignments: Sequence[str],
     flags: Mapping[str, Any],
+    *,
+    endpoint: str = "reader",
 ) -> LLMSettings:
     """Checks the options before anything is loaded or asked.
 
@@ -91,6 +93,7 @@ def llm_settings(
         assignments: NAME=VALUE: settings of the strategy, `sampling.NAME`, `fuse.scale`, `reader.NAME` for the
             endpoint.
         flags: dotted name of the endpoint's settings (`reader.`) or name of the strategy's -> value; None is not given.
+        endpoint: what `reader` was called in the assignments that were given, for messages.
 
     Raises:
         ConfigurationError: an unknown name, or parts that do not fit each other.
@@ -100,7 +103,7 @@ def llm_settings(
     flags = {**flags, "reader.reader": place and model_place(place)}
     own = {name: value for name, value in flags.items() if not name.startswith("reader.")}
     of_endpoint = [text for text in assignments if text.lstrip().startswith("reader.")]
-    _check_endpoint(of_endpoint)
+    _check_endpoint(of_endpoint, endpoint)
     tree = filled({}, [text for text in assignments if text not in of_endpoint], own)
     sampling, fusion = tree.pop("sampling", {}), tree.pop("fuse", {})
     if not isinstance(sampling, dict) or not isinstance(fusion, dict) or set(fusion) - {"scale"}:
@@ -117,7 +120,7 @@ def llm_settings(
     loaded = loaded or load_ranking_prompt(WAYS[name].prompt)
     _check_prompt(name, loaded)
     loaded = _with_tokenizer(loaded, prompt or "", folder)
-    chosen = _made(name, tree)
+    chosen = _made(name, tree, endpoint)
     _check_identifiers(name, chosen, loaded)
     if fuse is not None:
         chosen = Fused(chosen, fuse, **fusion)
@@ -165,7 +168,7 @@ def several_settings(
             if name in found:
                 raise ConfigurationError(f"Language model '{name}' was given twice; wanted every model once.")
             named = {"reader.reader": place, "reader.model": model}
-            found[name] = llm_settings(strategy, prompt, fuse, own, {**flags, **named})
+            found[name] = llm_settings(strategy, prompt, fuse, own, {**flags, **named}, endpoint="llm")
     return found
 
 
@@ -181,14 +184,14 @@ _OF_A_READER = {"reader": "--llm", "prompt": "--prompt", "sampling": "--set samp
 """Settings of a reader that a reranker has elsewhere -> where."""
 
 
-def _check_endpoint(assignments: Sequence[str]) -> None:
+def _check_endpoint(assignments: Sequence[str], endpoint: str) -> None:
     """What a reranker does not look at would be passed over without a word."""
     for text in assignments:
-        name = text.split("=")[0].strip()
-        instead = _OF_A_READER.get(name.split(".")[1])
+        name = text.split("=")[0].strip().removeprefix("reader.")
+        instead = _OF_A_READER.get(name.split(".")[0])
         if instead:
             raise ConfigurationError(
-                f"--set was given {name}, which says nothing of a reranker; wanted {instead}, which does."
+                f"--set was given {endpoint}.{name}, which says nothing of a reranker; wanted {instead}, which does."
             )
 
 
@@ -251,7 +254,7 @@ def shortener(tokenizer: Any) -> Callable[[str, int], str]:
     return shorten
 
 
-def _made(name: str, settings: Mapping[str, Any]) -> Strategy:
+def _made(name: str, settings: Mapping[str, Any], endpoint: str) -> Strategy:
     if "window" in settings and isinstance(settings["window"], int) and WAYS[name].strategy is Sliding:
         settings = {"stride": max(1, settings["window"] // 2), **settings}
     known = [field.name for field in dataclasses.fields(WAYS[name].strategy)]
@@ -259,7 +262,7 @@ def _made(name: str, settings: Mapping[str, Any]) -> Strategy:
     if unknown:
         raise ConfigurationError(
             f"Strategy {name} was given '{unknown[0]}'; its settings are {', '.join(known) or 'none'}. Beside them "
-            "--set takes sampling.NAME, fuse.scale and reader.NAME."
+            f"--set takes sampling.NAME, fuse.scale and {endpoint}.NAME."
         )
     return validated(TypeAdapter(WAYS[name].strategy), dict(settings), "")
 
