@@ -191,9 +191,9 @@ def test_the_page_of_calls_without_records_has_no_verdict() -> None:
 @pytest.mark.parametrize(
     ("paid", "best", "behind", "reached", "verdict"),
     [
-        (0.35, (0.49, 0.5, 0.495), ["-1.00, +0.00, -0.50", "-0.50 (0.50)"], "never, 35%, 35%", "met"),
-        (0.36, (0.5, 0.5, 0.5), ["+0.00, +0.00, +0.00", "+0.00 (0.00)"], "36%, 36%, 36%", "missed: calls"),
-        (0.3, (0.48, 0.5, 0.504), ["-2.00, +0.00, +0.40", "-0.53 (1.29)"], "never, 30%, 30%", "missed: dev F1"),
+        (0.35, (0.49, 0.5, 0.495), ["-1.00, +0.00, -0.50", "-0.50 [-1.74, +0.74]"], "never, 35%, 35%", "met"),
+        (0.36, (0.5, 0.5, 0.5), ["+0.00, +0.00, +0.00", "+0.00 [+0.00, +0.00]"], "36%, 36%, 36%", "missed: calls"),
+        (0.3, (0.48, 0.5, 0.504), ["-2.00, +0.00, +0.40", "-0.53 [-3.73, +2.66]"], "never, 30%, 30%", "missed: dev F1"),
     ],
 )
 @pytest.mark.usefixtures("work")
@@ -221,7 +221,7 @@ def test_the_nearest_combination_and_the_exact_cache_have_more_seeds() -> None:
         keep(calls.NEAREST, record(NAIVE // 4, 0.49 + 0.002 * seed), seed)
     _, exact, nearest, *_ = parts(calls.page())[1]
     assert exact[1:] == ["50.0%", ", ".join(["0.5000"] * 5), "", "", ", ".join(["50%"] * 5), ""]
-    assert nearest[3:5] == ["-1.00, -0.80, -0.60, -0.40, -0.20", "-0.60 (0.32)"]
+    assert nearest[3:5] == ["-1.00, -0.80, -0.60, -0.40, -0.20", "-0.60 [-0.99, -0.21]"]
     assert nearest[6] == "missed: dev F1"
 
 
