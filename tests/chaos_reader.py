@@ -260,8 +260,13 @@ def error(code: str = "", kind: str = "server_error", message: str = "something 
     return {"error": {"message": message, "type": kind, "code": code or None}}
 
 
+DATE_AHEAD = 1.5
+"""Seconds to the date of 429-date, of which whole ones are named: half a second is left at the least, so that whoever
+does not wait comes too early."""
+
+
 async def retry_date(server: ChaosReader, seen: Seen, writer: asyncio.StreamWriter) -> None:
-    writer.write(http(429, b"{}", {"retry-after": formatdate(time.time() + 1, usegmt=True)}))
+    writer.write(http(429, b"{}", {"retry-after": formatdate(time.time() + DATE_AHEAD, usegmt=True)}))
 
 
 async def hang(server: ChaosReader, seen: Seen, writer: asyncio.StreamWriter) -> None:

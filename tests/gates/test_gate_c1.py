@@ -20,7 +20,7 @@ from rankwright.llms.calls import Call
 from rankwright.llms.http import HTTPLLM
 from rankwright.types import Completion, CompletionFailed
 from tests.chaos_client import FINAL, KEY, MAX_RETRIES, RETRIED, SLOW, STOPPING, ask, client
-from tests.chaos_reader import FAULTS, ChaosReader
+from tests.chaos_reader import DATE_AHEAD, FAULTS, ChaosReader
 from tests.gates.mutants import Mutant
 from tests.gates.sizes import tries
 
@@ -130,7 +130,7 @@ def date_asked(sent: float) -> float:
     """The date, whole seconds of the day, that the server names to a request that came then; by `time.monotonic`, as
     that is, and a little early, since the two clocks cannot be read at one moment."""
     offset, unsure = time.time() - time.monotonic(), 0.002
-    return math.floor(sent + offset + 1 - unsure) - offset - unsure
+    return math.floor(sent + offset + DATE_AHEAD - unsure) - offset - unsure
 
 
 def test_the_matrix_is_whole() -> None:
