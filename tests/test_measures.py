@@ -113,7 +113,7 @@ def record(paid: int, best: float, dev: Sequence[Sequence[float]] = ()) -> dict[
     ],
 )
 def test_the_goal_is_few_calls_and_a_dev_f1_near_naives(paid: int, best: float, words: str) -> None:
-    assert calls.goal(record(paid, best), best=0.5) == words
+    assert calls.goal(calls.share_of(record(paid, best)), best, naive=0.5) == words
 
 
 @pytest.mark.parametrize(

@@ -90,10 +90,10 @@ def llm_settings(
         prompt: a shipped prompt, a file, or a model's folder; by default the one that the language model's own folder
             keeps, else the strategy's.
         fuse: the first stage's share of the scores.
-        assignments: NAME=VALUE: settings of the strategy, `sampling.NAME`, `fuse.scale`, `reader.NAME` for the
-            endpoint.
+        assignments: NAME=VALUE: settings of the strategy, `sampling.NAME`, `fuse.scale`, and those of the endpoint, by
+            the name it has here (`reader.NAME`).
         flags: dotted name of the endpoint's settings (`reader.`) or name of the strategy's -> value; None is not given.
-        endpoint: what `reader` was called in the assignments that were given, for messages.
+        endpoint: what the endpoint is called in the assignments.
 
     Raises:
         ConfigurationError: an unknown name, or parts that do not fit each other.
@@ -102,8 +102,8 @@ def llm_settings(
     place = flags.get("reader.reader")
     flags = {**flags, "reader.reader": place and model_place(place)}
     own = {name: value for name, value in flags.items() if not name.startswith("reader.")}
-    of_endpoint = [text for text in assignments if text.lstrip().startswith("reader.")]
-    _check_endpoint(of_endpoint, endpoint)
+    of_endpoint = [text for text in assignments if text.lstrip().startswith(f"{endpoint}.")]
+    _check_endpoint(of_endpoint)
     tree = filled({}, [text for text in assignments if text not in of_endpoint], own)
     sampling, fusion = tree.pop("sampling", {}), tree.pop("fuse", {})
     if not isinstance(sampling, dict) or not isinstance(fusion, dict) or set(fusion) - {"scale"}:
@@ -128,7 +128,9 @@ def llm_settings(
         raise ConfigurationError("--set fuse.scale was given without --fuse; wanted both, or neither.")
     return LLMSettings(
         load_reader_settings(
-            None, of_endpoint, {name: value for name, value in flags.items() if name.startswith("reader.")}
+            None,
+            ["reader." + text.lstrip().removeprefix(f"{endpoint}.") for text in of_endpoint],
+            {name: value for name, value in flags.items() if name.startswith("reader.")},
         ),
         loaded,
         chosen,
@@ -155,7 +157,6 @@ def several_settings(
     Raises:
         ConfigurationError: as there; names without an endpoint, or the same name twice.
     """
-    own = ["reader." + text.lstrip().removeprefix("llm.") if _is_of_llm(text) else text for text in assignments]
     if models and not any(map(_is_endpoint, places)):
         raise ConfigurationError(
             f"--llm-model {models[0]} was given without an endpoint; wanted --llm with an endpoint's base URL. A local "
@@ -168,7 +169,7 @@ def several_settings(
             if name in found:
                 raise ConfigurationError(f"Language model '{name}' was given twice; wanted every model once.")
             named = {"reader.reader": place, "reader.model": model}
-            found[name] = llm_settings(strategy, prompt, fuse, own, {**flags, **named}, endpoint="llm")
+            found[name] = llm_settings(strategy, prompt, fuse, assignments, {**flags, **named}, endpoint="llm")
     return found
 
 
@@ -176,22 +177,18 @@ def _is_endpoint(place: str) -> bool:
     return place.startswith(("http://", "https://"))
 
 
-def _is_of_llm(text: str) -> bool:
-    return text.lstrip().startswith("llm.")
-
-
 _OF_A_READER = {"reader": "--llm", "prompt": "--prompt", "sampling": "--set sampling.NAME=VALUE"}
 """Settings of a reader that a reranker has elsewhere -> where."""
 
 
-def _check_endpoint(assignments: Sequence[str], endpoint: str) -> None:
+def _check_endpoint(assignments: Sequence[str]) -> None:
     """What a reranker does not look at would be passed over without a word."""
     for text in assignments:
-        name = text.split("=")[0].strip().removeprefix("reader.")
-        instead = _OF_A_READER.get(name.split(".")[0])
+        name = text.split("=")[0].strip()
+        instead = _OF_A_READER.get(name.split(".")[1])
         if instead:
             raise ConfigurationError(
-                f"--set was given {endpoint}.{name}, which says nothing of a reranker; wanted {instead}, which does."
+                f"--set was given {name}, which says nothing of a reranker; wanted {instead}, which does."
             )
 
 
