@@ -342,8 +342,10 @@ def main() -> None:
     if args.what == "page":
         pages.write(PAGE, page(), measured=any(record_of(row) is not None for row in ROWS))
     elif args.what == "one":
-        path = folder_of(args.row, args.seed) / "calls.json"
-        measured(path, protocol.made_with(settings_of(args.row)), lambda: run(args.row, args.seed))
+        folder = folder_of(args.row, args.seed)
+        made_with = protocol.made_with(settings_of(args.row))
+        measured(folder / "calls.json", made_with, lambda: run(args.row, args.seed))
+        shutil.rmtree(folder, ignore_errors=True)  # no one asks for its weights
     else:
         parts = [(row, seed) for row in ([args.row] if args.row else ROWS) for seed in seeds_of(row)]
         kept.run_each(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import random
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -229,7 +230,9 @@ def main() -> None:
     parser.add_argument("--half", type=int, choices=HALVES, help="with one")
     args = parser.parse_args()
     if args.what == "one":
-        record = measured(kept_at(args.arm, args.half), made_with(args.arm), lambda: run(args.arm, args.half))
+        path = kept_at(args.arm, args.half)
+        record = measured(path, made_with(args.arm), lambda: run(args.arm, args.half))
+        shutil.rmtree(path.with_suffix(""), ignore_errors=True)  # no one asks for its weights
         print(args.arm, args.half, record["reads"], flush=True)
     elif args.what == "run":
         tasks = [(arm, half) for arm in ([args.arm] if args.arm else [REFERENCE_ARM, *ARMS]) for half in HALVES]

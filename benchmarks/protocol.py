@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -403,7 +404,10 @@ def trained(
         words = f"has weights {weights_at(name) or 'none'} here, its record is of {record.get('weights')}"
         print(f"{name} {words}, and not all of its rankings are kept; it is trained again", flush=True)
         kept.forget(path.parent)
-    return measured(path, made, lambda: {**train(), "weights": weights_at(name)})
+    record = measured(path, made, lambda: {**train(), "weights": weights_at(name)})
+    for checkpoint in path.parent.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)  # half a gigabyte, and of no use once the row is done
+    return record
 
 
 def run_trained(name: str, settings: Mapping[str, Mapping[str, Any]]) -> None:

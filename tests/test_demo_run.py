@@ -4,7 +4,9 @@ honest."""
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,12 +48,13 @@ main()
 
 
 @pytest.fixture(scope="module")
-def worse(tmp_path_factory: pytest.TempPathFactory) -> Worse:
+def worse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worse]:
     """The folder and the end of a run whose model was spoiled."""
     here = tmp_path_factory.mktemp("worse")
     settings = ["--set", "loop.epochs=1", "--set", "loop.eval_steps=2"]
     done = run_process("demo", "--name", "upside-down", *settings, "--output", "json", cwd=here, code=IN_SMALL)
-    return here / "runs" / "upside-down", done
+    yield here / "runs" / "upside-down", done
+    shutil.rmtree(here)  # hundreds of megabytes of checkpoints
 
 
 def test_a_run_folder_holds_what_it_promises(worse: Worse) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +18,11 @@ from tests.cli_kit import one_line
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """One folder, so that what both runs read is read once."""
-    return tmp_path_factory.mktemp("demo")
+    folder = tmp_path_factory.mktemp("demo")
+    yield folder
+    shutil.rmtree(folder)  # hundreds of megabytes of checkpoints
 
 
 @pytest.mark.parametrize(("options", "verdicts"), [([], {"better"}), (["--shuffle-answers"], {"not shown", "worse"})])

@@ -254,7 +254,8 @@ class Training:
         self.folder, self.count = folder, 0
 
     def __call__(self) -> dict[str, int]:
-        (self.folder / "model").mkdir(parents=True, exist_ok=True)
+        for part in ("checkpoint-38", "model"):
+            (self.folder / part).mkdir(parents=True, exist_ok=True)
         self.count += 1
         (self.folder / "model" / "model.safetensors").write_bytes(b"w" * self.count)
         return {"training": self.count}
@@ -270,6 +271,7 @@ def test_a_row_whose_weights_stayed_on_another_machine_is_trained_again_only_whe
         return protocol.trained("row", {}, wanted, train)
 
     assert again() == again() == {"training": 1, "weights": digest_of(b"w")}
+    assert [path.name for path in folder.iterdir()] == ["model"]
     for path in (wanted[0], other):
         kept.measured(path, protocol.made_with({}), dict)
     shutil.rmtree(folder / "model")
