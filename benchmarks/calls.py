@@ -345,7 +345,7 @@ def main() -> None:
         folder = folder_of(args.row, args.seed)
         made_with = protocol.made_with(settings_of(args.row))
         measured(folder / "calls.json", made_with, lambda: run(args.row, args.seed))
-        shutil.rmtree(folder, ignore_errors=True)  # no one asks for its weights
+        kept.drop(folder, "*checkpoint-*", "model")
     else:
         parts = [(row, seed) for row in ([args.row] if args.row else ROWS) for seed in seeds_of(row)]
         kept.run_each(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.demo import build
+from benchmarks.kept import drop
 from rankwright.cli.app import run
 from rankwright.cli.build import Splits
 from rankwright.cli.settings import RunSettings
@@ -22,7 +22,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """One folder, so that what both runs read is read once."""
     folder = tmp_path_factory.mktemp("demo")
     yield folder
-    shutil.rmtree(folder)  # hundreds of megabytes of checkpoints
+    drop(folder, "runs/*/checkpoint-*")
 
 
 @pytest.mark.parametrize(("options", "verdicts"), [([], {"better"}), (["--shuffle-answers"], {"not shown", "worse"})])

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -286,6 +287,28 @@ def test_a_row_whose_weights_stayed_on_another_machine_is_trained_again_only_whe
     with pytest.raises(SystemExit, match="was made with"):
         protocol.trained("row", {"loop": {"epochs": 2}}, [*wanted, folder / "new.json"], train)
     assert kept.place(wanted[0]).exists()
+
+
+@pytest.mark.parametrize("program", [calls, choices])
+def test_a_row_that_is_done_leaves_its_log_and_what_others_read(
+    program: Any, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = {calls: ["--row", calls.EXACT], choices: ["--arm", choices.REFERENCE_ARM, "--half", "0"]}[program]
+    folder = calls.folder_of(calls.EXACT, 0) if program is calls else choices.kept_at(choices.REFERENCE_ARM, 0)
+    others = folder.parent / "other" / "checkpoint-2"
+
+    def run(*row: Any) -> dict[str, Any]:
+        for part in (folder.with_suffix("") / "checkpoint-2", folder.with_suffix("") / ".checkpoint-4.partial", others):
+            part.mkdir(parents=True)
+        (folder.with_suffix("") / "metrics.jsonl").touch()
+        return {"reads": 1}
+
+    monkeypatch.setattr(program, "run", run)
+    for _ in range(2):  # the second finds the record
+        monkeypatch.setattr(sys, "argv", ["one", "one", *words])
+        program.main()
+        assert [path.name for path in folder.with_suffix("").iterdir()] == ["metrics.jsonl"]
+        assert others.exists()
 
 
 def test_weights_of_another_training_rank_nothing_under_a_kept_record(work: Path) -> None:
