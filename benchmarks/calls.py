@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks import kept, pages, protocol
 from benchmarks.kept import DEVICE, measured, read
+from rankwright.checkpoints import remove_after
 
 WORK = Path(__file__).parent / "work" / "calls"
 PAGE = Path(__file__).parent / "results" / "calls.md"
@@ -345,7 +346,8 @@ def main() -> None:
         folder = folder_of(args.row, args.seed)
         made_with = protocol.made_with(settings_of(args.row))
         measured(folder / "calls.json", made_with, lambda: run(args.row, args.seed))
-        kept.drop(folder, "*checkpoint-*", "model")
+        remove_after(folder)
+        shutil.rmtree(folder / "model", ignore_errors=True)
     else:
         parts = [(row, seed) for row in ([args.row] if args.row else ROWS) for seed in seeds_of(row)]
         kept.run_each(

@@ -26,6 +26,7 @@ from benchmarks.demo.build import SOURCE, numbered, read_rows
 from benchmarks.kept import ASSETS, DEVICE, READER, REFERENCE, digests, hardware, measured, read
 from benchmarks.protocol import LOOP, RRPO_BASE
 from rankwright.batching import tokens_at_once
+from rankwright.checkpoints import remove_after
 from rankwright.cli.settings import load_settings
 from rankwright.cli.train import DEMO_RECIPE, demo_splits
 from rankwright.types import Example
@@ -231,7 +232,7 @@ def main() -> None:
     if args.what == "one":
         path = kept_at(args.arm, args.half)
         record = measured(path, made_with(args.arm), lambda: run(args.arm, args.half))
-        kept.drop(path.with_suffix(""), "*checkpoint-*")
+        remove_after(path.with_suffix(""))
         print(args.arm, args.half, record["reads"], flush=True)
     elif args.what == "run":
         tasks = [(arm, half) for arm in ([args.arm] if args.arm else [REFERENCE_ARM, *ARMS]) for half in HALVES]

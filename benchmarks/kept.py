@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -115,14 +114,6 @@ def forget(folder: Path) -> None:
     """Deletes the records of one folder below WORK."""
     for file in place(folder / "any").parent.glob("*.json.gz"):
         file.unlink()
-
-
-def drop(folder: Path, *parts: str) -> None:
-    """Deletes the folders below `folder` that match `parts`: a row that is done needs its logs at most, and they are
-    its gigabytes. What cannot be deleted stays, since nothing is wrong with the row."""
-    for part in parts:
-        for found in folder.glob(part):
-            shutil.rmtree(found, ignore_errors=True)
 
 
 def _rounded(value: Any) -> Any:

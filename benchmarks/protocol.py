@@ -30,6 +30,7 @@ from benchmarks.embedded.sets import LOADERS, Question, load_sets, passages, sid
 from benchmarks.embedded.split import shown
 from benchmarks.kept import DEVICE, READER, REFERENCE, SHOWN, SPLIT, digests, hardware, measured, read
 from rankwright.batching import tokens_at_once
+from rankwright.checkpoints import remove_after
 from rankwright.retrieval import BM25, with_candidates
 from rankwright.types import Context, Example, Query, ReadResult, RerankRequest
 
@@ -404,7 +405,7 @@ def trained(
         print(f"{name} {words}, and not all of its rankings are kept; it is trained again", flush=True)
         kept.forget(path.parent)
     record = measured(path, made, lambda: {**train(), "weights": weights_at(name)})
-    kept.drop(path.parent, "*checkpoint-*")
+    remove_after(path.parent)
     return record
 
 

@@ -142,7 +142,8 @@ def sorted_checkpoints(folder: Path) -> list[Path]:
 
 def remove_after(folder: Path, step: int = -1) -> None:
     """Removes what stands in the way of a run that goes on from a step, or begins: checkpoints of later steps, which
-    are damaged and would count as its newest, and halves that a kill left."""
+    are damaged and would count as its newest, and halves that a kill left. By default all of them, as of a run that
+    nobody will resume."""
     later = [path for path in sorted_checkpoints(folder) if step_of(path) > step]
     for path in (*later, *folder.glob(".checkpoint-*.partial")):
         shutil.rmtree(path)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import rankwright
-from benchmarks.kept import drop
+from rankwright.checkpoints import remove_after
 from rankwright.cli.build import Splits
 from rankwright.cli.settings import RunSettings
 from rankwright.cli.train import demo_splits
@@ -53,8 +53,9 @@ def worse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worse]:
     here = tmp_path_factory.mktemp("worse")
     settings = ["--set", "loop.epochs=1", "--set", "loop.eval_steps=2"]
     done = run_process("demo", "--name", "upside-down", *settings, "--output", "json", cwd=here, code=IN_SMALL)
-    yield here / "runs" / "upside-down", done
-    drop(here, "runs/*/checkpoint-*")
+    folder = here / "runs" / "upside-down"
+    yield folder, done
+    remove_after(folder)
 
 
 def test_a_run_folder_holds_what_it_promises(worse: Worse) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.demo import build
-from benchmarks.kept import drop
+from rankwright.checkpoints import remove_after
 from rankwright.cli.app import run
 from rankwright.cli.build import Splits
 from rankwright.cli.settings import RunSettings
@@ -22,7 +22,8 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """One folder, so that what both runs read is read once."""
     folder = tmp_path_factory.mktemp("demo")
     yield folder
-    drop(folder, "runs/*/checkpoint-*")
+    for run_folder in (folder / "runs").iterdir():
+        remove_after(run_folder)
 
 
 @pytest.mark.parametrize(("options", "verdicts"), [([], {"better"}), (["--shuffle-answers"], {"not shown", "worse"})])
